@@ -1,0 +1,1 @@
+"""From one ONNX file to plans: TensorRT-RTX builds without a GPU."""

@@ -1,0 +1,1 @@
+"""FP8 post-training quantisation with NVIDIA ModelOpt, frozen scales, distribution statistics, expert coverage."""

@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, artefacts, records, recipes, progress, the TensorRT bindings."""

@@ -1,0 +1,158 @@
+"""Files and folders that appear whole or not at all, and the hashes that name them.
+
+A writer works on a hidden temporary sibling and renames it at the end; a killed process leaves
+only such a sibling behind, which the next writer of the same artefact removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtefactError
+
+_CHUNK = 1 << 22
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their relative names, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in files_in(path):
+            digest.update(f"{file.relative_to(path)}\0{sha256(file)}\n".encode())
+        return digest.hexdigest()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise ArtefactError("file not found", where=str(path), hint="run the stage that writes it") from None
+    return digest.hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted, without the temporary siblings of unfinished writers."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".partial-"))
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `path` when the block ends without an exception.
+
+    Raises:
+        ArtefactError: The disk is full or the folder cannot be written.
+    """
+    with _translated_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; let it take the place of `path` when the block ends well.
+
+    An existing folder at `path` stays untouched until then.
+
+    Raises:
+        ArtefactError: The disk is full or the parent cannot be written.
+    """
+    with _translated_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        restore_interrupted_swap(path)
+        _remove_leftovers(path)
+        temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            old = _old_name(path)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _remove(old)
+        finally:
+            _remove(temporary)
+
+
+def restore_interrupted_swap(path: Path) -> None:
+    """Undo a folder swap that was killed between its two renames: the old content comes back."""
+    old = _old_name(path)
+    if old.exists():
+        if path.exists():
+            _remove(old)
+        else:
+            os.replace(old, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with sorted keys and two spaces, so that equal values give equal bytes."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ArtefactError: The file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtefactError("file not found", where=str(path), hint="run the stage that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"not valid JSON: {error}", where=str(path), hint="delete it and run its stage again") from None
+
+
+def _old_name(path: Path) -> Path:
+    return path.with_name(f".partial-{path.name}-old")
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".partial-{path.name}-*"):
+        owner = leftover.name.rsplit("-", 1)[-1]
+        if not (owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner))):
+            _remove(leftover)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _translated_os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtefactError(
+                "the disk is full", where=str(path), hint="free space or choose another output folder; nothing was left half-written"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ArtefactError(f"cannot write: {error.strerror}", where=str(path), hint="choose an output folder you may write") from error
+        raise

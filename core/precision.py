@@ -1,0 +1,49 @@
+"""The four precisions a recipe can ask for, as data: who is quantised, and how finely.
+
+Source: arXiv 2603.11486, section on FP8 post-training quantisation; `fp8-static` is ModelOpt's default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+E4M3_MAX = 448.0
+AMAX_FLOOR = 1e-12  # a row of zeros gets this amax, so that no division by zero happens
+BLOCK = 128  # channels that share a scale along K, and output channels that share one along N
+FP16_MAX = 65504.0
+FP16_WARN = 6.5e3  # an AbsMax above it is reported: less than a factor of ten below the end of FP16
+FP16_REFUSE = 6.5e4  # an AbsMax above it is refused
+
+
+class Granularity(StrEnum):
+    """How many values of an activation share one FP8 scale."""
+
+    NONE = "none"  # FP16, not quantised
+    TENSOR = "tensor"  # one calibrated constant; weights per output channel
+    ROW = "row"  # one per token, computed while serving; weights per output channel
+    BLOCK = "block"  # one per token and 128 channels; weights per 128 x 128 block
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Granularity of the two kinds of quantised matrix multiplication."""
+
+    linears: Granularity
+    experts: Granularity
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.linears is not Granularity.NONE
+
+    @property
+    def needs_activation_amax(self) -> bool:
+        return Granularity.TENSOR in (self.linears, self.experts)
+
+
+PRECISIONS = {
+    "fp16": Precision(Granularity.NONE, Granularity.NONE),
+    "fp8-static": Precision(Granularity.TENSOR, Granularity.TENSOR),
+    "fp8-row": Precision(Granularity.ROW, Granularity.ROW),
+    "fp8-paper": Precision(Granularity.ROW, Granularity.BLOCK),
+}

@@ -1,0 +1,152 @@
+"""The recipe: one YAML file that says how one checkpoint becomes one plan.
+
+Recipes are data. Unknown keys are errors, every default stands here, and relative paths in a
+file count from that file's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import RecipeError
+from .precision import PRECISIONS, Precision
+
+PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper"]
+Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationOptions(Section):
+    """How amax values and statistics are gathered.
+
+    `min_routed_tokens`: naturally routed tokens an expert must have seen; below it the report warns,
+    and a precision with static activations refuses. `saved_state`: an existing ModelOpt result to
+    import instead of calibrating.
+    """
+
+    max_requests: int = Field(256, ge=1)
+    batch_size: int = Field(32, ge=1)
+    min_routed_tokens: int = Field(32, ge=0)
+    saved_state: Path | None = None
+
+
+class ExportOptions(Section):
+    """Shape of the serving graph. `beam`: kept beams after each of the three steps, e.g. [128, 256, 512]."""
+
+    beam: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (512, 512, 512)
+
+    @field_validator("beam", mode="before")
+    @classmethod
+    def _same_for_all_steps(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Profile(Section):
+    """One optimisation profile: (minimum, typical, maximum) of the two dynamic dimensions."""
+
+    batch: Range = (1, 8, 32)
+    context: Range = (1, 512, 3072)
+
+    @field_validator("batch", "context")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not value[0] <= value[1] <= value[2]:
+            raise ValueError(f"must be ordered as [minimum, typical, maximum], got {list(value)}")
+        return value
+
+
+class BuildOptions(Section):
+    """Which plans to build: the library, the GPU generations and the profiles."""
+
+    target: Literal["tensorrt-rtx"] = "tensorrt-rtx"
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ("8.9", "12.0")
+    profiles: tuple[Profile, ...] = (Profile(),)  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> BuildOptions:
+        if not self.compute_capabilities or not self.profiles:
+            raise ValueError("compute_capabilities and profiles must not be empty")
+        return self
+
+
+class ValidateOptions(Section):
+    """Thresholds of the gates. They may be tightened, never loosened: the defaults are the bounds.
+
+    `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k.
+    `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
+    """
+
+    max_requests: int = Field(512, ge=1)
+    batch_size: int = Field(32, ge=1)
+    operator_requests: int = Field(4, ge=1)
+    top_k: int = Field(10, ge=1)
+    forced_error_ratio: float = Field(1.1, gt=0, le=1.1)
+    overlap: float = Field(0.90, ge=0.90, le=1)
+    top1: float = Field(0.97, ge=0.97, le=1)
+    tie_band_nat: float = Field(0.02, ge=0, le=0.02)
+    tie_band_share: float = Field(0.20, ge=0, le=0.20)
+
+
+class Recipe(Section):
+    """Everything one run needs. `requests`: calibration requests; `heldout`: requests with targets to validate on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    precision: PrecisionName
+    checkpoint: Path
+    requests: Path
+    heldout: Path
+    output: Path = Path("out")
+    key_map: Path | None = None
+    calibration: CalibrationOptions = CalibrationOptions()  # type: ignore[call-arg]
+    export: ExportOptions = ExportOptions()
+    build: BuildOptions = BuildOptions()
+    validation: ValidateOptions = Field(ValidateOptions(), alias="validate")  # type: ignore[call-arg]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @property
+    def scheme(self) -> Precision:
+        return PRECISIONS[self.precision]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        RecipeError: The file is missing, is no YAML mapping, or a key or value is wrong; names each one.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError("recipe not found", where=str(path), hint="give the path of a YAML file; configs/ holds examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping of keys to values", where=str(path))
+    return parse_recipe(values, where=str(path), base=path.parent)
+
+
+def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = Path()) -> Recipe:
+    """Check the values of a recipe; relative paths count from `base`.
+
+    Raises:
+        RecipeError: A key is unknown or missing, or a value is wrong; names each one.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"the recipe is not valid: {problems}", where=where, hint="see docs/recipes.md for every key") from None
+    located = {name: base / path for name in ("checkpoint", "requests", "heldout", "output", "key_map") if (path := getattr(recipe, name)) is not None}
+    saved = recipe.calibration.saved_state
+    calibration = recipe.calibration.model_copy(update={"saved_state": base / saved if saved else None})
+    return recipe.model_copy(update={**located, "calibration": calibration})

@@ -1,0 +1,1 @@
+"""Running what was built, and proving it right: reference runner, parity gates."""

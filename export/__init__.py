@@ -1,0 +1,1 @@
+"""The frozen model written in operators, and the ONNX file made from it."""

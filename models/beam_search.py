@@ -1,0 +1,49 @@
+"""Reference beam search and path scoring: plain PyTorch on whole prefixes, no cache, the tie rule explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import LEVELS
+from .onerec import OneRec
+from .ordering import stable_topk
+
+
+class Beams(NamedTuple):
+    """The best items of each request, best first: semantic IDs int64 [B, W, 3], log-probabilities FP32 [B, W]."""
+
+    sids_BW3: Tensor
+    scores_BW: Tensor
+
+
+@torch.no_grad()
+def beam_search(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, widths: Sequence[int]) -> Beams:
+    """Decode three tokens, keeping `widths[t]` beams after step t.
+
+    At step t at most (beams so far) * codebook candidates exist, so fewer than `widths[t]` beams may be
+    kept. Equal scores: the smaller flat index (beam * codebook + token) first.
+    """
+    assert len(widths) == LEVELS
+    context = model.context(features_BSF, lengths_B3)
+    batch, codebook = features_BSF.shape[0], model.config.codebook
+    prefixes = lengths_B3.new_zeros(batch, 1, 0)
+    scores_BR = torch.zeros(batch, 1, device=features_BSF.device)
+    for width in widths:
+        logits_BRV = model.decode(context, prefixes)[:, :, -1]
+        total_BRV = logits_BRV.float().log_softmax(-1) + scores_BR[..., None]
+        flat = total_BRV.flatten(1)
+        scores_BR, index_BW = stable_topk(flat, min(width, flat.shape[1]))
+        parents = prefixes.gather(1, (index_BW // codebook)[..., None].expand(-1, -1, prefixes.shape[-1]))
+        prefixes = torch.cat([parents, (index_BW % codebook)[..., None]], -1)
+    return Beams(prefixes, scores_BR)
+
+
+@torch.no_grad()
+def path_log_probabilities(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, sids_BW3: Tensor) -> Tensor:
+    """Log-probability of each token of each given path, FP32 [B, W, 3]: the forced form of the model."""
+    logits_BWTV = model(features_BSF, lengths_B3, sids_BW3[..., : LEVELS - 1])
+    return logits_BWTV.float().log_softmax(-1).gather(-1, sids_BW3[..., None]).squeeze(-1)
