@@ -1,0 +1,233 @@
+"""Checkpoints: a folder with `config.json` and safetensors in the Hugging Face layout, whole or sharded.
+
+Tensors are read one at a time, checked for what FP16 cannot hold, and handed out in FP32, so that
+a model of several GB never lies in memory twice.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..core.artefacts import atomic_folder, read_json, restore_interrupted_swap, write_json
+from ..core.errors import ArtefactError, CheckpointError
+from ..core.precision import FP16_MAX
+from .config import OneRecConfig, parse_config
+from .key_map import KeyMap, read_key_map
+from .onerec import OneRec
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's default
+SOURCE_TYPES = ("F32", "F16", "BF16")
+_SHOWN = 5  # names listed in an error
+
+
+def save_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        model: The model to save.
+        folder: Replaced as a whole.
+        dtype: float32, float16 or bfloat16. Default: float32.
+        max_shard_bytes: Most bytes of one file, unless a single tensor is larger. Default: 5e9.
+
+    Raises:
+        ArtefactError: The disk is full or the folder cannot be written.
+    """
+    with atomic_folder(folder) as temporary, _disk_errors_as_os_errors():
+        write_json(temporary / CONFIG_NAME, model.config.model_dump(mode="json"))
+        tensors = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
+        save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_bytes)
+
+
+def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
+    """Open a checkpoint and hold all names, shapes and types against its configuration; no tensor is loaded.
+
+    Args:
+        folder: Holds `config.json` and the safetensors.
+        key_map: YAML file that maps our names to those of the checkpoint (see key_map.py). Default: equal names.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or malformed; a tensor is missing, unexpected or of another shape or type.
+    """
+    restore_interrupted_swap(folder)
+    config = _read_config(folder)
+    expected = expected_shapes(config)
+    names = read_key_map(key_map) if key_map else KeyMap((("{...}", "{...}"),))
+    sources = names.apply(expected)
+    stored = _stored_tensors(folder)
+    _check_names(folder, set(sources.values()), {name for name in stored if not names.ignores(name)}, mapped=key_map is not None)
+    checkpoint = Checkpoint(folder, config, tuple(expected), {name: _Source(theirs, stored[theirs]) for name, theirs in sources.items()})
+    checkpoint._check_shapes(expected)
+    return checkpoint
+
+
+def expected_shapes(config: OneRecConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model, without allocating it."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in OneRec(config).state_dict().items()}
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str  # in the file
+    file: Path
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint. `names` are our names of its tensors, in the model's order."""
+
+    folder: Path
+    config: OneRecConfig
+    names: tuple[str, ...]
+    _sources: dict[str, _Source]
+    _open: dict[Path, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, sorted."""
+        return sorted({source.file for source in self._sources.values()})
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in FP32, read from disk now.
+
+        Raises:
+            CheckpointError: It holds NaN or infinity, or a value beyond the range of FP16; names the first one.
+        """
+        source = self._sources[name]
+        with _corruption_named(source.file):
+            stored: Tensor = self._handle(source.file).get_tensor(source.name)
+            value = stored.to(torch.float32, copy=True)  # a copy: the file may be replaced
+        self._check_values(name, value)
+        return value
+
+    def load_model(self) -> OneRec:
+        """The whole model in FP32, in evaluation mode.
+
+        Raises:
+            CheckpointError: As `tensor`.
+        """
+        with torch.device("meta"):
+            model = OneRec(self.config)
+        model.load_state_dict({name: self.tensor(name) for name in self.names}, assign=True)
+        return model.eval()
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        return self._open[file]
+
+    def _check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
+        wrong = []
+        for name, shape in expected.items():
+            source = self._sources[name]
+            with _corruption_named(source.file):
+                part = self._handle(source.file).get_slice(source.name)
+            if tuple(part.get_shape()) != shape:
+                wrong.append(f"{source.name} is {part.get_shape()}, not {list(shape)}")
+            elif part.get_dtype() not in SOURCE_TYPES:
+                wrong.append(f"{source.name} is {part.get_dtype()}, not one of {', '.join(SOURCE_TYPES)}")
+        if wrong:
+            hint = f"{CONFIG_NAME} describes a model of another size, or the weights belong to another model"
+            raise CheckpointError(f"{len(wrong)} tensor(s) do not fit the configuration: {_some(wrong)}", where=str(self.folder), hint=hint)
+
+    def _check_values(self, name: str, value: Tensor) -> None:
+        if not value.numel() or bool(value.abs().amax() <= FP16_MAX):  # NaN compares false
+            return
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            kind, hint = "a NaN or infinity", "the training diverged or the file is damaged: export the checkpoint again"
+        else:
+            bad, kind, hint = value.abs() > FP16_MAX, "a value beyond FP16 (65504)", "the tensor cannot be served in FP16: rescale it"
+        index = [int(axis) for axis in bad.nonzero()[0]]
+        theirs = self._sources[name].name
+        called = name if theirs == name else f"{name} ({theirs} in the file)"
+        raise CheckpointError(
+            f"the tensor {called} holds {kind} at {index}: {float(value[tuple(index)])}", where=str(self.folder), hint=hint
+        )
+
+
+def _read_config(folder: Path) -> OneRecConfig:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"the checkpoint has no {CONFIG_NAME}", where=str(folder), hint="give the folder that holds config.json and safetensors"
+        )
+    return parse_config(_json(path), where=str(path))
+
+
+def _stored_tensors(folder: Path) -> dict[str, Path]:
+    """Name of every tensor in the files, and its file."""
+    if not (folder / INDEX_NAME).is_file():
+        return dict.fromkeys(_names_in(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+    index = _json(folder / INDEX_NAME)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
+        raise CheckpointError("the index has no proper weight_map", where=str(folder / INDEX_NAME), hint="write the checkpoint again")
+    held = {file: set(_names_in(folder / file)) for file in sorted(set(weight_map.values()))}
+    lost = [name for name, file in weight_map.items() if name not in held[file]]
+    if lost:
+        raise CheckpointError(f"the shards lack {_some(lost)}, which the index names", where=str(folder), hint="copy the checkpoint again")
+    return {name: folder / file for name, file in weight_map.items()}
+
+
+def _names_in(file: Path) -> list[str]:
+    if not file.is_file():
+        hint = f"a checkpoint holds {WEIGHTS_NAME}, or {INDEX_NAME} and all shards it names"
+        raise CheckpointError("weight file not found", where=str(file), hint=hint)
+    with _corruption_named(file), safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _check_names(folder: Path, wanted: set[str], present: set[str], *, mapped: bool) -> None:
+    missing, unexpected = sorted(wanted - present), sorted(present - wanted)
+    problems = [f"{len(names)} {word}: {_some(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    if problems:
+        hint = f"check {CONFIG_NAME}" + (" and the key map" if mapped else ", or give a key map if the names are your own")
+        raise CheckpointError(
+            f"the tensors of the checkpoint are not those of the model; {'; '.join(problems)}", where=str(folder), hint=hint
+        )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ArtefactError as error:
+        raise CheckpointError(error.what, where=str(path), hint="write the checkpoint again") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+@contextmanager
+def _corruption_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        hint = "the file is truncated or damaged: copy or write the checkpoint again"
+        raise CheckpointError(f"not a readable safetensors file: {error}", where=str(file), hint=hint) from None
+
+
+@contextmanager
+def _disk_errors_as_os_errors() -> Iterator[None]:
+    """safetensors reports a full disk in the text of its own exception; give it back its errno."""
+    try:
+        yield
+    except SafetensorError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if f"os error {number}" in str(error):
+                raise OSError(number, str(error)) from error
+        raise

@@ -1,0 +1,255 @@
+"""Request batches: ragged contexts of dense token features, with targets if known, as Parquet files.
+
+Columns: `request_id` string; `features` list<list[feature_width] of float>, the tokens in the order static,
+short-term, long-term; `static_tokens`, `short_term_tokens`, `long_term_tokens` int32; `target` list[3] of int32, optional.
+Letters in names: n requests, N tokens of all requests, F feature width, B requests of a batch, S its longest context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.artefacts import atomic_file
+from ..core.errors import RequestError
+from ..core.precision import FP16_MAX
+from .config import LEVELS, PATHWAYS, OneRecConfig
+
+MAX_CONTEXT = 3072  # the papers serve contexts of about 3000 tokens (arXiv 2508.20900)
+LENGTH_COLUMNS = tuple(f"{pathway}_tokens" for pathway in PATHWAYS)
+
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Model inputs: features FP32 [B, S, F] zero-padded at the end, lengths int64 [B, 3], targets int64 [B, 3] or None."""
+
+    features_BSF: Tensor
+    lengths_B3: Tensor
+    targets_B3: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """Requests side by side in memory. Tokens `offsets[i]` to `offsets[i + 1]` belong to request i.
+
+    Args:
+        ids: One name per request.
+        values_NF: Features of all tokens, FP32.
+        offsets: int64 [n + 1].
+        lengths_n3: Tokens of each pathway, int64.
+        targets_n3: Semantic ID of the item that came next, int64, or None.
+    """
+
+    ids: list[str]
+    values_NF: _Floats
+    offsets: _Ints
+    lengths_n3: _Ints
+    targets_n3: _Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, which: slice | Sequence[int] | _Ints) -> Requests:
+        """The chosen requests, in the order given."""
+        rows = np.arange(len(self))[which if isinstance(which, slice) else np.asarray(which, dtype=np.int64)]
+        tokens = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        return Requests(
+            ids=[self.ids[row] for row in rows],
+            values_NF=self.values_NF[np.concatenate(tokens)] if tokens else self.values_NF[:0],
+            offsets=offsets_of(self.lengths_n3[rows]),
+            lengths_n3=self.lengths_n3[rows],
+            targets_n3=None if self.targets_n3 is None else self.targets_n3[rows],
+        )
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Batches in order; the last one may be smaller."""
+        assert batch_size >= 1
+        for first in range(0, len(self), batch_size):
+            yield self.batch(range(first, min(first + batch_size, len(self))))
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """One batch of the chosen requests, padded with zeros to its longest context (at least one token)."""
+        index = np.asarray(rows, dtype=np.int64)
+        counts = self.offsets[index + 1] - self.offsets[index]
+        features = np.zeros((len(index), max(1, int(counts.max(initial=0))), self.values_NF.shape[1]), np.float32)
+        for place, row in enumerate(index):
+            features[place, : counts[place]] = self.values_NF[self.offsets[row] : self.offsets[row + 1]]
+        targets = None if self.targets_n3 is None else torch.from_numpy(self.targets_n3[index])
+        return Batch(torch.from_numpy(features), torch.from_numpy(self.lengths_n3[index]), targets)
+
+
+def offsets_of(lengths_n3: _Ints) -> _Ints:
+    """Token offsets int64 [n + 1] of contexts with these pathway lengths."""
+    return np.concatenate([np.zeros(1, np.int64), lengths_n3.sum(1).cumsum()]).astype(np.int64)
+
+
+def write_requests(path: Path, requests: Requests) -> None:
+    """Write a request file; it appears whole or not at all.
+
+    Raises:
+        ArtefactError: The disk is full or the folder cannot be written.
+    """
+    tokens = pa.FixedSizeListArray.from_arrays(pa.array(requests.values_NF.ravel(), pa.float32()), requests.values_NF.shape[1])
+    columns = {
+        "request_id": pa.array(requests.ids, pa.string()),
+        "features": pa.ListArray.from_arrays(pa.array(requests.offsets, pa.int32()), tokens),
+        **{name: pa.array(requests.lengths_n3[:, index], pa.int32()) for index, name in enumerate(LENGTH_COLUMNS)},
+    }
+    if requests.targets_n3 is not None:
+        columns["target"] = pa.FixedSizeListArray.from_arrays(pa.array(requests.targets_n3.ravel(), pa.int32()), LEVELS)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def read_requests(path: Path, config: OneRecConfig, *, max_context: int = MAX_CONTEXT, need_targets: bool = False) -> Requests:
+    """Read a request file and check every request in it.
+
+    Args:
+        path: A Parquet file as described at the top of this module; FP16 features are accepted too.
+        config: The model the requests are for: feature width and codebook size are held against it.
+        max_context: Most tokens a context may have, e.g. the maximum of the optimisation profile. Default: 3072.
+        need_targets: Whether a file without targets is an error. Default: False.
+
+    Raises:
+        RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
+    """
+    table = _read_table(path)
+    required = ("request_id", "features", *LENGTH_COLUMNS, *(("target",) if need_targets else ()))
+    missing = [name for name in required if name not in table.column_names]
+    if missing:
+        hint = f"columns present: {', '.join(table.column_names)}; docs/requests.md has the format"
+        raise RequestError(f"the request file lacks the column(s) {', '.join(missing)}", where=str(path), hint=hint)
+    if not table.num_rows:
+        raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
+    return _Reader(path, table, config).read(max_context)
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
+    try:
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        hint = "write it again; docs/requests.md has the format"
+        raise RequestError(f"not a readable Parquet file: {error}", where=str(path), hint=hint) from None
+
+
+class _Reader:
+    """Turns the columns of one table into checked arrays."""
+
+    def __init__(self, path: Path, table: pa.Table, config: OneRecConfig) -> None:
+        self.path, self.table, self.config = path, table, config
+        self.ids: list[str] = []
+
+    def read(self, max_context: int) -> Requests:
+        self.ids = self._read_ids()
+        values_NF, offsets = self._read_features()
+        lengths_n3 = np.stack([self._flat(name, self._column(name), np.int64) for name in LENGTH_COLUMNS], 1)
+        self._check_lengths(lengths_n3, np.diff(offsets), max_context)
+        self._check_values(values_NF, offsets)
+        return Requests(self.ids, values_NF, offsets, lengths_n3, self._read_targets())
+
+    def _read_ids(self) -> list[str]:
+        column = self._column("request_id")
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise self._error(f"the column request_id holds {column.type}, not string")
+        ids: list[str] = column.to_pylist()
+        seen: set[str] = set()
+        for name in ids:
+            if name in seen:
+                raise self._error(f"the request id {name} occurs more than once", hint="ids must be unique: results refer to them")
+            seen.add(name)
+        return ids
+
+    def _read_features(self) -> tuple[_Floats, _Ints]:
+        tokens, counts = self._lists("features", self._column("features"))
+        values, widths = self._lists("features", tokens)
+        offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
+        wrong = np.flatnonzero(widths != self.config.feature_width)
+        if len(wrong):
+            what = f"a token has {widths[wrong[0]]} features, the model takes {self.config.feature_width}"
+            row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+            raise self._error(what, row, hint="feature_width is 3 * embed_dim of the checkpoint's config.json")
+        flat = self._flat("features", values, np.float32)
+        return flat.reshape(-1, self.config.feature_width), offsets
+
+    def _check_lengths(self, lengths_n3: _Ints, counts: _Ints, max_context: int) -> None:
+        for row, (lengths, count) in enumerate(zip(lengths_n3, counts, strict=True)):
+            name = self.ids[row]
+            if (lengths < 0).any():
+                raise self._error(f"request {name} has a negative number of tokens: {lengths.tolist()}", row)
+            if lengths.sum() != count:
+                what = f"the lengths of request {name} add up to {lengths.sum()}, its features hold {count} tokens"
+                raise self._error(what, row, hint=f"{' + '.join(LENGTH_COLUMNS)} must equal the number of tokens in features")
+            if count == 0:
+                raise self._error(f"the context of request {name} is empty", row, hint="drop the request, or give it at least one token")
+            if count > max_context:
+                what = f"the context of request {name} has {count} tokens, at most {max_context} fit"
+                raise self._error(what, row, hint="cut the context, or raise the maximum in the recipe's build.profiles.context")
+
+    def _check_values(self, values_NF: _Floats, offsets: _Ints) -> None:
+        with np.errstate(invalid="ignore"):
+            wrong = np.flatnonzero(~(np.abs(values_NF) <= FP16_MAX).all(1))  # NaN compares false, so it is caught too
+        if len(wrong):
+            row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+            token = values_NF[wrong[0]]
+            value = token[~(np.abs(token) <= FP16_MAX)][0]
+            what = f"request {self.ids[row]} holds the feature value {value}, beyond FP16 (65504)" if np.isfinite(value) else ""
+            what = what or f"request {self.ids[row]} holds the feature value {value}"
+            raise self._error(what, row, hint=f"token {wrong[0] - offsets[row]} of its context; features must be finite and within FP16")
+
+    def _read_targets(self) -> _Ints | None:
+        if "target" not in self.table.column_names:
+            return None
+        values, counts = self._lists("target", self._column("target"))
+        for row in np.flatnonzero(counts != LEVELS)[:1]:
+            raise self._error(f"the target of request {self.ids[row]} has {counts[row]} tokens, a semantic ID has {LEVELS}", row)
+        targets_n3: _Ints = self._flat("target", values, np.int64).reshape(-1, LEVELS)
+        for row in np.flatnonzero(((targets_n3 < 0) | (targets_n3 >= self.config.codebook)).any(1))[:1]:
+            what = f"the target {targets_n3[row].tolist()} of request {self.ids[row]} is outside the codebook"
+            raise self._error(what, row, hint=f"tokens of this model are 0 to {self.config.codebook - 1}")
+        return targets_n3
+
+    def _column(self, name: str) -> Any:
+        column = self.table.column(name)
+        if column.null_count:
+            row = next(index for index, value in enumerate(column) if not value.is_valid)
+            raise self._error(f"the column {name} is null in row {row}")
+        combined = column.combine_chunks()
+        return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+
+    def _lists(self, name: str, array: Any) -> tuple[Any, _Ints]:
+        """The elements of an array of lists, one level unpacked, and the length of each list."""
+        kind = array.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            raise self._error(f"the column {name} holds {kind} where a list is wanted", hint="docs/requests.md has the format")
+        if array.null_count:
+            raise self._error(f"the column {name} holds a null")
+        if pa.types.is_fixed_size_list(kind):
+            return array.flatten(), np.full(len(array), kind.list_size, np.int64)
+        return array.flatten(), array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def _flat(self, name: str, array: Any, dtype: type) -> Any:
+        kind = array.type
+        suitable = pa.types.is_floating(kind) if dtype is np.float32 else pa.types.is_integer(kind)
+        if not suitable:
+            raise self._error(f"the column {name} holds {kind}, not {'floating-point' if dtype is np.float32 else 'integer'} numbers")
+        if array.null_count:
+            raise self._error(f"the column {name} holds a null")
+        with np.errstate(over="ignore"):  # a double beyond FP32 becomes infinite here and is refused with its request's name
+            return array.to_numpy(zero_copy_only=False).astype(dtype)
+
+    def _error(self, what: str, row: int | None = None, *, hint: str = "") -> RequestError:
+        where = str(self.path) if row is None else f"{self.path}, request {self.ids[row]}"
+        return RequestError(what, where=where, hint=hint)
