@@ -45,7 +45,7 @@ def save_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.f
     Raises:
         ArtefactError: The disk is full or the folder cannot be written.
     """
-    with atomic_folder(folder) as temporary, _disk_errors_as_os_errors():
+    with atomic_folder(folder) as temporary, disk_errors_as_os_errors():
         write_json(temporary / CONFIG_NAME, model.config.model_dump(mode="json"))
         tensors = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_bytes)
@@ -222,7 +222,7 @@ def _corruption_named(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors_as_os_errors() -> Iterator[None]:
+def disk_errors_as_os_errors() -> Iterator[None]:
     """safetensors reports a full disk in the text of its own exception; give it back its errno."""
     try:
         yield

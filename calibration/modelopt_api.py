@@ -1,0 +1,116 @@
+"""The only importer of NVIDIA ModelOpt: its configuration for each precision, its quantisers, and what can be read from them.
+
+Written against ModelOpt 0.47. Nothing here knows about files or requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..core.precision import PRECISIONS, Granularity
+from ..operators import fp8
+from .targets import Kind, Target
+
+ROW_BLOCKS = "onerec_fp8_1x128"  # name of our quantisation backend
+SMALLEST_AMAX = 2.0**-24  # ModelOpt's FP8 emulation takes a smaller amax for zero (tensor_quant.py, _fp8_eager)
+Role = Literal["weight", "input"]
+
+_E4M3: dict[str, Any] = {"num_bits": (4, 3)}
+_PATTERNS: dict[Kind, tuple[str, ...]] = {
+    "linear": ("blocks.*.cross_attention.?", "blocks.*.self_attention.?", "blocks.*.ffn.gate", "blocks.*.ffn.up", "blocks.*.ffn.down"),
+    "expert": ("blocks.*.ffn.experts.*", "blocks.*.ffn.shared.*"),
+}
+_WEIGHT: dict[Granularity, dict[str, Any]] = {
+    Granularity.TENSOR: {"axis": 0},
+    Granularity.ROW: {"axis": 0},
+    Granularity.BLOCK: {"block_sizes": {-1: 128, -2: 128}},
+}
+_INPUT: dict[Granularity, dict[str, Any]] = {
+    Granularity.TENSOR: {"axis": None},
+    Granularity.ROW: {"type": "dynamic", "block_sizes": {-1: None}},
+    # ModelOpt's own dynamic blocks want MX or NV scales; ours are FP32, so a backend does the cast.
+    Granularity.BLOCK: {"type": "dynamic", "axis": None, "backend": ROW_BLOCKS},
+}
+
+
+def modelopt_config(precision: str) -> dict[str, Any]:
+    """ModelOpt's configuration: everything off, then by name what the precision quantises.
+
+    ModelOpt's presets switch layers off by name (`*router*`, `output.*`, ...); none of them is used here.
+    Later entries win, and `*` matches dots too.
+    """
+    scheme = PRECISIONS[precision]
+    entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    granularity: dict[Kind, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
+    for kind, patterns in _PATTERNS.items():
+        for pattern in patterns if granularity[kind] is not Granularity.NONE else ():
+            entries.append({"quantizer_name": f"{pattern}.weight_quantizer", "cfg": _E4M3 | _WEIGHT[granularity[kind]]})
+            entries.append({"quantizer_name": f"{pattern}.input_quantizer", "cfg": _E4M3 | _INPUT[granularity[kind]]})
+    return {"quant_cfg": entries, "algorithm": "max"}
+
+
+def insert_quantisers(model: nn.Module, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
+    """Put ModelOpt's quantisers into the model, in place, and calibrate their amax ("max" algorithm).
+
+    While `forward_loop` runs, the quantisers only watch: the model computes as before.
+    Without a loop only the weights are calibrated.
+    """
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.nn import register_quant_backend
+    from modelopt.torch.quantization.nn.modules.tensor_quantizer import is_registered_quant_backend
+
+    _quieten()
+    if not is_registered_quant_backend(ROW_BLOCKS):
+        register_quant_backend(ROW_BLOCKS, _fake_quantise_row_blocks)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantisers it inserted
+        mtq.quantize(model, modelopt_config(precision), forward_loop)
+
+
+def enabled_quantisers(model: nn.Module) -> set[str]:
+    """Names of all quantisers that are on, e.g. `blocks.0.ffn.up.weight_quantizer`."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return {name for name, module in model.named_modules() if isinstance(module, TensorQuantizer) and module.is_enabled}
+
+
+def amax_of(model: nn.Module, linear: str, role: Role) -> Tensor | None:
+    """Calibrated amax of a linear's weight or input as ModelOpt holds it, FP32; None when it is computed while running."""
+    amax = quantiser(model, linear, role).amax
+    return None if amax is None else amax.detach().float()
+
+
+def set_amax(model: nn.Module, linear: str, role: Role, amax: Tensor) -> None:
+    """Replace a calibrated amax; the shape is ModelOpt's: [N, 1], [blocks of N, 1, blocks of K, 1] or none."""
+    quantiser(model, linear, role).amax = amax
+
+
+def fake_quantised_weight(model: nn.Module, target: Target) -> Tensor:
+    """The weight [N, K] as ModelOpt's model multiplies with it: quantised and dequantised, FP32."""
+    weight = model.get_submodule(target.name).weight
+    assert isinstance(weight, Tensor)
+    result = quantiser(model, target.name, "weight")(weight.detach())
+    assert isinstance(result, Tensor)
+    return result.float()
+
+
+def quantiser(model: nn.Module, linear: str, role: Role) -> Any:
+    """ModelOpt's quantiser of a linear's weight or input."""
+    return model.get_submodule(f"{linear}.{role}_quantizer")
+
+
+def _fake_quantise_row_blocks(x: Tensor, _: Any) -> Tensor:
+    """1 x 128 blocks along the last axis, FP32 scales: quantised and dequantised."""
+    codes, scale = fp8.quantise_row_blocks(x)
+    return fp8.dequantise_row_blocks(codes, scale)[..., : x.shape[-1]].to(x.dtype)
+
+
+def _quieten() -> None:
+    """Silence two warnings that tell a user of this program nothing he can act on."""
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence", module=r"modelopt\.")
+    warnings.filterwarnings("ignore", message="Cannot find transformers package", module=r"modelopt\.")

@@ -1,0 +1,131 @@
+"""Post-training quantisation of a model in memory: ModelOpt's quantisers calibrated on requests, or set from a saved result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import CalibrationError
+from ..core.precision import PRECISIONS, Granularity
+from ..models.onerec import OneRec
+from .forced import ForcedRequests
+from .freeze import FP32_TENSORS, Amax, share_input_amax
+from .modelopt_api import amax_of, enabled_quantisers, insert_quantisers, set_amax
+from .observation import Observation, observing
+from .targets import Target, quantised_targets, targets_of
+
+_SHOWN = 8  # names listed in an error
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The model, fake-quantised in place; the amax of each quantised linear; what was seen on the way."""
+
+    model: OneRec
+    amax: dict[str, Amax]
+    observation: Observation
+
+
+@torch.no_grad()
+def calibrate_model(model: OneRec, precision: str, forced: ForcedRequests, imported: Mapping[str, Amax] | None = None) -> Calibrated:
+    """Quantise a model in place and observe it while the requests run through it in FP32.
+
+    Args:
+        model: In FP32, evaluation mode. For fp16 it becomes the FP16 model.
+        precision: One of PRECISIONS.
+        forced: Calibration requests.
+        imported: Amax values to use instead of calibrating. Default: calibrate.
+
+    Raises:
+        CalibrationError: An activation holds NaN, an amax is missing, or other layers were quantised than the precision says.
+    """
+    observation = Observation()
+
+    def forward_loop(watched: nn.Module) -> None:
+        assert isinstance(watched, OneRec)
+        with observing(watched, targets_of(watched.config, precision), observation):
+            forced.run(watched, f"calibrating {precision}")
+
+    targets = quantised_targets(model.config, precision)
+    if not PRECISIONS[precision].is_quantised:
+        forward_loop(model)
+        _to_fp16(model)
+    elif imported is None:
+        insert_quantisers(model, precision, forward_loop)
+    else:
+        forward_loop(model)  # before the quantisers go in, so that the statistics are those of FP32
+        insert_quantisers(model, precision, None)
+        _set_all(model, targets, imported)
+    if targets:
+        check_quantised(model, targets)
+    return Calibrated(model, read_amax(model, targets), observation)
+
+
+def read_amax(model: nn.Module, targets: Sequence[Target]) -> dict[str, Amax]:
+    """Amax of every target from ModelOpt's quantisers; linears that read the same tensor share the input's.
+
+    Raises:
+        CalibrationError: One is missing, NaN, negative, infinite, or zero where an activation is to be scaled by it.
+    """
+    amax = {target.name: _read_one(model, target) for target in targets}
+    return share_input_amax(targets, amax)
+
+
+def check_amax(target: Target, role: str, amax: Tensor | None) -> Tensor:
+    """The amax, if it can be used.
+
+    Raises:
+        CalibrationError: It cannot.
+    """
+    where = f"{target.name}.{role}_quantizer"
+    if amax is None:
+        raise CalibrationError("the amax is missing", where=where, hint="calibrate again; every linear must see calibration tokens")
+    if not bool((amax.isfinite() & (amax >= 0)).all()):
+        raise CalibrationError("the amax is NaN, infinite or negative", where=where, hint="check the requests and the checkpoint")
+    if role == "input" and not bool(amax.all()):
+        raise CalibrationError("the amax of this activation is zero", where=where, hint="give requests that exercise this linear")
+    return amax
+
+
+def check_quantised(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Hold the quantisers that are on against the list of targets.
+
+    Raises:
+        CalibrationError: They differ; lists both sides.
+    """
+    expected = {f"{target.name}.{role}_quantizer" for target in targets for role in ("weight", "input")}
+    actual = enabled_quantisers(model)
+    problems = [
+        f"{len(names)} {word}: {', '.join(sorted(names)[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
+        for names, word in ((expected - actual, "not quantised"), (actual - expected, "quantised though the precision says no"))
+        if names
+    ]
+    if problems:
+        hint = "this ModelOpt release treats layer names differently: use 0.47"
+        raise CalibrationError("ModelOpt quantised other layers than the recipe says", where="; ".join(problems), hint=hint)
+
+
+def _read_one(model: nn.Module, target: Target) -> Amax:
+    weight = check_amax(target, "weight", amax_of(model, target.name, "weight")).reshape(target.weight_scale_shape)
+    if target.granularity is not Granularity.TENSOR:
+        return Amax(weight)
+    return Amax(weight, float(check_amax(target, "input", amax_of(model, target.name, "input"))))
+
+
+def _set_all(model: nn.Module, targets: Sequence[Target], imported: Mapping[str, Amax]) -> None:
+    for target in targets:
+        amax, held = imported[target.name], amax_of(model, target.name, "weight")
+        assert held is not None
+        set_amax(model, target.name, "weight", amax.weight.reshape(held.shape))
+        if amax.input is not None:
+            set_amax(model, target.name, "input", torch.tensor(amax.input))
+
+
+def _to_fp16(model: nn.Module) -> None:
+    """What the serving graph stores in FP16; routers stay in FP32."""
+    for name, parameter in model.named_parameters():
+        if not name.endswith(FP32_TENSORS):
+            parameter.data = parameter.data.half()

@@ -1,0 +1,158 @@
+"""The stage `calibrate`: checkpoint and calibration requests in, quantised checkpoint and quantization.json out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import CalibrationError
+from ..core.recipe import Recipe
+from ..core.records import Record, run_stage
+from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..models.key_map import read_key_map
+from ..models.requests import read_requests
+from ..operators import fp8
+from .agreement import WeightAgreement
+from .coverage import coverage, judge_coverage
+from .forced import REFERENCE_REQUESTS, ForcedRequests, Reference, with_paths, write_reference
+from .freeze import Amax, freeze
+from .observation import Observation
+from .ptq import Calibrated, calibrate_model
+from .saved_state import SavedState
+from .statistics import HISTOGRAM_LOG10_EDGES, QuantisationError, activation_cast, check_fp16_range, quantisation_error
+from .summary import Checks, QuantisationSummary, TensorSummary, summarise_layers, unquantised, write_summary
+from .targets import Target, quantised_targets
+from .weights import WeightWatcher
+
+STAGE = "calibrate"
+TOOLS = ("torch", "nvidia-modelopt", "safetensors")
+
+
+def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) -> Record:
+    """Quantise a checkpoint as the recipe says, or leave `folder` alone when nothing changed since.
+
+    Args:
+        recipe: Precision, calibration options, key map and profiles count; the paths in it do not.
+        checkpoint: Folder with config.json and safetensors.
+        requests: Parquet file of calibration requests; targets are used as paths where present.
+        folder: Replaced as a whole.
+
+    Raises:
+        CheckpointError, RequestError: An input is malformed.
+        CalibrationError: Calibration saw too little, or values that FP16 or FP8 cannot hold.
+    """
+    read = {"checkpoint": checkpoint, "requests": requests, "key_map": recipe.key_map, "saved_state": recipe.calibration.saved_state}
+    options = {
+        "precision": recipe.precision,
+        "max_context": _max_context(recipe),
+        **recipe.calibration.model_dump(mode="json", exclude={"saved_state"}),
+    }
+    return run_stage(
+        STAGE,
+        folder,
+        read={name: path for name, path in read.items() if path is not None},
+        options=options,
+        tools=TOOLS,
+        body=partial(_write, recipe, checkpoint, requests),
+    )[0]
+
+
+def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(checkpoint_path, recipe.key_map)
+    targets = quantised_targets(checkpoint.config, recipe.precision)
+    imported = _imported_amax(recipe, checkpoint, targets)
+    requests = read_requests(requests_path, checkpoint.config, max_context=_max_context(recipe))
+    model = checkpoint.load_model()
+    forced = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
+    log_probs_fp32 = forced.first(REFERENCE_REQUESTS).log_probabilities(model)
+
+    calibrated = calibrate_model(model, recipe.precision, forced, imported)
+    experts = coverage(calibrated.observation.routed)
+    refuse = recipe.scheme.needs_activation_amax and imported is None
+    warnings = judge_coverage(experts, recipe.calibration.min_routed_tokens, refuse=refuse)
+    warnings += _range_warnings(calibrated.observation)
+    reference = _reference(calibrated, forced, log_probs_fp32)
+    write_reference(folder, reference)
+
+    agreement = WeightAgreement(model) if targets else None
+    watcher = WeightWatcher(checkpoint.config, targets, agreement)
+    warnings += freeze(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
+    summary = QuantisationSummary(
+        precision=recipe.precision,
+        layers=summarise_layers(targets, _input_scales(calibrated.amax)),
+        unquantised=unquantised(checkpoint.config, targets),
+        experts=experts,
+        weights=tuple(watcher.summaries),
+        activations=_activation_summaries(calibrated, targets),
+        histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
+        warnings=tuple(warnings),
+        checks=Checks(
+            reference="modelopt" if targets else "torch-fp16",
+            modelopt_forced_error=reference.mean_error,
+            requests=len(reference.requests),
+            weights=agreement.result() if agreement else None,
+        ),
+    )
+    write_summary(folder, summary)
+    return {
+        "requests": len(forced),
+        "quantised_linears": len(targets),
+        "unquantised_linears": len(summary.unquantised),
+        "modelopt_forced_error": reference.mean_error,
+        "warnings": warnings,
+    }
+
+
+def _max_context(recipe: Recipe) -> int:
+    return max(profile.context[2] for profile in recipe.build.profiles)
+
+
+def _imported_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:
+    """Amax values of `calibration.saved_state`, in which linears go by the checkpoint's own names."""
+    if recipe.calibration.saved_state is None:
+        return None
+    if not targets:
+        where, hint = str(recipe.calibration.saved_state), "leave calibration.saved_state out, or choose an FP8 precision"
+        raise CalibrationError(f"{recipe.precision} quantises nothing, so a saved state has no use", where=where, hint=hint)
+    theirs = read_key_map(recipe.key_map).apply(checkpoint.names) if recipe.key_map else {name: name for name in checkpoint.names}
+    modules = {target.name: theirs[f"{target.name}.weight"].removesuffix(".weight") for target in targets}
+    state = SavedState(recipe.calibration.saved_state)
+    amax = state.amax(targets, modules)
+    state.check_weights(checkpoint, targets, modules)
+    return amax
+
+
+def _reference(calibrated: Calibrated, forced: ForcedRequests, log_probs_fp32: torch.Tensor) -> Reference:
+    some = forced.first(REFERENCE_REQUESTS)
+    log_probs = some.log_probabilities(calibrated.model)
+    return Reference(torch.arange(len(some)), some.sids_n13, log_probs, log_probs_fp32)
+
+
+def _range_warnings(observation: Observation) -> list[str]:
+    checked = (check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items())
+    return [warning for warning in checked if warning]
+
+
+def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tuple[TensorSummary, ...]:
+    by_input = {f"{target.group}.input": target for target in targets}
+    return tuple(
+        statistics.summary(_input_error(calibrated, by_input.get(name), statistics.sample.rows))
+        for name, statistics in calibrated.observation.activations.items()
+    )
+
+
+def _input_error(calibrated: Calibrated, target: Target | None, sample: torch.Tensor | None) -> QuantisationError | None:
+    if target is None:
+        return None
+    if sample is None:
+        return QuantisationError(None, None)
+    cast = activation_cast(target.granularity, calibrated.amax[target.name].input)
+    return quantisation_error(sample, cast(sample))
+
+
+def _input_scales(amax: Mapping[str, Amax]) -> dict[str, float]:
+    return {name: float(fp8.scale_of(torch.tensor(value.input))) for name, value in amax.items() if value.input is not None}

@@ -1,0 +1,160 @@
+"""Distribution of a tensor seen piece by piece, in bounded memory: variance, AbsMax, AbsP99, histogram, quantisation error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CalibrationError
+from ..core.precision import FP16_REFUSE, FP16_WARN, Granularity
+from ..operators import fp8
+from .summary import TensorSummary
+
+# Edges of the histograms in log10 |x|; smaller values (and zeros) fall into the first bin, larger ones into the last.
+LOG10_FIRST, LOG10_LAST, LOG10_STEP = -8.0, 5.0, 0.25
+HISTOGRAM_BINS = round((LOG10_LAST - LOG10_FIRST) / LOG10_STEP)
+HISTOGRAM_LOG10_EDGES = tuple(LOG10_FIRST + LOG10_STEP * index for index in range(HISTOGRAM_BINS + 1))
+
+SAMPLE_VALUES = 1 << 15  # values kept of a stream: AbsP99 then rests on the 330 largest of them
+
+
+class RowSample:
+    """Every n-th row of a stream, n doubling whenever the sample gets too large: deterministic and evenly spread."""
+
+    def __init__(self, values: int = SAMPLE_VALUES) -> None:
+        self.values, self.stride, self.seen = values, 1, 0
+        self.rows: Tensor | None = None
+
+    def add(self, rows_NK: Tensor) -> None:
+        kept = rows_NK[-self.seen % self.stride :: self.stride].float()
+        self.seen += len(rows_NK)
+        self.rows = kept.clone() if self.rows is None else torch.cat([self.rows, kept])
+        while len(self.rows) > 1 and self.rows.numel() > self.values:
+            self.rows, self.stride = self.rows[::2].clone(), self.stride * 2
+
+
+class TensorStatistics:
+    """Statistics of one tensor, gathered from any number of pieces [..., K].
+
+    Rows of zeros do not count: they are padding, or the attention of an empty context.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sample = RowSample()
+        self.absmax = 0.0
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._histogram = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
+
+    def add(self, x: Tensor) -> None:
+        """Take in one piece.
+
+        Raises:
+            CalibrationError: It holds NaN or infinity.
+        """
+        rows_NK = x.detach().reshape(-1, x.shape[-1]).float()
+        magnitude_NK = rows_NK.abs()
+        row_max_N = magnitude_NK.amax(1)
+        if not bool(row_max_N.isfinite().all()):
+            raise CalibrationError(
+                "a tensor holds NaN or infinity", where=self.name, hint="check the checkpoint's weights and the features of the requests"
+            )
+        filled_N = row_max_N > 0
+        if not bool(filled_N.all()):
+            rows_NK, magnitude_NK = rows_NK[filled_N], magnitude_NK[filled_N]
+        if rows_NK.numel():
+            self.absmax = max(self.absmax, float(row_max_N.max()))
+            self._merge_moments(rows_NK)
+            self._histogram += _log10_histogram(magnitude_NK)
+            self.sample.add(rows_NK)
+
+    @property
+    def variance(self) -> float:
+        return self._squares / self._count if self._count else 0.0
+
+    @property
+    def absp99(self) -> float:
+        if self.sample.rows is None:
+            return 0.0
+        magnitude = self.sample.rows.abs().flatten()
+        return float(magnitude.kthvalue(math.ceil(0.99 * len(magnitude))).values)
+
+    def summary(self, error: QuantisationError | None = None) -> TensorSummary:
+        return TensorSummary(
+            name=self.name,
+            quantised=error is not None,
+            variance=self.variance,
+            absmax=self.absmax,
+            absp99=self.absp99,
+            snr_db=error.snr_db if error else None,
+            cosine=error.cosine if error else None,
+            histogram=tuple(self._histogram.tolist()),
+            fp16_ok=self.absmax <= FP16_REFUSE,
+        )
+
+    def _merge_moments(self, rows_NK: Tensor) -> None:
+        """Chan's formula for the variance of two parts, in FP64."""
+        count, values = rows_NK.numel(), rows_NK.double()
+        mean = float(values.mean())
+        squares, delta, total = float((values - mean).square().sum()), mean - self._mean, self._count + count
+        self._squares += squares + delta * delta * self._count * count / total
+        self._mean += delta * count / total
+        self._count = total
+
+
+def _log10_histogram(magnitude: Tensor) -> Tensor:
+    inside = magnitude.clamp(10.0**LOG10_FIRST, 10.0**LOG10_LAST).log10().clamp(LOG10_FIRST, LOG10_LAST)
+    return torch.histc(inside, HISTOGRAM_BINS, LOG10_FIRST, LOG10_LAST).to(torch.int64)
+
+
+@dataclass(frozen=True)
+class QuantisationError:
+    """How far quantised values are from the exact ones: signal-to-noise ratio in dB, and cosine."""
+
+    snr_db: float | None
+    cosine: float | None
+
+
+def quantisation_error(exact: Tensor, quantised: Tensor) -> QuantisationError:
+    """Both tensors of one shape, any dtype; computed in FP64."""
+    x, y = exact.flatten().double(), quantised.flatten().double()
+    signal, noise, size = float(x.square().sum()), float((x - y).square().sum()), float(y.square().sum())
+    snr = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    cosine = float(x @ y) / math.sqrt(signal * size) if signal > 0 and size > 0 else None
+    return QuantisationError(snr, cosine)
+
+
+def activation_cast(granularity: Granularity, input_amax: float | None) -> Callable[[Tensor], Tensor]:
+    """The function that quantises and dequantises activations [..., K] the way the serving graph will."""
+    if granularity is Granularity.TENSOR:
+        assert input_amax is not None
+        scale = fp8.scale_of(torch.tensor(input_amax))
+        return lambda x: fp8.quantise_tensor(x, scale).float() * scale
+    if granularity is Granularity.ROW:
+        return _through_rows
+    assert granularity is Granularity.BLOCK, granularity
+    return lambda x: fp8.dequantise_row_blocks(*fp8.quantise_row_blocks(x))[..., : x.shape[-1]]
+
+
+def _through_rows(x: Tensor) -> Tensor:
+    codes, scale = fp8.quantise_rows(x)
+    return codes.float() * scale
+
+
+def check_fp16_range(name: str, absmax: float) -> str | None:
+    """A warning if the tensor comes close to the end of FP16, None if it does not.
+
+    Raises:
+        CalibrationError: FP16 cannot hold it.
+    """
+    if absmax > FP16_REFUSE:
+        raise CalibrationError(
+            f"FP16 cannot hold this tensor: its AbsMax is {absmax:.4g}, the end of FP16 is 65504",
+            where=name,
+            hint="scale the weights that make it, or train with a norm or clipping in front of it",
+        )
+    return f"{name}: AbsMax {absmax:.4g} comes close to the end of FP16 (65504)" if absmax > FP16_WARN else None

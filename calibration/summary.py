@@ -1,0 +1,134 @@
+"""The schema of quantization.json: what was quantised and how, the statistics, expert coverage, warnings and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..core.artefacts import read_json, write_json
+from ..core.errors import ArtefactError
+from ..core.precision import Granularity
+from ..core.recipe import PrecisionName
+from ..models.config import OneRecConfig
+from .targets import Kind, Target, linear_names
+
+SUMMARY_NAME = "quantization.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LayerSummary(_Part):
+    """One quantised linear. `input`: name of the tensor it reads; linears with the same one share `input_scale`."""
+
+    name: str
+    kind: Kind
+    granularity: Granularity
+    input: str
+    weight_scale_shape: tuple[int, ...]
+    input_scale: float | None
+
+
+class ExpertCoverage(_Part):
+    """Tokens the router sent to each expert of a block in the calibration requests."""
+
+    layer: str
+    routed_tokens: tuple[int, ...]
+
+
+class TensorSummary(_Part):
+    """Distribution of one tensor. `histogram`: counts of log10 |x| between the edges the whole file shares.
+
+    `snr_db` and `cosine`: of the quantised against the exact values; None where nothing is quantised, or where
+    there is no error or no signal to set in relation.
+    """
+
+    name: str
+    quantised: bool
+    variance: float
+    absmax: float
+    absp99: float
+    snr_db: float | None
+    cosine: float | None
+    histogram: tuple[int, ...]
+    fp16_ok: bool
+
+
+class WeightCheck(_Part):
+    """Frozen weights against ModelOpt's fake-quantised ones: codes that differ lie on a rounding boundary, at most `differing_codes`."""
+
+    linears: int
+    codes: int
+    differing_codes: int
+
+
+class Checks(_Part):
+    """What the frozen model was held against.
+
+    `modelopt_forced_error`: mean absolute difference between the log-probabilities of the quantised PyTorch model and
+    of FP32, in nat, over `requests` requests. `reference`: that model: ModelOpt's, or for fp16 the model in FP16.
+    """
+
+    reference: Literal["modelopt", "torch-fp16"] | None = None
+    modelopt_forced_error: float | None = None
+    requests: int = 0
+    weights: WeightCheck | None = None
+
+
+class QuantisationSummary(_Part):
+    """Everything in quantization.json. A checkpoint of random weights has no statistics, coverage or checks."""
+
+    precision: PrecisionName
+    layers: tuple[LayerSummary, ...]
+    unquantised: tuple[str, ...]
+    experts: tuple[ExpertCoverage, ...] = ()
+    weights: tuple[TensorSummary, ...] = ()
+    activations: tuple[TensorSummary, ...] = ()
+    histogram_log10_edges: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+    checks: Checks = Checks()
+
+
+def summarise_layers(targets: Sequence[Target], input_scales: Mapping[str, float] | None = None) -> tuple[LayerSummary, ...]:
+    """The `layers` part for quantised targets; `input_scales` by linear name where activations are static."""
+    scales = input_scales or {}
+    return tuple(
+        LayerSummary(
+            name=target.name,
+            kind=target.kind,
+            granularity=target.granularity,
+            input=target.group,
+            weight_scale_shape=target.weight_scale_shape,
+            input_scale=scales.get(target.name),
+        )
+        for target in targets
+    )
+
+
+def unquantised(config: OneRecConfig, targets: Sequence[Target]) -> tuple[str, ...]:
+    """Names of the linears that stay in FP16 (routers: FP32)."""
+    quantised = {target.name for target in targets}
+    return tuple(name for name in linear_names(config) if name not in quantised)
+
+
+def write_summary(folder: Path, summary: QuantisationSummary) -> None:
+    write_json(folder / SUMMARY_NAME, summary.model_dump(mode="json"))
+
+
+def read_summary(folder: Path) -> QuantisationSummary:
+    """Read quantization.json.
+
+    Raises:
+        ArtefactError: It is missing or malformed.
+    """
+    path = folder / SUMMARY_NAME
+    try:
+        return QuantisationSummary.model_validate(read_json(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ArtefactError(f"malformed: {where}: {problem['msg']}", where=str(path), hint="run the stage 'calibrate' again") from None
