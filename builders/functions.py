@@ -1,0 +1,60 @@
+"""Model-local functions written out as the standard operators they stand for, as a native build wants them.
+
+External data stays on disk: a model of any size passes through here as its graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from ..core.errors import BuildError
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read a model without its external data.
+
+    Raises:
+        BuildError: The file is missing or is no ONNX model.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError:
+        raise BuildError("no ONNX model to build from", where=str(path), hint="run `onerec-trt export` first") from None
+    except DecodeError as error:
+        raise BuildError(f"not an ONNX model: {error}", where=str(path), hint="run `onerec-trt export` again") from None
+    if not model.graph.node:
+        raise BuildError("the ONNX model has no nodes", where=str(path), hint="run `onerec-trt export` again")
+    return model
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace every call of a model-local function by its body; every node ends up with a name.
+
+    TensorRT rejects a function that is used twice; the inliner makes the names of its inner tensors unique.
+    """
+    inlined = onnx.inliner.inline_local_functions(model)
+    used = {opset.domain for opset in inlined.opset_import}
+    for domain in used - {node.domain for node in all_nodes(inlined.graph)} - set(STANDARD_DOMAINS):
+        kept = [opset for opset in inlined.opset_import if opset.domain != domain]
+        del inlined.opset_import[:]
+        inlined.opset_import.extend(kept)
+    for node in inlined.graph.node:
+        if not node.name:
+            node.name = next(output for output in node.output if output)
+    return inlined
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph, those in the bodies of If, Loop and Scan included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from all_nodes(body)

@@ -1,0 +1,99 @@
+"""The record beside a plan: what it was built for, what it runs in FP8, and whether that was ever seen running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..core.artefacts import read_json, sha256
+from ..core.errors import ArtefactError
+from ..core.tensorrt_api import ShapeRange, Target
+
+NOT_VALIDATED = "built on a machine without its GPU; run `onerec-trt validate` there"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanTensor(_Part):
+    """An input or output of the plan. `shape` has -1 for a dynamic dimension."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Fp8Gemms(_Part):
+    """FP8 matrix multiplications: expected from the graph, found in the plan (null: could not be read), and how they were counted.
+
+    `missing` names the expected ones that the plan runs in another type.
+    """
+
+    expected: int
+    found: int | None
+    missing: tuple[str, ...]
+    how: str
+
+
+class WeightBytes(_Part):
+    """Bytes of the weights: in the graph (FP8, others, all with FP16 instead of FP8) and in the plan by type, once per profile.
+
+    `plan` is null when it could not be read.
+    """
+
+    graph: dict[str, int]
+    plan: dict[str, int] | None
+
+
+class PlanRecord(_Part):
+    """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU."""
+
+    plan: str
+    sha256: str
+    bytes: int
+    target: Target
+    library_version: str
+    compute_capability: str
+    driver: str | None
+    gpu: str | None
+    tensors: tuple[PlanTensor, ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
+    builder_flags: tuple[str, ...]
+    fp8_gemms: Fp8Gemms
+    weight_bytes: WeightBytes
+    build_seconds: float
+    peak_memory_bytes: int
+    validated: bool
+    reason: str
+
+
+def record_path(plan: Path) -> Path:
+    """Where the record of a plan lies."""
+    return plan.with_suffix(".json")
+
+
+def inspect_plan(plan: Path) -> PlanRecord:
+    """Read a plan's record and hold the plan against it.
+
+    Raises:
+        ArtefactError: The plan or its record is missing, the record is malformed, or the plan was truncated or changed.
+    """
+    if not plan.is_file():
+        raise ArtefactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
+    path = record_path(plan)
+    try:
+        record = PlanRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ArtefactError(f"the plan's record is malformed: {problem}", where=str(path), hint="build the plan again") from None
+    if plan.stat().st_size != record.bytes:
+        problem = f"the plan has {plan.stat().st_size} bytes, its record says {record.bytes}"
+        raise ArtefactError(problem, where=str(plan), hint="copy it again, or build it again")
+    if sha256(plan) != record.sha256:
+        raise ArtefactError("the plan does not match its record", where=str(plan), hint="copy it again, or build it again")
+    return record

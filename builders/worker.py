@@ -1,0 +1,124 @@
+"""The child process in which TensorRT builds one plan: `python -m onerec_trt.builders.worker`.
+
+TensorRT may abort a process or be killed for memory; here it takes nobody along. The job comes as one line of JSON on
+standard input, which stays open as long as the parent lives; events go out as lines of JSON on a file descriptor.
+Standard output and error are the builder's log, the library's own included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ..core.errors import BuildError, MissingExtraError
+from ..core.tensorrt_api import ShapeRange, Target, TensorInfo, load
+
+
+class Job(BaseModel):
+    """What to build. `graph`: the inlined model; `beside`: the path in whose folder its external data lies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph: Path
+    beside: Path
+    plan: Path
+    target: Target
+    compute_capability: str | None
+    profiles: list[dict[str, ShapeRange]]
+    events: int
+
+
+class Log:
+    """The library's messages on standard output, verbose ones left out; keeps the errors."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.failure: OSError | None = None
+
+    def __call__(self, severity: str, message: str, /) -> None:
+        if severity == "VERBOSE":
+            return
+        if "ERROR" in severity:
+            self.errors.append(message)
+        try:
+            print(f"[{severity}] {message}", flush=True)
+        except OSError as error:  # an exception must not pass through the library; it is raised after the call
+            self.failure = self.failure or error
+
+
+class Events:
+    """Sends events to the parent; also the progress sink of the builder."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def send(self, **event: Any) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+    def started(self, phase: str, parent: str, steps: int) -> None:
+        self.send(event="started", phase=phase, parent=parent, steps=steps)
+
+    def stepped(self, phase: str) -> None:
+        self.send(event="stepped", phase=phase)
+
+    def finished(self, phase: str) -> None:
+        self.send(event="finished", phase=phase)
+
+
+def main() -> int:
+    """Build the plan of the job on standard input; the last event is either `built` or `failed`."""
+    job = Job.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    log = Log()
+    with os.fdopen(job.events, "w") as stream:
+        events = Events(stream)
+        try:
+            events.send(event="built", **_build(job, log, events))
+        except (BuildError, MissingExtraError) as error:
+            events.send(event="failed", what=error.what, hint=error.hint, errors=log.errors)
+        except OSError as error:
+            events.send(event="failed", what=str(error), hint="", errors=log.errors, errno=error.errno)
+        else:
+            return 0
+    return 1
+
+
+def exit_with_parent() -> None:
+    """End this process when standard input closes: the parent is gone, and nobody wants the plan any more."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
+    start = time.monotonic()
+    bindings = load(job.target)
+    network = bindings.parse(job.graph.read_bytes(), job.beside, log)
+    built = network.build(compute_capability=job.compute_capability, profiles=job.profiles, progress=events)
+    if log.failure is not None:
+        raise log.failure
+    with job.plan.open("wb") as stream:
+        stream.write(built.plan)
+    return {
+        "version": bindings.version,
+        "tensors": [*_tensors("input", network.inputs), *_tensors("output", network.outputs)],
+        "builder_flags": built.builder_flags,
+        "build_seconds": round(time.monotonic() - start, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _tensors(mode: str, tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
+    return [{"name": t.name, "mode": mode, "dtype": t.dtype, "shape": t.shape} for t in tensors]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

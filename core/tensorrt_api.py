@@ -1,0 +1,212 @@
+"""The only importer of `tensorrt` and `tensorrt_rtx`: parse an ONNX file, build a plan.
+
+What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is settled here, so that nobody else asks for a version.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from .errors import BuildError, MissingExtraError
+
+Target = Literal["tensorrt-rtx", "tensorrt"]
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+_MODULES: dict[Target, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
+
+_SEE_LOG = "the builder's last errors say why"
+
+
+class LogSink(Protocol):
+    """Receives each message of the library; `severity` is INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE."""
+
+    def __call__(self, severity: str, message: str, /) -> None: ...
+
+
+class ProgressSink(Protocol):
+    """Receives the builder's phases as they run.
+
+    A phase starts with its number of steps and the phase it belongs to (empty: none), each step
+    of it completes once, then it finishes. Phases nest.
+    """
+
+    def started(self, phase: str, parent: str, steps: int) -> None: ...
+
+    def stepped(self, phase: str) -> None: ...
+
+    def finished(self, phase: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a network. `shape` has -1 for a dynamic dimension, `dtype` is a name such as float16."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class PlanBytes(Protocol):
+    """A built plan in memory; supports the buffer protocol, so that writing it makes no copy."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """What a build gives: the plan, and the builder flags that were set."""
+
+    plan: PlanBytes
+    builder_flags: tuple[str, ...]
+
+
+class Bindings:
+    """One installed TensorRT: its version, and the two things this product asks of it."""
+
+    def __init__(self, target: Target, module: Any) -> None:
+        self.target: Target = target
+        self.version = str(module.__version__)
+        self._trt = module
+
+    def buildable_without_gpu(self) -> tuple[str, ...]:
+        """Compute capabilities a plan can be built for on any machine, such as '8.9'; empty where a build needs its GPU."""
+        names = getattr(getattr(self._trt, "ComputeCapability", None), "__members__", {})
+        digits = sorted((name[2:] for name in names if name.startswith("SM")), key=int)
+        return tuple(f"{d[:-1]}.{d[-1]}" for d in digits)
+
+    def parse(self, model: bytes, beside: Path, log: LogSink) -> Network:
+        """Parse a serialised ONNX model.
+
+        Args:
+            model: The protobuf, below 2 GB; larger weights are external.
+            beside: Path in whose folder the external data lies.
+            log: Receives the library's messages.
+
+        Raises:
+            BuildError: The parser refuses the model; names each node it refuses.
+        """
+        return Network(self._trt, model, beside, log)
+
+
+class Network:
+    """A parsed network with the objects of the library that must outlive it."""
+
+    def __init__(self, trt: Any, model: bytes, beside: Path, log: LogSink) -> None:
+        self._trt = trt
+        self._logger = _logger(trt, log)
+        self._builder = trt.Builder(self._logger)
+        self._network = self._builder.create_network(_strongly_typed(trt))
+        self._parser = trt.OnnxParser(self._network, self._logger)
+        if not self._parser.parse(model, path=str(beside)):
+            raise BuildError("TensorRT cannot read the graph: " + "; ".join(self._parser_errors()), where=str(beside))
+        self.inputs = tuple(_tensor(self._network.get_input(i)) for i in range(self._network.num_inputs))
+        self.outputs = tuple(_tensor(self._network.get_output(i)) for i in range(self._network.num_outputs))
+
+    def build(
+        self, *, compute_capability: str | None, profiles: Sequence[Mapping[str, ShapeRange]], progress: ProgressSink | None = None
+    ) -> BuiltPlan:
+        """Build the plan.
+
+        Args:
+            compute_capability: Such as '8.9', one of `Bindings.buildable_without_gpu`; None: that of the GPU in this machine.
+            profiles: For each optimisation profile the (minimum, typical, maximum) shape of every input.
+            progress: Receives the builder's phases.
+
+        Raises:
+            BuildError: TensorRT refuses the network or a profile.
+        """
+        config = self._builder.create_builder_config()
+        config.clear_flag(self._trt.BuilderFlag.TF32)  # on by default; numerics: what the graph says in FP32 stays FP32
+        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # so that the engine can be asked what it runs
+        if compute_capability is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(self._trt.ComputeCapability, f"SM{compute_capability.replace('.', '')}"), 0)
+        for number, profile in enumerate(profiles):
+            self._add_profile(config, number, profile)
+        if progress is not None:
+            config.progress_monitor = _progress_monitor(self._trt, progress)
+        plan = self._builder.build_serialized_network(self._network, config)
+        if plan is None:
+            raise BuildError("TensorRT cannot build the plan", hint=_SEE_LOG)
+        flags = tuple(sorted(name for name, flag in self._trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
+        return BuiltPlan(cast(PlanBytes, plan), flags)
+
+    def _add_profile(self, config: Any, number: int, shapes: Mapping[str, ShapeRange]) -> None:
+        profile = self._builder.create_optimization_profile()
+        for name, (minimum, typical, maximum) in shapes.items():
+            profile.set_shape(name, minimum, typical, maximum)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(
+                f"TensorRT refuses optimisation profile {number}: {dict(shapes)}", hint="the reason stands in the builder's log"
+            )
+
+    def _parser_errors(self) -> list[str]:
+        errors = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
+        return [f"{e.desc()} (node '{e.node_name()}', operator {e.node_operator() or 'unknown'})" for e in errors] or ["no reason given"]
+
+
+def load(target: Target) -> Bindings:
+    """Import the bindings of a TensorRT.
+
+    Raises:
+        MissingExtraError: They are not installed, or their libraries cannot be loaded; names the extra.
+    """
+    module, extra = _MODULES[target]
+    hint = f"pip install 'onerec-trt[{extra}]'"
+    try:
+        return Bindings(target, importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{target} is not installed: {error}", where=module, hint=hint) from None
+    except (ImportError, OSError, AttributeError) as error:  # a shared library is missing, or the wheel is a half-made one
+        raise MissingExtraError(
+            f"{target} is installed but does not load: {error}", where=module, hint=f"install it anew: {hint}"
+        ) from error
+
+
+def _strongly_typed(trt: Any) -> int:
+    """Flags of a strongly typed network: a flag in TensorRT 10, the only kind of network where the flag is gone."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _tensor(tensor: Any) -> TensorInfo:
+    return TensorInfo(tensor.name, _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), tuple(tensor.shape))
+
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"}
+
+
+def _logger(trt: Any, log: LogSink) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the bindings carry no types
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            log(severity.name, message)
+
+    return Logger()
+
+
+def _progress_monitor(trt: Any, sink: ProgressSink) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings carry no types
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            sink.started(phase, parent or "", steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            sink.stepped(phase)
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            sink.finished(phase)
+
+    return Monitor()
