@@ -1,0 +1,253 @@
+"""The serving graph: the frozen model written in operators. The only forward pass beside models/onerec.py.
+
+One call serves a batch: context processor, three decode steps, beam step after each. `ServingModel`
+searches beams; `ForcedModel` scores given paths with the same body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.precision import Granularity
+from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
+from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
+from ..operators.beam_step import beam_step
+from ..operators.context_attention import context_attention
+from ..operators.context_norm import context_norm
+from ..operators.linear import linear
+from ..operators.operator import scope
+from ..operators.token_score import token_score
+from .frozen import FrozenFfn, FrozenLinear, FrozenMoe, FrozenNorm, FrozenQuantiser, TensorSource
+
+FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
+KeyValue = tuple[Tensor, Tensor]  # FP16 [B, G, S, d] each
+
+
+class ContextEncoder(nn.Module):
+    """Three pathway linears as one matrix: a token's features stand in the columns of its pathway, zero elsewhere."""
+
+    weight: Tensor
+
+    def __init__(self, source: TensorSource) -> None:
+        super().__init__()
+        self.config = config = source.config
+        padding = -config.feature_width % FEATURE_ALIGNMENT
+        weights = [F.pad(source.tensor(f"context.pathways.{p}.weight"), (0, padding)) for p in range(len(PATHWAYS))]
+        self.padding = padding
+        self.register_buffer("weight", torch.cat(weights, 1))
+        for index in range(config.l_kv):
+            self.register_buffer(f"key_norm_{index}", source.tensor(f"context.key_norms.{index}.weight"))
+            if config.s_kv == 2:
+                self.register_buffer(f"value_norm_{index}", source.tensor(f"context.value_norms.{index}.weight"))
+
+    def forward(self, features_BSF: Tensor, lengths_B3: Tensor) -> list[KeyValue]:
+        position_S = torch.arange(features_BSF.shape[1], device=features_BSF.device)
+        ends_B3 = lengths_B3.cumsum(1)
+        placed, start_B1 = [], torch.zeros_like(ends_B3[:, :1])
+        for pathway in range(len(PATHWAYS)):
+            end_B1 = ends_B3[:, pathway : pathway + 1]
+            inside_BS1 = ((position_S >= start_B1) & (position_S < end_B1))[..., None]
+            placed.append(F.pad(torch.where(inside_BS1, features_BSF, torch.zeros((), dtype=features_BSF.dtype)), (0, self.padding)))
+            start_B1 = end_B1
+        with scope("linear"):
+            (projected_NX,) = linear(torch.cat(placed, -1).flatten(0, 1), self.weight)
+        chunks = projected_NX.unflatten(0, features_BSF.shape[:2]).split(self.config.d_kv, -1)
+        return [self._key_value(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
+
+    def _key_value(self, chunks: Sequence[Tensor], index: int, lengths_B: Tensor) -> KeyValue:
+        first = index * self.config.s_kv
+        with scope(f"key_norm_{index}"):
+            (key,) = context_norm(chunks[first], getattr(self, f"key_norm_{index}"), lengths_B, epsilon=NORM_EPSILON)
+        if self.config.s_kv == 1:
+            return key, key
+        with scope(f"value_norm_{index}"):
+            (value,) = context_norm(chunks[first + 1], getattr(self, f"value_norm_{index}"), lengths_B, epsilon=NORM_EPSILON)
+        return key, value
+
+
+class FrozenBlock(nn.Module):
+    """One decoder block at one step; `history` holds this block's q, k, v of the steps before."""
+
+    def __init__(self, source: TensorSource, layer: int) -> None:
+        super().__init__()
+        config, granularity, block = source.config, source.precision.linears, f"blocks.{layer}"
+        self.kv_set, self.heads = config.kv_set(layer), config.n_heads
+        cross, own = f"{block}.cross_attention", f"{block}.self_attention"
+        self.cross_norm = FrozenNorm(source, f"{block}.cross_norm", granularity, [f"{cross}.q"])
+        self.cross_q = FrozenLinear(source, [f"{cross}.q"], granularity)
+        self.cross_quantiser = FrozenQuantiser(source, granularity, f"{cross}.o")
+        self.cross_o = FrozenLinear(source, [f"{cross}.o"], granularity)
+        qkv = [f"{own}.{part}" for part in ("q", "k", "v")]
+        self.self_norm = FrozenNorm(source, f"{block}.self_norm", granularity, qkv)
+        self.self_qkv = FrozenLinear(source, qkv, granularity)
+        self.self_quantiser = FrozenQuantiser(source, granularity, f"{own}.o")
+        self.self_o = FrozenLinear(source, [f"{own}.o"], granularity)
+        self.ffn = FrozenMoe(source, block) if config.is_moe(layer) else FrozenFfn(source, block)
+
+    def forward(
+        self, h_ND: Tensor, contexts: list[KeyValue], lengths_B: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None
+    ) -> Tensor:
+        with scope("cross"):
+            h_ND = self._cross_attention(h_ND, contexts[self.kv_set], lengths_B, rows)
+        with scope("self"):
+            h_ND = self._self_attention(h_ND, rows, history, parent_BR)
+        with scope("ffn"):
+            h_ND = self.ffn(h_ND)
+        return h_ND
+
+    def _cross_attention(self, h_ND: Tensor, kv: KeyValue, lengths_B: Tensor, rows: int) -> Tensor:
+        with scope("norm"):
+            x, _ = self.cross_norm(h_ND)
+        with scope("q"):
+            query = self.cross_q(x)
+        with scope("attention"):
+            (attended,) = context_attention(query, *kv, lengths_B, rows=rows)
+        with scope("quantise"):
+            attended_x = self.cross_quantiser(attended)
+        with scope("o"):
+            output: Tensor = self.cross_o(attended_x, h_ND)
+        return output
+
+    def _self_attention(self, h_ND: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None) -> Tensor:
+        with scope("norm"):
+            x, _ = self.self_norm(h_ND)
+        with scope("qkv"):
+            qkv = self.self_qkv(x)
+        with scope("attention"):
+            if not history:
+                attended = qkv[:, -h_ND.shape[1] :]  # one position attends to itself alone: its value
+            elif len(history) == 1:
+                (attended,) = beam_self_attention_1(qkv, history[0], rows=rows, heads=self.heads)
+            else:
+                assert parent_BR is not None
+                (attended,) = beam_self_attention_2(qkv, *history, parent_BR, rows=rows, heads=self.heads)
+        history.append(qkv)
+        with scope("quantise"):
+            attended_x = self.self_quantiser(attended)
+        with scope("o"):
+            output: Tensor = self.self_o(attended_x, h_ND)
+        return output
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and heads: what both forms of the graph are made of."""
+
+    token_embedding: Tensor
+    position_embedding: Tensor
+
+    def __init__(self, source: TensorSource) -> None:
+        super().__init__()
+        self.config = source.config
+        self.context = ContextEncoder(source)
+        self.register_buffer("token_embedding", source.tensor("token_embedding.weight"))
+        self.register_buffer("position_embedding", source.tensor("position_embedding.weight"))
+        self.blocks = nn.ModuleList(FrozenBlock(source, layer) for layer in range(self.config.n_layers))
+        self.head_norms = nn.ModuleList(FrozenNorm(source, f"head_norms.{t}", Granularity.NONE) for t in range(LEVELS))
+        self.heads = nn.ModuleList(FrozenLinear(source, [f"heads.{t}"], Granularity.NONE) for t in range(LEVELS))
+
+    def embed(self, step: int, tokens_N: Tensor) -> Tensor:
+        """Hidden state FP16 [N, D] of token numbers INT64 [N]: row 0 is BOS, then one codebook after the other."""
+        return (F.embedding(tokens_N, self.token_embedding).float() + self.position_embedding[step].float()).half()
+
+    def first_tokens(self, lengths_B3: Tensor) -> Tensor:
+        return torch.zeros_like(lengths_B3[:, 0])
+
+    def later_tokens(self, step: int, sids_BR: Tensor) -> Tensor:
+        """Token numbers of the semantic IDs chosen at the step before."""
+        return (sids_BR + (1 + (step - 1) * self.config.codebook)).flatten()
+
+    def logits(
+        self,
+        step: int,
+        tokens_N: Tensor,
+        contexts: list[KeyValue],
+        lengths_B: Tensor,
+        rows: int,
+        history: list[list[Tensor]],
+        parent_BR: Tensor | None = None,
+    ) -> Tensor:
+        """Logits FP16 [N, V] of one step; extends the history of every block."""
+        h_ND = self.embed(step, tokens_N)
+        for number, block in enumerate(self.blocks):
+            with scope(f"blocks.{number}"):
+                h_ND = block(h_ND, contexts, lengths_B, rows, history[number], parent_BR)
+        with scope("head_norm"):
+            x, _ = self.head_norms[step](h_ND)
+        with scope("head"):
+            logits_NV: Tensor = self.heads[step](x)
+        return logits_NV
+
+
+class ServingModel(nn.Module):
+    """Beam search in one graph: features and lengths in, semantic IDs and scores out."""
+
+    def __init__(self, source: TensorSource, beam: Sequence[int]) -> None:
+        super().__init__()
+        assert len(beam) == LEVELS
+        self.decoder = Decoder(source)
+        self.widths = effective_widths(beam, source.config.codebook)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Semantic IDs INT64 [B, W, 3] and log-probabilities FP32 [B, W], best first.
+
+        Args:
+            features: FP16 [B, S, F]; static, short-term, long-term tokens, then padding of any content.
+            lengths: INT64 [B, 3]; tokens of each pathway.
+        """
+        decoder, codebook = self.decoder, self.decoder.config.codebook
+        with scope("context"):
+            contexts = decoder.context(features, lengths)
+        total_B = lengths.sum(1)
+        history: list[list[Tensor]] = [[] for _ in decoder.blocks]
+        tokens_N = decoder.first_tokens(lengths)
+        scores_BR = torch.zeros_like(lengths[:, :1], dtype=torch.float32)
+        prefix: list[Tensor] = []  # one [B, R] per level decoded so far
+        parent_BR: Tensor | None = None
+        for step, width in enumerate(self.widths):
+            rows = 1 if step == 0 else self.widths[step - 1]
+            with scope(f"step{step}"):
+                logits = decoder.logits(step, tokens_N, contexts, total_B, rows, history, parent_BR)
+                with scope("beam"):
+                    scores_BR, parent_BR, chosen_BR = beam_step(logits, scores_BR, width=width, per_row=min(width, codebook))
+            prefix = [level.gather(1, parent_BR) for level in prefix] + [chosen_BR]
+            if step + 1 < LEVELS:
+                tokens_N = decoder.later_tokens(step + 1, chosen_BR)
+        return torch.stack(prefix, -1), scores_BR
+
+
+class ForcedModel(nn.Module):
+    """The same body along given paths: what parity is gated on, and candidate scoring for users."""
+
+    def __init__(self, decoder: Decoder, paths: int) -> None:
+        super().__init__()
+        self.decoder, self.paths = decoder, paths
+
+    def forward(self, features: Tensor, lengths: Tensor, sids: Tensor) -> Tensor:
+        """Log-probability FP32 [B, W, 3] of each token of the paths `sids` INT64 [B, W, 3]."""
+        decoder = self.decoder
+        with scope("context"):
+            contexts = decoder.context(features, lengths)
+        total_B = lengths.sum(1)
+        history: list[list[Tensor]] = [[] for _ in decoder.blocks]
+        own_row_BR = torch.arange(self.paths, device=sids.device).expand(sids.shape[0], -1)
+        scores: list[Tensor] = []
+        for step in range(LEVELS):
+            tokens_N = decoder.first_tokens(lengths) if step == 0 else decoder.later_tokens(step, sids[..., step - 1])
+            rows = 1 if step == 0 else self.paths
+            with scope(f"step{step}"):
+                logits = decoder.logits(step, tokens_N, contexts, total_B, rows, history, own_row_BR if step == 2 else None)
+                with scope("score"):
+                    scores.extend(token_score(logits, sids[..., step]))
+        return torch.stack(scores, -1)
+
+
+def effective_widths(beam: Sequence[int], codebook: int) -> list[int]:
+    """Beams really kept after each step: no more than there are candidates."""
+    widths: list[int] = []
+    for width in beam:
+        widths.append(min(width, (widths[-1] if widths else 1) * codebook))
+    return widths

@@ -1,0 +1,112 @@
+"""The export stage: quantised checkpoint in, `model.onnx`, `forced.onnx` and their shared weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from pydantic import BaseModel
+
+from ..calibration.quantised import open_quantised
+from ..core.artefacts import write_json
+from ..core.errors import ExportError
+from ..core.progress import progress_bar
+from ..core.recipe import ExportOptions
+from ..core.records import Record, run_stage
+from .frozen import TensorSource
+from .graph import FORCED, SERVING, export_graph
+from .lint import Finding, expected_quantised_gemms, lint
+from .passes import attach_functions
+from .serving import ForcedModel, ServingModel
+from .weights import WEIGHTS_FILE, externalise
+
+SERVING_FILE, FORCED_FILE, DESCRIPTION_FILE = "model.onnx", "forced.onnx", "export.json"
+
+
+class Description(BaseModel):
+    """What an exported folder holds, for later stages and for people."""
+
+    widths: list[int]
+    paths: int
+    feature_width: int
+    quantised_gemms: int
+    weight_bytes: int
+    nodes: dict[str, int]
+    findings: list[Finding]
+
+
+def export(options: ExportOptions, quantised: Path, folder: Path) -> tuple[Record, bool]:
+    """Write the serving graph and its forced form.
+
+    Raises:
+        ArtefactError: The quantised checkpoint does not match its record.
+        ExportError: The lint found an error.
+    """
+
+    def body(temporary: Path) -> dict[str, Any]:
+        return write_graphs(open_quantised(quantised), options, temporary).model_dump(mode="json")
+
+    return run_stage(
+        "export", folder, read={"quantised": quantised}, options=options.model_dump(mode="json"), tools=("torch", "onnx", "onnxscript"), body=body
+    )
+
+
+def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:
+    """Trace, name, lint and write both graphs into an existing folder.
+
+    Raises:
+        ExportError: The lint found an error; it names every one.
+    """
+    with progress_bar("export", 5) as advance:
+        serving = ServingModel(source, options.beam).eval()
+        paths = serving.widths[-1]
+        forced = ForcedModel(serving.decoder, paths).eval()
+        advance()
+        features = torch.zeros(2, 4, source.config.feature_width, dtype=torch.float16)
+        lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
+        graphs = {SERVING_FILE: export_graph(serving, SERVING, (features, lengths))}
+        advance()
+        graphs[FORCED_FILE] = export_graph(forced, FORCED, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
+        advance()
+        weight_bytes = externalise(list(graphs.values()), folder)
+        advance()
+        findings: list[Finding] = []
+        for name, graph in graphs.items():
+            attach_functions(graph)
+            proto = ir.to_proto(graph)
+            onnx.save(proto, folder / name)
+            findings += lint(proto, source.config, source.precision, folder)
+        advance()
+    _refuse(findings)
+    description = Description(
+        widths=serving.widths,
+        paths=paths,
+        feature_width=source.config.feature_width,
+        quantised_gemms=expected_quantised_gemms(source.config, source.precision),
+        weight_bytes=weight_bytes,
+        nodes=_node_counts(graphs[SERVING_FILE]),
+        findings=findings,
+    )
+    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+    return description
+
+
+def _node_counts(graph: ir.Model) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.graph:
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _refuse(findings: list[Finding]) -> None:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise ExportError(
+            "the lint found errors in the exported graph: " + "; ".join(f"[{e.rule}] {e.where}: {e.what}" for e in errors[:8]),
+            where=WEIGHTS_FILE if errors[0].rule == "weights-missing" else errors[0].where,
+            hint=errors[0].hint or "this is a fault of the exporter: report it with the recipe",
+        )

@@ -1,0 +1,111 @@
+"""BeamSelfAttention{1,2}: one new position attends to itself and the one or two positions before it.
+
+The history is the projected q, k, v of earlier steps as they were computed; a parent index picks a
+beam's ancestor, so no cache is ever reordered. BOS is one row that all beams of a request share.
+The first step needs no operator: attending to oneself alone returns the value.
+"""
+
+from __future__ import annotations
+
+import torch
+from onnxscript import script
+from torch import Tensor
+
+from .operator import DETAIL, ONEREC, Operator, Spec, op
+
+
+def one_before_meaning(qkv_N3D: Tensor, bos_B3D: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
+    """FP16 [B * rows, D] from this step's projections and those of BOS."""
+    batch = bos_B3D.shape[0]
+    query, *own = _split(qkv_N3D.view(batch, rows, -1), heads)
+    _, *bos = _split(bos_B3D[:, None], heads)
+    return (_attend(query, [tuple(bos), tuple(own)]),)
+
+
+def two_before_meaning(qkv_N3D: Tensor, bos_B3D: Tensor, first_M3D: Tensor, parent_BR: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
+    """Like above with the first token's projections [B * W, 3D]; row r of a request descends from its row parent[r]."""
+    batch = bos_B3D.shape[0]
+    query, *own = _split(qkv_N3D.view(batch, rows, -1), heads)
+    _, *bos = _split(bos_B3D[:, None], heads)
+    first = first_M3D.view(batch, -1, first_M3D.shape[-1])
+    ancestor = first.gather(1, parent_BR[..., None].expand(-1, -1, first.shape[-1]))
+    _, *first_kv = _split(ancestor, heads)
+    return (_attend(query, [tuple(bos), tuple(first_kv), tuple(own)]),)
+
+
+def _split(qkv_BR3D: Tensor, heads: int) -> list[Tensor]:
+    """Query, key and value, FP32 [B, R, H, d] each."""
+    return list(qkv_BR3D.float().unflatten(-1, (3, heads, -1)).unbind(2))
+
+
+def _attend(query_BRHd: Tensor, positions: list[tuple[Tensor, ...]]) -> Tensor:
+    root = query_BRHd.shape[-1] ** 0.5
+    score = torch.stack([(query_BRHd * key).sum(-1) / root for key, _ in positions], -1)
+    weights = score.softmax(-1).unbind(-1)
+    attended = sum((w[..., None] * value for w, (_, value) in zip(weights, positions, strict=True)), torch.zeros(()))
+    return attended.half().flatten(2).flatten(0, 1)
+
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
+@script(DETAIL, default_opset=op)
+def SplitHeads(qkv, batch, rows, heads: int):
+    """Query, key and value, FP32 [B, R, H, d] each; batch and rows are INT64 [1]."""
+    head_count = op.Reshape(op.Constant(value_int=heads), op.Constant(value_ints=[1]))
+    shape = op.Concat(batch, rows, op.Constant(value_ints=[3]), head_count, op.Constant(value_ints=[-1]), axis=0)
+    query, key, value = op.Split(op.Reshape(op.Cast(qkv, to=1), shape), axis=2, num_outputs=3)
+    axis = op.Constant(value_ints=[2])
+    return op.Squeeze(query, axis), op.Squeeze(key, axis), op.Squeeze(value, axis)
+
+
+@script(DETAIL, default_opset=op)
+def HeadScore(query, key):
+    """FP32 [B, R, H, 1]: scaled dot product per head."""
+    root = op.Sqrt(op.Cast(op.Shape(query, start=3), to=1))
+    return op.Div(op.ReduceSum(op.Mul(query, key), op.Constant(value_ints=[3]), keepdims=1), root)
+
+
+@script(ONEREC, default_opset=op)
+def BeamSelfAttention1(qkv, bos, rows: int, heads: int):
+    batch = op.Shape(bos, end=1)
+    row_count = op.Reshape(op.Constant(value_int=rows), op.Constant(value_ints=[1]))
+    one = op.Constant(value_ints=[1])
+    query, own_key, own_value = SplitHeads(qkv, batch, row_count, heads=heads)
+    _q, bos_key, bos_value = SplitHeads(bos, batch, one, heads=heads)
+    score = op.Concat(HeadScore(query, bos_key), HeadScore(query, own_key), axis=3)
+    w0, w1 = op.Split(op.Softmax(score, axis=-1), axis=3, num_outputs=2)
+    attended = op.Add(op.Mul(w0, bos_value), op.Mul(w1, own_value))
+    return op.Reshape(op.Cast(attended, to=10), op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
+
+
+@script(ONEREC, default_opset=op)
+def BeamSelfAttention2(qkv, bos, first, parent, rows: int, heads: int):
+    batch = op.Shape(bos, end=1)
+    row_count = op.Reshape(op.Constant(value_int=rows), op.Constant(value_ints=[1]))
+    one = op.Constant(value_ints=[1])
+    query, own_key, own_value = SplitHeads(qkv, batch, row_count, heads=heads)
+    _q0, bos_key, bos_value = SplitHeads(bos, batch, one, heads=heads)
+    per_request = op.Div(op.Shape(first, end=1), batch)
+    request = op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1))
+    base = op.Unsqueeze(op.Mul(request, per_request), op.Constant(value_ints=[1]))
+    ancestor = op.Gather(first, op.Reshape(op.Add(parent, base), op.Constant(value_ints=[-1])), axis=0)
+    _q1, first_key, first_value = SplitHeads(ancestor, batch, row_count, heads=heads)
+    score = op.Concat(HeadScore(query, bos_key), HeadScore(query, first_key), HeadScore(query, own_key), axis=3)
+    w0, w1, w2 = op.Split(op.Softmax(score, axis=-1), axis=3, num_outputs=3)
+    attended = op.Add(op.Add(op.Mul(w0, bos_value), op.Mul(w1, first_value)), op.Mul(w2, own_value))
+    return op.Reshape(op.Cast(attended, to=10), op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
+
+
+beam_self_attention_1 = Operator(
+    name="BeamSelfAttention1",
+    meaning=one_before_meaning,
+    function=BeamSelfAttention1,
+    helpers=(SplitHeads, HeadScore),
+    outputs=lambda qkv, bos, *, rows, heads: (Spec(torch.float16, (qkv.shape[0], qkv.shape[1] // 3)),),
+)
+beam_self_attention_2 = Operator(
+    name="BeamSelfAttention2",
+    meaning=two_before_meaning,
+    function=BeamSelfAttention2,
+    helpers=(SplitHeads, HeadScore),
+    outputs=lambda qkv, bos, first, parent, *, rows, heads: (Spec(torch.float16, (qkv.shape[0], qkv.shape[1] // 3)),),
+)

@@ -1,0 +1,57 @@
+"""ContextAttention: all rows of a request attend to that request's context; grouped-query, softmax in FP32.
+
+The beams of a user share keys and values, so they are query rows of one attention, not a batch of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from onnxscript import script
+from torch import Tensor
+
+from .operator import ONEREC, Operator, Spec, op
+
+
+def context_attention_meaning(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, lengths_B: Tensor, *, rows: int) -> tuple[Tensor]:
+    """FP16 [B * rows, D]; a context of length 0 gives 0. Query head h reads group h // (H / G)."""
+    batch, groups, tokens, d_head = key_BGSd.shape
+    query_BGXd = query_ND.float().view(batch, rows, groups, -1, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    valid_B11S = (torch.arange(tokens, device=query_ND.device) < lengths_B[:, None])[:, None, None]
+    score = (query_BGXd @ key_BGSd.float().transpose(2, 3) * d_head**-0.5).masked_fill(~valid_B11S, -torch.inf)
+    probability = torch.where(valid_B11S, score.softmax(-1), 0)
+    attended = (probability @ value_BGSd.float()).half().unflatten(2, (-1, rows))
+    return (attended.permute(0, 3, 1, 2, 4).reshape(query_ND.shape),)
+
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
+@script(ONEREC, default_opset=op)
+def ContextAttention(query, key, value, lengths, rows: int):
+    batch = op.Shape(key, end=1)
+    groups = op.Shape(key, start=1, end=2)
+    width = op.Shape(key, start=3)
+    row_count = op.Reshape(op.Constant(value_int=rows), op.Constant(value_ints=[1]))
+    rest = op.Constant(value_ints=[-1])
+    split = op.Reshape(query, op.Concat(batch, row_count, groups, rest, width, axis=0))
+    stacked = op.Transpose(split, perm=[0, 2, 3, 1, 4])
+    query_rows = op.Reshape(stacked, op.Concat(batch, groups, rest, width, axis=0))
+    root = op.Sqrt(op.Cast(width, to=1))
+    product = op.Cast(op.MatMul(query_rows, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
+    score = op.Div(product, root)
+    tokens = op.Squeeze(op.Shape(key, start=2, end=3))
+    position = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
+    valid = op.Unsqueeze(op.Less(position, op.Unsqueeze(lengths, op.Constant(value_ints=[1]))), op.Constant(value_ints=[1, 2]))
+    # The lowest finite value instead of -inf: a context without tokens then gives no NaN, and the
+    # second Where makes its probabilities 0.
+    masked = op.Where(valid, score, op.Constant(value_float=-3.0e38))
+    probability = op.Where(valid, op.Softmax(masked, axis=-1), op.Constant(value_float=0.0))
+    attended = op.MatMul(op.Cast(probability, to=10), value)
+    split_back = op.Reshape(attended, op.Concat(batch, groups, rest, row_count, width, axis=0))
+    return op.Reshape(op.Transpose(split_back, perm=[0, 3, 1, 2, 4]), op.Shape(query))
+
+
+context_attention = Operator(
+    name="ContextAttention",
+    meaning=context_attention_meaning,
+    function=ContextAttention,
+    outputs=lambda query, key, value, lengths, *, rows: (Spec(torch.float16, tuple(query.shape)),),
+)

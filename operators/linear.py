@@ -1,0 +1,43 @@
+"""Linear and LinearAdd: FP16 matrix multiplication with FP32 accumulation, the second with a residual."""
+
+from __future__ import annotations
+
+import torch
+from onnxscript import script
+from torch import Tensor
+
+from .operator import ONEREC, Operator, Spec, op
+
+
+def linear_meaning(x_NK: Tensor, weight_MK: Tensor) -> tuple[Tensor]:
+    return ((x_NK.float() @ weight_MK.float().T).half(),)
+
+
+def linear_add_meaning(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> tuple[Tensor]:
+    return ((x_NK.float() @ weight_MK.float().T + residual_NM.float()).half(),)
+
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
+@script(ONEREC, default_opset=op)
+def Linear(x, weight):
+    return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+
+
+@script(ONEREC, default_opset=op)
+def LinearAdd(x, weight, residual):
+    product = op.Cast(op.MatMul(x, op.Transpose(weight, perm=[1, 0])), to=1)
+    return op.Cast(op.Add(product, op.Cast(residual, to=1)), to=10)
+
+
+linear = Operator(
+    name="Linear",
+    meaning=linear_meaning,
+    function=Linear,
+    outputs=lambda x, weight: (Spec(torch.float16, (*x.shape[:-1], weight.shape[0])),),
+)
+linear_add = Operator(
+    name="LinearAdd",
+    meaning=linear_add_meaning,
+    function=LinearAdd,
+    outputs=lambda x, weight, residual: (Spec(torch.float16, tuple(residual.shape)),),
+)

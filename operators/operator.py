@@ -1,0 +1,131 @@
+"""What an operator is: one step of the model, stated as PyTorch, as ONNX function and (later) as kernel.
+
+Calling an operator runs its PyTorch meaning; inside an ONNX export it puts one node of the `onerec`
+domain into the graph instead. Calls can be recorded, to feed other implementations the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxscript import OnnxFunction
+from onnxscript import opset21 as op
+from onnxscript.values import Opset
+from torch import Tensor
+
+from ..core.difference import difference
+
+DOMAIN = "onerec"
+VERSION = 1
+OPSET = 21
+ONEREC = Opset(DOMAIN, VERSION)
+DETAIL = Opset("onerec.detail", VERSION)  # shared pieces of functions; never a node of the graph itself
+
+FP16_THRESHOLD = 1e-6  # difference metric; FP16 rounding in another order stays near 1e-8
+FP8_THRESHOLD = 1e-5  # a code flips where two FP32 values straddle a rounding boundary; one in 10^4 gives about 1e-6
+
+Array = NDArray[np.generic]
+Attributes = dict[str, int | float]
+
+
+class Spec(NamedTuple):
+    """Type and shape of one output; a dimension is an int or symbolic while exporting."""
+
+    dtype: torch.dtype
+    shape: tuple[int | torch.SymInt, ...]
+
+
+Compare = Callable[[list[Array], list[Array], list[Array], Attributes], float]
+
+
+def largest_difference(actual: list[Array], expected: list[Array], _inputs: list[Array], _attributes: Attributes) -> float:
+    """The default comparison: the worst difference over the outputs."""
+    return max(difference(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the `onerec` domain.
+
+    Args:
+        name: ONNX op type.
+        meaning: PyTorch function of the inputs and attributes; the truth. Returns a tuple.
+        function: The same in standard ONNX operators.
+        outputs: Output specifications from the inputs and attributes, without computing.
+        helpers: Functions of the `onerec.detail` domain that `function` calls.
+        threshold: Largest difference between two implementations on identical inputs.
+        compare: How actual and expected outputs are compared. Default: the worst `difference`.
+    """
+
+    name: str
+    meaning: Callable[..., tuple[Tensor, ...]]
+    function: OnnxFunction
+    outputs: Callable[..., tuple[Spec, ...]]
+    helpers: tuple[OnnxFunction, ...] = ()
+    threshold: float = FP16_THRESHOLD
+    compare: Compare = field(default=largest_difference)
+
+    def __call__(self, *inputs: Tensor, **attributes: int | float) -> tuple[Tensor, ...]:
+        exporting = torch.onnx.is_in_onnx_export()
+        outputs = self._symbolic(inputs, attributes) if exporting else self.meaning(*inputs, **attributes)
+        if (calls := _recorder.get()) is not None:
+            calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
+        return outputs
+
+    def _symbolic(self, inputs: tuple[Tensor, ...], attributes: Attributes) -> tuple[Tensor, ...]:
+        specs = self.outputs(*inputs, **attributes)
+        return tuple(
+            torch.onnx.ops.symbolic_multi_out(
+                f"{DOMAIN}::{self.name}",
+                inputs,
+                attributes,
+                dtypes=[spec.dtype for spec in specs],
+                shapes=[spec.shape for spec in specs],
+                version=VERSION,
+            )
+        )
+
+
+class Call(NamedTuple):
+    """One recorded use of an operator; `label` says where in the model it stands."""
+
+    operator: Operator
+    label: str
+    inputs: tuple[Tensor, ...]
+    attributes: Attributes
+    outputs: tuple[Tensor, ...]
+
+
+_recorder: ContextVar[list[Call] | None] = ContextVar("recorder", default=None)
+_scope: ContextVar[tuple[str, ...]] = ContextVar("scope", default=())
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Collect every operator call made inside the block, in order."""
+    calls: list[Call] = []
+    token = _recorder.set(calls)
+    try:
+        yield calls
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Prefix the labels of calls made inside the block with `name`."""
+    token = _scope.set((*_scope.get(), name))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+__all__ = ["DETAIL", "DOMAIN", "FP8_THRESHOLD", "FP16_THRESHOLD", "ONEREC", "OPSET", "Call", "Operator", "Spec", "op", "recorded_calls", "scope"]

@@ -1,0 +1,51 @@
+"""Quant{Tensor,Row}: E4M3 quantisation of an FP16 tensor that no norm or activation precedes."""
+
+from __future__ import annotations
+
+import torch
+from onnxscript import script
+from torch import Tensor
+
+from . import fp8
+from .comparison import compare_codes
+from .functions import QuantiseByScale, QuantiseRows
+from .operator import FP8_THRESHOLD, ONEREC, Operator, Spec, op
+
+
+def tensor_meaning(x_ND: Tensor, scale: Tensor) -> tuple[Tensor]:
+    return (fp8.quantise_tensor(x_ND, scale),)
+
+
+def row_meaning(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    return fp8.quantise_rows(x_ND)
+
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
+@script(ONEREC, default_opset=op)
+def QuantTensor(x, scale):
+    return QuantiseByScale(op.Cast(x, to=1), scale)
+
+
+@script(ONEREC, default_opset=op)
+def QuantRow(x):
+    codes, scale = QuantiseRows(op.Cast(x, to=1))
+    return codes, scale
+
+
+quant_tensor = Operator(
+    name="QuantTensor",
+    meaning=tensor_meaning,
+    function=QuantTensor,
+    helpers=(QuantiseByScale,),
+    outputs=lambda x, scale: (Spec(fp8.E4M3, tuple(x.shape)),),
+    threshold=FP8_THRESHOLD,
+)
+quant_row = Operator(
+    name="QuantRow",
+    meaning=row_meaning,
+    function=QuantRow,
+    helpers=(QuantiseByScale, QuantiseRows),
+    outputs=lambda x: (Spec(fp8.E4M3, tuple(x.shape)), Spec(torch.float32, (*x.shape[:-1], 1))),
+    threshold=FP8_THRESHOLD,
+    compare=compare_codes,
+)

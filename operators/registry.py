@@ -1,0 +1,68 @@
+"""Every operator of the domain by name, and the functions that give the file its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from .beam_self_attention import beam_self_attention_1, beam_self_attention_2
+from .beam_step import beam_step
+from .context_attention import context_attention
+from .context_norm import context_norm
+from .fp8_linear import fp8_linear, fp8_linear_add
+from .linear import linear, linear_add
+from .moe_experts import moe_experts, moe_experts_fp8_block, moe_experts_fp8_row, moe_experts_fp8_tensor
+from .moe_route import moe_route
+from .operator import DETAIL, ONEREC, OPSET, Operator
+from .quant import quant_row, quant_tensor
+from .rms_norm import rms_norm
+from .rms_norm_quant import rms_norm_quant_block, rms_norm_quant_row, rms_norm_quant_tensor
+from .swiglu import swiglu, swiglu_quant_row, swiglu_quant_tensor
+from .token_score import token_score
+
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (
+        context_norm,
+        context_attention,
+        beam_self_attention_1,
+        beam_self_attention_2,
+        rms_norm,
+        rms_norm_quant_tensor,
+        rms_norm_quant_row,
+        rms_norm_quant_block,
+        quant_tensor,
+        quant_row,
+        linear,
+        linear_add,
+        fp8_linear,
+        fp8_linear_add,
+        swiglu,
+        swiglu_quant_tensor,
+        swiglu_quant_row,
+        moe_route,
+        moe_experts,
+        moe_experts_fp8_tensor,
+        moe_experts_fp8_row,
+        moe_experts_fp8_block,
+        beam_step,
+        token_score,
+    )
+}
+
+
+def functions_of(operators: Iterable[Operator]) -> list[onnx.FunctionProto]:
+    """The functions of the given operators and everything they call, each once, in a stable order."""
+    protos = {}
+    for operator in operators:
+        for function in (*operator.helpers, operator.function):
+            proto = function.to_function_proto()
+            protos[proto.domain, proto.name] = proto
+    return [protos[key] for key in sorted(protos)]
+
+
+def opset_imports() -> list[onnx.OperatorSetIdProto]:
+    """The opsets a file with these operators imports."""
+    domains = (("", OPSET), (ONEREC.domain, ONEREC.version), (DETAIL.domain, DETAIL.version))
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in domains]

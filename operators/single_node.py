@@ -1,0 +1,62 @@
+"""A model of one operator node and its functions: how an operator is tried alone, on given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from .fp8 import E4M3
+from .operator import DOMAIN, Array, Attributes, Operator
+from .registry import functions_of, opset_imports
+
+_ONNX_TYPE = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int64: TensorProto.INT64,
+    E4M3: TensorProto.FLOAT8E4M3FN,
+}
+IR_VERSION = 10  # the version ONNX pairs with opset 21
+
+
+def single_node_model(operator: Operator, inputs: Sequence[Tensor], attributes: Attributes) -> onnx.ModelProto:
+    """One node of `operator`. E4M3 inputs become initializers; E4M3 outputs leave as FP32 values of the codes."""
+    names = [f"input_{i}" for i in range(len(inputs))]
+    specs = operator.outputs(*inputs, **attributes)
+    node_outputs = [f"output_{i}" for i in range(len(specs))]
+    nodes = [helper.make_node(operator.name, names, node_outputs, domain=DOMAIN, **attributes)]
+    initializers = [e4m3_initializer(n, x) for n, x in zip(names, inputs, strict=True) if x.dtype == E4M3]
+    outputs = []
+    for name, spec in zip(node_outputs, specs, strict=True):
+        if spec.dtype == E4M3:
+            nodes += [
+                helper.make_node("Constant", [], [f"one_{name}"], value_float=1.0),
+                helper.make_node("DequantizeLinear", [name, f"one_{name}"], [f"{name}_values"]),
+            ]
+            outputs.append(helper.make_tensor_value_info(f"{name}_values", TensorProto.FLOAT, list(spec.shape)))
+        else:
+            outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPE[spec.dtype], list(spec.shape)))
+    graph_inputs = [
+        helper.make_tensor_value_info(n, _ONNX_TYPE[x.dtype], list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
+    ]
+    graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=opset_imports(), functions=functions_of([operator]), ir_version=IR_VERSION)
+
+
+def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:
+    """The run-time inputs of a `single_node_model`."""
+    return {f"input_{i}": x.contiguous().numpy() for i, x in enumerate(inputs) if x.dtype != E4M3}
+
+
+def as_arrays(tensors: Sequence[Tensor]) -> list[Array]:
+    """NumPy arrays of tensors, E4M3 codes as the FP32 values they stand for."""
+    return [np.asarray((t.float() if t.dtype == E4M3 else t).numpy()) for t in tensors]
+
+
+def e4m3_initializer(name: str, codes: Tensor) -> onnx.TensorProto:
+    raw = codes.contiguous().view(torch.uint8).numpy().tobytes()
+    return helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, list(codes.shape), raw, raw=True)
