@@ -3,16 +3,20 @@
 Items belong to topics and carry unique semantic IDs. Users have a style and a few interests, and move from one
 to the next; what they choose is skewed by popularity. Everything follows from one seed.
 
-Letters in names: n users, T steps of a behaviour log, I items, C topics, Y styles, F feature width.
+Letters in names: n users, T steps of a behaviour log, I items, C topics, Y styles, F feature width, X interests, P profile tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..core.artefacts import atomic_file
 from .config import LEVELS
 from .requests import Requests, offsets_of
 
@@ -29,6 +33,7 @@ class World:
         codebook, embed_dim: Of the semantic IDs and of their embeddings; the model's configuration must agree.
         focus: Probability that a user chooses an item of the current interest; otherwise any popular item.
         ratio: Likelihood of a topic's next best item relative to the one before.
+        head: Extra factor of a topic's best item.
         favourites: Items of a topic a style clearly prefers; the others share `rest` of the last favourite's likelihood.
         drift: Probability per step that a user turns to another interest.
         interests: Topics a user returns to.
@@ -39,11 +44,12 @@ class World:
 
     topics: int = 24
     items_per_topic: int = 16
-    styles: int = 3
+    styles: int = 2
     codebook: int = 64
     embed_dim: int = 20
-    focus: float = 0.68
-    ratio: float = 0.75
+    focus: float = 0.7
+    ratio: float = 0.7
+    head: float = 1.5
     favourites: int = 10
     rest: float = 0.25
     drift: float = 0.04
@@ -51,7 +57,7 @@ class World:
     skew: float = 0.6
     noise: float = 0.3
     static: tuple[int, int] = (1, 3)
-    short_term: tuple[int, int] = (3, 8)
+    short_term: tuple[int, int] = (5, 10)
     long_term: tuple[int, int] = (0, 24)
 
 
@@ -82,7 +88,8 @@ class Catalogue:
 def make_catalogue(world: World, seed: int) -> Catalogue:
     """A catalogue of `topics * items_per_topic` items; equal arguments give equal catalogues."""
     assert world.topics <= world.codebook
-    assert world.favourites <= world.items_per_topic
+    assert world.favourites <= world.items_per_topic <= world.codebook
+    assert 1 <= world.static[0] <= world.static[1] <= world.interests + 1
     rng = np.random.default_rng([seed, 0])
     topic_I = np.repeat(np.arange(world.topics), world.items_per_topic)
     sids_I3 = _semantic_ids(world, topic_I, rng)
@@ -113,6 +120,7 @@ def _semantic_ids(world: World, topic_I: _Ints, rng: np.random.Generator) -> _In
 
 def _preferences(world: World, rng: np.random.Generator) -> _Floats:
     likelihood = world.ratio ** np.arange(world.items_per_topic)
+    likelihood[0] *= world.head
     likelihood[world.favourites :] *= world.rest
     likelihood /= likelihood.sum()
     preference = np.zeros((world.styles, world.topics, world.topics * world.items_per_topic))
@@ -121,6 +129,21 @@ def _preferences(world: World, rng: np.random.Generator) -> _Floats:
             own = topic * world.items_per_topic + rng.permutation(world.items_per_topic)
             preference[style, topic, own] = likelihood
     return preference
+
+
+def write_catalogue(path: Path, catalogue: Catalogue) -> None:
+    """Write a catalogue as Parquet with the columns `sid` list[3] of int32, `topic` int32 and `popularity` double.
+
+    Raises:
+        ArtefactError: The disk is full or the folder cannot be written.
+    """
+    columns = {
+        "sid": pa.FixedSizeListArray.from_arrays(pa.array(catalogue.sids_I3.ravel(), pa.int32()), LEVELS),
+        "topic": pa.array(catalogue.topic_I, pa.int32()),
+        "popularity": pa.array(catalogue.popularity_I, pa.float64()),
+    }
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: int = 0) -> Requests:
@@ -135,15 +158,14 @@ def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: in
     world = catalogue.world
     rng = np.random.default_rng([seed, 1])
     style_n = rng.integers(world.styles, size=count)
-    interests = np.stack([rng.choice(world.topics, world.interests, replace=False, p=catalogue.topic_weight_C) for _ in range(count)])
-    items_nT = _behaviour(catalogue, style_n, interests, rng)
+    interests_nX = _interests(catalogue, count, rng)
+    items_nT = _behaviour(catalogue, style_n, interests_nX, rng)
     lengths_n3 = np.stack([rng.integers(low, high + 1, count) for low, high in (world.static, world.short_term, world.long_term)], 1)
+    profile_nPF = _profiles(catalogue, style_n, interests_nX, rng)
     contexts = []
-    for user in range(count):
-        static, short, long = lengths_n3[user]
+    for user, (static, short, long) in enumerate(lengths_n3):
         history = items_nT[user, -1 - short - long : -1]
-        profile = _profile(catalogue, style_n[user], interests[user], static, rng)
-        contexts += [profile, catalogue.features_IF[history[long:]], catalogue.features_IF[history[:long]]]
+        contexts += [profile_nPF[user, :static], catalogue.features_IF[history[long:]], catalogue.features_IF[history[:long]]]
     return Requests(
         ids=[f"user-{first_user + user:06d}" for user in range(count)],
         values_NF=np.concatenate(contexts).astype(np.float32),
@@ -153,33 +175,46 @@ def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: in
     )
 
 
-def _behaviour(catalogue: Catalogue, style_n: _Ints, interests: _Ints, rng: np.random.Generator) -> _Ints:
+def _interests(catalogue: Catalogue, count: int, rng: np.random.Generator) -> _Ints:
+    """Different topics [n, X] of each user, drawn by weight without replacement (the Gumbel top-k trick)."""
+    keys = np.log(catalogue.topic_weight_C) + rng.gumbel(size=(count, catalogue.world.topics))
+    return np.argsort(-keys, axis=1)[:, : catalogue.world.interests]
+
+
+def _behaviour(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Ints:
     """Items [n, T] that users chose one after the other; the last one is the target."""
     world, count = catalogue.world, len(style_n)
+    choices = np.concatenate([catalogue.preference_YCI.reshape(-1, len(catalogue.topic_I)), catalogue.popularity_I[None]])
     items_nT = np.empty((count, world.short_term[1] + world.long_term[1] + 1), np.int64)
-    current_n = interests[:, 0]
-    cumulative_preference = catalogue.preference_YCI.cumsum(-1)
-    cumulative_popularity = catalogue.popularity_I.cumsum()
+    current_n = interests_nX[:, 0]
     for step in range(items_nT.shape[1]):
         turns_n = rng.random(count) < world.drift
-        current_n = np.where(turns_n, interests[np.arange(count), rng.integers(world.interests, size=count)], current_n)
+        current_n = np.where(turns_n, interests_nX[np.arange(count), rng.integers(world.interests, size=count)], current_n)
         focused_n = rng.random(count) < world.focus
-        cumulative_nI = np.where(focused_n[:, None], cumulative_preference[style_n, current_n], cumulative_popularity)
-        items_nT[:, step] = np.minimum((cumulative_nI < rng.random((count, 1))).sum(1), len(catalogue.topic_I) - 1)
+        items_nT[:, step] = _draw(choices, np.where(focused_n, style_n * world.topics + current_n, len(choices) - 1), rng)
     return items_nT
 
 
-def _profile(catalogue: Catalogue, style: int, interests: _Ints, count: int, rng: np.random.Generator) -> _Floats:
-    """Static tokens: first the style, then interests of the user, all with noise."""
+def _draw(choices: _Floats, row_n: _Ints, rng: np.random.Generator) -> _Ints:
+    """One draw from the distribution choices[row] for each row: one search in all cumulative distributions end to end."""
+    items = choices.shape[1]
+    ends = (choices.cumsum(1) + np.arange(len(choices))[:, None]).ravel()
+    found = np.searchsorted(ends, row_n + rng.random(len(row_n)), side="right") - row_n * items
+    return np.clip(found, 0, items - 1)
+
+
+def _profiles(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Floats:
+    """Static tokens [n, P, F]: first the style, then the user's interests as the mean of their items, all with noise."""
     world = catalogue.world
-    means = [catalogue.features_IF[catalogue.topic_I == topic].mean(0) for topic in interests[: count - 1]]
-    tokens = np.stack([catalogue.style_features_YF[style], *means])[:count]
+    mean_CF = catalogue.features_IF.reshape(world.topics, world.items_per_topic, -1).mean(1)
+    shown_nX = interests_nX[:, : world.static[1] - 1]
+    tokens = np.concatenate([catalogue.style_features_YF[style_n][:, None], mean_CF[shown_nX]], 1)
     return _fp16(tokens + world.noise * rng.standard_normal(tokens.shape))
 
 
 def _zipf(count: int, exponent: float) -> _Floats:
-    weight = np.arange(1, count + 1) ** -exponent
-    return weight / weight.sum()
+    weight = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return np.asarray(weight / weight.sum())
 
 
 def _fp16(values: _Floats) -> _Floats:

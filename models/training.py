@@ -28,9 +28,9 @@ class TrainingOptions:
     with the learning rate, so that the routing of the finished model is at rest.
     """
 
-    epochs: int = 8
+    epochs: int = 3
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup_steps: int = 50
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -56,10 +56,10 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
     with progress_bar("training", steps) as advance:
         for batch in _shuffled_batches(requests, options):
             optimizer.zero_grad(set_to_none=True)
-            next_item_loss(model, batch).backward()
+            next_item_loss(model, batch).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
             optimizer.step()
-            balance_experts(model, options.balancing_rate * schedule.get_last_lr()[0] / options.learning_rate)
+            balance_experts(model, options.balancing_rate * float(schedule.get_last_lr()[0]) / options.learning_rate)
             schedule.step()
             advance()
     return model.eval()
