@@ -91,13 +91,10 @@ def _failure(last: dict[str, Any], status: int, log: Path, label: str) -> Except
     if last.get("event") == "failed":
         reasons = "\n".join(last["errors"][-5:])
         return BuildError("\n".join(filter(None, (last["what"], reasons))), where=label, hint=last["hint"])
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = (
-            "the machine ran out of memory, or somebody ended it" if -status == signal.SIGKILL else "TensorRT aborted; the log says where"
-        )
-        return BuildError(f"the builder process was ended by {name}{_tail(log)}", where=label, hint=hint)
-    return BuildError(f"the builder process ended with status {status}{_tail(log)}", where=label, hint="the log's last lines say why")
+    if status >= 0:
+        return BuildError(f"the builder process ended with status {status}{_tail(log)}", where=label, hint="its last lines say why")
+    hint = "give it more memory, or smaller profiles" if -status == signal.SIGKILL else "TensorRT aborted; its last lines say where"
+    return BuildError(f"the builder process was ended by {signal.Signals(-status).name}{_tail(log)}", where=label, hint=hint)
 
 
 def _tail(log: Path) -> str:

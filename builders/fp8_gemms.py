@@ -30,13 +30,18 @@ def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _is_dequantised_fp8(name: str, producers: dict[str, onnx.NodeProto], codes: set[str]) -> bool:
-    node = producers.get(name)
-    while node is not None and node.op_type in _LAYOUT_ONLY:
-        node = producers.get(node.input[0])
+    node = producers.get(_through_layout(name, producers))
     if node is None or node.op_type != "DequantizeLinear" or any(a.name == "block_size" and a.i > 0 for a in node.attribute):
         return False
-    source = producers.get(node.input[0])
-    return node.input[0] in codes or (source is not None and _quantises_to_fp8(source, codes))
+    coded = _through_layout(node.input[0], producers)
+    source = producers.get(coded)
+    return coded in codes or (source is not None and _quantises_to_fp8(source, codes))
+
+
+def _through_layout(name: str, producers: dict[str, onnx.NodeProto]) -> str:
+    while (node := producers.get(name)) is not None and node.op_type in _LAYOUT_ONLY:
+        name = node.input[0]
+    return name
 
 
 def _quantises_to_fp8(node: onnx.NodeProto, codes: set[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,22 +61,22 @@ def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> Pla
     """
     plan = folder / plan_name(compute_capability)
     log = folder / f"builder-{plan.stem}.log"
-    with tempfile.TemporaryDirectory(prefix="onerec-trt-") as scratch:
-        native = Path(scratch) / "native.onnx"
-        native.write_bytes(graph.model.SerializeToString())
+    native = folder / f".partial-{plan.stem}.onnx"
+    native.write_bytes(graph.model.SerializeToString())
 
-        def job(events: int) -> Job:
-            return Job(
-                graph=native,
-                beside=graph.source.absolute(),
-                plan=plan.absolute(),
-                target="tensorrt-rtx",
-                compute_capability=compute_capability,
-                profiles=graph.profiles,
-                events=events,
-            )
+    def job(events: int) -> Job:
+        return Job(
+            graph=native.absolute(),
+            beside=graph.source.absolute(),
+            plan=plan.absolute(),
+            target="tensorrt-rtx",
+            compute_capability=compute_capability,
+            profiles=graph.profiles,
+            events=events,
+        )
 
-        built = build_in_child(job, log, f"build {plan.stem}")
+    built = build_in_child(job, log, f"build {plan.stem}")
+    native.unlink()
     program = read_program(plan)
     record = PlanRecord(
         plan=plan.name,
