@@ -18,7 +18,9 @@ from ..models.config import NORM_EPSILON, OneRecConfig
 from ..operators import fp8
 from ..operators.fp8_linear import fp8_linear, fp8_linear_add
 from ..operators.linear import linear, linear_add
-from ..operators.moe_experts import moe_experts, moe_experts_fp8_block, moe_experts_fp8_row, moe_experts_fp8_tensor
+from ..operators.moe_experts import moe_experts
+from ..operators.moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
+from ..operators.moe_experts_fp8_block import moe_experts_fp8_block
 from ..operators.moe_route import moe_route
 from ..operators.operator import scope
 from ..operators.quant import quant_row, quant_tensor
@@ -33,7 +35,7 @@ class TensorSource(Protocol):
     @property
     def config(self) -> OneRecConfig: ...
     @property
-    def precision(self) -> Precision: ...
+    def scheme(self) -> Precision: ...
     def tensor(self, name: str, /) -> Tensor: ...
 
 
@@ -142,7 +144,7 @@ class FrozenFfn(nn.Module):
 
     def __init__(self, source: TensorSource, block: str) -> None:
         super().__init__()
-        granularity = source.precision.linears
+        granularity = source.scheme.linears
         inputs = [f"{block}.ffn.gate", f"{block}.ffn.up"]
         self.norm = FrozenNorm(source, f"{block}.ffn_norm", granularity, inputs)
         self.gate_up = FrozenLinear(source, inputs, granularity)
@@ -176,7 +178,7 @@ class FrozenMoe(nn.Module):
         super().__init__()
         moe = source.config.moe
         assert moe is not None
-        self.moe, self.granularity = moe, source.precision.experts
+        self.moe, self.granularity = moe, source.scheme.experts
         experts = [f"{block}.ffn.experts.{i}" for i in range(moe.experts)] + [f"{block}.ffn.shared.{i}" for i in range(moe.shared)]
         self.experts = len(experts)
         consumers = [f"{name}.{part}" for name in experts for part in ("gate", "up")]

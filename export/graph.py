@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -59,16 +60,15 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) 
     return model
 
 
-class _quiet_exporter(warnings.catch_warnings):  # noqa: N801 (a context manager used as one)
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter says about torchvision and about axis names it already uses."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        self._logger = logging.getLogger("torch.onnx")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *details: object) -> None:
-        self._logger.setLevel(self._level)
-        super().__exit__(*details)
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -74,7 +74,7 @@ class FrozenBlock(nn.Module):
 
     def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
-        config, granularity, block = source.config, source.precision.linears, f"blocks.{layer}"
+        config, granularity, block = source.config, source.scheme.linears, f"blocks.{layer}"
         self.kv_set, self.heads = config.kv_set(layer), config.n_heads
         cross, own = f"{block}.cross_attention", f"{block}.self_attention"
         self.cross_norm = FrozenNorm(source, f"{block}.cross_norm", granularity, [f"{cross}.q"])
@@ -96,8 +96,8 @@ class FrozenBlock(nn.Module):
         with scope("self"):
             h_ND = self._self_attention(h_ND, rows, history, parent_BR)
         with scope("ffn"):
-            h_ND = self.ffn(h_ND)
-        return h_ND
+            output: Tensor = self.ffn(h_ND)
+        return output
 
     def _cross_attention(self, h_ND: Tensor, kv: KeyValue, lengths_B: Tensor, rows: int) -> Tensor:
         with scope("norm"):

@@ -49,9 +49,8 @@ def export(options: ExportOptions, quantised: Path, folder: Path) -> tuple[Recor
     def body(temporary: Path) -> dict[str, Any]:
         return write_graphs(open_quantised(quantised), options, temporary).model_dump(mode="json")
 
-    return run_stage(
-        "export", folder, read={"quantised": quantised}, options=options.model_dump(mode="json"), tools=("torch", "onnx", "onnxscript"), body=body
-    )
+    tools = ("torch", "onnx", "onnxscript")
+    return run_stage("export", folder, read={"quantised": quantised}, options=options.model_dump(mode="json"), tools=tools, body=body)
 
 
 def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:
@@ -78,14 +77,14 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
             attach_functions(graph)
             proto = ir.to_proto(graph)
             onnx.save(proto, folder / name)
-            findings += lint(proto, source.config, source.precision, folder)
+            findings += lint(proto, source.config, source.scheme, folder)
         advance()
     _refuse(findings)
     description = Description(
         widths=serving.widths,
         paths=paths,
         feature_width=source.config.feature_width,
-        quantised_gemms=expected_quantised_gemms(source.config, source.precision),
+        quantised_gemms=expected_quantised_gemms(source.config, source.scheme),
         weight_bytes=weight_bytes,
         nodes=_node_counts(graphs[SERVING_FILE]),
         findings=findings,

@@ -45,7 +45,7 @@ def externalise(models: Sequence[ir.Model], folder: Path) -> int:
             if name in places:
                 place, tensor = places[name], large[name]
                 value.const_value = ir.ExternalTensor(
-                    WEIGHTS_FILE, place.offset, place.length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=folder
+                    WEIGHTS_FILE, place.offset, place.length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
                 )
     return sum(place.length for place in places.values())
 

@@ -46,7 +46,6 @@ def _attend(query_BRHd: Tensor, positions: list[tuple[Tensor, ...]]) -> Tensor:
     return attended.half().flatten(2).flatten(0, 1)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(DETAIL, default_opset=op)
 def SplitHeads(qkv, batch, rows, heads: int):
     """Query, key and value, FP32 [B, R, H, d] each; batch and rows are INT64 [1]."""

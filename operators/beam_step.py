@@ -41,7 +41,6 @@ def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array
     return float("inf") if wrong.any() or repeated else difference(actual[0], expected[0])
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def BeamStep(logits, scores, width: int, per_row: int):
     one = op.Constant(value_ints=[1])

@@ -23,7 +23,6 @@ def context_attention_meaning(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Te
     return (attended.permute(0, 3, 1, 2, 4).reshape(query_ND.shape),)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def ContextAttention(query, key, value, lengths, rows: int):
     batch = op.Shape(key, end=1)

@@ -19,7 +19,6 @@ def context_norm_meaning(chunk_BSX: Tensor, weight_d: Tensor, lengths_B: Tensor,
     return (torch.where(valid_BS[:, :, None, None], norm_BSGd, 0).transpose(1, 2),)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def ContextNorm(chunk, weight, lengths, epsilon: float):
     groups = op.Concat(op.Constant(value_ints=[0, 0, -1]), op.Shape(weight), axis=0)

@@ -45,13 +45,15 @@ def quantise_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise_row_blocks(codes: Tensor, scale: Tensor) -> Tensor:
     """FP32 values [..., K'] of codes and scales made by `quantise_row_blocks`."""
-    return (codes.float().unflatten(-1, (-1, BLOCK)) * scale[..., None]).flatten(-2)
+    values: Tensor = codes.float().unflatten(-1, (-1, BLOCK)) * scale[..., None]
+    return values.flatten(-2)
 
 
 def weight_block_amax(weight_NK: Tensor) -> Tensor:
     """AbsMax [N' / 128, K' / 128] of the 128 x 128 blocks of a weight, zero-padded to whole blocks."""
     padded = pad_to_block(pad_to_block(weight_NK.float()).T).T
-    return padded.abs().unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).amax((1, 3))
+    blocks: Tensor = padded.abs().unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+    return blocks.amax((1, 3))
 
 
 def expand_block_scale(scale: Tensor, rows: int) -> Tensor:

@@ -15,7 +15,9 @@ from .functions import PRODUCT_SCALE_FP16, Fp8Linear32
 from .operator import ONEREC, Operator, Spec, op
 
 
-def fp8_linear_meaning(codes_NK: Tensor, scale: Tensor, weight_codes_MK: Tensor, weight_scale_M: Tensor, *, promotion: int) -> tuple[Tensor]:
+def fp8_linear_meaning(
+    codes_NK: Tensor, scale: Tensor, weight_codes_MK: Tensor, weight_scale_M: Tensor, *, promotion: int
+) -> tuple[Tensor]:
     return (_product(codes_NK, scale, weight_codes_MK, weight_scale_M).half(),)
 
 
@@ -29,7 +31,6 @@ def _product(codes_NK: Tensor, scale: Tensor, weight_codes_MK: Tensor, weight_sc
     return (codes_NK.float() @ weight_codes_MK.float().T) * (scale * weight_scale_M)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def Fp8Linear(codes, scale, weight_codes, weight_scale, promotion: int):
     unit = op.Constant(value=PRODUCT_SCALE_FP16)

@@ -3,8 +3,6 @@
 They live in the `onerec.detail` domain, travel in the file like the operators' functions, and are
 inlined with them. Type numbers: 1 FP32, 10 FP16, 17 FLOAT8E4M3FN.
 """
-# mypy: ignore-errors
-# ruff: noqa: F841, N803, N802, N806
 
 from __future__ import annotations
 
@@ -77,4 +75,3 @@ def SwiGlu32(gate_up):
     """SiLU(gate) * up in FP32 of gate and up side by side in the last axis."""
     gate, up = op.Split(op.Cast(gate_up, to=1), axis=-1, num_outputs=2)
     return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
-

@@ -17,7 +17,6 @@ def linear_add_meaning(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> 
     return ((x_NK.float() @ weight_MK.float().T + residual_NM.float()).half(),)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def Linear(x, weight):
     return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))

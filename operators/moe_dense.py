@@ -1,5 +1,4 @@
 """Pieces of the dense MoE functions: stacked weights, batched products, the gated sum."""
-# mypy: ignore-errors
 
 from __future__ import annotations
 

@@ -45,7 +45,6 @@ def _dense(outputs: list[Array], experts: int) -> Array:
     return gates
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def MoeRoute(x, router, bias, top_k: int, shared: int):
     score = op.Sigmoid(op.MatMul(op.Cast(x, to=1), op.Transpose(router, perm=[1, 0])))

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnxscript import OnnxFunction
-from onnxscript import opset21 as op
+from onnxscript import OnnxFunction, opset21
 from onnxscript.values import Opset
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ..core.difference import difference
 DOMAIN = "onerec"
 VERSION = 1
 OPSET = 21
+op = opset21  # the standard operators, as every ONNX function writes them
 ONEREC = Opset(DOMAIN, VERSION)
 DETAIL = Opset("onerec.detail", VERSION)  # shared pieces of functions; never a node of the graph itself
 
@@ -85,7 +85,7 @@ class Operator:
             torch.onnx.ops.symbolic_multi_out(
                 f"{DOMAIN}::{self.name}",
                 inputs,
-                attributes,
+                {**attributes},
                 dtypes=[spec.dtype for spec in specs],
                 shapes=[spec.shape for spec in specs],
                 version=VERSION,
@@ -126,6 +126,3 @@ def scope(name: str) -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
-
-
-__all__ = ["DETAIL", "DOMAIN", "FP8_THRESHOLD", "FP16_THRESHOLD", "ONEREC", "OPSET", "Call", "Operator", "Spec", "op", "recorded_calls", "scope"]

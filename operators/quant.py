@@ -20,7 +20,6 @@ def row_meaning(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     return fp8.quantise_rows(x_ND)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def QuantTensor(x, scale):
     return QuantiseByScale(op.Cast(x, to=1), scale)

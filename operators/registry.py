@@ -12,7 +12,9 @@ from .context_attention import context_attention
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
-from .moe_experts import moe_experts, moe_experts_fp8_block, moe_experts_fp8_row, moe_experts_fp8_tensor
+from .moe_experts import moe_experts
+from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
+from .moe_experts_fp8_block import moe_experts_fp8_block
 from .moe_route import moe_route
 from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor

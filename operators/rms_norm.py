@@ -20,7 +20,6 @@ def rms_norm_meaning(x_ND: Tensor, weight_D: Tensor, *, epsilon: float) -> tuple
     return (norm_in_fp32(x_ND, weight_D, epsilon).half(),)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def RmsNorm(x, weight, epsilon: float):
     return op.Cast(NormInFp32(x, weight, epsilon=epsilon), to=10)

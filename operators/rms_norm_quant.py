@@ -32,7 +32,6 @@ def block_meaning(x_ND: Tensor, weight_D: Tensor, *, epsilon: float) -> tuple[Te
     return *fp8.quantise_row_blocks(norm), norm.half()
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def RmsNormQuantTensor(x, weight, scale, epsilon: float):
     norm = NormInFp32(x, weight, epsilon=epsilon)

@@ -23,8 +23,13 @@ _ONNX_TYPE = {
 IR_VERSION = 10  # the version ONNX pairs with opset 21
 
 
-def single_node_model(operator: Operator, inputs: Sequence[Tensor], attributes: Attributes) -> onnx.ModelProto:
-    """One node of `operator`. E4M3 inputs become initializers; E4M3 outputs leave as FP32 values of the codes."""
+def single_node_model(
+    operator: Operator, inputs: Sequence[Tensor], attributes: Attributes, functions: Sequence[onnx.FunctionProto] | None = None
+) -> onnx.ModelProto:
+    """One node of `operator`. E4M3 inputs become initializers; E4M3 outputs leave as FP32 values of the codes.
+
+    `functions`: the file's functions to run with. Default: those of the registry.
+    """
     names = [f"input_{i}" for i in range(len(inputs))]
     specs = operator.outputs(*inputs, **attributes)
     node_outputs = [f"output_{i}" for i in range(len(specs))]
@@ -44,7 +49,9 @@ def single_node_model(operator: Operator, inputs: Sequence[Tensor], attributes: 
         helper.make_tensor_value_info(n, _ONNX_TYPE[x.dtype], list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
     ]
     graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=opset_imports(), functions=functions_of([operator]), ir_version=IR_VERSION)
+    return helper.make_model(
+        graph, opset_imports=opset_imports(), functions=functions_of([operator]) if functions is None else functions, ir_version=IR_VERSION
+    )
 
 
 def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:

@@ -31,7 +31,6 @@ def row_meaning(gate_up_N2H: Tensor) -> tuple[Tensor, Tensor]:
     return fp8.quantise_rows(swiglu_in_fp32(gate_up_N2H))
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def SwiGlu(gate_up):
     return op.Cast(SwiGlu32(gate_up), to=10)

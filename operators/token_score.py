@@ -16,7 +16,6 @@ def token_score_meaning(logits_NV: Tensor, tokens_BW: Tensor) -> tuple[Tensor]:
     return (log_probability.expand(-1, width, -1).gather(2, tokens_BW[..., None])[..., 0],)
 
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,attr-defined,call-arg"
 @script(ONEREC, default_opset=op)
 def TokenScore(logits, tokens):
     log_probability = op.LogSoftmax(op.Cast(logits, to=1), axis=-1)
