@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.artefacts import read_json
 from ..core.errors import CheckpointError
-from ..core.precision import Granularity
+from ..core.precision import PRECISIONS, Granularity, Precision
 from ..core.records import read_record
 from ..models.checkpoint import INDEX_NAME, expected_shapes
 from ..models.config import OneRecConfig, parse_config
@@ -48,6 +48,10 @@ class QuantisedCheckpoint:
     @property
     def precision(self) -> str:
         return self.summary.precision
+
+    @property
+    def scheme(self) -> Precision:
+        return PRECISIONS[self.summary.precision]
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored (E4M3, FP16 or FP32), read from disk now."""

@@ -139,7 +139,7 @@ def _load_tensors_only(path: Path) -> dict[str, Tensor]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        what = "the file holds more than tensors; reading it could run code, so it is refused"
+        what = "the file holds other objects than tensors, or is damaged; such objects could run code, so they are refused"
         raise CalibrationError(what, where=str(path), hint=_HOW) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CalibrationError(f"not a readable torch file: {error}", where=str(path), hint=_HOW) from None
