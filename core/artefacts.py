@@ -39,7 +39,8 @@ def sha256(path: Path) -> str:
 
 def files_in(folder: Path) -> list[Path]:
     """Every file below a folder, sorted, without the temporary siblings of unfinished writers."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".partial-"))
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".partial-") for part in p.relative_to(folder).parts))
 
 
 @contextmanager
@@ -81,8 +82,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
-            _remove(old)
         finally:
+            restore_interrupted_swap(path)
             _remove(temporary)
 
 
@@ -121,9 +122,10 @@ def _old_name(path: Path) -> Path:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".partial-{path.name}-*"):
-        owner = leftover.name.rsplit("-", 1)[-1]
-        if not (owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner))):
+    prefix = f".partial-{path.name}-"
+    for leftover in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
+        owner = leftover.name.removeprefix(prefix)  # digits only: ".partial-fp8-row-7" belongs to "fp8-row", not to "fp8"
+        if owner.isdigit() and (int(owner) == os.getpid() or not _alive(int(owner))):
             _remove(leftover)
 
 

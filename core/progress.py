@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -33,7 +33,7 @@ def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
 
 def tracked(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Iterate with a progress bar; `total` defaults to the length of `items` where it has one."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar(label, total) as advance:
         for item in items:

@@ -117,6 +117,11 @@ class Recipe(Section):
     def scheme(self) -> Precision:
         return PRECISIONS[self.precision]
 
+    @property
+    def max_context(self) -> int:
+        """Longest context any profile takes; a longer request is refused everywhere."""
+        return max(profile.context[2] for profile in self.build.profiles)
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe file.
@@ -146,7 +151,8 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = 
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"the recipe is not valid: {problems}", where=where, hint="see docs/recipes.md for every key") from None
-    located = {name: base / path for name in ("checkpoint", "requests", "heldout", "output", "key_map") if (path := getattr(recipe, name)) is not None}
+    paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
+    located = {name: base / path for name, path in paths.items() if path is not None}
     saved = recipe.calibration.saved_state
     calibration = recipe.calibration.model_copy(update={"saved_state": base / saved if saved else None})
     return recipe.model_copy(update={**located, "calibration": calibration})

@@ -200,7 +200,7 @@ def _draw(choices: _Floats, row_n: _Ints, rng: np.random.Generator) -> _Ints:
     items = choices.shape[1]
     ends = (choices.cumsum(1) + np.arange(len(choices))[:, None]).ravel()
     found = np.searchsorted(ends, row_n + rng.random(len(row_n)), side="right") - row_n * items
-    return np.clip(found, 0, items - 1)
+    return np.asarray(found.clip(0, items - 1), np.int64)
 
 
 def _profiles(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Floats:

@@ -1,0 +1,142 @@
+"""Recipes: strict keys, defaults, thresholds that cannot be loosened, paths beside the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from onerec_trt.core.errors import RecipeError
+from onerec_trt.core.precision import PRECISIONS
+from onerec_trt.core.recipe import Recipe, load_recipe, parse_recipe
+
+MINIMAL: dict[str, Any] = {
+    "name": "demo",
+    "precision": "fp8-row",
+    "checkpoint": "checkpoint",
+    "requests": "requests.parquet",
+    "heldout": "heldout.parquet",
+}
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """MINIMAL with one nested key set."""
+    *sections, key = path.split(".")
+    result = dict(MINIMAL)
+    inner = result
+    for section in sections:
+        inner[section] = {}
+        inner = inner[section]
+    inner[key] = value
+    return result
+
+
+def test_a_minimal_recipe_gets_the_documented_defaults() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert recipe.export.beam == (512, 512, 512)
+    assert recipe.build.compute_capabilities == ("8.9", "12.0")
+    assert (recipe.validation.overlap, recipe.validation.top1) == (0.90, 0.97)
+    assert (recipe.validation.tie_band_nat, recipe.validation.tie_band_share) == (0.02, 0.20)
+    assert recipe.scheme == PRECISIONS["fp8-row"]
+
+
+def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    values = MINIMAL | {"heldout": "/data/heldout.parquet", "key_map": "map.yaml", "calibration": {"saved_state": "state.pt"}}
+    (folder / "r.yaml").write_text(yaml.safe_dump(values))
+    recipe = load_recipe(folder / "r.yaml")
+    assert recipe.checkpoint == folder / "checkpoint"
+    assert recipe.output == folder / "out"
+    assert recipe.key_map == folder / "map.yaml"
+    assert recipe.calibration.saved_state == folder / "state.pt"
+    assert recipe.heldout == Path("/data/heldout.parquet")
+
+
+def test_one_beam_width_means_the_same_for_all_steps() -> None:
+    assert parse_recipe(with_value("export.beam", 32)).export.beam == (32, 32, 32)
+    assert parse_recipe(with_value("export.beam", [128, 256, 512])).export.beam == (128, 256, 512)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("calibratoin", {}),
+        ("calibration.max_request", 5),
+        ("build.profiles", [{"batches": [1, 2, 3]}]),
+        ("precision", "fp4"),
+        ("name", "Has Spaces"),
+        ("name", "../escape"),
+        ("calibration.max_requests", 0),
+        ("export.beam", [4, 8]),
+        ("export.beam", 0),
+        ("export.beam", True),
+        ("build.profiles", [{"batch": [4, 2, 8]}]),
+        ("build.profiles", [{"context": [0, 2, 8]}]),
+        ("build.profiles", []),
+        ("build.compute_capabilities", []),
+        ("build.compute_capabilities", ["sm_89"]),
+        ("build.target", "onnx"),
+        ("validate.overlap", 0.89),
+        ("validate.top1", 0.96),
+        ("validate.tie_band_nat", 0.03),
+        ("validate.tie_band_share", 0.3),
+        ("validate.forced_error_ratio", 1.2),
+        ("validate.overlap", float("nan")),
+    ],
+)
+def test_a_bad_key_or_value_is_named(path: str, value: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(with_value(path, value))
+    assert path.split(".")[-1] in caught.value.what
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", list(MINIMAL))
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key}: Field required"):
+        parse_recipe({name: value for name, value in MINIMAL.items() if name != key})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [1", "not valid YAML"), ("- a", "mapping"), ("", "mapping"), ("\x00", "not valid YAML")]
+)
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert caught.value.where == str(tmp_path / "r.yaml")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not found"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([*Recipe.model_fields, "validate", "extra"]), JSON_VALUES)
+def test_any_value_gives_a_recipe_or_a_recipe_error(key: str, value: Any) -> None:
+    try:
+        recipe = parse_recipe(MINIMAL | {key: value})
+    except RecipeError:
+        return
+    assert isinstance(recipe, Recipe)
+    assert key != "extra"
+
+
+@given(st.floats(0, 1))
+def test_thresholds_only_tighten(overlap: float) -> None:
+    if overlap >= 0.90:
+        assert parse_recipe(with_value("validate.overlap", overlap)).validation.overlap == overlap
+    else:
+        with pytest.raises(RecipeError):
+            parse_recipe(with_value("validate.overlap", overlap))
