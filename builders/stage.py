@@ -35,5 +35,4 @@ def build(recipe: Recipe, exported: Path, folder: Path) -> Record:
         return {plan_name(r.compute_capability): r.model_dump(mode="json") for r in records}
 
     read = {str(file.relative_to(exported)): file for file in files_in(exported)}
-    record, _ = run_stage("build", folder, read=read, options=recipe.build.model_dump(mode="json"), tools=_TOOLS, body=body)
-    return record
+    return run_stage("build", folder, read=read, options=recipe.build.model_dump(mode="json"), tools=_TOOLS, body=body)

@@ -58,7 +58,7 @@ def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) ->
         options=options,
         tools=TOOLS,
         body=partial(_write, recipe, checkpoint, requests),
-    )[0]
+    )
 
 
 def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .artefacts import atomic_folder, files_in, read_json, restore_interrupted_swap, sha256, write_json
 from .errors import ArtefactError
@@ -23,7 +23,8 @@ class Record(BaseModel):
     """What one stage did.
 
     `read` and `wrote` map a name to a SHA-256; `options` is what the user chose; `tools` maps a
-    distribution to its version; `facts` is what the stage found out.
+    distribution to its version; `facts` is what the stage found out. `ran` is not stored: whether this
+    call did the work (False: the artefacts were up to date, or the record was read).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class Record(BaseModel):
     tools: dict[str, str]
     wrote: dict[str, str]
     facts: dict[str, Any] = {}
+    ran: bool = Field(False, exclude=True)
 
 
 def run_stage(
@@ -44,7 +46,7 @@ def run_stage(
     options: Mapping[str, Any],
     tools: tuple[str, ...],
     body: Callable[[Path], dict[str, Any]],
-) -> tuple[Record, bool]:
+) -> Record:
     """Run a stage into `folder`, or leave it alone when nothing it depends on has changed.
 
     Args:
@@ -56,19 +58,19 @@ def run_stage(
         body: Writes the artefacts into the folder it is given, and returns facts for the record.
 
     Returns:
-        The record, and whether the stage ran (False: its artefacts were up to date).
+        The record; its `ran` says whether the stage did anything.
     """
     inputs = {name: sha256(path) for name, path in sorted(read.items())}
     versions = {name: tool_version(name) for name in sorted(("onerec-trt", *tools))}
     existing = _matching_record(folder, stage, inputs, dict(options), versions)
     if existing is not None:
-        return existing, False
+        return existing
     with atomic_folder(folder) as temporary:
         facts = body(temporary)
         wrote = {str(p.relative_to(temporary)): sha256(p) for p in files_in(temporary)}
-        record = Record(stage=stage, read=inputs, options=dict(options), tools=versions, wrote=wrote, facts=facts)
+        record = Record(stage=stage, read=inputs, options=dict(options), tools=versions, wrote=wrote, facts=facts, ran=True)
         write_json(temporary / RECORD_NAME, record.model_dump(mode="json"))
-    return record, True
+    return record
 
 
 def read_record(folder: Path) -> Record:
@@ -89,7 +91,8 @@ def read_record(folder: Path) -> Record:
         raise ArtefactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
     for name, expected in record.wrote.items():
         if sha256(present[name]) != expected:
-            raise ArtefactError("the file does not match its record", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
+            hint = f"run the stage '{record.stage}' again"
+            raise ArtefactError("the file does not match its record", where=str(folder / name), hint=hint)
     return record
 
 

@@ -38,7 +38,7 @@ class Description(BaseModel):
     findings: list[Finding]
 
 
-def export(options: ExportOptions, quantised: Path, folder: Path) -> tuple[Record, bool]:
+def export(options: ExportOptions, quantised: Path, folder: Path) -> Record:
     """Write the serving graph and its forced form.
 
     Raises:
