@@ -40,7 +40,7 @@ class Fp8Gemms(_Part):
 
 
 class WeightBytes(_Part):
-    """Bytes of the weights: in the graph (FP8, others, all with FP16 instead of FP8) and in the plan by type, once per profile.
+    """Bytes of the weights: in the graph (FP8, others, all with FP16 instead of FP8) and in the plan by type.
 
     `plan` is null when it could not be read.
     """

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROGRAM = re.compile(rb"header \{\n[^\0]*?\ndescriptors \{\n")
 _TENSOR = re.compile(r'^ *(?:sub_)?tensor=\{[^\n]*? name="([^"\n]+)"[^\n]* type=(\w+) ?\}', re.M)
-_CONSTANT = re.compile(r"const_payload_size=(\d+) [^\n]* type=(\w+)")
+_CONSTANT = re.compile(r"const_payload_size=(\d+) [^\n]* offset=(\d+) [^\n]* region=(\S+) [^\n]* type=(\w+)")
 _NAMES = r'((?:"[^"\n]*" ?)*)'
 _OPERATION = re.compile(rf'^ +\w+=\{{ ?name="([^"\n]*)" output=\{{{_NAMES}\}} input=\{{{_NAMES}\}}((?:(?!\n +\w+=\{{).)*)', re.M | re.S)
 _LAYERS = re.compile(r' layers="([^"]*)"')
 _LAYER_SEPARATOR = "\x1f"
-_PROFILE_SUFFIX = re.compile(r" \[profile \d+\]$")
+_PROFILE = re.compile(r" \[profile \d+\]")
 _FP8 = "fp8_e4m3"
 
 
 @dataclass(frozen=True)
 class ProgramFacts:
-    """`fp8_layers`: ONNX nodes computed by an operation that takes two FP8 operands. `constant_bytes`: weights by type."""
+    """What the programs of a plan run and hold.
+
+    `fp8_layers`: ONNX nodes computed, in every profile, by an operation that takes two FP8 operands.
+    `constant_bytes`: weights by type, of the program that holds most; those of further profiles share them.
+    """
 
     fp8_layers: frozenset[str]
     constant_bytes: dict[str, int]
@@ -36,11 +40,26 @@ def read_program(plan: Path) -> ProgramFacts | None:
     texts = _programs(plan)
     if not texts:
         return None
-    bytes_by_type: Counter[str] = Counter()
+    in_profile: defaultdict[str, set[str]] = defaultdict(set)
     for text in texts:
-        for size, kind in _CONSTANT.findall(text):
-            bytes_by_type[kind] += int(size)
-    return ProgramFacts(frozenset().union(*map(_fp8_layers, texts)), dict(sorted(bytes_by_type.items())))
+        in_profile[_profile(text)] |= _fp8_layers(text)
+    fp8_layers = frozenset.intersection(*map(frozenset, in_profile.values()))
+    return ProgramFacts(fp8_layers, max(map(_constant_bytes, texts), key=lambda constants: sum(constants.values())))
+
+
+def _profile(text: str) -> str:
+    """What marks the operations of a profile; nothing marks those of the first."""
+    mark = _PROFILE.search(text)
+    return mark.group() if mark else ""
+
+
+def _constant_bytes(text: str) -> dict[str, int]:
+    """The uses of one weight in several steps share its place, and count once."""
+    stored = {(region, offset): (kind, int(size)) for size, offset, region, kind in _CONSTANT.findall(text)}
+    constants: Counter[str] = Counter()
+    for kind, size in stored.values():
+        constants[kind] += size
+    return dict(sorted(constants.items()))
 
 
 def _programs(plan: Path) -> list[str]:
@@ -59,6 +78,6 @@ def _fp8_layers(text: str) -> set[str]:
         if sum(types.get(operand) == _FP8 for operand in re.findall(r'"([^"]+)"', operands)) < 2:
             continue
         sources = "".join(_LAYERS.findall(rest)).split(_LAYER_SEPARATOR)
-        layers.add(_PROFILE_SUFFIX.sub("", name))
+        layers.add(_PROFILE.sub("", name))
         layers.update(source.removeprefix("[ONNX Layer: ").removesuffix("]") for source in sources if source)
     return layers

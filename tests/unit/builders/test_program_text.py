@@ -7,9 +7,10 @@ from pathlib import Path
 from onerec_trt.builders.program_text import read_program
 
 
-def _tensor(name: str, kind: str, payload: int = 0) -> str:
+def _tensor(name: str, kind: str, payload: int = 0, offset: int = 0) -> str:
     constant = f"const_payload_size={payload} " if payload else ""
-    return f'  tensor={{ alignment=128 {constant}dims={{ 64 64 }} name="{name}" offset=3 region=r strides={{ 64 1 }} type={kind} }}\n'
+    place = f'name="{name}" offset={offset} rank0=0 region=r'
+    return f"  tensor={{ alignment=128 {constant}dims={{ 64 64 }} {place} strides={{ 64 1 }} type={kind} }}\n"
 
 
 def _operation(name: str, operands: tuple[str, ...], layers: tuple[str, ...]) -> str:
@@ -29,7 +30,7 @@ def test_only_operations_with_two_fp8_operands_count(tmp_path: Path) -> None:
     body = (
         _operation("first", ("x", "w", "h"), ("first", "its_dequantise"))
         + _operation("second", ("h", "w"), ("second",))
-        + _operation("third [profile 1]", ("x", "{odd} [name]"), ())
+        + _operation("third", ("x", "{odd} [name]"), ())
         + '  copy={ name="c" output={"y" } input={"x" }  stream=0 }\n'
         + _operation("last", ("h", "h"), ("last",))
     )
@@ -45,7 +46,24 @@ def test_the_names_of_one_program_mean_nothing_in_another(tmp_path: Path) -> Non
     facts = read_program(_plan(tmp_path / "a.plan", first, second))
     assert facts is not None
     assert facts.fp8_layers == {"a"}
-    assert facts.constant_bytes == {"fp8_e4m3": 100, "half": 7}
+    assert facts.constant_bytes == {"fp8_e4m3": 100}
+
+
+def test_a_weight_used_in_three_steps_counts_once(tmp_path: Path) -> None:
+    tensors = "".join(_tensor(f"use_{i}", "fp8_e4m3", 100, offset=1) for i in range(3)) + _tensor("other", "fp8_e4m3", 50, offset=2)
+    facts = read_program(_plan(tmp_path / "a.plan", (tensors, "")))
+    assert facts is not None
+    assert facts.constant_bytes == {"fp8_e4m3": 150}
+
+
+def test_fp8_must_hold_in_every_profile(tmp_path: Path) -> None:
+    tensors = _tensor("x", "fp8_e4m3") + _tensor("w", "fp8_e4m3", 100, offset=1) + _tensor("h", "half")
+    first = (tensors, _operation("a", ("x", "w"), ()) + _operation("b", ("x", "w"), ()))
+    second = (tensors, _operation("a [profile 1]", ("x", "w"), ()) + _operation("b [profile 1]", ("h", "w"), ()))
+    facts = read_program(_plan(tmp_path / "a.plan", first, second))
+    assert facts is not None
+    assert facts.fp8_layers == {"a"}
+    assert facts.constant_bytes == {"fp8_e4m3": 100}
 
 
 def test_a_plan_without_text_is_unknown_not_zero(tmp_path: Path) -> None:
