@@ -54,7 +54,7 @@ def random_quantised_checkpoint(config: OneRecConfig, precision: PrecisionName, 
         raise CalibrationError(f"{precision} needs calibrated activation scales; random weights have none", where=str(folder), hint=hint)
     options = {"config": config.model_dump(mode="json"), "precision": precision, "seed": seed}
     body = partial(_write, config, precision, seed)
-    return run_stage("random-checkpoint", folder, read={}, options=options, tools=("torch", "safetensors"), body=body)[0]
+    return run_stage("random-checkpoint", folder, read={}, options=options, tools=("torch", "safetensors"), body=body)
 
 
 def _write(config: OneRecConfig, precision: PrecisionName, seed: int, folder: Path) -> dict[str, object]:

@@ -48,7 +48,7 @@ def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) ->
     read = {"checkpoint": checkpoint, "requests": requests, "key_map": recipe.key_map, "saved_state": recipe.calibration.saved_state}
     options = {
         "precision": recipe.precision,
-        "max_context": _max_context(recipe),
+        "max_context": recipe.max_context,
         **recipe.calibration.model_dump(mode="json", exclude={"saved_state"}),
     }
     return run_stage(
@@ -65,7 +65,7 @@ def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: P
     checkpoint = open_checkpoint(checkpoint_path, recipe.key_map)
     targets = quantised_targets(checkpoint.config, recipe.precision)
     imported = _imported_amax(recipe, checkpoint, targets)
-    requests = read_requests(requests_path, checkpoint.config, max_context=_max_context(recipe))
+    requests = read_requests(requests_path, checkpoint.config, max_context=recipe.max_context)
     model = checkpoint.load_model()
     forced = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
     log_probs_fp32 = forced.first(REFERENCE_REQUESTS).log_probabilities(model)
@@ -105,10 +105,6 @@ def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: P
         "modelopt_forced_error": reference.mean_error,
         "warnings": warnings,
     }
-
-
-def _max_context(recipe: Recipe) -> int:
-    return max(profile.context[2] for profile in recipe.build.profiles)
 
 
 def _imported_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:

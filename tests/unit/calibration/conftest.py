@@ -16,6 +16,8 @@ from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Requests, offsets_of, write_requests
 
+torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
+
 CONFIG = parse_config(
     {
         "d_model": 96,

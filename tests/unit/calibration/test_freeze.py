@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from onerec_trt.calibration import freeze as freeze_module
 from onerec_trt.calibration.freeze import Amax, FrozenWeight, freeze, freeze_weight, share_input_amax, weight_amax
 from onerec_trt.calibration.targets import Target, quantised_targets
-from onerec_trt.core.errors import CalibrationError, CheckpointError
+from onerec_trt.core.artefacts import atomic_folder
+from onerec_trt.core.errors import ArtefactError, CalibrationError, CheckpointError
 from onerec_trt.core.precision import Granularity
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.operators import fp8
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -126,6 +129,16 @@ def test_values_near_the_end_of_fp16_are_reported(source: InMemory, tmp_path: Pa
     source.tensors["heads.0.weight"][0, 0] = 7e3
     (warning,) = freeze(source, [], _amax, tmp_path, lambda *_: None)
     assert warning.startswith("heads.0.weight: AbsMax 7000")
+
+
+def test_a_full_disk_is_reported_as_such(source: InMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(freeze_module, "save_file", full)
+    with pytest.raises(ArtefactError, match="disk is full"), atomic_folder(tmp_path / "out") as folder:
+        _freeze(source, "fp8-row", folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_zero_weights_give_zero_codes() -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from onerec_trt.calibration.forced import ForcedRequests, with_paths
-from onerec_trt.calibration.freeze import Amax
+from onerec_trt.calibration.freeze import Amax, freeze_weight
 from onerec_trt.calibration.modelopt_api import insert_quantisers, quantiser, set_amax
 from onerec_trt.calibration.ptq import calibrate_model, check_quantised, read_amax
+from onerec_trt.calibration.statistics import activation_cast
 from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.core.difference import difference
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.models.config import OneRecConfig
 from onerec_trt.models.onerec import OneRec
@@ -27,6 +30,27 @@ def test_static_amax_is_that_of_the_tensor_read(model: OneRec, config: OneRecCon
     seen = result.observation.activations
     for target in quantised_targets(config, "fp8-static"):
         assert result.amax[target.name].input == pytest.approx(seen[f"{target.group}.input"].absmax, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper"])
+def test_every_linear_computes_what_its_frozen_form_says(
+    model: OneRec, config: OneRecConfig, forced: ForcedRequests, precision: str
+) -> None:
+    exact = {name: value.clone() for name, value in model.state_dict().items()}
+    result = calibrate_model(model, precision, forced)
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    targets = quantised_targets(config, precision)
+    for target in targets:
+        hook = lambda _, inputs, output, name=target.name: seen.update({name: (inputs[0], output)})  # noqa: E731
+        model.get_submodule(target.name).register_forward_hook(hook)
+    forced.run(model, "test")
+    assert seen.keys() == {target.name for target in targets}
+    for target in targets:
+        x, theirs = seen[target.name]
+        amax = result.amax[target.name]
+        weight = freeze_weight(exact[f"{target.name}.weight"], target.granularity, amax.weight).dequantised()
+        ours = F.linear(activation_cast(target.granularity, amax.input)(x), weight)
+        assert difference(ours.numpy(), theirs.numpy()) < 1e-6, target.name  # one code of 15000 differing gives 1e-8
 
 
 def test_a_dynamic_precision_has_no_input_amax(model: OneRec, forced: ForcedRequests) -> None:
