@@ -1,0 +1,26 @@
+"""The tie rule: of equal values the smaller index comes first."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onerec_trt.models.ordering import stable_topk
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=200), st.integers(1, 200))
+def test_it_is_the_sort_by_value_then_index(values: list[int], k: int) -> None:
+    expected = sorted(range(len(values)), key=lambda index: (-values[index], index))[:k]
+    top, index = stable_topk(torch.tensor(values, dtype=torch.float32), k)
+    assert index.tolist() == expected
+    assert top.tolist() == [values[i] for i in expected]
+
+
+def test_every_row_is_sorted_by_itself() -> None:
+    _, index = stable_topk(torch.tensor([[1.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), 2)
+    assert index.tolist() == [[2, 0], [0, 1]]
+
+
+def test_nan_comes_first_and_no_index_is_out_of_range() -> None:
+    _, index = stable_topk(torch.tensor([1.0, float("nan"), float("inf"), float("-inf")]), 4)
+    assert index.tolist() == [1, 2, 0, 3]
