@@ -1,0 +1,96 @@
+"""BeamStep: log-softmax, sum, top-k; exact ties by flat index, narrow and wide beams, faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onerec_trt.operators.beam_step import compare_beams
+
+
+def step(run, logits, scores, width):
+    return run("BeamStep", logits, scores, width=width, per_row=min(width, logits.shape[1]))
+
+
+@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(1, 2, 2), (1, 50, 7), (2, 33, 37), (37, 17, 130), (5, 8, 40)])
+def test_ragged_sizes(hold, half, rows, vocabulary, width):
+    scores, parent, token = step(hold, half(3 * rows, vocabulary), torch.randn(3, rows), width).torch
+    assert (np.diff(scores, axis=1) <= 0).all(), "best first"
+    assert parent.max() < rows
+    assert token.max() < vocabulary
+
+
+def test_scores_are_sums_of_log_probabilities(hold, half):
+    logits, before = half(2 * 3, 11), torch.randn(2, 3)
+    probability = logits.double().softmax(-1).view(2, 3, 11)
+    for scores, parent, token in step(hold, logits, before, 9):
+        for request in range(2):
+            expected = [before[request, p] + probability[request, p, t].log() for p, t in zip(parent[request], token[request], strict=True)]
+            assert scores[request] == pytest.approx(np.array(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 20, 60, 100])
+def test_exact_ties_keep_the_flat_order_in_both(both, width):
+    """Equal scores: the smaller beam * V + token first, also where the width exceeds the codebook."""
+    for scores, parent, token in step(both, torch.zeros(2 * 5, 20).half(), torch.zeros(2, 5), width):
+        flat = np.arange(width)
+        assert (parent == flat // 20).all()
+        assert (token == flat % 20).all()
+        assert scores == pytest.approx(-np.log(20))
+
+
+def test_ties_between_beams_go_to_the_earlier_beam(both, half):
+    row = half(1, 16)
+    for _, parent, token in step(both, row.expand(4, -1).contiguous(), torch.zeros(1, 4), 8):
+        assert (parent[0] == [0, 1, 2, 3, 0, 1, 2, 3]).all()
+        assert (token[0, :4] == row[0].argmax().item()).all()
+
+
+def test_all_candidates_are_kept_when_the_beam_is_as_wide(hold, half):
+    for _, parent, token in step(hold, half(2 * 3, 7), torch.randn(2, 3), 21):
+        assert all(len(set(row)) == 21 for row in parent * 7 + token)
+
+
+def test_bad_request_stays_alone_and_in_range(both, half):
+    logits, before = half(3 * 2, 9), torch.randn(3, 2)
+    bad = logits.clone()
+    bad[2:4] = float("nan")
+    clean, poisoned = step(both, logits, before, 5), step(both, bad, before, 5)
+    for good, after in ((clean.torch, poisoned.torch), (clean.onnx, poisoned.onnx)):
+        for first, second in zip(good, after, strict=True):
+            assert np.array_equal(np.delete(first, 1, 0), np.delete(second, 1, 0))
+        assert np.isnan(after[0][1]).all()
+        assert 0 <= after[1].min() <= after[1].max() < 2
+        assert 0 <= after[2].min() <= after[2].max() < 9
+
+
+class TestComparison:
+    """Orders may differ inside the tie band; a candidate must have the score it claims."""
+
+    inputs = (np.array([[2.0, 1.0, 1.0 + 1e-7, -3.0]]), np.zeros((1, 1)))
+
+    def outputs(self, tokens, scores=None):
+        logits = self.inputs[0][0]
+        exact = logits[tokens] - np.log(np.exp(logits).sum())
+        return [np.array([exact if scores is None else scores], np.float32), np.zeros((1, len(tokens)), np.int64), np.array([tokens])]
+
+    def compare(self, actual, expected):
+        return compare_beams(actual, expected, list(self.inputs), {"width": 2, "per_row": 2})
+
+    def test_the_same(self):
+        assert self.compare(self.outputs([0, 2]), self.outputs([0, 2])) == 0
+
+    def test_other_order_within_the_band(self):
+        assert self.compare(self.outputs([0, 1]), self.outputs([0, 2])) < 1e-6
+
+    def test_candidate_without_that_score(self):
+        wrong = self.outputs([0, 3], scores=self.outputs([0, 2])[0][0])
+        assert self.compare(wrong, self.outputs([0, 2])) == float("inf")
+
+    def test_repeated_candidate(self):
+        assert self.compare(self.outputs([0, 0]), self.outputs([0, 0])) == float("inf")
+
+    def test_token_out_of_range(self):
+        wrong = self.outputs([0, 2])
+        wrong[2] = np.array([[0, 4]])
+        assert self.compare(wrong, self.outputs([0, 2])) == float("inf")
