@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import onnx
 
@@ -11,15 +12,32 @@ from .preconditions import FP8_TYPES
 _LAYOUT_ONLY = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Expand")
 
 
-def fp8_gemm_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the MatMul and Gemm nodes of an inlined graph whose two operands are dequantised FP8 codes.
+@dataclass(frozen=True)
+class QuantisedGemms:
+    """Names of the MatMul and Gemm nodes of an inlined graph that have an FP8 operand.
 
-    Operands with block scales do not count: they are dequantised before the multiplication.
+    `in_fp8`: both operands are dequantised FP8 codes, so that the product can run in FP8.
+    `dequantised`: only one is, or its scales are per block; the product runs in the wider type.
     """
+
+    in_fp8: tuple[str, ...]
+    dequantised: tuple[str, ...]
+
+
+def quantised_gemms(model: onnx.ModelProto) -> QuantisedGemms:
+    """Find the matrix multiplications with FP8 operands in an inlined graph."""
     producers = {output: node for node in model.graph.node for output in node.output}
     codes = {initializer.name for initializer in model.graph.initializer if initializer.data_type in FP8_TYPES}
-    gemms = (node for node in model.graph.node if node.op_type in ("MatMul", "Gemm"))
-    return tuple(n.name for n in gemms if all(_is_dequantised_fp8(operand, producers, codes) for operand in n.input[:2]))
+    in_fp8, dequantised = [], []
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        sources = [_fp8_source(operand, producers, codes) for operand in node.input[:2]]
+        if all(source is not None and not _has_blocks(source) for source in sources):
+            in_fp8.append(node.name)
+        elif any(source is not None for source in sources):
+            dequantised.append(node.name)
+    return QuantisedGemms(tuple(in_fp8), tuple(dequantised))
 
 
 def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
@@ -29,13 +47,18 @@ def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
     return {"fp8": fp8, "other": other, "with_fp16_instead": 2 * fp8 + other}
 
 
-def _is_dequantised_fp8(name: str, producers: dict[str, onnx.NodeProto], codes: set[str]) -> bool:
+def _fp8_source(name: str, producers: dict[str, onnx.NodeProto], codes: set[str]) -> onnx.NodeProto | None:
+    """The DequantizeLinear of FP8 codes that an operand comes from, with nothing but changes of layout in between."""
     node = producers.get(_through_layout(name, producers))
-    if node is None or node.op_type != "DequantizeLinear" or any(a.name == "block_size" and a.i > 0 for a in node.attribute):
-        return False
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
     coded = _through_layout(node.input[0], producers)
     source = producers.get(coded)
-    return coded in codes or (source is not None and _quantises_to_fp8(source, codes))
+    return node if coded in codes or (source is not None and _quantises_to_fp8(source, codes)) else None
+
+
+def _has_blocks(dequantise: onnx.NodeProto) -> bool:
+    return any(a.name == "block_size" and a.i > 0 for a in dequantise.attribute)
 
 
 def _through_layout(name: str, producers: dict[str, onnx.NodeProto]) -> str:

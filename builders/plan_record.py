@@ -30,12 +30,14 @@ class PlanTensor(_Part):
 class Fp8Gemms(_Part):
     """FP8 matrix multiplications: expected from the graph, found in the plan (null: could not be read), and how they were counted.
 
-    `missing` names the expected ones that the plan runs in another type.
+    `missing` names the expected ones that the plan runs in another type. `dequantised` counts those that have an FP8
+    operand and are not meant to run in FP8: their block scales have no native form, so they run in the wider type.
     """
 
     expected: int
     found: int | None
     missing: tuple[str, ...]
+    dequantised: int
     how: str
 
 

@@ -12,7 +12,7 @@ from ..core.errors import BuildError
 from ..core.recipe import BuildOptions
 from ..core.tensorrt_api import ShapeRange, load
 from .child import build_in_child
-from .fp8_gemms import fp8_gemm_names, weight_bytes
+from .fp8_gemms import QuantisedGemms, quantised_gemms, weight_bytes
 from .functions import inline_functions, load_graph
 from .plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
 from .preconditions import check_capabilities, check_graph, has_fp8
@@ -31,7 +31,7 @@ class NativeGraph:
     source: Path
     model: onnx.ModelProto
     profiles: list[dict[str, ShapeRange]]
-    fp8_gemms: tuple[str, ...]
+    gemms: QuantisedGemms
 
 
 def plan_name(compute_capability: str) -> str:
@@ -49,7 +49,7 @@ def prepare(model: Path, options: BuildOptions) -> NativeGraph:
     graph = inline_functions(load_graph(model))
     check_capabilities(load(options.target), options.compute_capabilities, fp8=has_fp8(graph))
     check_graph(graph, model)
-    return NativeGraph(model, graph, profile_shapes(graph, options.profiles), fp8_gemm_names(graph))
+    return NativeGraph(model, graph, profile_shapes(graph, options.profiles), quantised_gemms(graph))
 
 
 def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> PlanRecord:
@@ -90,7 +90,7 @@ def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> Pla
         tensors=tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
         profiles=tuple(graph.profiles),
         builder_flags=tuple(built["builder_flags"]),
-        fp8_gemms=_fp8_gemms(graph.fp8_gemms, program),
+        fp8_gemms=_fp8_gemms(graph.gemms, program),
         weight_bytes=WeightBytes(graph=weight_bytes(graph.model), plan=program.constant_bytes if program else None),
         build_seconds=built["build_seconds"],
         peak_memory_bytes=built["peak_memory_bytes"],
@@ -102,11 +102,12 @@ def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> Pla
     return record
 
 
-def _fp8_gemms(expected: tuple[str, ...], program: ProgramFacts | None) -> Fp8Gemms:
+def _fp8_gemms(gemms: QuantisedGemms, program: ProgramFacts | None) -> Fp8Gemms:
+    expected, dequantised = len(gemms.in_fp8), len(gemms.dequantised)
     if program is None:
-        return Fp8Gemms(expected=len(expected), found=None, missing=(), how=_UNREADABLE)
-    missing = tuple(name for name in expected if name not in program.fp8_layers)
-    return Fp8Gemms(expected=len(expected), found=len(expected) - len(missing), missing=missing, how=_COUNTED)
+        return Fp8Gemms(expected=expected, found=None, missing=(), dequantised=dequantised, how=_UNREADABLE)
+    missing = tuple(name for name in gemms.in_fp8 if name not in program.fp8_layers)
+    return Fp8Gemms(expected=expected, found=expected - len(missing), missing=missing, dequantised=dequantised, how=_COUNTED)
 
 
 def _require_fp8(record: PlanRecord) -> None:

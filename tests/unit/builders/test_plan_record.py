@@ -28,7 +28,7 @@ def plan(tmp_path: Path) -> Path:
         tensors=(PlanTensor(name="features", mode="input", dtype="float16", shape=(-1, -1, 64)),),
         profiles=({"features": ((1, 1, 64), (4, 16, 64), (8, 32, 64))},),
         builder_flags=(),
-        fp8_gemms=Fp8Gemms(expected=1, found=None, missing=(), how="not read"),
+        fp8_gemms=Fp8Gemms(expected=1, found=None, missing=(), dequantised=0, how="not read"),
         weight_bytes=WeightBytes(graph={"fp8": 1}, plan=None),
         build_seconds=0.5,
         peak_memory_bytes=1,

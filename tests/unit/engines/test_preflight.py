@@ -22,7 +22,7 @@ RECORD = PlanRecord(
     tensors=(),
     profiles=(),
     builder_flags=(),
-    fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), how="counted"),
+    fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantised=0, how="counted"),
     weight_bytes=WeightBytes(graph={}, plan={}),
     build_seconds=1.0,
     peak_memory_bytes=1,
