@@ -93,3 +93,50 @@ def half() -> Callable[..., Tensor]:
 @pytest.fixture(scope="session")
 def weight_codes() -> Callable[[int, int], tuple[Tensor, Tensor]]:
     return random_weight_codes
+
+
+class Experts(NamedTuple):
+    """FP32 weights of SwiGLU experts, separate as a model has them: gate and up [E, H, D], down [E, D, H]."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+    def exact(self, x_ND: Tensor, index_NK: Tensor, weight_NK: Tensor, residual_ND: Tensor) -> Tensor:
+        """FP64 [N, D], one token and one expert at a time: written to be seen through, not to be fast."""
+        gate, up, down = (weight.double() for weight in self)
+        total_ND = residual_ND.double().clone()
+        for token, (numbers, gates) in enumerate(zip(index_NK.tolist(), weight_NK.tolist(), strict=True)):
+            for number, strength in zip(numbers, gates, strict=True):
+                x = x_ND[token].double()
+                total_ND[token] += strength * (down[number] @ (torch.nn.functional.silu(gate[number] @ x) * (up[number] @ x)))
+        return total_ND
+
+
+class Routed(NamedTuple):
+    """Tokens and where they go: x [N, D], index and weight [N, K], residual [N, D]."""
+
+    x: Tensor
+    index: Tensor
+    weight: Tensor
+    residual: Tensor
+
+
+def random_experts(experts: int, width: int, hidden: int) -> Experts:
+    gate, up = torch.randn(2, experts, hidden, width) * width**-0.5
+    return Experts(gate, up, torch.randn(experts, width, hidden) * hidden**-0.5)
+
+
+def random_routing(rows: int, width: int, experts: int, top_k: int) -> Routed:
+    index = torch.stack([torch.randperm(experts)[:top_k] for _ in range(rows)])
+    return Routed(random_half(rows, width), index, torch.rand(rows, top_k).softmax(1), random_half(rows, width))
+
+
+@pytest.fixture(scope="session")
+def make_experts() -> Callable[[int, int, int], Experts]:
+    return random_experts
+
+
+@pytest.fixture(scope="session")
+def make_routing() -> Callable[[int, int, int, int], Routed]:
+    return random_routing

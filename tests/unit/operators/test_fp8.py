@@ -1,0 +1,101 @@
+"""The reference casts: every FP16 value against ml_dtypes, scales of zeros, blocks and their padding."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from onerec_trt.core.precision import AMAX_FLOOR, BLOCK, E4M3_MAX
+from onerec_trt.operators import fp8
+
+FINITE = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+FINITE = FINITE[np.isfinite(FINITE)]
+
+
+def by_ml_dtypes(values):
+    return np.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 37.5])
+def test_every_fp16_value_rounds_like_ml_dtypes(scale):
+    codes = fp8.quantise_tensor(torch.from_numpy(FINITE), torch.tensor(scale))
+    assert np.array_equal(codes.view(torch.uint8).numpy(), by_ml_dtypes(FINITE / np.float32(scale)).view(np.uint8))
+
+
+def test_values_beyond_the_range_saturate_where_plain_casts_give_nan():
+    beyond = torch.tensor([465.0, 1e30, torch.inf, -1e30, -torch.inf])
+    assert fp8.to_e4m3(beyond).float().tolist() == [448, 448, 448, -448, -448]
+    assert fp8.to_e4m3(torch.tensor(torch.nan)).float().isnan()
+
+
+def test_rounds_straight_from_fp32():
+    """17 + 2^-20 lies above the middle of 16 and 18; through FP16 it would be the middle and go down to even."""
+    x = torch.tensor(17 + 2**-19)
+    assert x.half() == 17
+    assert fp8.to_e4m3(x).float() == 18
+    assert fp8.to_e4m3(x.half().float()).float() == 16
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 5, 33)])
+def test_rows(shape):
+    x = torch.randn(shape)
+    codes, scale = fp8.quantise_rows(x)
+    assert scale.shape == (*shape[:-1], 1)
+    assert scale.dtype == torch.float32
+    assert torch.equal(scale, x.abs().amax(-1, keepdim=True) / 448)
+    assert (codes.float() * scale - x).abs().le(x.abs() / 16 + scale * 2**-10).all()
+
+
+def test_zeros_get_the_smallest_scale_and_no_nan():
+    for codes, scale in (fp8.quantise_rows(torch.zeros(2, 130)), fp8.quantise_row_blocks(torch.zeros(2, 130))):
+        assert not codes.float().any()
+        assert (scale == torch.tensor(AMAX_FLOOR) / 448).all()
+    assert (fp8.scale_of(fp8.weight_block_amax(torch.zeros(130, 4))) == torch.tensor(AMAX_FLOOR) / 448).all()
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_fault_stays_in_its_row_and_block(fault):
+    x = torch.randn(3, 256)
+    bad = x.clone()
+    bad[1, 200] = fault
+    for quantise, dequantise in ((fp8.quantise_rows, None), (fp8.quantise_row_blocks, fp8.dequantise_row_blocks)):
+        good, after = (
+            codes.float() * scale if dequantise is None else dequantise(codes, scale) for codes, scale in (quantise(x), quantise(bad))
+        )
+        assert torch.equal(good[[0, 2]], after[[0, 2]])
+        if dequantise is not None:
+            assert torch.equal(good[1, :BLOCK], after[1, :BLOCK])
+        assert not after[1].isfinite().all()
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 300])
+def test_row_blocks(width):
+    x = torch.randn(3, width)
+    codes, scale = fp8.quantise_row_blocks(x)
+    blocks = -(-width // BLOCK)
+    assert codes.shape == (3, blocks * BLOCK)
+    assert scale.shape == (3, blocks)
+    values = fp8.dequantise_row_blocks(codes, scale)
+    assert not values[:, width:].any()
+    assert (values[:, :width] - x).abs().max() <= x.abs().max() / 16
+    for block in range(blocks):
+        part = x[:, block * BLOCK : (block + 1) * BLOCK]
+        assert torch.equal(scale[:, block], part.abs().amax(1) / 448)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(128, 128), (130, 300), (1, 1)])
+def test_weight_blocks(outputs, inputs):
+    weight = torch.randn(outputs, inputs)
+    amax = fp8.weight_block_amax(weight)
+    assert amax.shape == (-(-outputs // BLOCK), -(-inputs // BLOCK))
+    for i in range(amax.shape[0]):
+        for j in range(amax.shape[1]):
+            assert amax[i, j] == weight[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK].abs().max()
+    scale = fp8.scale_of(amax)
+    codes = fp8.quantise_weight_blocks(weight, scale)
+    expanded = fp8.expand_block_scale(scale, outputs)
+    assert expanded.shape == (outputs, amax.shape[1])
+    values = fp8.dequantise_row_blocks(codes, expanded)
+    assert not values[:, inputs:].any()
+    assert (values[:, :inputs] - weight).abs().max() <= weight.abs().max() / 16

@@ -1,0 +1,47 @@
+"""The model of one node is a valid ONNX file; NumPy sees codes as values."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onerec_trt.operators import fp8
+from onerec_trt.operators.registry import OPERATORS
+from onerec_trt.operators.single_node import as_arrays, e4m3_initializer, feed, single_node_model
+
+
+def codes_and_weight():
+    codes, scale = fp8.quantise_rows(torch.randn(3, 32))
+    weight, weight_scale = fp8.quantise_rows(torch.randn(5, 32))
+    return codes, scale, weight, weight_scale[:, 0]
+
+
+def test_model_is_valid_and_feeds_everything_but_codes():
+    inputs = codes_and_weight()
+    model = single_node_model(OPERATORS["Fp8Linear"], inputs, {"promotion": 0})
+    onnx.checker.check_model(model, full_check=True)
+    assert [i.name for i in model.graph.input] == list(feed(inputs)) == ["input_1", "input_3"]
+    assert {i.name: i.data_type for i in model.graph.initializer} == dict.fromkeys(("input_0", "input_2"), onnx.TensorProto.FLOAT8E4M3FN)
+
+
+def test_initializer_holds_the_bytes_of_the_codes():
+    codes = codes_and_weight()[0]
+    assert e4m3_initializer("x", codes).raw_data == codes.view(torch.uint8).numpy().tobytes()
+
+
+def test_strided_codes_are_written_in_order():
+    codes = codes_and_weight()[0].T
+    assert e4m3_initializer("x", codes).raw_data == codes.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_codes_as_arrays_are_their_values():
+    codes, scale, *_ = codes_and_weight()
+    values, same_scale = as_arrays([codes, scale])
+    assert np.array_equal(values, codes.float().numpy())
+    assert np.array_equal(same_scale, scale.numpy())
+
+
+def test_operator_runs_on_functions_handed_in():
+    """Without its functions the node has no meaning."""
+    inputs = codes_and_weight()
+    assert not single_node_model(OPERATORS["Fp8Linear"], inputs, {"promotion": 0}, functions=[]).functions
