@@ -82,7 +82,8 @@ class CrossAttention(nn.Module):
         mask = valid_BS[:, None, None, :]
         attended = F.scaled_dot_product_attention(query, kv.key_BGSd, kv.value_BGSd, mask, enable_gqa=True)
         attended = torch.where(valid_BS.any(1)[:, None, None, None], attended, 0)  # an empty context gives 0, not NaN
-        return self.o(attended.transpose(1, 2).reshape(x_BRTD.shape))
+        output: Tensor = self.o(attended.transpose(1, 2).reshape(x_BRTD.shape))
+        return output
 
 
 class SelfAttention(nn.Module):
@@ -95,7 +96,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BRTD: Tensor) -> Tensor:
         q, k, v = (p(x_BRTD).unflatten(-1, (self.n_heads, -1)).transpose(2, 3) for p in (self.q, self.k, self.v))
-        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(2, 3).flatten(3))
+        output: Tensor = self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(2, 3).flatten(3))
+        return output
 
 
 class SwiGlu(nn.Module):
@@ -106,7 +108,8 @@ class SwiGlu(nn.Module):
         self.gate, self.up, self.down = linear(d_model, hidden), linear(d_model, hidden), linear(hidden, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        output: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return output
 
 
 class MixtureOfExperts(nn.Module):
@@ -171,7 +174,8 @@ class Block(nn.Module):
     def forward(self, h_BRTD: Tensor, context: Context) -> Tensor:
         h_BRTD = h_BRTD + self.cross_attention(self.cross_norm(h_BRTD), context.sets[self.kv_set], context.valid_BS)
         h_BRTD = h_BRTD + self.self_attention(self.self_norm(h_BRTD))
-        return h_BRTD + self.ffn(self.ffn_norm(h_BRTD))
+        output_BRTD: Tensor = h_BRTD + self.ffn(self.ffn_norm(h_BRTD))
+        return output_BRTD
 
 
 class OneRec(nn.Module):

@@ -112,37 +112,55 @@ def write_requests(path: Path, requests: Requests) -> None:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def read_requests(path: Path, config: OneRecConfig, *, max_context: int = MAX_CONTEXT, need_targets: bool = False) -> Requests:
+def read_requests(
+    path: Path, config: OneRecConfig, *, max_context: int = MAX_CONTEXT, need_targets: bool = False, limit: int | None = None
+) -> Requests:
     """Read a request file and check every request in it.
 
     Args:
-        path: A Parquet file as described at the top of this module; FP16 features are accepted too.
+        path: A Parquet file as described at the top of this module; FP16 and FP64 features are accepted too.
         config: The model the requests are for: feature width and codebook size are held against it.
         max_context: Most tokens a context may have, e.g. the maximum of the optimisation profile. Default: 3072.
         need_targets: Whether a file without targets is an error. Default: False.
+        limit: Read and check the first requests only, at most this many. Default: all.
 
     Raises:
         RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
     """
-    table = _read_table(path)
-    required = ("request_id", "features", *LENGTH_COLUMNS, *(("target",) if need_targets else ()))
-    missing = [name for name in required if name not in table.column_names]
+    table = _read_table(path, limit)
+    wanted = ["request_id", "features", *LENGTH_COLUMNS]
+    if need_targets or "target" in table.column_names:
+        wanted.append("target")
+    missing = [name for name in wanted if table.column_names.count(name) != 1]
     if missing:
         hint = f"columns present: {', '.join(table.column_names)}; docs/requests.md has the format"
-        raise RequestError(f"the request file lacks the column(s) {', '.join(missing)}", where=str(path), hint=hint)
+        raise RequestError(f"the request file lacks (or repeats) the column(s) {', '.join(missing)}", where=str(path), hint=hint)
     if not table.num_rows:
         raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
     return _Reader(path, table, config).read(max_context)
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path, limit: int | None) -> pa.Table:
+    assert limit is None or limit >= 1
     if not path.is_file():
         raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
     try:
-        return pq.ParquetFile(path).read()
+        with pq.ParquetFile(path) as file:
+            return file.read() if limit is None else _first_rows(file, limit)
     except (pa.ArrowException, OSError) as error:
         hint = "write it again; docs/requests.md has the format"
         raise RequestError(f"not a readable Parquet file: {error}", where=str(path), hint=hint) from None
+
+
+def _first_rows(file: pq.ParquetFile, limit: int) -> pa.Table:
+    """The first rows, read no further than needed."""
+    rows, parts = 0, []
+    for part in file.iter_batches(batch_size=limit):
+        parts.append(part)
+        rows += part.num_rows
+        if rows >= limit:
+            break
+    return pa.Table.from_batches(parts, schema=file.schema_arrow).slice(0, limit)
 
 
 class _Reader:
@@ -185,29 +203,26 @@ class _Reader:
         return flat.reshape(-1, self.config.feature_width), offsets
 
     def _check_lengths(self, lengths_n3: _Ints, counts: _Ints, max_context: int) -> None:
-        for row, (lengths, count) in enumerate(zip(lengths_n3, counts, strict=True)):
-            name = self.ids[row]
-            if (lengths < 0).any():
-                raise self._error(f"request {name} has a negative number of tokens: {lengths.tolist()}", row)
-            if lengths.sum() != count:
-                what = f"the lengths of request {name} add up to {lengths.sum()}, its features hold {count} tokens"
-                raise self._error(what, row, hint=f"{' + '.join(LENGTH_COLUMNS)} must equal the number of tokens in features")
-            if count == 0:
-                raise self._error(f"the context of request {name} is empty", row, hint="drop the request, or give it at least one token")
-            if count > max_context:
-                what = f"the context of request {name} has {count} tokens, at most {max_context} fit"
-                raise self._error(what, row, hint="cut the context, or raise the maximum in the recipe's build.profiles.context")
+        totals = lengths_n3.sum(1)
+        for row in np.flatnonzero((lengths_n3 < 0).any(1))[:1]:
+            raise self._error(f"request {self.ids[row]} has a negative number of tokens: {lengths_n3[row].tolist()}", row)
+        for row in np.flatnonzero(totals != counts)[:1]:
+            what = f"the lengths of request {self.ids[row]} add up to {totals[row]}, its features hold {counts[row]} tokens"
+            raise self._error(what, row, hint=f"{' + '.join(LENGTH_COLUMNS)} must equal the number of tokens in features")
+        for row in np.flatnonzero(counts == 0)[:1]:
+            hint = "drop the request, or give it at least one token"
+            raise self._error(f"the context of request {self.ids[row]} is empty", row, hint=hint)
+        for row in np.flatnonzero(counts > max_context)[:1]:
+            what = f"the context of request {self.ids[row]} has {counts[row]} tokens, at most {max_context} fit"
+            raise self._error(what, row, hint="cut the context, or raise the maximum in the recipe's build.profiles.context")
 
     def _check_values(self, values_NF: _Floats, offsets: _Ints) -> None:
-        with np.errstate(invalid="ignore"):
-            wrong = np.flatnonzero(~(np.abs(values_NF) <= FP16_MAX).all(1))  # NaN compares false, so it is caught too
-        if len(wrong):
-            row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
-            token = values_NF[wrong[0]]
-            value = token[~(np.abs(token) <= FP16_MAX)][0]
-            what = f"request {self.ids[row]} holds the feature value {value}, beyond FP16 (65504)" if np.isfinite(value) else ""
-            what = what or f"request {self.ids[row]} holds the feature value {value}"
-            raise self._error(what, row, hint=f"token {wrong[0] - offsets[row]} of its context; features must be finite and within FP16")
+        for token in np.flatnonzero(~(np.abs(values_NF) <= FP16_MAX).all(1))[:1]:  # NaN compares false, so it is caught too
+            row = int(np.searchsorted(offsets, token, side="right")) - 1
+            features = values_NF[token]
+            value = features[~(np.abs(features) <= FP16_MAX)][0]
+            what = f"request {self.ids[row]} holds the feature value {value}, not a finite number within FP16 ({FP16_MAX:.0f})"
+            raise self._error(what, row, hint=f"token {token - offsets[row]} of its context; correct or scale the features")
 
     def _read_targets(self) -> _Ints | None:
         if "target" not in self.table.column_names:
@@ -248,7 +263,7 @@ class _Reader:
         if array.null_count:
             raise self._error(f"the column {name} holds a null")
         with np.errstate(over="ignore"):  # a double beyond FP32 becomes infinite here and is refused with its request's name
-            return array.to_numpy(zero_copy_only=False).astype(dtype)
+            return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
 
     def _error(self, what: str, row: int | None = None, *, hint: str = "") -> RequestError:
         where = str(self.path) if row is None else f"{self.path}, request {self.ids[row]}"

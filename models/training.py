@@ -56,7 +56,7 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
     with progress_bar("training", steps) as advance:
         for batch in _shuffled_batches(requests, options):
             optimizer.zero_grad(set_to_none=True)
-            next_item_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            next_item_loss(model, batch).backward()
             nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
             optimizer.step()
             balance_experts(model, options.balancing_rate * float(schedule.get_last_lr()[0]) / options.learning_rate)
