@@ -6,6 +6,7 @@ file count from that file's folder.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,7 +153,11 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = 
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"the recipe is not valid: {problems}", where=where, hint="see docs/recipes.md for every key") from None
     paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
-    located = {name: base / path for name, path in paths.items() if path is not None}
+    located = {name: _from(base, path) for name, path in paths.items() if path is not None}
     saved = recipe.calibration.saved_state
-    calibration = recipe.calibration.model_copy(update={"saved_state": base / saved if saved else None})
+    calibration = recipe.calibration.model_copy(update={"saved_state": _from(base, saved) if saved else None})
     return recipe.model_copy(update={**located, "calibration": calibration})
+
+
+def _from(base: Path, path: Path) -> Path:
+    return Path(os.path.normpath(base / path))

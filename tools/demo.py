@@ -1,0 +1,103 @@
+"""The demo: a synthetic world, a small model trained on it, and the real pipeline on that checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.artefacts import atomic_file
+from ..core.recipe import Recipe, load_recipe
+from ..core.records import Record, run_stage
+from ..engines.bootstrap import paired_interval
+from ..engines.gates import Gate, gate
+from ..engines.reference import heldout_requests, make_reference
+from ..models.checkpoint import save_checkpoint
+from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
+from ..models.evaluation import hits, popularity_hits
+from ..models.requests import read_requests
+from .pipeline import StageResult, folders_of, run_stages
+
+DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
+HIT_RANGE = (0.2, 0.8)  # outside, hit rates say nothing: the task is too hard or too easy
+TIMES_POPULARITY = 3.0
+
+
+def prepare(out: Path) -> Iterator[StageResult]:
+    """Make the data and train the model, unless they are there already.
+
+    Raises:
+        ArtefactError: The disk is full or `out` cannot be written.
+    """
+    yield _timed("data", lambda: _make_data(out / "data"))
+    yield _timed("train", lambda: _train(out / "data", out / "checkpoint"))
+
+
+def recipes(out: Path, names: Sequence[str] = DEMO_RECIPES) -> list[Recipe]:
+    """The demo's recipes, copied into `out`/recipes, where they can be run again one by one."""
+    return [load_recipe(_copied(out, name)) for name in names]
+
+
+def run(out: Path, chosen: Sequence[Recipe]) -> Iterator[StageResult]:
+    """Every stage of every recipe."""
+    for recipe in chosen:
+        yield from run_stages(recipe)
+
+
+def model_gates(recipe: Recipe) -> tuple[list[Gate], dict[str, Any]]:
+    """Is the trained model good enough for its hit rates to mean something? Gates and the figures behind them."""
+    k, requests = recipe.validation.top_k, heldout_requests(recipe)
+    assert requests.targets_n3 is not None
+    reference = make_reference(recipe, folders_of(recipe).reference)
+    fp32 = hits(reference.sids_nW3, requests.targets_n3, k)
+    train = read_requests(request_file(recipe.checkpoint.parent / "data", "train"), DEMO_CONFIG, need_targets=True)
+    assert train.targets_n3 is not None
+    popularity = popularity_hits(train.targets_n3, requests.targets_n3, k)
+    hit, baseline = float(fp32.mean()), float(popularity.mean())
+    low, high = HIT_RANGE
+    gates = [
+        gate(f"demo model hit@{k}, not too hard", "fp32", hit, ">=", low),
+        gate(f"demo model hit@{k}, not too easy", "fp32", hit, "<=", high),
+        gate("demo model against popularity", "fp32", hit, ">=", TIMES_POPULARITY * baseline, f"popularity {baseline:.3f}"),
+    ]
+    interval = paired_interval(fp32, np.zeros_like(fp32))
+    figures = {f"hit@{k} fp32": hit, f"hit@{k} fp32 interval": list(interval), f"hit@{k} popularity": baseline, "heldout requests": len(requests)}
+    return gates, figures
+
+
+def _make_data(folder: Path) -> Record:
+    options = {"world": repr(DEMO_WORLD), "users": DEMO_USERS, "seed": DEMO_SEED}
+
+    def body(temporary: Path) -> dict[str, Any]:
+        make_demo_data(temporary)
+        return {}
+
+    return run_stage("data", folder, read={}, options=options, tools=("numpy", "pyarrow"), body=body)
+
+
+def _train(data: Path, folder: Path) -> Record:
+    def body(temporary: Path) -> dict[str, Any]:
+        save_checkpoint(train_demo(data), temporary)
+        return {}
+
+    options = {"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING)}
+    return run_stage("train", folder, read={"train": request_file(data, "train")}, options=options, tools=("torch",), body=body)
+
+
+def _timed(stage: str, body: Callable[[], Record]) -> StageResult:
+    import time
+
+    started = time.monotonic()
+    record = body()
+    return StageResult("demo", stage, record, time.monotonic() - started)
+
+
+def _copied(out: Path, name: str) -> Path:
+    path = out / "recipes" / f"{name}.yaml"
+    text = (files("onerec_trt.configs") / f"demo-{name}.yaml").read_text()
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+    return path

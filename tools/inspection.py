@@ -1,0 +1,53 @@
+"""What `onerec-trt inspect` says of a plan, a stage's folder or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..builders.plan_record import inspect_plan
+from ..core.errors import ArtefactError
+from ..core.records import RECORD_NAME, read_record
+from ..models.checkpoint import CONFIG_NAME, open_checkpoint
+from ..models.config import counted_parameters
+
+_ROWS = 12  # of a long mapping, the rest is in --json
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Facts about an artefact, verified against its record.
+
+    Raises:
+        ArtefactError: It is none we know, or does not match its record.
+        CheckpointError: It is a damaged checkpoint.
+    """
+    if path.suffix == ".plan":
+        return {"kind": "plan", **inspect_plan(path).model_dump(mode="json")}
+    if (path / RECORD_NAME).is_file():
+        return {"kind": "stage", **read_record(path).model_dump(mode="json")}
+    if (path / CONFIG_NAME).is_file():
+        config = open_checkpoint(path).config
+        counts = {"parameters": counted_parameters(config), "active_parameters": counted_parameters(config, active=True)}
+        return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts}
+    raise ArtefactError(
+        "this is no artefact", where=str(path), hint="give a .plan file, a folder with record.json, or a checkpoint folder with config.json"
+    )
+
+
+def table(facts: dict[str, Any]) -> Table:
+    """The facts for the terminal, nested mappings one level deep."""
+    shown = Table(title=str(facts["kind"]), show_header=False)
+    for key, value in facts.items():
+        if key != "kind":
+            shown.add_row(key, _text(value))
+    return shown
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        lines = [f"{key}: {item}" for key, item in value.items()]
+        more = [f"... {len(lines) - _ROWS} more (--json shows all)"] if len(lines) > _ROWS else []
+        return "\n".join(lines[:_ROWS] + more)
+    return str(value)

@@ -1,0 +1,119 @@
+"""All stages of one recipe in their order, and what a run leaves behind: folders, report, summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..builders.plan_record import inspect_plan
+from ..builders.stage import build
+from ..calibration.stage import calibrate
+from ..core.artefacts import write_json
+from ..core.errors import ArtefactError
+from ..core.recipe import Recipe
+from ..core.records import Record
+from ..engines.gates import Gate
+from ..engines.validate import Validation, read_validation, validate
+from ..export.stage import export
+
+STAGES = ("calibrate", "export", "build", "validate")
+SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the stages of one recipe put their artefacts. `reference` is shared by all recipes of an output folder."""
+
+    root: Path
+    calibrated: Path
+    exported: Path
+    plans: Path
+    validated: Path
+    reference: Path
+
+
+def folders_of(recipe: Recipe) -> Folders:
+    root = recipe.output / recipe.name
+    return Folders(root, root / "calibrated", root / "exported", root / "plans", root / "validated", recipe.output / "reference")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One finished stage."""
+
+    recipe: str
+    stage: str
+    record: Record
+    seconds: float
+
+
+def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[StageResult]:
+    """Run the given stages of a recipe one after the other; each yields when it is done or found up to date.
+
+    Raises:
+        OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `engines.gates.require`.
+    """
+    places = folders_of(recipe)
+    bodies: dict[str, Callable[[], Record]] = {
+        "calibrate": lambda: calibrate(recipe, recipe.checkpoint, recipe.requests, places.calibrated),
+        "export": lambda: export(recipe.export, places.calibrated, places.exported),
+        "build": lambda: build(recipe, places.exported, places.plans),
+        "validate": lambda: validate(recipe, places.calibrated, places.exported, places.reference, places.validated),
+    }
+    for stage in stages:
+        started = time.monotonic()
+        record = bodies[stage]()
+        yield StageResult(recipe.name, stage, record, time.monotonic() - started)
+
+
+def validations(recipes: Sequence[Recipe]) -> list[Validation]:
+    """What the validate stage found for each recipe.
+
+    Raises:
+        ArtefactError: A recipe was not validated.
+    """
+    return [read_validation(folders_of(recipe).validated) for recipe in recipes]
+
+
+def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """Every plan of the recipes: path, target and whether it was seen running on its GPU.
+
+    Raises:
+        ArtefactError: There are no plans, or one does not match its record.
+    """
+    found = []
+    for recipe in recipes:
+        files = sorted(folders_of(recipe).plans.glob("*.plan"))
+        if not files:
+            raise ArtefactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
+        for file in files:
+            record = inspect_plan(file)
+            path = str(file.relative_to(recipe.output))
+            found.append({"path": path, "target": f"{record.target} sm {record.compute_capability}", "validated": record.validated})
+    return found
+
+
+def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
+    """The machine-readable result of a run: gates, plans, and four figures per recipe."""
+    results = validations(recipes)
+    gates = [*extra_gates, *(gate for result in results for gate in result.gates)]
+    return {
+        "gates": [{key: getattr(gate, key) for key in ("name", "recipe", "value", "threshold", "passed")} for gate in gates],
+        "plans": plans(recipes),
+        "recipes": {
+            result.recipe: {
+                f"hit@{result.beams.k}": result.beams.hit,
+                f"overlap@{result.beams.k}": result.beams.overlap,
+                "forced_error_vs_fp32": result.forced.engine,
+                "forced_error_ratio": result.forced.ratio,
+            }
+            for result in results
+        },
+    }
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    write_json(path, summary)
