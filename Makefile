@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` does the main job, `make test` runs the tests.
+# Both need Python 3.11 or 3.12 and nothing else; what they install comes from requirements.lock, hashes checked.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FOLDERS := core models operators calibration export builders engines tools configs
+SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml') __init__.py testing.py pyproject.toml
+
+.PHONY: demo test lint unit lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/onerec-trt demo --out out/demo
+
+test: lint unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p onerec_trt
+
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# The package is installed as users get it, as a wheel; build/ is removed so that no stale file travels in it.
+$(VENV)/.installed: $(VENV)/.locked $(SOURCES)
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+$(VENV)/.locked: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	touch $@
+
+# Locks the dependencies of pyproject.toml again; needs uv.
+lock:
+	uv pip compile pyproject.toml --extra rtx --extra test --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
