@@ -1,0 +1,191 @@
+"""Runs made up for the report: small, but written by the real stages' schemas and records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
+from onerec_trt.calibration.statistics import HISTOGRAM_BINS, HISTOGRAM_LOG10_EDGES
+from onerec_trt.calibration.summary import (
+    Checks,
+    ExpertCoverage,
+    LayerSummary,
+    QuantisationSummary,
+    TensorSummary,
+    WeightCheck,
+    write_summary,
+)
+from onerec_trt.core.artefacts import files_in, sha256, write_json
+from onerec_trt.core.precision import PRECISIONS, Granularity
+from onerec_trt.core.records import run_stage
+from onerec_trt.engines.beam_parity import BeamMetrics
+from onerec_trt.engines.forced_parity import ForcedErrors
+from onerec_trt.engines.gates import Gate, gate
+from onerec_trt.engines.operator_parity import OperatorResult
+from onerec_trt.engines.validate import VALIDATION_FILE, Validation
+from onerec_trt.export.lint import Finding
+from onerec_trt.export.stage import DESCRIPTION_FILE, Description
+
+ROLES = ("self_attention.q", "ffn.experts.0.gate", "ffn.experts.1.gate")
+
+
+def tensor(name: str, place: int, quantised: bool) -> TensorSummary:
+    middle = 20 + place
+    histogram = tuple(int(1000 * math.exp(-((bin - middle) ** 2) / 8)) for bin in range(HISTOGRAM_BINS))
+    absmax = 0.25 + 0.125 * place
+    snr, cosine = (31.0 - place, 0.999) if quantised else (None, None)
+    return TensorSummary(
+        name=name,
+        quantised=quantised,
+        variance=0.01 * (place + 1),
+        absmax=absmax,
+        absp99=absmax / 2,
+        snr_db=snr,
+        cosine=cosine,
+        histogram=histogram,
+        fp16_ok=True,
+    )
+
+
+def quantisation(precision: Any, warnings: tuple[str, ...]) -> QuantisationSummary:
+    names = [f"blocks.{block}.{role}" for block in range(2) for role in ROLES]
+    quantised = PRECISIONS[precision].is_quantised
+    layers = [
+        LayerSummary(name=name, kind="linear", granularity=Granularity.ROW, input=name, weight_scale_shape=(8,), input_scale=None)
+        for name in names
+    ]
+    return QuantisationSummary(
+        precision=precision,
+        layers=tuple(layers) if quantised else (),
+        unquantised=("heads.0",) if quantised else ("heads.0", *names),
+        experts=(ExpertCoverage(layer="blocks.1.ffn", routed_tokens=(41, 3)),),
+        weights=tuple(tensor(f"{name}.weight", place, quantised) for place, name in enumerate(names)),
+        activations=tuple(tensor(f"{name}.input", place, quantised) for place, name in enumerate(names)),
+        histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
+        warnings=warnings,
+        checks=Checks(
+            reference="modelopt", modelopt_forced_error=0.01, requests=8, weights=WeightCheck(linears=6, codes=100, differing_codes=1)
+        ),
+    )
+
+
+def good_gates(recipe: str) -> list[Gate]:
+    return [
+        gate("weights in the file", recipe, 0, "<=", 0, "6 tensors compared"),
+        gate("operator Fp8Linear", recipe, 2e-6, "<=", 1e-4, "worst of 6"),
+        gate("forced log-probabilities", recipe, 1.0123, "<=", 1.1),
+        gate("overlap@10", recipe, 0.9375, ">=", 0.90),
+    ]
+
+
+def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
+    labels = ("context.linear", "step0.blocks.0.self.q", "step0.blocks.1.ffn.experts", "step2.head")
+    return Validation(
+        recipe=recipe,
+        precision=precision,
+        engine="onnxruntime",
+        requests=321,
+        gates=gates,
+        beams=BeamMetrics(
+            k=10,
+            overlap=0.9375,
+            top1=0.9875,
+            tie_band=0.0125,
+            tie_band_share=0.0875,
+            score_regret=0.00321,
+            hit=0.4375,
+            hit_fp32=0.4425,
+            hit_interval=(-0.0125, 0.0025),
+        ),
+        forced=ForcedErrors(engine=0.020246, quantised=0.02, engine_kl=0.00151, quantised_kl=0.0015),
+        fp16_noise=0.001,
+        operators=[
+            OperatorResult(label=name, operator="Fp8Linear", difference=difference, threshold=1e-4, passed=True)
+            for name, difference in zip(labels, (0.0, 2e-6, 1e-6, 3e-7), strict=True)
+        ],
+    )
+
+
+def plan_record(plan: Path, capability: str, validated: bool) -> PlanRecord:
+    return PlanRecord(
+        plan=plan.name,
+        sha256=sha256(plan),
+        bytes=plan.stat().st_size,
+        target="tensorrt-rtx",
+        library_version="1.7.1.116",
+        compute_capability=capability,
+        driver=None,
+        gpu=None,
+        tensors=(PlanTensor(name="features", mode="input", dtype="float16", shape=(-1, -1, 64)),),
+        profiles=({"features": ((1, 1, 64), (4, 16, 64), (8, 32, 64))},),
+        builder_flags=(),
+        fp8_gemms=Fp8Gemms(expected=18, found=18, missing=(), dequantised=0, how="counted"),
+        weight_bytes=WeightBytes(graph={"fp8": 4096, "other": 1024, "with_fp16_instead": 9216}, plan=None),
+        build_seconds=0.5,
+        peak_memory_bytes=1,
+        validated=validated,
+        reason="seen running" if validated else "not seen running",
+    )
+
+
+def write_run(
+    root: Path,
+    name: str,
+    *,
+    precision: str = "fp8-row",
+    gates: list[Gate] | None = None,
+    warnings: tuple[str, ...] = (),
+    findings: tuple[Finding, ...] = (),
+    validated: bool = False,
+    change_exported: bool = False,
+) -> Path:
+    """A folder with the four stages of one recipe; `change_exported` exports once more after validation, with another result."""
+    root.mkdir(parents=True)
+    source = root / "source"
+    source.write_text("checkpoint")
+
+    def calibrated(folder: Path) -> dict[str, Any]:
+        write_summary(folder, quantisation(precision, warnings))
+        return {}
+
+    def exported(folder: Path, weight_bytes: int = 5120) -> dict[str, Any]:
+        description = Description(
+            widths=[8, 8, 8], paths=8, feature_width=64, quantised_gemms=18, weight_bytes=weight_bytes, nodes={}, findings=list(findings)
+        )
+        write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+        return {}
+
+    def plans(folder: Path) -> dict[str, Any]:
+        for capability in ("8.9", "12.0"):
+            plan = folder / f"sm{capability.replace('.', '')}.plan"
+            plan.write_bytes(b"plan" * 3000)
+            write_json(record_path(plan), plan_record(plan, capability, validated).model_dump(mode="json"))
+        return {}
+
+    def checked(folder: Path) -> dict[str, Any]:
+        found = validation(name, precision, good_gates(name) if gates is None else gates)
+        write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
+        return {}
+
+    options = {"min_routed_tokens": 32}
+    run_stage("calibrate", root / "calibrated", read={"checkpoint": source}, options=options, tools=("torch",), body=calibrated)
+    run_stage("export", root / "exported", read={"quantised": root / "calibrated"}, options={}, tools=("onnx",), body=exported)
+    files = {path.name: path for path in files_in(root / "exported")}
+    run_stage("build", root / "plans", read=files, options={}, tools=("tensorrt-rtx-cu13",), body=plans)
+    read = {"quantised": root / "calibrated", "exported": root / "exported"}
+    run_stage("validate", root / "validated", read=read, options={}, tools=("onnxruntime",), body=checked)
+    if change_exported:
+        read = {"quantised": root / "calibrated"}
+        run_stage("export", root / "exported", read=read, options={"again": True}, tools=("onnx",), body=lambda folder: exported(folder, 1))
+    return root
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run into a folder of its own, whatever the recipe's name holds."""
+    made = iter(range(100))
+    return lambda name, **options: write_run(tmp_path / f"run{next(made)}", name, **options)

@@ -1,0 +1,55 @@
+"""A run is read back whole, or refused with the stage to run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from onerec_trt.core.errors import ArtefactError
+from onerec_trt.tools.report import load_run
+
+MakeRun = Callable[..., Path]
+
+
+def test_a_run_is_read_back(make_run: MakeRun) -> None:
+    run = load_run(make_run("mine", precision="fp8-paper"))
+    assert (run.name, run.precision) == ("mine", "fp8-paper")
+    assert list(run.plans) == ["sm120.plan", "sm89.plan"]
+    assert run.validation.beams.hit == 0.4375
+    assert run.description.weight_bytes == 5120
+    assert list(run.records) == ["calibrated", "exported", "plans", "validated"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "stage"), [("calibrated", "calibrate"), ("exported", "export"), ("plans", "build"), ("validated", "validate")]
+)
+def test_a_missing_stage_is_named(make_run: MakeRun, folder: str, stage: str) -> None:
+    root = make_run("mine")
+    shutil.rmtree(root / folder)
+    with pytest.raises(ArtefactError, match=f"the stage '{stage}' has not run") as caught:
+        load_run(root)
+    assert f"onerec-trt {stage}" in caught.value.hint
+    assert caught.value.where == str(root / folder)
+
+
+def test_a_changed_file_is_refused(make_run: MakeRun) -> None:
+    root = make_run("mine")
+    (root / "validated" / "validation.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="does not match its record"):
+        load_run(root)
+
+
+def test_plans_of_an_older_export_are_refused(make_run: MakeRun) -> None:
+    with pytest.raises(ArtefactError, match="'build' were made from other artefacts") as caught:
+        load_run(make_run("mine", change_exported=True))
+    assert "onerec-trt build" in caught.value.hint
+
+
+def test_a_folder_of_another_stage_is_refused(make_run: MakeRun) -> None:
+    root = make_run("mine")
+    shutil.rmtree(root / "plans")
+    shutil.copytree(root / "exported", root / "plans")
+    with pytest.raises(ArtefactError, match="the record is of the stage 'export', not of 'build'"):
+        load_run(root)

@@ -1,0 +1,93 @@
+"""Terminal tables: failed gates first, no markup from names, no colour where NO_COLOR asks for none."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onerec_trt.engines.gates import gate
+from onerec_trt.tools.formats import bytes_text, number_text, seconds_text, share_text
+from onerec_trt.tools.report import load_run
+from onerec_trt.tools.tables import gates_table, plans_table, recipes_table, stage_line
+from rich.console import Console
+
+GATES = [
+    gate("holds", "one", 0.5, "<=", 1.0),
+    gate("falls [bold]", "two", 1.25, "<=", 1.1, "why [/red] it fell"),
+    gate("no number", "two", float("inf"), ">=", 0.9),
+]
+
+
+def printed(table: Any, **options: Any) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160, **options).print(table)
+    return stream.getvalue()
+
+
+def test_failed_gates_come_first_with_their_reason() -> None:
+    text = printed(gates_table(GATES))
+    assert "1 of 3 gates passed" in text
+    assert text.index("falls [bold]") < text.index("no number") < text.index("holds")
+    assert "why [/red] it fell" in text
+    assert "≤ 1.1" in text
+    assert "not finite" in text
+    assert text.count("✗") == 2
+
+
+def test_only_failed_gates() -> None:
+    text = printed(gates_table(GATES, failed_only=True))
+    assert "1 of 3 gates passed" in text
+    assert "holds" not in text
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[3" in printed(gates_table(GATES), force_terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in printed(gates_table(GATES), force_terminal=True).replace("\x1b[3m", "")  # italics are no colour
+
+
+def test_recipes_side_by_side(make_run: Callable[..., Path]) -> None:
+    good, bad = (load_run(make_run(name, **options)).validation for name, options in (("good", {}), ("bad", {"gates": GATES})))
+    lines = printed(recipes_table([good, bad])).splitlines()
+    (shown,) = [line for line in lines if "good" in line]
+    assert all(value in shown for value in ("✓", "43.8 %", "44.2 %", "93.8 %", "0.0202", "1.012", "4 of 4"))
+    (shown,) = [line for line in lines if "bad" in line]
+    assert "✗" in shown
+    assert "1 of 3" in shown
+
+
+def test_plans_say_whether_a_gpu_has_seen_them() -> None:
+    text = printed(
+        plans_table(
+            [{"path": "a/sm89.plan", "target": "rtx 8.9", "validated": False}, {"path": "b", "target": "rtx 12.0", "validated": True}]
+        )
+    )
+    assert "no: not seen on a GPU" in text
+    assert "yes" in text
+    assert "a/sm89.plan" in text
+
+
+def test_stage_lines() -> None:
+    assert stage_line("fp8-row", "export", True, 75.2).plain == "✓ fp8-row     export       1 min 15 s"
+    assert stage_line("fp8-row", "export", False, 0.01).plain == "✓ fp8-row     export       up to date"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (bytes_text(0), "0 B"),
+        (bytes_text(1023), "1023 B"),
+        (bytes_text(17084140), "16.3 MiB"),
+        (bytes_text(5 << 40), "5.0 TiB"),
+        (number_text(0.0123456), "0.01235"),
+        (number_text(None), "not finite"),
+        (share_text(0.125), "12.5 %"),
+        (seconds_text(9.96), "10.0 s"),
+        (seconds_text(119.9), "2 min 0 s"),
+    ],
+)
+def test_formats(text: str, expected: str) -> None:
+    assert text == expected

@@ -1,0 +1,207 @@
+"""The words and numbers of the report: verdict, comparison, gates, warnings, provenance. No markup here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...builders.plan_record import PlanRecord
+from ...core.records import Record
+from ...engines.gates import Gate
+from ..formats import MISSING, bytes_text, number_text, share_text
+from ..tables import failed_first
+from .run import STAGES, RecipeRun
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence on top: may this be shipped? `good` colours it."""
+
+    good: bool
+    headline: str
+    plans: str
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """Gates that stand together under one name."""
+
+    name: str
+    gates: tuple[Gate, ...]
+
+    @property
+    def failed(self) -> int:
+        return sum(not gate.passed for gate in self.gates)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are gates and all of them hold: what nothing was asked of has not passed."""
+        return bool(self.gates) and not self.failed
+
+    @property
+    def count(self) -> str:
+        return f"{len(self.gates) - self.failed} of {len(self.gates)}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the comparison: a cell per recipe, in the order of the runs."""
+
+    name: str
+    meaning: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A warning of calibration or a finding of the lint."""
+
+    recipe: str
+    source: str
+    where: str
+    what: str
+
+
+def gate_groups(runs: Sequence[RecipeRun], extra: Sequence[Gate]) -> list[GateGroup]:
+    """Gates by recipe, failed ones first in each; then those on the run as a whole."""
+    groups = [GateGroup(run.name, tuple(failed_first(run.validation.gates))) for run in runs]
+    return [*groups, GateGroup("whole run", tuple(failed_first(extra)))] if extra else groups
+
+
+def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
+    """Which recipes pass, and what was never seen on a GPU."""
+    bad = [_failure(group) for group in groups if not group.passed]
+    engines = " and ".join(sorted({run.validation.engine for run in runs}))
+    good = f"{_all_of(len(runs), 'recipe')} passed every gate, run with {engines}."
+    plans = [plan for run in runs for plan in run.plans.values()]
+    unseen = sum(not plan.validated for plan in plans)
+    if unseen:
+        text = (
+            f"{unseen} of {len(plans)} plans are not validated on a GPU: run `onerec-trt validate` on their machine before you ship them."
+        )
+    else:
+        text = f"{_all_of(len(plans), 'plan')} validated on a GPU."
+    return Verdict(good=not bad, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
+
+
+def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
+    """The measures that decide, recipes side by side."""
+    at = "/".join(str(k) for k in sorted({run.validation.beams.k for run in runs}))
+    rows: list[tuple[str, str, Callable[[RecipeRun], str]]] = [
+        ("gates passed", "every one must hold", lambda r: gate_groups([r], ())[0].count),
+        (f"hit@{at}", "requests whose target is among the first", lambda r: share_text(r.validation.beams.hit)),
+        ("against FP32", "FP32, and the paired 95 % interval of the difference", _hit_interval),
+        (f"overlap@{at}", "items shared with FP32", lambda r: share_text(r.validation.beams.overlap)),
+        ("top-1 agreement", "first item, outside the tie band", lambda r: share_text(r.validation.beams.top1)),
+        ("tie band", "width; requests inside it", _tie_band),
+        ("score regret", "FP32 log-probability lost per item", lambda r: _nat(r.validation.beams.score_regret)),
+        ("forced error against FP32", "mean over requests, log-probabilities", lambda r: _nat(r.validation.forced.engine)),
+        (
+            "forced error ratio",
+            "to the quantised PyTorch model",
+            lambda r: _ratio(r.validation.forced.engine, r.validation.forced.quantised),
+        ),
+        ("KL against FP32", "over each request's paths", lambda r: _nat(r.validation.forced.engine_kl)),
+        ("KL ratio", "to the quantised PyTorch model", lambda r: _ratio(r.validation.forced.engine_kl, r.validation.forced.quantised_kl)),
+        ("linears in FP8", "of all linears of the model", _quantised),
+        ("weights", "both forms of the graph share them", lambda r: bytes_text(r.description.weight_bytes)),
+        *((f"plan, compute capability {c}", "size; GEMMs in FP8, found of expected", _plan_of(c)) for c in _capabilities(runs)),
+    ]
+    return [Measure(name, meaning, tuple(cell(run) for run in runs)) for name, meaning, cell in rows]
+
+
+def remarks(runs: Sequence[RecipeRun]) -> list[Remark]:
+    """Warnings and findings of all recipes."""
+    found = []
+    for run in runs:
+        found += [Remark(run.name, "calibration", "", warning) for warning in run.quantisation.warnings]
+        for finding in run.description.findings:
+            hint = f" ({finding.hint})" if finding.hint else ""
+            found.append(Remark(run.name, f"lint: {finding.rule}, {finding.severity}", finding.where, finding.what + hint))
+    return found
+
+
+def tools_of(runs: Sequence[RecipeRun]) -> dict[str, str]:
+    """Version of every tool; several, if recipes were made with different ones."""
+    versions: dict[str, set[str]] = {}
+    for record in (record for run in runs for record in run.records.values()):
+        for tool, version in record.tools.items():
+            versions.setdefault(tool, set()).add(version)
+    for plan in (plan for run in runs for plan in run.plans.values()):
+        versions.setdefault(f"{plan.target} (library)", set()).add(plan.library_version)
+    return {tool: ", ".join(sorted(found)) for tool, found in sorted(versions.items())}
+
+
+def chain_of(run: RecipeRun) -> list[tuple[str, Record]]:
+    """Records in the order the stages ran, by name of the stage."""
+    return [(STAGES[name], record) for name, record in run.records.items()]
+
+
+def facts(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Extra facts as pairs of words; mappings inside become `key value` lists."""
+    return [(key.replace("_", " "), _fact(value)) for key, value in context.items()]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: MISSING}[value]
+    if isinstance(value, float):
+        return number_text(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value))
+    return str(value)
+
+
+def _failure(group: GateGroup) -> str:
+    if not group.gates:
+        return f"{group.name} was held against no gate"
+    return f"{group.name} fails {group.failed} of {len(group.gates)} gates"
+
+
+def _all_of(count: int, what: str) -> str:
+    return f"The {what}" if count == 1 else f"All {count} {what}s"
+
+
+def _hit_interval(run: RecipeRun) -> str:
+    beams = run.validation.beams
+    low, high = (f"{100 * end:+.1f}" for end in beams.hit_interval)
+    return f"{share_text(beams.hit_fp32)}; {low} to {high} points"
+
+
+def _tie_band(run: RecipeRun) -> str:
+    return f"{_nat(run.validation.beams.tie_band)}; {share_text(run.validation.beams.tie_band_share)}"
+
+
+def _quantised(run: RecipeRun) -> str:
+    quantised, others = len(run.quantisation.layers), len(run.quantisation.unquantised)
+    return f"{quantised} of {quantised + others}"
+
+
+def _plan_of(capability: str) -> Callable[[RecipeRun], str]:
+    def cell(run: RecipeRun) -> str:
+        plans = [plan for plan in run.plans.values() if plan.compute_capability == capability]
+        return "; ".join(f"{bytes_text(plan.bytes)}; {_fp8_gemms(plan)}" for plan in plans) or MISSING
+
+    return cell
+
+
+def _fp8_gemms(plan: PlanRecord) -> str:
+    found = "?" if plan.fp8_gemms.found is None else str(plan.fp8_gemms.found)
+    dequantised = f", {plan.fp8_gemms.dequantised} more with dequantised weights" if plan.fp8_gemms.dequantised else ""
+    return f"{found} of {plan.fp8_gemms.expected}{dequantised}"
+
+
+def _capabilities(runs: Sequence[RecipeRun]) -> list[str]:
+    found = {plan.compute_capability for run in runs for plan in run.plans.values()}
+    return sorted(found, key=lambda capability: tuple(map(int, capability.split("."))))
+
+
+def _nat(value: float) -> str:
+    return f"{value:.3g} nat"
+
+
+def _ratio(engine: float, quantised: float) -> str:
+    return f"{engine / quantised:.3f}" if quantised > 0 else MISSING

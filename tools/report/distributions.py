@@ -1,0 +1,181 @@
+"""Plots of what calibration saw: weights, activations, quantisation error, expert coverage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ...core.precision import FP16_MAX, FP16_WARN
+from .layers import LayerRow, distinct, layer_label, layer_rows, of_recipes
+from .plot import Plot, floor_of, log_axis, rows_height
+from .run import RecipeRun
+from .theme import LIMIT_COLOUR, colours, label, symbols
+
+Part = Literal["weights", "activations"]
+_VISIBLE_SHARE = 1e-6  # the axis starts where a layer has this share of its values; smaller values can be reached by zooming out
+
+
+def distribution_plots(runs: Sequence[RecipeRun], part: Part) -> list[Plot]:
+    """Per group of recipes with equal statistics: histogram, AbsP99 and AbsMax, variance, one row per layer."""
+    plots = []
+    for number, (members, (edges, rows)) in enumerate(distinct(runs, lambda run: _rows_of(run, part))):
+        if rows:
+            plots.append(_distribution(f"{part}-{number}", part, of_recipes(members, runs), edges, rows))
+    return plots
+
+
+def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
+    """Signal-to-noise ratio of what is quantised, weights and activations side by side, all recipes in one figure."""
+    parts: tuple[Part, Part] = ("weights", "activations")
+    found = {part: {run.name: [row for row in _rows_of(run, part)[1] if row.snr_db is not None] for run in runs} for part in parts}
+    longest = max(len(rows) for by_run in found.values() for rows in by_run.values())
+    if not longest:
+        return []
+    figure = make_subplots(1, 2, subplot_titles=[f"{part} in FP8" for part in parts], horizontal_spacing=0.16)
+    colour, symbol = colours(runs), symbols(runs)
+    for column, part in enumerate(parts, 1):
+        for name, rows in found[part].items():
+            figure.add_scatter(
+                x=[row.snr_db for row in rows],
+                y=[label(row.label) for row in rows],
+                mode="markers",
+                name=label(name),
+                legendgroup=label(name),
+                showlegend=column == 1 and bool(rows),
+                marker={"color": colour[name], "symbol": symbol[name], "size": 7},
+                hovertemplate="%{y}<br>%{x:.1f} dB<extra>%{fullData.name}</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title_text="signal-to-noise ratio, dB")
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "bottom", "yref": "container"}, margin={"t": 70})
+    caption = (
+        "Quantised against exact values; E4M3 alone gives about 31 dB on smooth distributions. Of a block's experts the worst one counts."
+    )
+    return [Plot("snr", "Quantisation signal-to-noise ratio per layer", caption, figure)]
+
+
+def coverage_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
+    """Tokens the router sent to each expert during calibration, per group of recipes that saw the same."""
+    plots = []
+    for number, (members, (experts, minimum)) in enumerate(distinct(runs, _coverage_of)):
+        if experts:
+            plots.append(_coverage(f"coverage-{number}", of_recipes(members, runs), experts, minimum))
+    return plots
+
+
+def _rows_of(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
+    tensors = run.quantisation.weights if part == "weights" else run.quantisation.activations
+    return run.quantisation.histogram_log10_edges, layer_rows(tensors)
+
+
+def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...], rows: Sequence[LayerRow]) -> Plot:
+    names = [label(row.label) for row in rows]
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.02, column_widths=[0.56, 0.24, 0.2])
+    figure.add_trace(_histograms(names, edges, rows), 1, 1)
+    magnitudes = {"AbsP99": [row.absp99 for row in rows], "AbsMax": [row.absmax for row in rows]}
+    for (name, values), symbol in zip(magnitudes.items(), ("circle-open", "circle"), strict=True):
+        figure.add_trace(_dots(name, names, values, symbol), 1, 2)
+    figure.add_trace(_dots("variance", names, [row.variance for row in rows], "diamond"), 1, 3)
+    if part == "activations":
+        for limit, text in ((FP16_WARN, "warning"), (FP16_MAX, "FP16 ends")):
+            figure.add_vline(limit, line={"color": LIMIT_COLOUR, "width": 1, "dash": "dot"}, annotation_text=text, row=1, col=2)
+    figure.update_xaxes(log_axis("|x|", range=_visible(edges, rows)), row=1, col=1)
+    figure.update_xaxes(log_axis("|x|"), row=1, col=2)
+    figure.update_xaxes(log_axis("variance"), row=1, col=3)
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_layout(height=rows_height(len(rows), per_row=16), coloraxis=_share_axis())
+    caption = (
+        f"Share of the {part} by magnitude, one row per tensor; a block's experts are one row (largest AbsMax and AbsP99, mean variance)."
+    )
+    if part == "activations":
+        caption += f" Red lines: the warning at {FP16_WARN:g} and the end of FP16."
+    return Plot(slug, f"{part.capitalize()} per layer{recipes}", caption, figure)
+
+
+def _histograms(names: list[str], edges: tuple[float, ...], rows: Sequence[LayerRow]) -> go.Heatmap:
+    shares = [[100 * count / max(1, sum(row.histogram)) for count in row.histogram] for row in rows]
+    return go.Heatmap(
+        x=[10.0**edge for edge in edges],
+        y=names,
+        z=[[math.log10(share) if share > 0 else None for share in line] for line in shares],
+        customdata=shares,
+        coloraxis="coloraxis",
+        hoverongaps=False,
+        ygap=1,
+        hovertemplate="%{y}<br>|x| near %{x:.2g}: %{customdata:.3g} % of values<extra></extra>",
+    )
+
+
+def _share_axis() -> dict[str, Any]:
+    ticks = (-4, -2, 0, 1, 2)
+    title = {"text": "% of<br>values"}
+    return {
+        "colorbar": {"title": title, "tickvals": ticks, "ticktext": [f"{10.0**t:g}" for t in ticks], "len": 0.6},
+        "cmin": -4,
+        "cmax": 1.7,
+    }
+
+
+def _dots(name: str, names: list[str], values: list[float], symbol: str) -> go.Scatter:
+    floor = floor_of(values)
+    return go.Scatter(
+        x=[max(value, floor) for value in values],
+        y=names,
+        customdata=values,
+        mode="markers",
+        name=name,
+        marker={"symbol": symbol, "size": 7, "color": "#2f81d6"},
+        hovertemplate="%{y}<br>" + name + " %{customdata:.4g}<extra></extra>",
+    )
+
+
+def _visible(edges: tuple[float, ...], rows: Sequence[LayerRow]) -> tuple[float, float]:
+    """Range in log10 that holds nearly all values of every row; the first bin also takes zeros, so it does not count."""
+    used = {
+        number
+        for row in rows
+        for number, count in enumerate(row.histogram)
+        if number and count > _VISIBLE_SHARE * max(1, sum(row.histogram))
+    }
+    return (edges[min(used)], edges[max(used) + 1]) if used else (edges[0], edges[-1])
+
+
+_Coverage = tuple[tuple[tuple[str, tuple[int, ...]], ...], int]
+
+
+def _coverage_of(run: RecipeRun) -> _Coverage:
+    minimum = run.records["calibrated"].options.get("min_routed_tokens", 0)
+    return tuple((part.layer, part.routed_tokens) for part in run.quantisation.experts), int(minimum)
+
+
+def _coverage(slug: str, recipes: str, experts: tuple[tuple[str, tuple[int, ...]], ...], minimum: int) -> Plot:
+    layers = [label(layer_label(layer)) for layer, _ in experts]
+    counts = [list(tokens) for _, tokens in experts]
+    figure = go.Figure(
+        go.Heatmap(
+            z=counts,
+            y=layers,
+            x=list(range(max(map(len, counts)))),
+            coloraxis="coloraxis",
+            xgap=2,
+            ygap=2,
+            text=[[f"{tokens} ▾" if tokens < minimum else str(tokens) for tokens in line] for line in counts],
+            texttemplate="%{text}" if max(map(len, counts)) <= 24 else None,
+            hovertemplate="%{y}, expert %{x}<br>%{z} tokens<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="routed expert", dtick=1 if max(map(len, counts)) <= 24 else 5, showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_layout(height=rows_height(len(layers), per_row=30), coloraxis={"cmin": 0, "colorbar": {"title": {"text": "tokens"}}})
+    below, total = sum(tokens < minimum for line in counts for tokens in line), sum(map(len, counts))
+    caption = (
+        "Tokens the router itself sent to each expert during calibration; "
+        f"{below} of {total} experts lie below the minimum of {minimum} tokens (▾)."
+    )
+    return Plot(slug, f"Expert coverage{recipes}", caption, figure)

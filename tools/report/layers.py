@@ -1,0 +1,88 @@
+"""Statistics per layer as the plots show them: the experts of a block become one row, everything else keeps its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ...calibration.summary import TensorSummary
+from .run import RecipeRun
+
+Value = TypeVar("Value")
+_EXPERT = re.compile(r"\.(experts|shared)\.\d+\.")
+_BLOCK = re.compile(r"^blocks\.(\d+)\.(.*)$")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One row of a plot: a tensor, or the same tensor of all experts of a block.
+
+    Experts are merged on the cautious side: largest AbsMax and AbsP99, lowest signal-to-noise ratio, mean variance, summed histograms.
+    """
+
+    label: str
+    tensors: int
+    variance: float
+    absmax: float
+    absp99: float
+    snr_db: float | None
+    histogram: tuple[int, ...]
+
+
+def layer_rows(tensors: Sequence[TensorSummary]) -> list[LayerRow]:
+    """Rows in the order of the model: context, blocks by number, heads."""
+    groups: dict[str, list[TensorSummary]] = {}
+    for tensor in tensors:
+        groups.setdefault(_EXPERT.sub(r".\1.*.", tensor.name), []).append(tensor)
+    return [_merged(name, groups[name]) for name in sorted(groups, key=_place)]
+
+
+def layer_label(name: str) -> str:
+    """`blocks.1.ffn.experts.*.gate.weight` gives `1 · ffn experts gate`."""
+    short = name.removesuffix(".weight")
+    match = _BLOCK.match(short)
+    block, rest = (f"{match[1]} · ", match[2]) if match else ("", short)
+    return block + rest.replace(".*.", ".").replace("_attention", "").replace(".", " ")
+
+
+def distinct(runs: Sequence[RecipeRun], value_of: Callable[[RecipeRun], Value]) -> list[tuple[list[RecipeRun], Value]]:
+    """Runs grouped by an equal value, so that what recipes share is shown once."""
+    groups: list[tuple[list[RecipeRun], Value]] = []
+    for run in runs:
+        value = value_of(run)
+        same = next((members for members, known in groups if known == value), None)
+        if same is None:
+            groups.append(([run], value))
+        else:
+            same.append(run)
+    return groups
+
+
+def of_recipes(members: Sequence[RecipeRun], runs: Sequence[RecipeRun]) -> str:
+    """For titles: nothing when all recipes share what is shown, else their names."""
+    return "" if len(members) == len(runs) else ": " + ", ".join(run.name for run in members)
+
+
+def _merged(name: str, tensors: Sequence[TensorSummary]) -> LayerRow:
+    ratios = [tensor.snr_db for tensor in tensors if tensor.snr_db is not None]
+    return LayerRow(
+        label=layer_label(name),
+        tensors=len(tensors),
+        variance=sum(tensor.variance for tensor in tensors) / len(tensors),
+        absmax=max(tensor.absmax for tensor in tensors),
+        absp99=max(tensor.absp99 for tensor in tensors),
+        snr_db=min(ratios, default=None),
+        histogram=_summed(tensor.histogram for tensor in tensors),
+    )
+
+
+def _summed(histograms: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*histograms, strict=True)))
+
+
+def _place(name: str) -> tuple[int, int]:
+    if match := _BLOCK.match(name):
+        return (1, int(match[1]))
+    return (0, 0) if name.startswith("context") else (2, 0)

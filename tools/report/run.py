@@ -1,0 +1,105 @@
+"""What one recipe left in its folder, read back and held against the hash chain of its records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ...builders.plan_record import PlanRecord, inspect_plan
+from ...calibration.summary import QuantisationSummary, read_summary
+from ...core.artefacts import read_json, sha256
+from ...core.errors import ArtefactError
+from ...core.records import RECORD_NAME, Record, read_record
+from ...engines.validate import Validation, read_validation
+from ...export.stage import DESCRIPTION_FILE, Description
+
+CALIBRATED, EXPORTED, PLANS, VALIDATED = "calibrated", "exported", "plans", "validated"
+STAGES = {CALIBRATED: "calibrate", EXPORTED: "export", PLANS: "build", VALIDATED: "validate"}  # folder: stage that writes it, in order
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """One recipe's results.
+
+    Args:
+        name: Name of the recipe.
+        precision: Its precision, e.g. `fp8-row`.
+        folder: Where its stage folders lie.
+        quantisation, description, plans, validation: What the stages wrote; plans by file name.
+        records: Record of each stage, by folder name, in the order the stages run.
+    """
+
+    name: str
+    precision: str
+    folder: Path
+    quantisation: QuantisationSummary
+    description: Description
+    plans: dict[str, PlanRecord]
+    validation: Validation
+    records: dict[str, Record]
+
+
+def load_run(folder: Path) -> RecipeRun:
+    """Read a recipe's four stage folders: `calibrated`, `exported`, `plans`, `validated`.
+
+    Raises:
+        ArtefactError: A stage has not run, a file does not match its record, or the stages do not belong together.
+    """
+    records = {name: _record(folder / name, stage) for name, stage in STAGES.items()}
+    _same_chain(folder, records)
+    validation = read_validation(folder / VALIDATED)
+    return RecipeRun(
+        name=validation.recipe,
+        precision=validation.precision,
+        folder=folder,
+        quantisation=read_summary(folder / CALIBRATED),
+        description=_description(folder / EXPORTED),
+        plans=_plans(folder / PLANS),
+        validation=validation,
+        records=records,
+    )
+
+
+def _record(folder: Path, stage: str) -> Record:
+    if not (folder / RECORD_NAME).is_file():
+        raise ArtefactError(f"the stage '{stage}' has not run", where=str(folder), hint=f"run `onerec-trt {stage}` with this recipe")
+    record = read_record(folder)
+    if record.stage != stage:
+        problem = f"the record is of the stage '{record.stage}', not of '{stage}'"
+        raise ArtefactError(problem, where=str(folder / RECORD_NAME), hint=f"run `onerec-trt {stage}` with this recipe")
+    return record
+
+
+def _same_chain(folder: Path, records: dict[str, Record]) -> None:
+    """Every stage must have read what the stages before it hold now."""
+    calibrated, exported = sha256(folder / CALIBRATED), sha256(folder / EXPORTED)
+    built_from = records[EXPORTED].wrote.items() <= records[PLANS].read.items()
+    links = {
+        EXPORTED: records[EXPORTED].read.get("quantised") == calibrated,
+        PLANS: built_from,
+        VALIDATED: (records[VALIDATED].read.get("quantised"), records[VALIDATED].read.get("exported")) == (calibrated, exported),
+    }
+    for name, whole in links.items():
+        if not whole:
+            raise ArtefactError(
+                f"the results of the stage '{STAGES[name]}' were made from other artefacts than those beside it",
+                where=str(folder / name),
+                hint=f"run `onerec-trt {STAGES[name]}` with this recipe",
+            )
+
+
+def _description(folder: Path) -> Description:
+    path = folder / DESCRIPTION_FILE
+    try:
+        return Description.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ArtefactError(f"malformed: {error.errors()[0]['msg']}", where=str(path), hint="run `onerec-trt export` again") from None
+
+
+def _plans(folder: Path) -> dict[str, PlanRecord]:
+    plans = {path.name: inspect_plan(path) for path in sorted(folder.glob("*.plan"))}
+    if not plans:
+        raise ArtefactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
+    return plans

@@ -1,0 +1,77 @@
+"""Tables and lines for the terminal. They are made here and printed by the command line; rich drops colours where NO_COLOR asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..engines.gates import Gate
+from ..engines.validate import Validation
+from .formats import number_text, seconds_text, share_text, sign_text
+
+
+def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table:
+    """Gates, failed ones first; the mark says what the colour says, for terminals without colour."""
+    table = Table(title=f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed", title_justify="left")
+    for heading in ("", "recipe", "gate"):
+        table.add_column(heading)
+    for heading in ("value", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("detail", overflow="fold", ratio=1)
+    for gate in failed_first(gates):
+        if failed_only and gate.passed:
+            continue
+        threshold = f"{sign_text(gate.comparison)} {number_text(gate.threshold)}"
+        cells = (gate.recipe, gate.name, number_text(gate.value), threshold, gate.detail)
+        table.add_row(_mark(gate.passed), *map(escape, cells), style=None if gate.passed else "red")
+    return table
+
+
+def recipes_table(results: Sequence[Validation]) -> Table:
+    """What decides between recipes, one row each."""
+    table = Table(title="Recipes", title_justify="left")
+    table.add_column("")
+    table.add_column("recipe")
+    at = "/".join(str(k) for k in sorted({result.beams.k for result in results}))
+    for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "forced error, nat", "ratio", "gates"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        beams, forced = result.beams, result.forced
+        shares = (share_text(part) for part in (beams.hit, beams.hit_fp32, beams.overlap, beams.top1))
+        gates = f"{sum(gate.passed for gate in result.gates)} of {len(result.gates)}"
+        mark = _mark(result.passed and bool(result.gates))
+        table.add_row(mark, escape(result.recipe), *shares, f"{forced.engine:.3g}", f"{forced.ratio:.3f}", gates)
+    return table
+
+
+def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
+    """Built plans, as in the `plans` part of summary.json: path, target, and whether they were seen running."""
+    table = Table(title="Plans", title_justify="left")
+    table.add_column("plan", overflow="fold")
+    table.add_column("target")
+    table.add_column("validated")
+    for plan in plans:
+        seen = Text("yes", style="green") if plan["validated"] else Text("no: not seen on a GPU", style="yellow")
+        table.add_row(escape(str(plan["path"])), escape(str(plan["target"])), seen)
+    return table
+
+
+def stage_line(recipe: str, stage: str, ran: bool, seconds: float) -> Text:
+    """One line about a finished stage: `✓ fp8-row     calibrate   12.3 s`, or that it was up to date."""
+    line = Text("✓ ", style="green").append(recipe.ljust(12), style="bold").append(stage.ljust(11), style="not green not bold")
+    if ran:
+        return line.append(seconds_text(seconds).rjust(12), style="not green")
+    return line.append("up to date".rjust(12), style="not green dim")
+
+
+def failed_first(gates: Sequence[Gate]) -> list[Gate]:
+    """Failed gates first, otherwise as they come."""
+    return sorted(gates, key=lambda gate: gate.passed)
+
+
+def _mark(passed: bool) -> Text:
+    return Text("✓", style="green") if passed else Text("✗", style="bold red")
