@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..core.artefacts import write_json
 from ..core.errors import OnerecTrtError
 from ..core.recipe import Recipe, load_recipe
 from ..engines.gates import require
 from . import demo as demo_run
 from . import inspection, pipeline
+from .export_trial import export_trial as measure_export
 from .pipeline import StageResult
 from .report import load_run, write_report
 from .tables import gates_table, plans_table, recipes_table, stage_line
@@ -114,6 +116,21 @@ def inspect(
     """Say what an artefact is, what it was made from, and whether it still matches its record."""
     facts = inspection.inspect(path)
     _print(facts, [inspection.table(facts)], as_json)
+
+
+@app.command("export-trial")
+def export_trial(
+    size: Annotated[str, typer.Argument(help="A published size, e.g. 4B-A0.5B.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the files; several GB for the large sizes.")] = Path("out/trial"),
+    precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
+    beam: Annotated[int, typer.Option(help="Beams kept after each step.")] = 512,
+    record: Annotated[Path | None, typer.Option(help="Also write the figures into this JSON file.")] = None,
+) -> None:
+    """Export a full size with random weights: how long and how much memory it takes on this machine."""
+    figures = measure_export(size, precision, beam, out)
+    if record is not None:
+        write_json(record, figures)
+    typer.echo(json.dumps(figures, indent=2, sort_keys=True))
 
 
 def _one_stage(recipe_file: Path, stage: str, as_json: bool) -> None:
