@@ -14,7 +14,6 @@ from torch import Tensor
 from ..core.errors import CalibrationError
 from ..core.progress import tracked
 from ..models.beam_search import beam_search, path_log_probabilities
-from ..models.checkpoint import disk_errors_as_os_errors
 from ..models.config import LEVELS
 from ..models.onerec import OneRec
 from ..models.requests import Requests
@@ -92,8 +91,7 @@ class Reference(NamedTuple):
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    with disk_errors_as_os_errors():
-        save_file({name: tensor.contiguous() for name, tensor in reference._asdict().items()}, folder / REFERENCE_NAME)
+    save_file({name: tensor.contiguous() for name, tensor in reference._asdict().items()}, folder / REFERENCE_NAME)
 
 
 def read_reference(folder: Path) -> Reference:

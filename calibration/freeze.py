@@ -20,7 +20,7 @@ from ..core.artefacts import write_json
 from ..core.errors import CheckpointError
 from ..core.precision import Granularity
 from ..core.progress import tracked
-from ..models.checkpoint import INDEX_NAME, disk_errors_as_os_errors
+from ..models.checkpoint import INDEX_NAME
 from ..models.config import OneRecConfig
 from ..operators import fp8
 from .statistics import check_fp16_range
@@ -115,8 +115,7 @@ def freeze(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, fol
             on_weight(name, tensor, frozen)
             tensors |= parts
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with disk_errors_as_os_errors():
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+        save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -10,11 +10,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .errors import ArtefactError
 
@@ -151,10 +154,20 @@ def _translated_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ArtefactError(
-                "the disk is full", where=str(path), hint="free space or choose another output folder; nothing was left half-written"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ArtefactError(f"cannot write: {error.strerror}", where=str(path), hint="choose an output folder you may write") from error
+        _raise_as_artefact_error(error.errno, path, error)
         raise
+    except SafetensorError as error:  # it tells a full disk in words only: "... No space left on device (os error 28)"
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            _raise_as_artefact_error(int(number[1]), path, error)
+        raise
+
+
+def _raise_as_artefact_error(number: int | None, path: Path, cause: Exception) -> None:
+    """Raise what a user can do something about; return otherwise."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free space or choose another output folder; nothing was left half-written"
+        raise ArtefactError("the disk is full", where=str(path), hint=hint) from cause
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        raise ArtefactError(
+            f"cannot write: {os.strerror(number)}", where=str(path), hint="choose an output folder you may write"
+        ) from cause

@@ -6,7 +6,6 @@ a model of several GB never lies in memory twice.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ def save_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.f
     Raises:
         ArtefactError: The disk is full or the folder cannot be written.
     """
-    with atomic_folder(folder) as temporary, disk_errors_as_os_errors():
+    with atomic_folder(folder) as temporary:
         write_json(temporary / CONFIG_NAME, model.config.model_dump(mode="json"))
         tensors = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_bytes)
@@ -219,15 +218,3 @@ def _corruption_named(file: Path) -> Iterator[None]:
     except (SafetensorError, OSError) as error:
         hint = "the file is truncated or damaged: copy or write the checkpoint again"
         raise CheckpointError(f"not a readable safetensors file: {error}", where=str(file), hint=hint) from None
-
-
-@contextmanager
-def disk_errors_as_os_errors() -> Iterator[None]:
-    """safetensors reports a full disk in the text of its own exception; give it back its errno."""
-    try:
-        yield
-    except SafetensorError as error:
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            if f"os error {number}" in str(error):
-                raise OSError(number, str(error)) from error
-        raise

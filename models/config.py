@@ -16,7 +16,7 @@ NORM_EPSILON = 1e-6
 class MoeConfig(BaseModel):
     """Mixture of experts: `shared` experts see every token, `top_k` of `experts` are routed to."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     experts: int = Field(ge=1)
     top_k: int = Field(ge=1)
@@ -34,7 +34,7 @@ class MoeConfig(BaseModel):
 class OneRecConfig(BaseModel):
     """One model. `g_kv` 0 means n_heads, `ffn_hidden` 0 means 4 * d_model (the papers' defaults)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     d_model: int = Field(ge=1)
     n_layers: int = Field(ge=1)

@@ -85,17 +85,14 @@ def read_key_map(path: Path) -> KeyMap:
     ignored = values.pop("ignore", [])
     if not isinstance(ignored, list) or not all(isinstance(text, str) for text in [*ignored, *values, *values.values()]):
         raise CheckpointError("a key map maps names to names, and `ignore` is a list of names", where=str(path), hint=_HINT)
-    for ours, theirs in values.items():
-        _check_pair(ours, theirs, str(path))
-    return KeyMap(tuple(values.items()), tuple(ignored), str(path))
-
-
-def _check_pair(ours: str, theirs: str, where: str) -> None:
-    if sorted(_placeholders(ours)) != sorted(set(_placeholders(theirs))) or len(set(_placeholders(ours))) != len(_placeholders(ours)):
-        raise CheckpointError(f"the placeholders of {ours} and {theirs} differ", where=where, hint="use each once on either side")
-    for pattern in (ours, theirs):
+    for pattern in [*values, *values.values(), *ignored]:
         if set("{}") & set(_PLACEHOLDER.sub("", pattern)):
-            raise CheckpointError(f"the braces in {pattern} are not a placeholder", where=where, hint=_HINT)
+            raise CheckpointError(f"the braces in {pattern} are not a placeholder", where=str(path), hint=_HINT)
+    for ours, theirs in values.items():
+        mentioned = _placeholders(ours)
+        if len(set(mentioned)) != len(mentioned) or sorted(mentioned) != sorted(_placeholders(theirs)):
+            raise CheckpointError(f"the placeholders of {ours} and {theirs} differ", where=str(path), hint="use each once on either side")
+    return KeyMap(tuple(values.items()), tuple(ignored), str(path))
 
 
 def _placeholders(pattern: str) -> list[str]:

@@ -109,7 +109,7 @@ def write_requests(path: Path, requests: Requests) -> None:
     if requests.targets_n3 is not None:
         columns["target"] = pa.FixedSizeListArray.from_arrays(pa.array(requests.targets_n3.ravel(), pa.int32()), LEVELS)
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
+        pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_requests(
@@ -145,11 +145,13 @@ def _read_table(path: Path, limit: int | None) -> pa.Table:
     if not path.is_file():
         raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read() if limit is None else _first_rows(file, limit)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read() if limit is None else _first_rows(file, limit)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         hint = "write it again; docs/requests.md has the format"
         raise RequestError(f"not a readable Parquet file: {error}", where=str(path), hint=hint) from None
+    return table
 
 
 def _first_rows(file: pq.ParquetFile, limit: int) -> pa.Table:

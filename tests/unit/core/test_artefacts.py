@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.artefacts import atomic_file, atomic_folder, files_in, read_json, restore_interrupted_swap, sha256, write_json
 from onerec_trt.core.errors import ArtefactError
+from safetensors import SafetensorError
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -212,6 +213,13 @@ def test_a_folder_that_may_not_be_written_is_an_artefact_error(tmp_path: Path, n
 def test_other_os_errors_are_not_disguised(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"):
         write_text(tmp_path / "a", "data", then=OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, ArtefactError), (errno.EACCES, ArtefactError), (errno.EIO, SafetensorError)])
+def test_what_safetensors_says_in_words_is_understood(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+    words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    with pytest.raises(kind):
+        write_text(tmp_path / "a", "data", then=SafetensorError(words))
 
 
 def test_sha256_of_a_file_is_the_known_one(tmp_path: Path) -> None:

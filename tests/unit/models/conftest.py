@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Batch, Requests, offsets_of
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)  # not failed by a busy machine
+settings.load_profile("repeatable")
 
 SMALL = {
     "d_model": 32,

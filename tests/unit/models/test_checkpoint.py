@@ -1,0 +1,311 @@
+"""Checkpoints: what is saved comes back, and no damaged, foreign or unservable tensor gets through."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onerec_trt.core.errors import ArtefactError, CheckpointError
+from onerec_trt.models import checkpoint as checkpoint_module
+from onerec_trt.models.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, expected_shapes, open_checkpoint, save_checkpoint
+from onerec_trt.models.config import SIZES
+from onerec_trt.models.onerec import OneRec
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+MakeModel = Callable[..., OneRec]
+NAME = "blocks.1.ffn.experts.2.down.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_model: MakeModel) -> Path:
+    save_checkpoint(make_model(), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, make_model: MakeModel) -> Path:
+    save_checkpoint(make_model(), tmp_path / "sharded", max_shard_bytes=30_000)
+    return tmp_path / "sharded"
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / WEIGHTS_NAME)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS_NAME)
+
+
+def assert_same_weights(actual: OneRec, expected: OneRec) -> None:
+    assert actual.config == expected.config
+    theirs = expected.state_dict()
+    assert actual.state_dict().keys() == theirs.keys()
+    for name, value in actual.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_model_comes_back(folder: Path, make_model: MakeModel) -> None:
+    assert {p.name for p in folder.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.files == [folder / WEIGHTS_NAME]
+    model = checkpoint.load_model()
+    assert not model.training
+    assert_same_weights(model, make_model())
+
+
+def test_a_sharded_model_comes_back(sharded: Path, make_model: MakeModel) -> None:
+    checkpoint = open_checkpoint(sharded)
+    count = len(checkpoint.files)
+    assert count > 2
+    assert [p.name for p in checkpoint.files] == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    assert_same_weights(checkpoint.load_model(), make_model())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shorter_types_come_back_in_fp32(tmp_path: Path, make_model: MakeModel, dtype: torch.dtype) -> None:
+    model = make_model()
+    save_checkpoint(model, tmp_path / "c", dtype=dtype)
+    assert {value.dtype for value in load_file(tmp_path / "c" / WEIGHTS_NAME).values()} == {dtype}
+    rounded = make_model()
+    rounded.load_state_dict({name: value.to(dtype).float() for name, value in model.state_dict().items()})
+    assert_same_weights(open_checkpoint(tmp_path / "c").load_model(), rounded)
+
+
+def test_saving_leaves_the_model_as_it_is(tmp_path: Path, make_model: MakeModel) -> None:
+    model = make_model()
+    save_checkpoint(model, tmp_path / "c", dtype=torch.bfloat16)
+    assert_same_weights(model, make_model())
+
+
+def test_names_are_those_of_the_model_and_tensors_are_read_one_by_one(folder: Path, make_model: MakeModel) -> None:
+    checkpoint = open_checkpoint(folder)
+    state = make_model().state_dict()
+    assert checkpoint.names == tuple(state)
+    assert torch.equal(checkpoint.tensor(NAME), state[NAME])
+
+
+def test_a_loaded_tensor_outlives_its_file(folder: Path, make_model: MakeModel) -> None:
+    value = open_checkpoint(folder).tensor(NAME)
+    (folder / WEIGHTS_NAME).write_bytes(b"\0" * (folder / WEIGHTS_NAME).stat().st_size)  # would show through a memory map
+    assert torch.equal(value, make_model().state_dict()[NAME])
+
+
+def test_opening_reads_no_tensor(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors[NAME].fill_(float("nan")))
+    checkpoint = open_checkpoint(folder)
+    checkpoint.tensor("heads.0.weight")
+    with pytest.raises(CheckpointError):
+        checkpoint.tensor(NAME)
+
+
+def test_shapes_of_the_largest_model_need_no_memory() -> None:
+    shapes = expected_shapes(SIZES["4B-A0.5B"])
+    assert shapes["blocks.13.ffn.experts.52.gate.weight"] == (1408, 1408)
+    assert shapes["blocks.13.ffn.selection_bias"] == (53,)
+
+
+# Tensors
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (float("nan"), "a NaN or infinity"),
+        (float("inf"), "a NaN or infinity"),
+        (65520.0, r"a value beyond FP16 \(65504\)"),
+        (-1e9, r"a value beyond FP16 \(65504\)"),
+    ],
+)
+def test_a_value_that_cannot_be_served_is_named(folder: Path, value: float, what: str) -> None:
+    edit(folder, lambda tensors: tensors[NAME].__setitem__((3, 5), value))
+    with pytest.raises(CheckpointError, match=rf"{NAME} holds {what} at \[3, 5\]") as caught:
+        open_checkpoint(folder).load_model()
+    assert caught.value.hint
+
+
+def test_the_largest_fp16_value_is_served(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors[NAME].__setitem__((3, 5), -65504.0))
+    assert open_checkpoint(folder).tensor(NAME)[3, 5] == -65504
+
+
+def test_missing_and_unexpected_tensors_are_named(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update(extra=tensors.pop(NAME)))
+    with pytest.raises(CheckpointError, match=f"1 missing: {NAME}; 1 unexpected: extra") as caught:
+        open_checkpoint(folder)
+    assert "key map" in caught.value.hint
+
+
+def test_a_long_list_of_names_is_cut(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({f"extra.{i}": torch.zeros(1) for i in range(9)}))
+    with pytest.raises(CheckpointError, match=r"9 unexpected: extra\.0, .*, extra\.4 and 4 more"):
+        open_checkpoint(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({NAME: torch.zeros(16, 32)}))
+    with pytest.raises(CheckpointError, match=rf"{NAME} is \[16, 32\], not \[32, 16\]"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
+def test_a_tensor_of_another_type_is_named(folder: Path, dtype: torch.dtype) -> None:
+    edit(folder, lambda tensors: tensors.update({NAME: tensors[NAME].to(dtype)}))
+    with pytest.raises(CheckpointError, match=f"{NAME} is .*not one of F32, F16, BF16"):
+        open_checkpoint(folder)
+
+
+def test_a_checkpoint_of_another_size(folder: Path, make_model: MakeModel) -> None:
+    config = make_model().config.with_changes(codebook=32)
+    (folder / CONFIG_NAME).write_text(config.model_dump_json())
+    with pytest.raises(CheckpointError, match=r"4 tensor\(s\) do not fit .*token_embedding") as caught:
+        open_checkpoint(folder)
+    assert CONFIG_NAME in caught.value.hint
+
+
+# Files
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
+def test_a_truncated_weight_file(folder: Path, kept: int) -> None:
+    file = folder / WEIGHTS_NAME
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file") as caught:
+        open_checkpoint(folder)
+    assert caught.value.where == str(file)
+    assert "truncated" in caught.value.hint
+
+
+def test_a_weight_file_with_a_damaged_header(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS_NAME).read_bytes())
+    content[9:20] = b"x" * 11
+    (folder / WEIGHTS_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert caught.value.hint
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the checkpoint has no"):
+        open_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"d_model": 32}'])
+def test_a_malformed_configuration(folder: Path, text: str) -> None:
+    (folder / CONFIG_NAME).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert caught.value.where == str(folder / CONFIG_NAME)
+
+
+def test_a_missing_shard(sharded: Path) -> None:
+    shard = open_checkpoint(sharded).files[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="not found") as caught:
+        open_checkpoint(sharded)
+    assert caught.value.where == str(shard)
+
+
+def test_a_shard_that_lacks_what_the_index_names(sharded: Path) -> None:
+    shard = open_checkpoint(sharded).files[1]
+    tensors = load_file(shard)
+    lost = sorted(tensors)[0]
+    del tensors[lost]
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=f"the shards lack {lost}"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../../etc/passwd"}}, None])
+def test_a_malformed_index(sharded: Path, index: Any) -> None:
+    (sharded / INDEX_NAME).write_text("{" if index is None else json.dumps(index))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(sharded)
+    assert caught.value.where == str(sharded / INDEX_NAME)
+
+
+# Saving
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(folder: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_to_full_disk(tensors: dict[str, torch.Tensor], target: Path, **options: Any) -> None:
+        (target / WEIGHTS_NAME).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")  # its words, version 0.8
+
+    monkeypatch.setattr(checkpoint_module, "save_torch_state_dict", write_to_full_disk)
+    with pytest.raises(ArtefactError, match="disk is full"):
+        save_checkpoint(make_model(seed=1), folder)
+    assert [p.name for p in folder.parent.iterdir()] == ["checkpoint"]
+    assert_same_weights(open_checkpoint(folder).load_model(), make_model())
+
+
+def test_a_write_the_kernel_refuses_leaves_the_earlier_checkpoint(folder: Path, make_model: MakeModel) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(SafetensorError, match=r"\(os error 27\)"):
+            save_checkpoint(make_model(seed=1), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in folder.parent.iterdir()] == ["checkpoint"]
+    assert_same_weights(open_checkpoint(folder).load_model(), make_model())
+
+
+def test_an_interrupted_swap_is_undone_on_opening(folder: Path, make_model: MakeModel) -> None:
+    folder.rename(folder.with_name(".partial-checkpoint-old"))
+    assert_same_weights(open_checkpoint(folder).load_model(), make_model())
+
+
+# Names of the user's own
+
+OWN_NAMES = """
+blocks.{layer}.ffn.experts.{expert}.{...}: moe.{expert}.layer{layer}.{...}
+token_embedding.weight: wte
+"{...}": onerec.{...}
+ignore: ["optimizer.{...}"]
+"""
+
+
+def own_name(name: str) -> str:
+    parts = name.split(".")
+    if ".experts." in name:
+        return f"moe.{parts[4]}.layer{parts[1]}.{'.'.join(parts[5:])}"
+    return "wte" if name == "token_embedding.weight" else f"onerec.{name}"
+
+
+def test_a_checkpoint_with_names_of_its_own(folder: Path, make_model: MakeModel) -> None:
+    tensors = {own_name(name): value for name, value in load_file(folder / WEIGHTS_NAME).items()}
+    save_file(tensors | {"optimizer.step": torch.zeros(1)}, folder / WEIGHTS_NAME)
+    (folder / "map.yaml").write_text(OWN_NAMES)
+    assert_same_weights(open_checkpoint(folder, folder / "map.yaml").load_model(), make_model())
+    with pytest.raises(CheckpointError, match="missing"):
+        open_checkpoint(folder)
+
+
+def test_errors_give_both_names(folder: Path) -> None:
+    tensors = {own_name(name): value for name, value in load_file(folder / WEIGHTS_NAME).items()}
+    tensors["wte"][0, 0] = float("nan")
+    tensors["more"] = torch.zeros(1)
+    save_file(tensors, folder / WEIGHTS_NAME)
+    (folder / "map.yaml").write_text(OWN_NAMES)
+    with pytest.raises(CheckpointError, match="1 unexpected: more") as caught:
+        open_checkpoint(folder, folder / "map.yaml")
+    assert "key map" in caught.value.hint
+    del tensors["more"]
+    save_file(tensors, folder / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match=r"token_embedding\.weight \(wte in the file\)"):
+        open_checkpoint(folder, folder / "map.yaml").load_model()
