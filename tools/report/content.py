@@ -11,14 +11,15 @@ from ...core.records import Record
 from ...engines.gates import Gate
 from ..formats import MISSING, bytes_text, number_text, share_text
 from ..tables import failed_first
-from .run import STAGES, RecipeRun
+from .run import STAGES, RecipeRun, capability_order
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence on top: may this be shipped? `good` colours it."""
+    """The sentence on top: may this be shipped? `good`: every gate holds; `seen`: every plan ran on its GPU."""
 
     good: bool
+    seen: bool
     headline: str
     plans: str
 
@@ -77,12 +78,10 @@ def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
     plans = [plan for run in runs for plan in run.plans.values()]
     unseen = sum(not plan.validated for plan in plans)
     if unseen:
-        text = (
-            f"{unseen} of {len(plans)} plans are not validated on a GPU: run `onerec-trt validate` on their machine before you ship them."
-        )
+        text = f"{unseen} of {len(plans)} plans are not validated on a GPU: run onerec-trt validate on their machine before you ship them."
     else:
         text = f"{_all_of(len(plans), 'plan')} validated on a GPU."
-    return Verdict(good=not bad, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
+    return Verdict(good=not bad, seen=not unseen, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
 
 
 def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
@@ -91,7 +90,8 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
     rows: list[tuple[str, str, Callable[[RecipeRun], str]]] = [
         ("gates passed", "every one must hold", lambda r: gate_groups([r], ())[0].count),
         (f"hit@{at}", "requests whose target is among the first", lambda r: share_text(r.validation.beams.hit)),
-        ("against FP32", "FP32, and the paired 95 % interval of the difference", _hit_interval),
+        (f"hit@{at} of FP32", "the unquantised model, same requests", lambda r: share_text(r.validation.beams.hit_fp32)),
+        ("difference", "in points, with its paired 95 % interval", _hit_difference),
         (f"overlap@{at}", "items shared with FP32", lambda r: share_text(r.validation.beams.overlap)),
         ("top-1 agreement", "first item, outside the tie band", lambda r: share_text(r.validation.beams.top1)),
         ("tie band", "width; requests inside it", _tie_band),
@@ -165,10 +165,10 @@ def _all_of(count: int, what: str) -> str:
     return f"The {what}" if count == 1 else f"All {count} {what}s"
 
 
-def _hit_interval(run: RecipeRun) -> str:
+def _hit_difference(run: RecipeRun) -> str:
     beams = run.validation.beams
-    low, high = (f"{100 * end:+.1f}" for end in beams.hit_interval)
-    return f"{share_text(beams.hit_fp32)}; {low} to {high} points"
+    found, low, high = (f"{100 * points:+.2f}" for points in (beams.hit - beams.hit_fp32, *beams.hit_interval))
+    return f"{found} [{low}, {high}]"
 
 
 def _tie_band(run: RecipeRun) -> str:
@@ -195,8 +195,7 @@ def _fp8_gemms(plan: PlanRecord) -> str:
 
 
 def _capabilities(runs: Sequence[RecipeRun]) -> list[str]:
-    found = {plan.compute_capability for run in runs for plan in run.plans.values()}
-    return sorted(found, key=lambda capability: tuple(map(int, capability.split("."))))
+    return sorted({plan.compute_capability for run in runs for plan in run.plans.values()}, key=capability_order)
 
 
 def _nat(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import plotly.graph_objects as go
@@ -11,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ...core.precision import FP16_MAX, FP16_WARN
 from .layers import LayerRow, distinct, layer_label, layer_rows, of_recipes
-from .plot import Plot, floor_of, log_axis, rows_height
+from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
 from .theme import LIMIT_COLOUR, colours, label, symbols
 
@@ -22,7 +23,7 @@ _VISIBLE_SHARE = 1e-6  # the axis starts where a layer has this share of its val
 def distribution_plots(runs: Sequence[RecipeRun], part: Part) -> list[Plot]:
     """Per group of recipes with equal statistics: histogram, AbsP99 and AbsMax, variance, one row per layer."""
     plots = []
-    for number, (members, (edges, rows)) in enumerate(distinct(runs, lambda run: _rows_of(run, part))):
+    for number, (members, (edges, rows)) in enumerate(distinct(runs, lambda run: _seen(run, part))):
         if rows:
             plots.append(_distribution(f"{part}-{number}", part, of_recipes(members, runs), edges, rows))
     return plots
@@ -43,6 +44,7 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
                 x=[row.snr_db for row in rows],
                 y=[label(row.label) for row in rows],
                 mode="markers",
+                orientation="h",
                 name=label(name),
                 legendgroup=label(name),
                 showlegend=column == 1 and bool(rows),
@@ -51,12 +53,13 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title_text="signal-to-noise ratio, dB")
-    figure.update_yaxes(autorange="reversed", dtick=1)
-    figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "bottom", "yref": "container"}, margin={"t": 70})
-    caption = (
-        "Quantised against exact values; E4M3 alone gives about 31 dB on smooth distributions. Of a block's experts the worst one counts."
-    )
+    ratios = [row.snr_db for by_run in found.values() for rows in by_run.values() for row in rows if row.snr_db is not None]
+    figure.update_xaxes(title_text="signal-to-noise ratio, dB", range=(min(ratios) - 1, max(ratios) + 1))
+    for column, part in enumerate(parts, 1):
+        figure.update_yaxes(rows_axis(max(len(rows) for rows in found[part].values())), row=1, col=column)
+    figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "top", "yref": "container"}, margin={"t": 80})
+    # Rounding to 3 mantissa bits: noise step^2 / 12 with a step of 1/8, signal 7/3 on average over a binade: 7/3 * 12 * 64 = 32.5 dB.
+    caption = "Quantised against exact values, experts by the worst of their block. E4M3's three mantissa bits allow about 32 dB."
     return [Plot("snr", "Quantisation signal-to-noise ratio per layer", caption, figure)]
 
 
@@ -74,6 +77,12 @@ def _rows_of(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerR
     return run.quantisation.histogram_log10_edges, layer_rows(tensors)
 
 
+def _seen(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
+    """What there was to quantise; how well that went differs between recipes, the values do not."""
+    edges, rows = _rows_of(run, part)
+    return edges, [replace(row, snr_db=None) for row in rows]
+
+
 def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...], rows: Sequence[LayerRow]) -> Plot:
     names = [label(row.label) for row in rows]
     figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.02, column_widths=[0.56, 0.24, 0.2])
@@ -85,10 +94,11 @@ def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...],
     if part == "activations":
         for limit, text in ((FP16_WARN, "warning"), (FP16_MAX, "FP16 ends")):
             figure.add_vline(limit, line={"color": LIMIT_COLOUR, "width": 1, "dash": "dot"}, annotation_text=text, row=1, col=2)
-    figure.update_xaxes(log_axis("|x|", range=_visible(edges, rows)), row=1, col=1)
-    figure.update_xaxes(log_axis("|x|"), row=1, col=2)
-    figure.update_xaxes(log_axis("variance"), row=1, col=3)
-    figure.update_yaxes(autorange="reversed", dtick=1)
+    seen = [value for values in magnitudes.values() for value in values] + ([FP16_MAX] if part == "activations" else [])
+    figure.update_xaxes(log_axis("|x|", _visible(edges, rows)), row=1, col=1)
+    figure.update_xaxes(log_axis("|x|", seen, ticks=5), row=1, col=2)
+    figure.update_xaxes(log_axis("variance", [row.variance for row in rows], ticks=5), row=1, col=3)
+    figure.update_yaxes(rows_axis(len(rows)))
     figure.update_layout(height=rows_height(len(rows), per_row=16), coloraxis=_share_axis())
     caption = (
         f"Share of the {part} by magnitude, one row per tensor; a block's experts are one row (largest AbsMax and AbsP99, mean variance)."
@@ -136,14 +146,15 @@ def _dots(name: str, names: list[str], values: list[float], symbol: str) -> go.S
 
 
 def _visible(edges: tuple[float, ...], rows: Sequence[LayerRow]) -> tuple[float, float]:
-    """Range in log10 that holds nearly all values of every row; the first bin also takes zeros, so it does not count."""
+    """Range of magnitudes that holds nearly all values of every row; the first bin also takes zeros, so it does not count."""
     used = {
         number
         for row in rows
         for number, count in enumerate(row.histogram)
         if number and count > _VISIBLE_SHARE * max(1, sum(row.histogram))
     }
-    return (edges[min(used)], edges[max(used) + 1]) if used else (edges[0], edges[-1])
+    first, last = (edges[min(used)], edges[max(used) + 1]) if used else (edges[0], edges[-1])
+    return 10.0**first, 10.0**last
 
 
 _Coverage = tuple[tuple[tuple[str, tuple[int, ...]], ...], int]
@@ -172,7 +183,9 @@ def _coverage(slug: str, recipes: str, experts: tuple[tuple[str, tuple[int, ...]
     )
     figure.update_xaxes(title_text="routed expert", dtick=1 if max(map(len, counts)) <= 24 else 5, showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_layout(height=rows_height(len(layers), per_row=30), coloraxis={"cmin": 0, "colorbar": {"title": {"text": "tokens"}}})
+    figure.update_layout(
+        height=rows_height(len(layers), per_row=30), coloraxis={"cmin": 0, "cmax": max(1, *map(max, counts)), "showscale": False}
+    )
     below, total = sum(tokens < minimum for line in counts for tokens in line), sum(map(len, counts))
     caption = (
         "Tokens the router itself sent to each expert during calibration; "

@@ -73,13 +73,13 @@ def render(runs: Sequence[RecipeRun], *, title: str, context: Mapping[str, Any],
 
 def _plots(runs: Sequence[RecipeRun]) -> dict[str, list[Plot]]:
     return {
-        "gates": gate_plot(runs),
+        "thresholds": gate_plot(runs),
         "operators": [*operator_plot(runs), *layer_error_plot(runs)],
-        "Weights": distribution_plots(runs, "weights"),
-        "Activations": distribution_plots(runs, "activations"),
-        "Quantisation": snr_plots(runs),
-        "Experts": coverage_plots(runs),
-        "Sizes": size_plot(runs),
+        "weights": distribution_plots(runs, "weights"),
+        "activations": distribution_plots(runs, "activations"),
+        "quantisation": snr_plots(runs),
+        "experts": coverage_plots(runs),
+        "sizes": size_plot(runs),
     }
 
 

@@ -99,7 +99,13 @@ def _description(folder: Path) -> Description:
 
 
 def _plans(folder: Path) -> dict[str, PlanRecord]:
-    plans = {path.name: inspect_plan(path) for path in sorted(folder.glob("*.plan"))}
+    """Plans by file name, oldest GPU generation first."""
+    plans = [(path.name, inspect_plan(path)) for path in sorted(folder.glob("*.plan"))]
     if not plans:
         raise ArtefactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
-    return plans
+    return dict(sorted(plans, key=lambda plan: capability_order(plan[1].compute_capability)))
+
+
+def capability_order(capability: str) -> tuple[int, ...]:
+    """Sorts compute capabilities as numbers: 8.9 comes before 12.0."""
+    return tuple(map(int, capability.split(".")))

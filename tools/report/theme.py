@@ -58,9 +58,11 @@ def _template(palette: dict[str, Any]) -> dict[str, Any]:
             "font": {"family": FONT, "size": 12, "color": palette["text"]},
             "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
             "hoverlabel": {"font": {"family": FONT, "size": 12}, "align": "left"},
+            "scattermode": "group",  # marks of several recipes on one value stand beside each other
+            "scattergap": 0.3,
             "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "font": {"color": palette["text"]}},
-            "colorscale": {"sequential": steps},
-            "coloraxis": {"colorbar": {**bar, "title": {"font": {"size": 12, "color": palette["soft"]}}}},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": palette["line"], "activecolor": palette["soft"]},
+            "coloraxis": {"colorscale": steps, "colorbar": {**bar, "title": {"font": {"size": 12, "color": palette["soft"]}}}},
             "annotationdefaults": {"font": {"color": palette["soft"], "size": 12}, "showarrow": False},
             "xaxis": axis,
             "yaxis": axis,

@@ -10,11 +10,13 @@ import plotly.graph_objects as go
 from ...engines.gates import Gate
 from ...engines.operator_parity import OperatorResult
 from ..formats import bytes_text
-from .plot import Plot, floor_of, log_axis, rows_height
+from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
 from .theme import LIMIT_COLOUR, colours, label, symbols
 
 _MIB = 1 << 20
+_FARTHEST = 2.0  # shares of a threshold above this one are drawn here
+_ROUNDING = 1e-16  # differences below it are what FP64 leaves of equal values
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)(?:\.|$)")
 
 
@@ -24,29 +26,29 @@ def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     if not names:
         return []
     figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
-    floor = floor_of(_used(gate) for run in runs for gate in run.validation.gates)
     for run in runs:
         shown = [(gate, used) for gate in run.validation.gates if (used := _used(gate)) is not None]
         figure.add_scatter(
-            x=[max(used, floor) for _, used in shown],
+            x=[min(used, _FARTHEST) for _, used in shown],
             y=[label(gate.name) for gate, _ in shown],
             customdata=[label(f"{gate.sentence()}: {'passed' if gate.passed else 'FAILED'}") for gate, _ in shown],
             mode="markers",
+            orientation="h",
             name=label(run.name),
             marker={
-                "color": colour[run.name],
-                "symbol": symbol[run.name],
-                "size": 9,
-                "line": {"width": [0 if gate.passed else 2.5 for gate, _ in shown], "color": LIMIT_COLOUR},
+                "color": [colour[run.name] if gate.passed else LIMIT_COLOUR for gate, _ in shown],
+                "symbol": [symbol[run.name] if gate.passed else "x" for gate, _ in shown],
+                "size": 7,
             },
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
-    figure.add_vline(1, line={"color": LIMIT_COLOUR, "width": 1.5}, annotation_text="limit")
-    figure.update_xaxes(log_axis("share of the threshold used (above 1: failed)"))
-    figure.update_yaxes(autorange="reversed", dtick=1, categoryorder="array", categoryarray=[label(name) for name in names])
-    figure.update_layout(height=rows_height(len(names), per_row=26))
+    figure.add_vline(1, line={"color": LIMIT_COLOUR, "width": 1.5}, annotation_text="limit", annotation_position="top")
+    figure.update_xaxes(title_text="share of the threshold used", tickformat=".0%", range=(-0.03, _reach(runs)))
+    figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=[label(name) for name in names])
+    figure.update_layout(height=rows_height(len(names), per_row=30))
     caption = (
-        "Value / threshold where the value must stay below, threshold / value where it must stay above. "
+        "Value / threshold where the value must stay below, threshold / value where it must stay above; "
+        f"a failed gate is a red cross right of the limit, at {_FARTHEST:.0%} if it lies farther out. "
         "Gates against zero and values that are not finite stand in the table only."
     )
     return [Plot("gates-plot", "Gates against their thresholds", caption, figure)]
@@ -59,15 +61,16 @@ def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     if not thresholds:
         return []
     figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
-    floor = floor_of(r.difference for found in results.values() for r in found)
+    floor = max(_ROUNDING, floor_of(r.difference for found in results.values() for r in found))
     for name, found in results.items():
         figure.add_scatter(
             x=[max(r.difference or 0.0, floor) for r in found],
             y=[label(r.operator) for r in found],
             customdata=[label(f"{r.label}: {r.difference:.3g}, threshold {r.threshold:.3g}") for r in found],
             mode="markers",
+            orientation="h",
             name=label(name),
-            marker={"color": colour[name], "symbol": symbol[name], "size": 7, "opacity": 0.75},
+            marker={"color": colour[name], "symbol": symbol[name], "size": 6, "opacity": 0.8},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
     figure.add_scatter(
@@ -79,12 +82,13 @@ def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
         marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": LIMIT_COLOUR}},
         hovertemplate="%{y}: threshold %{customdata:.3g}<extra></extra>",
     )
-    figure.update_xaxes(log_axis("difference from the torch meaning, relative"))
-    figure.update_yaxes(autorange="reversed", dtick=1)
-    figure.update_layout(height=rows_height(len(thresholds), per_row=26))
+    seen = [max(r.difference or 0.0, floor) for found in results.values() for r in found]
+    figure.update_xaxes(log_axis("difference from the torch meaning, relative", [*seen, *thresholds.values()]))
+    figure.update_yaxes(rows_axis(len(thresholds)))
+    figure.update_layout(height=rows_height(len(thresholds), per_row=34))
     caption = (
         "Each mark is one operator node of the exported file, fed with the frozen model's own inputs. "
-        f"Marks at {floor:.0e} stand for no difference at all."
+        f"Marks at {floor:.0e} stand for no difference, or less."
     )
     caption += _not_finite(runs)
     return [Plot("operators", "Operators against their thresholds", caption, figure)]
@@ -111,9 +115,10 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
     figure.add_hline(1, line={"color": LIMIT_COLOUR, "width": 1.5}, annotation_text="limit")
-    figure.update_yaxes(log_axis("share of the threshold used"))
+    seen = [max(used, floor) for layers in worst.values() for used, _ in layers.values()]
+    figure.update_yaxes(log_axis("share of the threshold used", [*seen, 1.0]))
     figure.update_xaxes(categoryorder="array", categoryarray=[place[2] for place in order])
-    figure.update_layout(height=340)
+    figure.update_layout(height=340, scattermode="overlay")
     caption = "The worst operator of each layer over the three decode steps. A step up from one layer to the next says where to look first."
     caption += _not_finite(runs)
     return [Plot("layers", "Error per layer", caption, figure)]
@@ -156,6 +161,12 @@ def _used(gate: Gate) -> float | None:
     if gate.value is None or gate.threshold <= 0 or (gate.comparison == ">=" and gate.value <= 0):
         return None
     return gate.value / gate.threshold if gate.comparison == "<=" else gate.threshold / gate.value
+
+
+def _reach(runs: Sequence[RecipeRun]) -> float:
+    """Right end of the axis: a little beyond the limit, or beyond the farthest failed gate."""
+    farthest = max(min(used, _FARTHEST) for run in runs for gate in run.validation.gates if (used := _used(gate)) is not None)
+    return max(1.1, farthest + 0.05)
 
 
 def _not_finite(runs: Sequence[RecipeRun]) -> str:

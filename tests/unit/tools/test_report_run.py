@@ -16,7 +16,7 @@ MakeRun = Callable[..., Path]
 def test_a_run_is_read_back(make_run: MakeRun) -> None:
     run = load_run(make_run("mine", precision="fp8-paper"))
     assert (run.name, run.precision) == ("mine", "fp8-paper")
-    assert list(run.plans) == ["sm120.plan", "sm89.plan"]
+    assert list(run.plans) == ["sm89.plan", "sm120.plan"]
     assert run.validation.beams.hit == 0.4375
     assert run.description.weight_bytes == 5120
     assert list(run.records) == ["calibrated", "exported", "plans", "validated"]
