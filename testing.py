@@ -1,5 +1,7 @@
 """Parity gates for your own CI: a recipe, a checkpoint and requests in; an assertion with a readable report out.
 
+For example, as a test::
+
     from onerec_trt.testing import assert_parity
 
     def test_my_checkpoint(tmp_path):
@@ -40,7 +42,9 @@ class ParityReport:
         """The verdict and the table of gates, as plain text."""
         console = Console(width=_REPORT_WIDTH, record=True, file=None, quiet=True)
         console.print(gates_table(self.gates))
-        verdict = f"{self.recipe}: {len(self.gates) - len(self.failed)} of {len(self.gates)} parity gates passed; artefacts in {self.folder}"
+        verdict = (
+            f"{self.recipe}: {len(self.gates) - len(self.failed)} of {len(self.gates)} parity gates passed; artefacts in {self.folder}"
+        )
         return f"{verdict}\n{console.export_text()}"
 
 

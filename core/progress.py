@@ -22,7 +22,8 @@ class Advance(Protocol):
 def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
     """Show one bar while the block runs; `total` None means the amount of work is unknown."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
 
         def advance(parts: int = 1, /) -> None:

@@ -134,6 +134,8 @@ def load_recipe(path: Path) -> Recipe:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise RecipeError("recipe not found", where=str(path), hint="give the path of a YAML file; configs/ holds examples") from None
+    except OSError as error:
+        raise RecipeError(f"the recipe cannot be read: {error.strerror}", where=str(path), hint="give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not valid YAML: {error}", where=str(path)) from None
     if not isinstance(values, dict):

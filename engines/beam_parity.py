@@ -57,7 +57,8 @@ def beam_metrics(sids_nW3: Sids, regret: float, targets_n3: Sids, reference: Ref
 def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> list[Gate]:
     """Overlap, first place, width of the tie band, and hits no worse than chance explains."""
     low, high = metrics.hit_interval
-    hit_detail = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}, paired 95 % interval of the difference [{low:.4f}, {high:.4f}]"
+    hit_rates = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}"
+    hit_detail = f"{hit_rates}, paired 95 % interval of the difference [{low:.4f}, {high:.4f}]"
     return [
         gate(f"overlap@{metrics.k}", recipe, metrics.overlap, ">=", options.overlap, f"score regret {metrics.score_regret:.3g} nat"),
         gate("top-1 outside the tie band", recipe, metrics.top1, ">=", options.top1, f"band {metrics.tie_band:.2g} nat"),
@@ -68,7 +69,8 @@ def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> l
 
 def overlap(actual_nk3: Sids, expected_nk3: Sids) -> NDArray[np.float64]:
     """Share of each request's expected items that are among the actual ones, [n]."""
-    return (expected_nk3[:, :, None] == actual_nk3[:, None]).all(-1).any(2).mean(1)
+    found_nk = (expected_nk3[:, :, None] == actual_nk3[:, None]).all(-1).any(2)
+    return np.asarray(found_nk.mean(1), np.float64)
 
 
 def _gap(scores_nW: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,19 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from .gates import Gate, gate
+from .gates import Gate, Measured, gate
 from .reference import Reference
 
 Floats = NDArray[np.float32]
 
 
 class ForcedErrors(BaseModel):
-    """Errors against FP32, means over requests: of log-probabilities in nat, and KL over each request's paths."""
+    """Errors against FP32, means over requests: of log-probabilities in nat, and KL over each request's paths.
 
-    engine: float
-    quantised: float
-    engine_kl: float
-    quantised_kl: float
+    A model that gives NaN has a NaN error.
+    """
+
+    engine: Measured
+    quantised: Measured
+    engine_kl: Measured
+    quantised_kl: Measured
 
     @property
     def ratio(self) -> float:
@@ -70,4 +73,4 @@ def _kl(fp32_nW3: Floats, actual_nW3: Floats) -> float:
 
 def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = x - x.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)

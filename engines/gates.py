@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, PlainSerializer, model_validator
 
 from ..core.errors import GateError
 
 
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+Measured = Annotated[float, PlainSerializer(_json_number, when_used="json")]  # may be NaN or infinite, which JSON takes as a string
+
+
 class Gate(BaseModel):
     """One criterion. A value that is not finite never passes; it is stored as None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     recipe: str

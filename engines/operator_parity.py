@@ -10,8 +10,8 @@ import torch
 from polygraphy.comparator import CompareFunc, IterationResult
 from pydantic import BaseModel
 
-from ..core.progress import tracked
 from ..core.difference import difference
+from ..core.progress import tracked
 from ..export.serving import ServingModel
 from ..export.weights import WEIGHTS_FILE
 from ..models.requests import Requests
@@ -70,7 +70,8 @@ def _compare(call: Call, exported: onnx.ModelProto) -> OperatorResult:
 def _explanation(actual: list[Array], expected: list[Array]) -> str:
     """Polygraphy's statistics of the worst output, for the message of a failed gate."""
     names = [f"output_{number}" for number in range(len(actual))]
-    results = [IterationResult(dict(zip(names, arrays, strict=True)), runner_name=side) for arrays, side in ((actual, "ONNX"), (expected, "torch"))]
+    sides = {"ONNX": actual, "torch": expected}
+    results = [IterationResult(dict(zip(names, arrays, strict=True)), runner_name=side) for side, arrays in sides.items()]
     compared = CompareFunc.simple(fail_fast=False)(*results)
     worst = max(names, key=lambda name: difference(actual[names.index(name)], expected[names.index(name)]))
     found = compared[worst]
@@ -86,7 +87,8 @@ def operator_gates(recipe: str, results: list[OperatorResult]) -> list[Gate]:
         of_type = [result for result in results if result.operator == name]
         worst = max(of_type, key=lambda r: np.inf if r.difference is None else r.difference)
         value = np.inf if worst.difference is None else worst.difference
-        gates.append(gate(f"operator {name}", recipe, value, "<=", worst.threshold, f"worst of {len(of_type)}: {worst.label} {worst.detail}".strip()))
+        detail = f"worst of {len(of_type)}: {worst.label} {worst.detail}".strip()
+        gates.append(gate(f"operator {name}", recipe, value, "<=", worst.threshold, detail))
     return gates
 
 

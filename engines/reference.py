@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from ..core.errors import CheckpointError
 from ..core.progress import tracked
-from ..core.records import read_record, run_stage
 from ..core.recipe import Recipe
+from ..core.records import read_record, run_stage
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.requests import Requests, read_requests
@@ -78,8 +79,20 @@ def heldout_requests(recipe: Recipe) -> Requests:
     return requests.select(slice(recipe.validation.max_requests))
 
 
+def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
+    """A yardstick of NaN measures nothing."""
+    for name, scores_nW3 in (("FP32", reference.forced_nW3), ("FP16", reference.fp16_forced_nW3)):
+        for row in np.flatnonzero(~np.isfinite(scores_nW3).all((1, 2)))[:1]:
+            raise CheckpointError(
+                f"the model in {name} gives scores that are not finite for request {requests.ids[row]}",
+                where=str(path),
+                hint="activations beyond FP16 (65504)? `onerec-trt calibrate` names the tensor when such requests are among its own",
+            )
+
+
 def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    checkpoint, requests, batch_size = open_checkpoint(recipe.checkpoint, recipe.key_map), heldout_requests(recipe), recipe.validation.batch_size
+    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
+    requests, batch_size = heldout_requests(recipe), recipe.validation.batch_size
     model = checkpoint.load_model()
     sids, scores, forced = [], [], []
     with torch.no_grad():
@@ -90,7 +103,8 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
             forced.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
     sids_nW3 = np.concatenate(sids)
     runner = forced_torch_runner(Fp16Source(checkpoint), sids_nW3.shape[1])
-    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)["log_probabilities"]
+    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)["log_probabilities"].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(forced), fp16)
+    _require_finite(reference, requests, recipe.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -64,7 +65,12 @@ def model_gates(recipe: Recipe) -> tuple[list[Gate], dict[str, Any]]:
         gate("demo model against popularity", "fp32", hit, ">=", TIMES_POPULARITY * baseline, f"popularity {baseline:.3f}"),
     ]
     interval = paired_interval(fp32, np.zeros_like(fp32))
-    figures = {f"hit@{k} fp32": hit, f"hit@{k} fp32 interval": list(interval), f"hit@{k} popularity": baseline, "heldout requests": len(requests)}
+    figures = {
+        f"hit@{k} fp32": hit,
+        f"hit@{k} fp32 interval": list(interval),
+        f"hit@{k} popularity": baseline,
+        "heldout requests": len(requests),
+    }
     return gates, figures
 
 
@@ -88,8 +94,6 @@ def _train(data: Path, folder: Path) -> Record:
 
 
 def _timed(stage: str, body: Callable[[], Record]) -> StageResult:
-    import time
-
     started = time.monotonic()
     record = body()
     return StageResult("demo", stage, record, time.monotonic() - started)

@@ -10,20 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..calibration.random_checkpoint import random_quantised_checkpoint
 from ..calibration.quantised import open_quantised
+from ..calibration.random_checkpoint import random_quantised_checkpoint
+from ..core.artefacts import files_in, read_json
 from ..core.errors import RecipeError
-from ..core.recipe import ExportOptions
+from ..core.recipe import ExportOptions, PrecisionName
 from ..core.records import tool_version
 from ..export.stage import DESCRIPTION_FILE, export
-from ..core.artefacts import files_in, read_json
 from ..models.config import SIZES
 
 _KIB = 1024
 _SEED = 0
 
 
-def export_trial(size: str, precision: str, beam: int, folder: Path) -> dict[str, Any]:
+def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -> dict[str, Any]:
     """Freeze random weights of one of the published sizes and export it; figures of both steps.
 
     Args:
@@ -58,7 +58,7 @@ def export_trial(size: str, precision: str, beam: int, folder: Path) -> dict[str
     }
 
 
-def _freeze(size: str, precision: str, folder: Path) -> None:
+def _freeze(size: str, precision: PrecisionName, folder: Path) -> None:
     random_quantised_checkpoint(SIZES[size], precision, folder, _SEED)
 
 

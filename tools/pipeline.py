@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -107,12 +108,17 @@ def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
             result.recipe: {
                 f"hit@{result.beams.k}": result.beams.hit,
                 f"overlap@{result.beams.k}": result.beams.overlap,
-                "forced_error_vs_fp32": result.forced.engine,
-                "forced_error_ratio": result.forced.ratio,
+                "forced_error_vs_fp32": _or_null(result.forced.engine),
+                "forced_error_ratio": _or_null(result.forced.ratio),
             }
             for result in results
         },
     }
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""Are the artefacts at hand the ones this recipe makes? Asked before anything is measured on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.artefacts import sha256
+from ..core.errors import ArtefactError
+from ..core.recipe import Recipe
+from ..core.records import Record, read_record
+
+
+def require_chain(recipe: Recipe, quantised: Path, exported: Path) -> None:
+    """Hold the two stage folders against the recipe and each other.
+
+    Raises:
+        ArtefactError: A file does not match its record, or a folder was made from other inputs or options; names the stage to run again.
+    """
+    calibrated, graph = read_record(quantised), read_record(exported)
+    for name, path in _calibration_inputs(recipe).items():
+        if calibrated.read.get(name) != sha256(path):
+            raise _made_from_another(name.replace("_", " "), quantised, calibrated)
+    if calibrated.options.get("precision") != recipe.precision:
+        raise _made_from_another("precision", quantised, calibrated)
+    if graph.read.get("quantised") != sha256(quantised):
+        raise _made_from_another("quantised checkpoint", exported, graph)
+    if graph.options != recipe.export.model_dump(mode="json"):
+        raise _made_from_another("beam", exported, graph)
+
+
+def _calibration_inputs(recipe: Recipe) -> dict[str, Path]:
+    optional = {"key_map": recipe.key_map, "saved_state": recipe.calibration.saved_state}
+    return {"checkpoint": recipe.checkpoint, "requests": recipe.requests} | {
+        name: path for name, path in optional.items() if path is not None
+    }
+
+
+def _made_from_another(what: str, folder: Path, record: Record) -> ArtefactError:
+    return ArtefactError(
+        f"the result of the stage '{record.stage}' was made from another {what} than the recipe's",
+        where=str(folder),
+        hint=f"run `onerec-trt {record.stage}` with this recipe",
+    )

@@ -1,0 +1,101 @@
+"""What each command of the command line does. Separate from the words, so that help does not wait for PyTorch to load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ..core.recipe import Recipe, load_recipe
+from ..engines.gates import Gate, require
+from . import demo as demo_run
+from . import inspection, pipeline
+from .pipeline import StageResult
+from .report import load_run, write_report
+from .tables import gates_table, plans_table, recipes_table, stage_line
+
+
+def demo(out: Path, as_json: bool) -> None:
+    _show(demo_run.prepare(out))
+    recipes = demo_run.recipes(out)
+    _show(demo_run.run(out, recipes))
+    gates, figures = demo_run.model_gates(recipes[0])
+    _finish(recipes, out, "onerec-trt demo", as_json, figures=figures, extra_gates=gates)
+
+
+def run(recipe_file: Path, as_json: bool) -> None:
+    recipe = load_recipe(recipe_file)
+    _show(pipeline.run_stages(recipe))
+    _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
+
+
+def one_stage(recipe_file: Path, stage: str, as_json: bool) -> None:
+    for result in _shown(pipeline.run_stages(load_recipe(recipe_file), [stage])):
+        if as_json:
+            _print(result.record.model_dump(mode="json"), [], as_json)
+
+
+def validate(recipe_file: Path, as_json: bool) -> None:
+    recipe = load_recipe(recipe_file)
+    _show(pipeline.run_stages(recipe, ["validate"]))
+    (result,) = pipeline.validations([recipe])
+    _print(result.model_dump(mode="json"), [gates_table(result.gates)], as_json)
+    require(result.gates, where=str(pipeline.folders_of(recipe).validated))
+
+
+def report(recipe_files: Sequence[Path], out: Path) -> None:
+    _write_report([load_recipe(path) for path in recipe_files], out, "onerec-trt report", {})
+    typer.echo(out)
+
+
+def inspect(path: Path, as_json: bool) -> None:
+    facts = inspection.inspect(path)
+    _print(facts, [inspection.table(facts)], as_json)
+
+
+def _finish(
+    recipes: list[Recipe],
+    folder: Path,
+    title: str,
+    as_json: bool,
+    *,
+    figures: dict[str, Any] | None = None,
+    extra_gates: Sequence[Gate] = (),
+) -> None:
+    """Report and summary first, so that a failed run can be looked at; then the gates decide the exit code."""
+    summary, results = pipeline.summarise(recipes, extra_gates), pipeline.validations(recipes)
+    _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {})
+    pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
+    gates = [*extra_gates, *(gate for result in results for gate in result.gates)]
+    _print(summary, [recipes_table(results), plans_table(summary["plans"]), gates_table(gates, failed_only=True)], as_json)
+    typer.echo(f"report: {folder / pipeline.REPORT_FILE}", err=True)
+    require(gates, where=str(folder / pipeline.REPORT_FILE))
+
+
+def _write_report(recipes: list[Recipe], path: Path, title: str, figures: dict[str, Any]) -> None:
+    write_report([load_run(pipeline.folders_of(recipe).root) for recipe in recipes], path, title=title, context=figures)
+
+
+def _show(results: Iterator[StageResult]) -> None:
+    for _ in _shown(results):
+        pass
+
+
+def _shown(results: Iterator[StageResult]) -> Iterator[StageResult]:
+    console = Console(stderr=True)
+    for result in results:
+        console.print(stage_line(result.recipe, result.stage, result.record.ran, result.seconds))
+        yield result
+
+
+def _print(value: Any, tables: list[Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
+        return
+    console = Console()
+    for table in tables:
+        console.print(table)
