@@ -92,8 +92,8 @@ def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...],
         figure.add_trace(_dots(name, names, values, symbol), 1, 2)
     figure.add_trace(_dots("variance", names, [row.variance for row in rows], "diamond"), 1, 3)
     if part == "activations":
-        for limit, text in ((FP16_WARN, "warning"), (FP16_MAX, "FP16 ends")):
-            figure.add_vline(limit, line={"color": LIMIT_COLOUR, "width": 1, "dash": "dot"}, annotation_text=text, row=1, col=2)
+        for limit in (FP16_WARN, FP16_MAX):
+            figure.add_vline(limit, line={"color": LIMIT_COLOUR, "width": 1, "dash": "dot"}, row=1, col=2)
     seen = [value for values in magnitudes.values() for value in values] + ([FP16_MAX] if part == "activations" else [])
     figure.update_xaxes(log_axis("|x|", _visible(edges, rows)), row=1, col=1)
     figure.update_xaxes(log_axis("|x|", seen, ticks=5), row=1, col=2)

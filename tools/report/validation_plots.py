@@ -114,12 +114,15 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             marker={"symbol": symbol[name], "size": 8},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
-    figure.add_hline(1, line={"color": LIMIT_COLOUR, "width": 1.5}, annotation_text="limit")
+    figure.add_hline(1, line={"color": LIMIT_COLOUR, "width": 1.5})
     seen = [max(used, floor) for layers in worst.values() for used, _ in layers.values()]
     figure.update_yaxes(log_axis("share of the threshold used", [*seen, 1.0]))
     figure.update_xaxes(categoryorder="array", categoryarray=[place[2] for place in order])
     figure.update_layout(height=340, scattermode="overlay")
-    caption = "The worst operator of each layer over the three decode steps. A step up from one layer to the next says where to look first."
+    caption = (
+        "The worst operator of each layer over the three decode steps; the red line is the threshold. "
+        "A step up from one layer to the next says where to look first."
+    )
     caption += _not_finite(runs)
     return [Plot("layers", "Error per layer", caption, figure)]
 
