@@ -70,7 +70,7 @@ class BuildOptions(Section):
 
     target: Literal["tensorrt-rtx"] = "tensorrt-rtx"
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ("8.9", "12.0")
-    profiles: tuple[Profile, ...] = (Profile(),)  # type: ignore[call-arg]
+    profiles: tuple[Profile, ...] = (Profile(),)
 
     @model_validator(mode="after")
     def _not_empty(self) -> BuildOptions:
@@ -107,10 +107,10 @@ class Recipe(Section):
     heldout: Path
     output: Path = Path("out")
     key_map: Path | None = None
-    calibration: CalibrationOptions = CalibrationOptions()  # type: ignore[call-arg]
+    calibration: CalibrationOptions = CalibrationOptions()
     export: ExportOptions = ExportOptions()
     build: BuildOptions = BuildOptions()
-    validation: ValidateOptions = Field(ValidateOptions(), alias="validate")  # type: ignore[call-arg]
+    validation: ValidateOptions = Field(ValidateOptions(), alias="validate")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
