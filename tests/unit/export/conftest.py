@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,7 +169,7 @@ def _rounded(x: Tensor, granularity: Granularity, scale: Tensor | None) -> Tenso
     return fp8.dequantise_row_blocks(*fp8.quantise_row_blocks(x))[..., : x.shape[-1]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exported:
     """One exported folder with everything it was made from."""
 
@@ -185,13 +186,16 @@ class Exported:
 
     def run(self, batch: Batch) -> tuple[Any, Any]:
         """Semantic IDs and scores from ONNX Runtime."""
-        outputs = OnnxRuntimeRunner(self.folder / SERVING_FILE, threads=1)(batch.arrays)
+        outputs = self._runner(SERVING_FILE)(batch.arrays)
         return outputs["sids"], outputs["scores"]
 
     def run_forced(self, batch: Batch, sids: Any) -> Any:
         """Log-probabilities from ONNX Runtime."""
-        runner = OnnxRuntimeRunner(self.folder / FORCED_FILE, threads=1)
-        return runner(batch.arrays | {"sids": np.asarray(sids)})["log_probabilities"]
+        return self._runner(FORCED_FILE)(batch.arrays | {"sids": np.asarray(sids)})["log_probabilities"]
+
+    @cache  # noqa: B019 (lives as long as the test session)
+    def _runner(self, name: str) -> OnnxRuntimeRunner:
+        return OnnxRuntimeRunner(self.folder / name, threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +238,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, make_frozen: Callable[[On
         if precision not in done:
             folder = tmp_path_factory.mktemp(f"exported-{precision}")
             model = random_model(CONFIG)
+            model.blocks[1].self_attention.o.weight = model.blocks[0].self_attention.o.weight  # equal, yet two weights
             frozen = make_frozen(model, precision)
             description = write_graphs(frozen, ExportOptions(beam=BEAM), folder)
             serving = ServingModel(frozen, BEAM).eval()

@@ -1,0 +1,58 @@
+"""Tracing: every sharing of keys and values becomes a graph, and what cannot be traced is an ExportError."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import torch
+from onerec_trt.core.errors import ExportError
+from onerec_trt.export.graph import FORCED, GraphSpec, export_graph
+from onerec_trt.export.lint import lint
+from onerec_trt.export.passes import attach_functions
+from onerec_trt.export.serving import Decoder, ForcedModel
+from onerec_trt.models.config import parse_config
+from torch import nn
+
+SMALL = {"d_model": 56, "n_heads": 14, "d_head": 4, "embed_dim": 4, "codebook": 8, "ffn_hidden": 16}
+LENGTHS = [[1, 1, 2], [1, 2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "l_kv", "s_kv", "g_kv"),
+    [(1, 1, 1, 14), (1, 1, 2, 7), (3, 3, 1, 2), (9, 9, 1, 1), (18, 18, 1, 14)],
+)
+def test_every_sharing_exports(make_model, make_frozen, make_batch, n_layers, l_kv, s_kv, g_kv):
+    config = parse_config(SMALL | {"n_layers": n_layers, "l_kv": l_kv, "s_kv": s_kv, "g_kv": g_kv})
+    frozen = make_frozen(make_model(config), "fp16")
+    graph = export_graph(ForcedModel(Decoder(frozen), 2).eval(), FORCED, (*make_batch(config, LENGTHS), torch.zeros(2, 2, 3).long()))
+    attach_functions(graph)
+    assert lint(ir.to_proto(graph), config, frozen.scheme) == []
+    assert sum(node.op_type == "ContextNorm" for node in graph.graph) == l_kv * s_kv
+    read = [node.inputs[1].name for node in graph.graph if node.op_type == "ContextAttention"]
+    assert read == [f"context.key_norm_{config.kv_set(layer)}.0" for layer in range(n_layers)] * 3
+
+
+def test_operator_nodes_carry_their_place_in_the_model(exported):
+    names = [node.name for node in exported("fp8-paper").proto().graph.node if node.domain == "onerec"]
+    assert len(set(names)) == len(names)
+    assert {"context.linear", "step0.blocks.0.cross.q", "step2.blocks.1.ffn.experts", "step1.beam"} <= set(names)
+
+
+class Branching(nn.Module):
+    """Decides on a value: no graph can hold that."""
+
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
+
+class Untranslatable(nn.Module):
+    """An operation ONNX does not have."""
+
+    def forward(self, x):
+        return torch.linalg.eigvals(x)
+
+
+@pytest.mark.parametrize("module", [Branching(), Untranslatable()], ids=["branching", "untranslatable"])
+def test_what_cannot_be_traced_is_an_export_error(module):
+    with pytest.raises(ExportError, match="exporter refused"):
+        export_graph(module, GraphSpec({"x": {0: "batch"}}, ["y"]), (torch.ones(3, 4, 4),))

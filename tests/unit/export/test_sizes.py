@@ -1,0 +1,64 @@
+"""Every published size, by shape alone: weights without memory, operators that only promise their outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from onerec_trt.calibration.quantised import stored_forms
+from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.core.precision import PRECISIONS, Granularity
+from onerec_trt.export.lint import expected_quantised_gemms
+from onerec_trt.export.serving import ServingModel
+from onerec_trt.models.config import LEVELS, SIZES
+from onerec_trt.operators.operator import recorded_calls
+from torch._subclasses import FakeTensorMode
+
+BATCH, TOKENS, BEAM = 2, 4, 512
+
+
+class Shapes:
+    """A quantised checkpoint as its description says it must be, without a single value."""
+
+    def __init__(self, config, precision):
+        self.config, self.scheme = config, PRECISIONS[precision]
+        self._forms = stored_forms(config, quantised_targets(config, precision))
+
+    def tensor(self, name, /):
+        shape, dtype = self._forms[name]
+        return torch.empty(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(("size", "precision"), [*((size, "fp8-paper") for size in SIZES), ("0.1B", "fp16")])
+def test_operators_fit_together_in_every_size(monkeypatch, size, precision):
+    config, scheme = SIZES[size], PRECISIONS[precision]
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)  # operators then give their promised shapes
+    with FakeTensorMode(), recorded_calls() as calls, torch.no_grad():
+        serving = ServingModel(Shapes(config, precision), (BEAM,) * LEVELS)
+        features = torch.empty(BATCH, TOKENS, config.feature_width, dtype=torch.float16)
+        sids, scores = serving(features, torch.empty(BATCH, LEVELS, dtype=torch.int64))
+    assert (sids.shape, sids.dtype) == ((BATCH, BEAM, LEVELS), torch.int64)
+    assert (scores.shape, scores.dtype) == ((BATCH, BEAM), torch.float32)
+    check_counts(Counter(call.operator.name for call in calls), config, scheme)
+
+
+def check_counts(count, config, scheme):
+    moe = sum(config.is_moe(layer) for layer in range(config.n_layers))
+    assert count["ContextNorm"] == config.l_kv * config.s_kv
+    assert count["ContextAttention"] == LEVELS * config.n_layers
+    assert count["BeamSelfAttention1"] == count["BeamSelfAttention2"] == config.n_layers
+    assert count["MoeRoute"] == LEVELS * moe
+    assert count["BeamStep"] == LEVELS
+    quantised = sum(number for name, number in count.items() if name.startswith(("Fp8Linear", "MoeExpertsFp8")))
+    assert quantised == expected_quantised_gemms(config, scheme)
+    unquantised = count["Linear"] + count["LinearAdd"] + count["MoeExperts"]
+    in_fp16 = 0 if scheme.linears is not Granularity.NONE else LEVELS * (6 * config.n_layers - moe)
+    assert unquantised == 1 + LEVELS + in_fp16, "the context and the heads stay in FP16"
+
+
+@pytest.mark.parametrize(("size", "expected"), [("0.1B", 3 * 12 * 6), ("8B", 3 * 34 * 6), ("4B-A0.5B", 3 * (14 * 4 + 2 * 2 + 12))])
+def test_quantised_gemms_of_the_published_sizes(size, expected):
+    """Cross q and o, self qkv and o, gate_up and down; a layer of experts is one."""
+    assert expected_quantised_gemms(SIZES[size], PRECISIONS["fp8-paper"]) == expected
+    assert expected_quantised_gemms(SIZES[size], PRECISIONS["fp16"]) == 0
