@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 MISSING = "—"
 
@@ -14,9 +16,9 @@ def bytes_text(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def number_text(value: float | None) -> str:
-    """Four significant digits; None, a value that was not finite, is said so."""
-    return "not finite" if value is None else f"{value:.4g}"
+def number_text(value: float | None, form: str = ".4g") -> str:
+    """Four significant digits, or another form; what is not finite (None stands for it too) is said so."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:{form}}"
 
 
 def share_text(part: float) -> str:

@@ -44,7 +44,7 @@ def recipes_table(results: Sequence[Validation]) -> Table:
         shares = (share_text(part) for part in (beams.hit, beams.hit_fp32, beams.overlap, beams.top1))
         gates = f"{sum(gate.passed for gate in result.gates)} of {len(result.gates)}"
         mark = _mark(result.passed and bool(result.gates))
-        table.add_row(mark, escape(result.recipe), *shares, f"{forced.engine:.3g}", f"{forced.ratio:.3f}", gates)
+        table.add_row(mark, escape(result.recipe), *shares, number_text(forced.engine, ".3g"), number_text(forced.ratio, ".3f"), gates)
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,10 +102,10 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
         (
             "forced error ratio",
             "to the quantised PyTorch model",
-            lambda r: _ratio(r.validation.forced.engine, r.validation.forced.quantised),
+            lambda r: number_text(r.validation.forced.ratio, ".3f"),
         ),
         ("KL against FP32", "over each request's paths", lambda r: _nat(r.validation.forced.engine_kl)),
-        ("KL ratio", "to the quantised PyTorch model", lambda r: _ratio(r.validation.forced.engine_kl, r.validation.forced.quantised_kl)),
+        ("KL ratio", "to the quantised PyTorch model", lambda r: number_text(r.validation.forced.kl_ratio, ".3f")),
         ("linears in FP8", "of all linears of the model", _quantised),
         ("weights", "both forms of the graph share them", lambda r: bytes_text(r.description.weight_bytes)),
         *((f"plan, compute capability {c}", "size; GEMMs in FP8, found of expected", _plan_of(c)) for c in _capabilities(runs)),
@@ -199,8 +201,4 @@ def _capabilities(runs: Sequence[RecipeRun]) -> list[str]:
 
 
 def _nat(value: float) -> str:
-    return f"{value:.3g} nat"
-
-
-def _ratio(engine: float, quantised: float) -> str:
-    return f"{engine / quantised:.3f}" if quantised > 0 else MISSING
+    return f"{value:.3g} nat" if math.isfinite(value) else number_text(value)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from onerec_trt.core.errors import ArtefactError
+from onerec_trt.engines.forced_parity import ForcedErrors
 from onerec_trt.engines.gates import gate
 from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, load_run, write_report
@@ -210,6 +211,15 @@ def test_a_run_without_statistics_still_has_a_report(make_run: MakeRun, tmp_path
     bare = run.quantisation.model_copy(update={"weights": (), "activations": (), "experts": (), "histogram_log10_edges": ()})
     stripped = RecipeRun(**{**vars(run), "quantisation": bare})
     assert set(page_of([stripped], tmp_path / "report.html").plots) == {"gates-plot", "operators", "layers", "sizes"}
+
+
+def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) -> None:
+    run = load_run(make_run("one"))
+    nan = float("nan")
+    found = run.validation.model_copy(update={"forced": ForcedErrors(engine=nan, quantised=0.02, engine_kl=nan, quantised_kl=0.0015)})
+    page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
+    assert page.row("forced error against FP32") == ["not finite"]
+    assert page.row("forced error ratio") == page.row("KL ratio") == ["not finite"]
 
 
 def test_what_a_log_axis_cannot_show_is_said(make_run: MakeRun, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_stage_lines() -> None:
         (bytes_text(5 << 40), "5.0 TiB"),
         (number_text(0.0123456), "0.01235"),
         (number_text(None), "not finite"),
+        (number_text(float("nan"), ".3f"), "not finite"),
         (share_text(0.125), "12.5 %"),
         (seconds_text(9.96), "10.0 s"),
         (seconds_text(119.9), "2 min 0 s"),
