@@ -68,7 +68,7 @@ def _finish(
 ) -> None:
     """Report and summary first, so that a failed run can be looked at; then the gates decide the exit code."""
     summary, results = pipeline.summarise(recipes, extra_gates), pipeline.validations(recipes)
-    _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {})
+    _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {}, extra_gates)
     pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
     gates = [*extra_gates, *(gate for result in results for gate in result.gates)]
     _print(summary, [recipes_table(results), plans_table(summary["plans"]), gates_table(gates, failed_only=True)], as_json)
@@ -76,8 +76,9 @@ def _finish(
     require(gates, where=str(folder / pipeline.REPORT_FILE))
 
 
-def _write_report(recipes: list[Recipe], path: Path, title: str, figures: dict[str, Any]) -> None:
-    write_report([load_run(pipeline.folders_of(recipe).root) for recipe in recipes], path, title=title, context=figures)
+def _write_report(recipes: list[Recipe], path: Path, title: str, figures: dict[str, Any], extra_gates: Sequence[Gate] = ()) -> None:
+    runs = [load_run(pipeline.folders_of(recipe).root) for recipe in recipes]
+    write_report(runs, path, title=title, context=figures, extra_gates=extra_gates)
 
 
 def _show(results: Iterator[StageResult]) -> None:
