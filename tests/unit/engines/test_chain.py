@@ -1,0 +1,85 @@
+"""Validation refuses artefacts that are not those the recipe makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from onerec_trt.core.errors import ArtefactError
+from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.engines.chain import require_chain
+from onerec_trt.engines.reference import heldout_requests
+from onerec_trt.models.checkpoint import save_checkpoint
+from onerec_trt.models.onerec import OneRec
+from onerec_trt.models.requests import write_requests
+from onerec_trt.tools.pipeline import folders_of
+
+
+@pytest.fixture
+def recipe(world: Path) -> Recipe:
+    return load_recipe(world / "fp16.yaml")
+
+
+def require(recipe: Recipe, *, like: Recipe | None = None) -> None:
+    places = folders_of(like or recipe)
+    require_chain(recipe, places.calibrated, places.exported)
+
+
+def test_a_finished_run_is_accepted(recipe: Recipe) -> None:
+    require(recipe)
+
+
+def test_another_checkpoint_is_refused(recipe: Recipe, small_model: Callable[[], OneRec]) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.heads[0].weight[0, 0] += 1e-3
+    save_checkpoint(model, recipe.checkpoint)
+    with pytest.raises(ArtefactError, match="'calibrate' was made from another checkpoint") as caught:
+        require(recipe)
+    assert caught.value.hint == "run `onerec-trt calibrate` with this recipe"
+
+
+def test_other_calibration_requests_are_refused(recipe: Recipe) -> None:
+    write_requests(recipe.requests, heldout_requests(recipe))
+    with pytest.raises(ArtefactError, match="another requests"):
+        require(recipe)
+
+
+def test_a_key_map_that_calibration_did_not_know_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text("a: b\n")
+    with pytest.raises(ArtefactError, match="another key map"):
+        require(recipe.model_copy(update={"key_map": tmp_path / "keys.yaml"}))
+
+
+def test_another_precision_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(ArtefactError, match="another precision"):
+        require(recipe.model_copy(update={"precision": "fp8-row"}), like=recipe)
+
+
+def test_another_beam_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(ArtefactError, match="'export' was made from another beam"):
+        require(recipe.model_copy(update={"export": recipe.export.model_copy(update={"beam": (8, 8, 8)})}))
+
+
+def test_a_graph_of_another_quantised_checkpoint_is_refused(recipe: Recipe, world: Path) -> None:
+    other = folders_of(load_recipe(world / "fp8-row.yaml"))
+    with pytest.raises(ArtefactError, match="another quantised checkpoint"):
+        require_chain(recipe, folders_of(recipe).calibrated, other.exported)
+
+
+@pytest.mark.parametrize("file", ["exported/model.onnx", "exported/weights.data", "calibrated/quantization.json"])
+def test_a_changed_byte_is_refused(recipe: Recipe, file: str) -> None:
+    path = folders_of(recipe).root / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtefactError, match="does not match its record") as caught:
+        require(recipe)
+    assert caught.value.where == str(path)
+
+
+def test_a_stage_that_never_ran_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="file not found"):
+        require_chain(recipe, folders_of(recipe).calibrated, tmp_path)
