@@ -1,0 +1,116 @@
+"""The physical limit of one request batch: what no implementation on a given GPU can beat.
+
+Per decode step and group of operators the slowest of arithmetic, memory and exponentials; groups follow each other.
+Context processor, norms, routing and top-k are left out: it stays a bound from below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..export.serving import effective_widths
+from ..models.config import MoeConfig, OneRecConfig
+
+Bits = Literal[8, 16]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peak rates of a GPU per second: dense FLOP in FP8 and in FP16, bytes of its memory, exponentials."""
+
+    name: str
+    fp8_flops: float
+    fp16_flops: float
+    bytes_per_second: float
+    exponentials: float
+
+    def flops(self, bits: Bits) -> float:
+        return self.fp8_flops if bits == 8 else self.fp16_flops
+
+
+# NVIDIA's H200 data sheet: tensor cores without sparsity, HBM3e. Exponentials: 16 per clock and multiprocessor, 132 of
+# them at 1.83 GHz, which is the 3.9 T/s that arXiv 2407.08608 (FlashAttention-3) counts with.
+H200 = Gpu("NVIDIA H200", fp8_flops=1979e12, fp16_flops=989e12, bytes_per_second=4.8e12, exponentials=3.9e12)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one group of operators must at least do in one step; all of it in numbers of `bits` bits."""
+
+    group: Literal["linears and heads", "experts", "attention"]
+    step: int
+    flops: float
+    bytes: float
+    exponentials: float
+    bits: Bits
+
+    def seconds(self, gpu: Gpu) -> float:
+        return max(self.flops / gpu.flops(self.bits), self.bytes / gpu.bytes_per_second, self.exponentials / gpu.exponentials)
+
+
+def limit_ms(
+    config: OneRecConfig,
+    batch: int,
+    beam: Sequence[int],
+    context: int,
+    *,
+    linears: Bits,
+    attention_and_heads: Bits,
+    gpu: Gpu = H200,
+) -> float:
+    """Milliseconds no execution of one batch can go below.
+
+    Args:
+        config: The model.
+        batch: Requests.
+        beam: Beams kept after each of the three steps.
+        context: Tokens of every request's context.
+        linears: Bits of the projections, FFN and experts.
+        attention_and_heads: Bits of the attention over the context and of the heads.
+        gpu: Default: H200.
+    """
+    works = work(config, batch, beam, context, linears=linears, attention_and_heads=attention_and_heads)
+    return sum(part.seconds(gpu) for part in works) * 1e3
+
+
+def work(
+    config: OneRecConfig, batch: int, beam: Sequence[int], context: int, *, linears: Bits, attention_and_heads: Bits
+) -> Iterator[Work]:
+    """The work of each step: its rows are the beams kept after the step before."""
+    widths = effective_widths(beam, config.codebook)
+    for step, width in enumerate([1, *widths[:-1]]):
+        rows = batch * width
+        yield from _linears_and_heads(config, step, rows, linears, attention_and_heads)
+        if config.moe is not None:
+            yield _experts(config, config.moe, step, rows, linears)
+        yield _attention(config, step, batch, rows, context, attention_and_heads)
+
+
+def _linears_and_heads(config: OneRecConfig, step: int, rows: int, linears: Bits, heads: Bits) -> Iterator[Work]:
+    """Every row passes through every weight once, and every weight is read once: 2 FLOP per row and weight."""
+    for weights, bits in ((_dense_weights(config), linears), (config.d_model * config.codebook, heads)):
+        yield Work("linears and heads", step, 2 * rows * weights, weights * bits / 8, 0, bits)
+
+
+def _dense_weights(config: OneRecConfig) -> int:
+    """Weights every row passes through: q, o of cross attention; q, k, v, o of self attention; FFN or shared experts."""
+    moe_layers = sum(map(config.is_moe, range(config.n_layers)))
+    ffn = (config.n_layers - moe_layers) * 3 * config.d_model * config.ffn_hidden
+    shared = moe_layers * config.moe.shared * 3 * config.d_model * config.moe.hidden if config.moe is not None else 0
+    return config.n_layers * 6 * config.d_model**2 + ffn + shared
+
+
+def _experts(config: OneRecConfig, moe: MoeConfig, step: int, rows: int, bits: Bits) -> Work:
+    """Each row computes `top_k` experts; read are those that any row selects, were rows to select evenly."""
+    weights, layers = 3 * config.d_model * moe.hidden, sum(map(config.is_moe, range(config.n_layers)))
+    touched = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** rows)
+    return Work("experts", step, 2 * rows * layers * moe.top_k * weights, layers * touched * weights * bits / 8, 0, bits)
+
+
+def _attention(config: OneRecConfig, step: int, batch: int, rows: int, context: int, bits: Bits) -> Work:
+    """Scores and weighted sum over the context; every layer reads its keys, and its values where they are not the keys."""
+    scores = rows * config.n_layers * context * config.n_heads
+    read = batch * context * config.d_kv * config.s_kv * config.n_layers * bits / 8
+    return Work("attention", step, 4 * scores * config.d_head, read, scores, bits)
