@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,13 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
     options = options or TrainingOptions()
     if requests.targets_n3 is None:
         raise RequestError("training needs targets", hint="give requests with a target column")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with _repeatable(options.seed):
         model = initialised(config)
+        _learn(model, requests, options)
+    return model.eval()
+
+
+def _learn(model: OneRec, requests: Requests, options: TrainingOptions) -> None:
     optimizer = torch.optim.AdamW(_parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.95))
     steps = options.epochs * math.ceil(len(requests) / options.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps, options.warmup_steps))
@@ -62,7 +67,22 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
             balance_experts(model, options.balancing_rate * float(schedule.get_last_lr()[0]) / options.learning_rate)
             schedule.step()
             advance()
-    return model.eval()
+
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Seeded random numbers, and one thread: sums are then made in one order whatever the number of cores.
+
+    A model this small loses nothing by it, and on a busy machine threads that wait for each other cost far more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def initialised(config: OneRecConfig) -> OneRec:

@@ -71,10 +71,13 @@ def test_the_model_comes_back_ready_to_serve(trained: OneRec) -> None:
     assert all(torch.isfinite(value).all() for value in trained.state_dict().values())
 
 
-def test_equal_arguments_give_equal_weights(trained: OneRec, requests: Requests) -> None:
+def test_equal_arguments_give_equal_weights_whatever_the_threads(trained: OneRec, requests: Requests) -> None:
     torch.manual_seed(999)
     state = torch.get_rng_state()
+    torch.set_num_threads(2)
     again = train(CONFIG, requests, OPTIONS)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
     for name, value in again.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
