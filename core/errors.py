@@ -65,6 +65,10 @@ class BuildError(OnerecTrtError):
     """TensorRT refused the graph or the options."""
 
 
+class GpuError(OnerecTrtError):
+    """There is no usable GPU: it or its driver is missing, or its memory is exhausted."""
+
+
 class GateError(OnerecTrtError):
     """A parity gate failed: the plan must not be shipped."""
 

@@ -81,6 +81,15 @@ class Bindings:
         digits = sorted((name[2:] for name in names if name.startswith("SM")), key=int)
         return tuple(f"{d[:-1]}.{d[-1]}" for d in digits)
 
+    @property
+    def library(self) -> Any:
+        """The library itself, for the facades of this folder alone."""
+        return self._trt
+
+    def logger(self, log: LogSink) -> Any:
+        """An object of the library that passes its messages on; it must outlive what is made with it."""
+        return _logger(self._trt, log)
+
     def parse(self, model: bytes, beside: Path, log: LogSink) -> Network:
         """Parse a serialised ONNX model.
 
@@ -177,7 +186,13 @@ def _strongly_typed(trt: Any) -> int:
 
 
 def _tensor(tensor: Any) -> TensorInfo:
-    return TensorInfo(tensor.name, _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), tuple(tensor.shape))
+    return TensorInfo(tensor.name, dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def dtype_name(dtype: Any) -> str:
+    """A data type of the library by its usual name, such as float16."""
+    name = str(dtype.name)
+    return _DTYPES.get(name, name.lower())
 
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"}
