@@ -5,7 +5,9 @@ External data stays on disk: a model of any size passes through here as its grap
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import onnx
@@ -35,11 +37,13 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace every call of a model-local function by its body; every node ends up with a name.
+    """Replace every call of a model-local function by its body; a body's nodes are named after the call.
 
-    TensorRT rejects a function that is used twice; the inliner makes the names of its inner tensors unique.
+    TensorRT rejects a function that is used twice; the inliner makes the names of its inner tensors unique. The names
+    make TensorRT's reports readable: the second MatMul of the call `step0.ffn.experts` is `step0.ffn.experts/MatMul_1`.
     """
     inlined = onnx.inliner.inline_local_functions(model)
+    _name_bodies(model, inlined)
     used = {opset.domain for opset in inlined.opset_import}
     for domain in used - {node.domain for node in all_nodes(inlined.graph)} - set(STANDARD_DOMAINS):
         kept = [opset for opset in inlined.opset_import if opset.domain != domain]
@@ -49,6 +53,28 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         if not node.name:
             node.name = next(output for output in node.output if output)
     return inlined
+
+
+def _name_bodies(model: onnx.ModelProto, inlined: onnx.ModelProto) -> None:
+    """The bodies stand in the order of their calls, so that each call's share of the inlined nodes is known by its length."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    nodes = iter(inlined.graph.node)
+    for call in model.graph.node:
+        body = list(islice(nodes, _length(call, functions)))
+        if (call.domain, call.op_type) not in functions or not call.name:
+            continue
+        seen: Counter[str] = Counter()
+        for node in body:
+            number = seen[node.op_type]
+            node.name = f"{call.name}/{node.op_type}" + (f"_{number}" if number else "")
+            seen[node.op_type] += 1
+    assert next(nodes, None) is None, "the inliner did not write out every call in its place"
+
+
+def _length(node: onnx.NodeProto, functions: dict[tuple[str, str], onnx.FunctionProto]) -> int:
+    """Nodes that a node becomes when it is inlined."""
+    function = functions.get((node.domain, node.op_type))
+    return 1 if function is None else sum(_length(inner, functions) for inner in function.node)
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from ..core.artefacts import sha256, write_json
-from ..core.errors import BuildError
 from ..core.recipe import BuildOptions
-from ..core.tensorrt_api import ShapeRange, load
+from ..core.tensorrt_api import load
+from . import native_graph
 from .child import build_in_child
-from .fp8_gemms import QuantisedGemms, quantised_gemms, weight_bytes
-from .functions import inline_functions, load_graph
+from .fp8_coverage import count_fp8, require_fp8
+from .fp8_gemms import QuantisedGemms, weight_bytes
+from .native_graph import NativeGraph
 from .plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
-from .preconditions import check_capabilities, check_graph, has_fp8
-from .profiles import profile_shapes
+from .preconditions import check_capabilities, has_fp8
 from .program_text import ProgramFacts, read_program
 from .worker import Job
 
 _COUNTED = "read from the compiled program in the plan: multiplications with two FP8 operands, by ONNX node"
 _UNREADABLE = "the plan carries no program text that could be read; ask the engine inspector on its GPU"
-
-
-@dataclass(frozen=True)
-class NativeGraph:
-    """A graph ready for a native build: functions inlined, checked, external data still beside `source`."""
-
-    source: Path
-    model: onnx.ModelProto
-    profiles: list[dict[str, ShapeRange]]
-    gemms: QuantisedGemms
 
 
 def plan_name(compute_capability: str) -> str:
@@ -46,13 +33,13 @@ def prepare(model: Path, options: BuildOptions) -> NativeGraph:
         BuildError: The graph or an option cannot be built; says why and what to do.
         MissingExtraError: TensorRT-RTX is not installed.
     """
-    graph = inline_functions(load_graph(model))
-    check_capabilities(load(options.target), options.compute_capabilities, fp8=has_fp8(graph))
-    check_graph(graph, model)
-    return NativeGraph(model, graph, profile_shapes(graph, options.profiles), quantised_gemms(graph))
+    bindings = load("tensorrt-rtx")
+    graph = native_graph.prepare(model, options.profiles)
+    check_capabilities(bindings, options.compute_capabilities, fp8=has_fp8(graph.model))
+    return graph
 
 
-def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> PlanRecord:
+def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float, folder: Path) -> PlanRecord:
     """Build one plan: writes `sm89.plan`, its record `sm89.json` and the log `builder-sm89.log`.
 
     Raises:
@@ -97,24 +84,11 @@ def build_plan(graph: NativeGraph, compute_capability: str, folder: Path) -> Pla
         validated=False,
         reason=NOT_VALIDATED,
     )
-    _require_fp8(record)
+    require_fp8(record, fp8_coverage)
     write_json(record_path(plan), record.model_dump(mode="json"))
     return record
 
 
 def _fp8_gemms(gemms: QuantisedGemms, program: ProgramFacts | None) -> Fp8Gemms:
-    expected, dequantised = len(gemms.in_fp8), len(gemms.dequantised)
-    if program is None:
-        return Fp8Gemms(expected=expected, found=None, missing=(), dequantised=dequantised, how=_UNREADABLE)
-    missing = tuple(name for name in gemms.in_fp8 if name not in program.fp8_layers)
-    return Fp8Gemms(expected=expected, found=expected - len(missing), missing=missing, dequantised=dequantised, how=_COUNTED)
-
-
-def _require_fp8(record: PlanRecord) -> None:
-    if missing := record.fp8_gemms.missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise BuildError(
-            f"{len(missing)} of {record.fp8_gemms.expected} matrix multiplications meant for FP8 do not run in FP8: {shown}",
-            where=record.plan,
-            hint="compare their Q/DQ with a layer that does; a node between DequantizeLinear and MatMul breaks the fusion",
-        )
+    found = None if program is None else program.fp8_layers
+    return count_fp8(gemms, found, _UNREADABLE if program is None else _COUNTED)

@@ -31,7 +31,7 @@ def build(recipe: Recipe, exported: Path, folder: Path) -> Record:
 
     def body(temporary: Path) -> dict[str, Any]:
         graph = prepare(exported / MODEL, recipe.build)
-        records = [build_plan(graph, capability, temporary) for capability in recipe.build.compute_capabilities]
+        records = [build_plan(graph, capability, recipe.build.fp8_coverage, temporary) for capability in recipe.build.compute_capabilities]
         return {plan_name(r.compute_capability): r.model_dump(mode="json") for r in records}
 
     read = {str(file.relative_to(exported)): file for file in files_in(exported)}

@@ -66,16 +66,29 @@ class Profile(Section):
 
 
 class BuildOptions(Section):
-    """Which plans to build: the library, the GPU generations and the profiles."""
+    """Which plans to build: the library, the GPU generations and the profiles.
 
-    target: Literal["tensorrt-rtx"] = "tensorrt-rtx"
+    `fp8_coverage`: share of the multiplications meant for FP8 that must run in FP8; a plan below it is refused.
+    `compute_capabilities`: of `tensorrt-rtx` alone; `tensorrt` builds for the GPU in the machine. Of `tensorrt` alone:
+    `plan_per_profile` (a plan for each profile instead of one for all), `timing_cache` (folder of kernel timings that
+    builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_twin` (an FP16 plan beside).
+    """
+
+    target: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ("8.9", "12.0")
     profiles: tuple[Profile, ...] = (Profile(),)
+    fp8_coverage: float = Field(1.0, ge=0, le=1)
+    plan_per_profile: bool = False
+    timing_cache: Path | None = None
+    strict_timing_cache: bool = False
+    fp16_twin: bool = False
 
     @model_validator(mode="after")
-    def _not_empty(self) -> BuildOptions:
+    def _consistent(self) -> BuildOptions:
         if not self.compute_capabilities or not self.profiles:
             raise ValueError("compute_capabilities and profiles must not be empty")
+        if self.strict_timing_cache and self.timing_cache is None:
+            raise ValueError("strict_timing_cache needs timing_cache, the folder whose timings must suffice")
         return self
 
 
@@ -158,7 +171,9 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = 
     located = {name: _from(base, path) for name, path in paths.items() if path is not None}
     saved = recipe.calibration.saved_state
     calibration = recipe.calibration.model_copy(update={"saved_state": _from(base, saved) if saved else None})
-    return recipe.model_copy(update={**located, "calibration": calibration})
+    cache = recipe.build.timing_cache
+    build = recipe.build.model_copy(update={"timing_cache": _from(base, cache) if cache else None})
+    return recipe.model_copy(update={**located, "calibration": calibration, "build": build})
 
 
 def _from(base: Path, path: Path) -> Path:

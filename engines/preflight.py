@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..builders.machine import Machine
 from ..builders.plan_record import PlanRecord
 from ..core.errors import ArtefactError
-from ..core.tensorrt_api import Target
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is to run on: the TensorRT installed there, the GPU's compute capability and name, and its driver."""
-
-    target: Target
-    library_version: str
-    compute_capability: str
-    driver: str
-    gpu: str
 
 
 def preflight(record: PlanRecord, machine: Machine) -> tuple[str, ...]:

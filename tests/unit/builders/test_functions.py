@@ -25,6 +25,20 @@ def test_a_function_used_twice_is_written_out_twice(make_model: Make, export: Ca
     assert len(set(names)) == len(names)
 
 
+def test_a_body_is_named_after_its_call(make_model: Make) -> None:
+    model = make_model()
+    first, second = (node for node in model.graph.node if node.op_type == "Double")
+    first.name, second.name = "step0.first", "step0.second"
+    model.functions[0].node.insert(0, onnx.helper.make_node("Twice", ["a"], ["c"], domain="onerec"))
+    model.functions[0].node[1].input[0] = "c"
+    inner = [onnx.helper.make_node("Add", ["a", "a"], ["b"])]
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model.functions.append(onnx.helper.make_function("onerec", "Twice", ["a"], ["b"], inner, opsets))
+    model.functions[0].opset_import.append(onnx.helper.make_opsetid("onerec", 1))
+    names = [node.name for node in inline_functions(model).graph.node if node.op_type == "Add"]
+    assert names == ["step0.first/Add", "step0.first/Add_1", "step0.second/Add", "step0.second/Add_1"]
+
+
 def test_the_values_do_not_change(make_model: Make) -> None:
     model = make_model(fp8=False)
     features_BSF = np.random.default_rng(0).standard_normal((2, 3, 64)).astype(np.float16)

@@ -140,3 +140,10 @@ def test_thresholds_only_tighten(overlap: float) -> None:
     else:
         with pytest.raises(RecipeError):
             parse_recipe(with_value("validate.overlap", overlap))
+
+
+def test_a_strict_timing_cache_needs_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="strict_timing_cache needs timing_cache"):
+        parse_recipe(with_value("build.strict_timing_cache", True))
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL | {"build": {"timing_cache": "cache", "strict_timing_cache": True}}))
+    assert load_recipe(tmp_path / "r.yaml").build.timing_cache == tmp_path / "cache"

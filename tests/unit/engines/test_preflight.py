@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes
 from onerec_trt.core.errors import ArtefactError
-from onerec_trt.engines.preflight import Machine, preflight
+from onerec_trt.engines.preflight import preflight
 
 MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 RECORD = PlanRecord(

@@ -1,0 +1,60 @@
+"""The machine at hand, as plans and timing caches are tied to it: TensorRT, GPU and driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pynvml
+import torch
+
+from ..core.errors import GpuError
+from ..core.tensorrt_api import Target, load
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is built or run on: the TensorRT installed there, the GPU's compute capability and name, and its driver."""
+
+    target: Target
+    library_version: str
+    compute_capability: str
+    driver: str
+    gpu: str
+
+
+def this_machine(target: Target) -> Machine:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, with its driver and the installed library.
+
+    Raises:
+        GpuError: There is no NVIDIA driver, or no GPU that CUDA can use.
+        MissingExtraError: The library is not installed.
+    """
+    driver = driver_version()
+    if not torch.cuda.is_available():
+        hint = "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; a driver older than PyTorch's CUDA also hides the GPU"
+        raise GpuError("the NVIDIA driver is there, but CUDA finds no usable GPU", where=f"driver {driver}", hint=hint)
+    properties = torch.cuda.get_device_properties(0)
+    return Machine(
+        target=target,
+        library_version=load(target).version,
+        compute_capability=f"{properties.major}.{properties.minor}",
+        driver=driver,
+        gpu=properties.name,
+    )
+
+
+def driver_version() -> str:
+    """Version of the NVIDIA driver, such as '580.159.03'.
+
+    Raises:
+        GpuError: There is none, or it does not answer.
+    """
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        hint = "install the NVIDIA driver, or run this on a machine with a GPU; builds for target tensorrt-rtx need none"
+        raise GpuError(f"the NVIDIA driver is missing or does not answer: {error}", where="NVML", hint=hint) from None
