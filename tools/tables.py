@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,9 +15,12 @@ from ..engines.validate import Validation
 from .formats import number_text, seconds_text, share_text, sign_text
 
 
-def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table:
-    """Gates, failed ones first; the mark says what the colour says, for terminals without colour."""
-    table = Table(title=f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed", title_justify="left")
+def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table | Text:
+    """Gates, failed ones first; the mark says what the colour says, for terminals without colour. One line where nothing is to be shown."""
+    title = f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed"
+    if gates and failed_only and all(gate.passed for gate in gates):
+        return _mark(True).append(f" {title}", style="not green")
+    table = _table(title)
     for heading in ("", "recipe", "gate"):
         table.add_column(heading)
     for heading in ("value", "threshold"):
@@ -33,16 +37,16 @@ def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table:
 
 def recipes_table(results: Sequence[Validation]) -> Table:
     """What decides between recipes, one row each."""
-    table = Table(title="Recipes", title_justify="left")
+    table = _table("Recipes")
     table.add_column("")
-    table.add_column("recipe")
+    table.add_column("recipe", no_wrap=True)
     at = "/".join(str(k) for k in sorted({result.beams.k for result in results}))
-    for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "forced error, nat", "ratio", "gates"):
-        table.add_column(heading, justify="right")
+    for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "error nat", "ratio", "gates"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         beams, forced = result.beams, result.forced
         shares = (share_text(part) for part in (beams.hit, beams.hit_fp32, beams.overlap, beams.top1))
-        gates = f"{sum(gate.passed for gate in result.gates)} of {len(result.gates)}"
+        gates = f"{sum(gate.passed for gate in result.gates)}/{len(result.gates)}"
         mark = _mark(result.passed and bool(result.gates))
         table.add_row(mark, escape(result.recipe), *shares, number_text(forced.engine, ".3g"), number_text(forced.ratio, ".3f"), gates)
     return table
@@ -50,7 +54,7 @@ def recipes_table(results: Sequence[Validation]) -> Table:
 
 def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
     """Built plans, as in the `plans` part of summary.json: path, target, and whether they were seen running."""
-    table = Table(title="Plans", title_justify="left")
+    table = _table("Plans")
     table.add_column("plan", overflow="fold")
     table.add_column("target")
     table.add_column("validated")
@@ -71,6 +75,10 @@ def stage_line(recipe: str, stage: str, ran: bool, seconds: float) -> Text:
 def failed_first(gates: Sequence[Gate]) -> list[Gate]:
     """Failed gates first, otherwise as they come."""
     return sorted(gates, key=lambda gate: gate.passed)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _mark(passed: bool) -> Text:

@@ -59,7 +59,10 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
         figure.update_yaxes(rows_axis(max(len(rows) for rows in found[part].values())), row=1, col=column)
     figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "top", "yref": "container"}, margin={"t": 80})
     # Rounding to 3 mantissa bits: noise step^2 / 12 with a step of 1/8, signal 7/3 on average over a binade: 7/3 * 12 * 64 = 32.5 dB.
-    caption = "Quantised against exact values, experts by the worst of their block. E4M3's three mantissa bits allow about 32 dB."
+    caption = (
+        "Quantised against exact values, experts by the worst of their block. E4M3's three mantissa bits give evenly spread values "
+        "about 32 dB; beyond that, a few large values carry the signal."
+    )
     return [Plot("snr", "Quantisation signal-to-noise ratio per layer", caption, figure)]
 
 

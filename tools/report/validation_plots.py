@@ -22,7 +22,8 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)(?:\.|$)")
 
 def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     """How much of each gate's threshold is used up, per recipe."""
-    names = list(dict.fromkeys(gate.name for run in runs for gate in run.validation.gates if _used(gate) is not None))
+    found = dict.fromkeys(gate.name for run in runs for gate in run.validation.gates if _used(gate) is not None)
+    names = sorted(found, key=lambda name: name.startswith("operator "))  # recipes use different operators: keep those together
     if not names:
         return []
     figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)

@@ -43,6 +43,18 @@ def test_only_failed_gates() -> None:
     assert "holds" not in text
 
 
+def test_a_line_is_enough_when_no_gate_failed() -> None:
+    assert printed(gates_table(GATES[:1], failed_only=True)) == "✓ 1 of 1 gates passed\n"
+    assert "0 of 0 gates passed" in printed(gates_table([], failed_only=True))
+
+
+def test_recipes_fit_into_80_columns(make_run: Callable[..., Path]) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(recipes_table([load_run(make_run("fp8-static")).validation]))
+    assert all(text in stream.getvalue() for text in ("fp8-static", "overlap@10", "error nat", "0.0202", "1.012", "4/4"))
+    assert "…" not in stream.getvalue()
+
+
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[3" in printed(gates_table(GATES), force_terminal=True)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -53,10 +65,10 @@ def test_recipes_side_by_side(make_run: Callable[..., Path]) -> None:
     good, bad = (load_run(make_run(name, **options)).validation for name, options in (("good", {}), ("bad", {"gates": GATES})))
     lines = printed(recipes_table([good, bad])).splitlines()
     (shown,) = [line for line in lines if "good" in line]
-    assert all(value in shown for value in ("✓", "43.8 %", "44.2 %", "93.8 %", "0.0202", "1.012", "4 of 4"))
+    assert all(value in shown for value in ("✓", "43.8 %", "44.2 %", "93.8 %", "0.0202", "1.012", "4/4"))
     (shown,) = [line for line in lines if "bad" in line]
     assert "✗" in shown
-    assert "1 of 3" in shown
+    assert "1/3" in shown
 
 
 def test_plans_say_whether_a_gpu_has_seen_them() -> None:
