@@ -1,0 +1,125 @@
+"""One lane of a runner: a stream, device buffers for the largest shapes, scratch memory, and what was captured on it.
+
+Work of one lane runs in order, so all its execution contexts share one scratch. Lanes run beside each other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.tensorrt_api import TensorInfo
+from ..core.tensorrt_engine import Engine, Execution
+from .plan_shapes import Shape, Shapes
+from .shape_cache import ShapeCache
+
+_capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph, the shapes of its outputs, and the context it was captured from.
+
+    TensorRT's guide wants one context per graph: a context whose shapes change afterwards invalidates its graph.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    outputs: dict[str, Shape]
+    execution: Execution
+
+
+class Lane:
+    """Runs one batch after the other on its own stream.
+
+    Args:
+        engine: The plan.
+        graphs: CUDA graphs kept, one per shape.
+
+    Raises:
+        torch.OutOfMemoryError: The GPU has no room for the buffers.
+        GpuError: It has none for what TensorRT itself allocates.
+    """
+
+    def __init__(self, engine: Engine, graphs: int) -> None:
+        self._engine = engine
+        self.stream = torch.cuda.Stream()
+        self._scratch = torch.empty(max(1, engine.scratch_bytes), dtype=torch.uint8, device="cuda")
+        self._plain = [self._execution(number) for number in range(len(engine.profiles))]
+        self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest()}
+        for execution in self._plain:
+            self._bind(execution)
+        self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured so far and still kept."""
+        return len(self._captured)
+
+    def run(self, profile: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Enqueue one batch on the lane's stream; gives views of the output buffers, valid until the next batch.
+
+        Args:
+            profile: An optimisation profile that takes these shapes.
+            inputs: On the GPU, or in pinned memory.
+        """
+        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
+        with torch.cuda.stream(self.stream):
+            for name, shape in shapes.items():
+                self._view(name, shape).copy_(inputs[name], non_blocking=True)
+            outputs = self._execute(profile, shapes)
+        return {name: self._view(name, shape) for name, shape in outputs.items()}
+
+    def _execute(self, profile: int, shapes: Shapes) -> dict[str, Shape]:
+        key = (profile, tuple(shapes.values()))
+        if (known := self._captured.get(key)) is not None:
+            known.graph.replay()
+            return known.outputs
+        if self._captured.earns_place(key):
+            return self._capture(key, shapes)
+        execution = self._plain[profile]
+        outputs = execution.set_inputs(shapes)
+        execution.enqueue(self.stream.cuda_stream)
+        return outputs
+
+    def _capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
+        """Run once, which settles what follows from the shapes, then capture the same again without running it."""
+        execution = self._execution(key[0])
+        self._bind(execution)
+        outputs = execution.set_inputs(shapes)
+        execution.enqueue(self.stream.cuda_stream)
+        graph = torch.cuda.CUDAGraph()
+        with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            execution.enqueue(self.stream.cuda_stream)
+        evicted = self._captured.put(key, Captured(graph, outputs, execution))
+        if evicted:
+            self.stream.synchronize()  # an evicted graph may still be running
+        return outputs
+
+    def _execution(self, profile: int) -> Execution:
+        scratch = self._scratch
+        return self._engine.execution(profile, scratch.data_ptr(), scratch.numel(), self.stream.cuda_stream)
+
+    def _bind(self, execution: Execution) -> None:
+        for name, buffer in self._buffers.items():
+            execution.bind(name, buffer.data_ptr())
+
+    def _largest(self) -> list[tuple[TensorInfo, int]]:
+        """The most elements of every input and output in any profile."""
+        most: dict[str, int] = {}
+        for profile, execution in zip(self._engine.profiles, self._plain, strict=True):
+            inputs = {name: shapes[2] for name, shapes in profile.items()}
+            for name, shape in (inputs | execution.set_inputs(inputs)).items():
+                most[name] = max(most.get(name, 0), math.prod(shape))
+        return [(tensor, most[tensor.name]) for tensor in (*self._engine.inputs, *self._engine.outputs)]
+
+    def _view(self, name: str, shape: Shape) -> Tensor:
+        return self._buffers[name][: math.prod(shape)].view(shape)
+
+
+def _buffer(tensor: TensorInfo, elements: int) -> Tensor:
+    return torch.empty(max(1, elements), dtype=getattr(torch, tensor.dtype), device="cuda")

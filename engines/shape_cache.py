@@ -1,0 +1,47 @@
+"""What is worth keeping per shape: a shape earns its place at its second use, the one not used for longest gives way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+_REMEMBERED = 8  # times the capacity: shapes seen once that are remembered
+
+
+class ShapeCache(Generic[Key, Value]):
+    """At most `capacity` values, by key."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+        self._seen: OrderedDict[Key, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Key) -> Value | None:
+        """The value of a key, which thereby becomes the one used last."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def earns_place(self, key: Key) -> bool:
+        """Whether a value should be made for this key now; call once per use of a key without a value."""
+        if self.capacity == 0:
+            return False
+        if key in self._seen:
+            del self._seen[key]
+            return True
+        self._seen[key] = None
+        while len(self._seen) > _REMEMBERED * self.capacity:
+            self._seen.popitem(last=False)
+        return False
+
+    def put(self, key: Key, value: Value) -> list[Value]:
+        """Keep a value; gives those that had to make room."""
+        self._kept[key] = value
+        return [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - self.capacity)]
