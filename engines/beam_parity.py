@@ -55,7 +55,7 @@ def beam_metrics(sids_nW3: Sids, regret: float, targets_n3: Sids, reference: Ref
 
 
 def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> list[Gate]:
-    """Overlap, first place, width of the tie band, and hits no worse than chance explains."""
+    """Overlap, first place, width of the tie band, and a hit rate that differs by no more than chance explains."""
     low, high = metrics.hit_interval
     hit_rates = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}"
     hit_detail = f"{hit_rates}, paired 95 % interval of the difference [{low:.4f}, {high:.4f}]"
@@ -63,7 +63,7 @@ def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> l
         gate(f"overlap@{metrics.k}", recipe, metrics.overlap, ">=", options.overlap, f"score regret {metrics.score_regret:.3g} nat"),
         gate("top-1 outside the tie band", recipe, metrics.top1, ">=", options.top1, f"band {metrics.tie_band:.2g} nat"),
         gate("requests inside the tie band", recipe, metrics.tie_band_share, "<=", options.tie_band_share),
-        gate("hits within the paired interval of FP32", recipe, high, ">=", 0.0, hit_detail),
+        gate("hits within the paired interval of FP32", recipe, max(0.0, low, -high), "<=", 0.0, hit_detail),
     ]
 
 
