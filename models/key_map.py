@@ -20,7 +20,7 @@ import yaml
 from ..core.errors import CheckpointError
 
 _PLACEHOLDER = re.compile(r"\{(\w+|\.\.\.)\}")
-_HINT = "see docs/checkpoints.md for the format of a key map"
+_HINT = "see docs/formats.md for the format of a key map"
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def read_requests(
         wanted.append("target")
     missing = [name for name in wanted if table.column_names.count(name) != 1]
     if missing:
-        hint = f"columns present: {', '.join(table.column_names)}; docs/requests.md has the format"
+        hint = f"columns present: {', '.join(table.column_names)}; docs/formats.md has the format"
         raise RequestError(f"the request file lacks (or repeats) the column(s) {', '.join(missing)}", where=str(path), hint=hint)
     if not table.num_rows:
         raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
@@ -149,7 +149,7 @@ def _read_table(path: Path, limit: int | None) -> pa.Table:
             table = file.read() if limit is None else _first_rows(file, limit)
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        hint = "write it again; docs/requests.md has the format"
+        hint = "write it again; docs/formats.md has the format"
         raise RequestError(f"not a readable Parquet file: {error}", where=str(path), hint=hint) from None
     return table
 
@@ -250,7 +250,7 @@ class _Reader:
         """The elements of an array of lists, one level unpacked, and the length of each list."""
         kind = array.type
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise self._error(f"the column {name} holds {kind} where a list is wanted", hint="docs/requests.md has the format")
+            raise self._error(f"the column {name} holds {kind} where a list is wanted", hint="docs/formats.md has the format")
         if array.null_count:
             raise self._error(f"the column {name} holds a null")
         if pa.types.is_fixed_size_list(kind):
