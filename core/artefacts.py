@@ -167,6 +167,9 @@ def _raise_as_artefact_error(number: int | None, path: Path, cause: Exception) -
     if number in (errno.ENOSPC, errno.EDQUOT):
         hint = "free space or choose another output folder; nothing was left half-written"
         raise ArtefactError("the disk is full", where=str(path), hint=hint) from cause
+    if number == errno.EFBIG:
+        hint = "raise `ulimit -f`, or choose an output folder on a file system without such a limit; nothing was left half-written"
+        raise ArtefactError("a file is too large for the disk or for the process's limit", where=str(path), hint=hint) from cause
     if number in (errno.EACCES, errno.EROFS, errno.EPERM):
         raise ArtefactError(
             f"cannot write: {os.strerror(number)}", where=str(path), hint="choose an output folder you may write"

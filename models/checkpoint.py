@@ -45,9 +45,14 @@ def save_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.f
         ArtefactError: The disk is full or the folder cannot be written.
     """
     with atomic_folder(folder) as temporary:
-        write_json(temporary / CONFIG_NAME, model.config.model_dump(mode="json"))
-        tensors = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
-        save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_bytes)
+        write_checkpoint(model, temporary, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def write_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Like `save_checkpoint`, into an existing folder that somebody else makes appear whole or not at all."""
+    write_json(folder / CONFIG_NAME, model.config.model_dump(mode="json"))
+    tensors = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
 
 
 def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:

@@ -91,8 +91,13 @@ class OneRecConfig(BaseModel):
         return self.moe is not None and layer >= self.moe.dense_layers
 
     def with_changes(self, **changes: Any) -> OneRecConfig:
-        """A checked copy with some fields changed."""
-        return parse_config(self.model_dump() | changes)
+        """A checked copy with some fields changed; `g_kv` and `ffn_hidden` follow where they were at their defaults."""
+        values = self.model_dump()
+        if self.g_kv == self.n_heads:
+            del values["g_kv"]
+        if self.ffn_hidden == 4 * self.d_model:
+            del values["ffn_hidden"]
+        return parse_config(values | changes)
 
 
 def parse_config(values: Any, *, where: str = "config.json") -> OneRecConfig:

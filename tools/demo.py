@@ -16,7 +16,7 @@ from ..core.records import Record, run_stage
 from ..engines.bootstrap import paired_interval
 from ..engines.gates import Gate, gate
 from ..engines.reference import heldout_requests, make_reference
-from ..models.checkpoint import save_checkpoint
+from ..models.checkpoint import write_checkpoint
 from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
 from ..models.evaluation import hits, popularity_hits
 from ..models.requests import read_requests
@@ -86,7 +86,7 @@ def _make_data(folder: Path) -> Record:
 
 def _train(data: Path, folder: Path) -> Record:
     def body(temporary: Path) -> dict[str, Any]:
-        save_checkpoint(train_demo(data), temporary)
+        write_checkpoint(train_demo(data), temporary)
         return {}
 
     options = {"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING)}
