@@ -21,6 +21,8 @@ from onerec_trt.models.requests import write_requests
 from onerec_trt.models.synthetic import World, make_catalogue, make_requests
 from onerec_trt.tools.pipeline import run_stages
 
+torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
+
 SMALL_WORLD = World(
     topics=8, items_per_topic=8, styles=2, codebook=32, embed_dim=8, favourites=4, static=(1, 2), short_term=(1, 3), long_term=(0, 4)
 )
@@ -99,13 +101,10 @@ def make_recipe() -> Callable[..., Path]:
 def finished_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with checkpoint, requests, and the finished stages of `fp16` and `fp8-row` in `out`. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("world")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
     write_world(folder)
     for precision in ("fp16", "fp8-row"):
         for _ in run_stages(load_recipe(write_recipe(folder, precision))):
             pass
-    torch.set_num_threads(threads)
     return folder
 
 

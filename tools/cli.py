@@ -14,8 +14,10 @@ from rich.console import Console
 
 from ..core.errors import OnerecTrtError
 
+PROGRAM = "onerec-trt"
+
 app = typer.Typer(
-    name="onerec-trt",
+    name=PROGRAM,
     help="From a trained OneRec-V2 checkpoint to a TensorRT plan in FP8 that is proven right.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,7 +32,7 @@ def main() -> None:
     """Run the command line; a typed error becomes a message and its exit code, never a traceback."""
     console = Console(stderr=True, soft_wrap=True)  # a path stays in one piece
     try:
-        app()
+        app(prog_name=PROGRAM)
     except OnerecTrtError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False)

@@ -13,11 +13,11 @@ from typing import Any
 from ..calibration.quantised import open_quantised
 from ..calibration.random_checkpoint import random_quantised_checkpoint
 from ..core.artefacts import files_in, read_json
-from ..core.errors import RecipeError
+from ..core.errors import ExportError, RecipeError
 from ..core.recipe import ExportOptions, PrecisionName
 from ..core.records import tool_version
 from ..export.stage import DESCRIPTION_FILE, export
-from ..models.config import SIZES
+from ..models.config import SIZES, OneRecConfig
 
 _KIB = 1024
 _SEED = 0
@@ -35,12 +35,13 @@ def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -
     Raises:
         RecipeError: The size is not known.
         CalibrationError: The precision needs calibration.
+        ExportError: The process of a step was ended from outside, most likely for its memory.
     """
     if size not in SIZES:
         raise RecipeError(f"there is no size {size!r}", hint=f"choose one of {', '.join(SIZES)}")
     checkpoint, exported = folder / "quantised", folder / "exported"
     steps = {
-        "random checkpoint": _measured(_freeze, size, precision, checkpoint),
+        "random checkpoint": _measured(_freeze, SIZES[size], precision, checkpoint),
         "export": _measured(_export, checkpoint, exported, beam),
     }
     return {
@@ -58,8 +59,8 @@ def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -
     }
 
 
-def _freeze(size: str, precision: PrecisionName, folder: Path) -> None:
-    random_quantised_checkpoint(SIZES[size], precision, folder, _SEED)
+def _freeze(config: OneRecConfig, precision: PrecisionName, folder: Path) -> None:
+    random_quantised_checkpoint(config, precision, folder, _SEED)
 
 
 def _export(checkpoint: Path, folder: Path, beam: int) -> None:
@@ -74,8 +75,11 @@ def _measured(body: Any, *arguments: Any) -> dict[str, float]:
     process = context.Process(target=_child, args=(results, body, arguments))
     started = time.monotonic()
     process.start()
-    outcome = results.get()
     process.join()
+    if results.empty():
+        hint = "ended by signal 9? Then memory ran out: take a smaller size or a larger machine"
+        raise ExportError(f"the process of this step ended with status {process.exitcode}", where=body.__name__.strip("_"), hint=hint)
+    outcome = results.get()
     if isinstance(outcome, BaseException):
         raise outcome
     return {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(outcome / _KIB**2, 2)}

@@ -1,0 +1,112 @@
+"""Stages run in order, and only those that depend on what changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from onerec_trt.builders.plan_record import inspect_plan
+from onerec_trt.core.errors import ArtefactError
+from onerec_trt.core.recipe import load_recipe
+from onerec_trt.engines.forced_parity import ForcedErrors
+from onerec_trt.engines.gates import gate
+from onerec_trt.tools import pipeline
+from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, summarise, validations, write_summary
+
+MakeRecipe = Callable[..., Path]
+
+
+def ran(path: Path) -> list[str]:
+    """The stages that had to do something."""
+    results = list(run_stages(load_recipe(path)))
+    assert [result.stage for result in results] == list(STAGES)
+    return [result.stage for result in results if result.record.ran]
+
+
+def test_nothing_runs_when_nothing_changed(world: Path, make_recipe: MakeRecipe) -> None:
+    assert ran(make_recipe(world, "fp16")) == []
+
+
+def test_another_threshold_validates_again(world: Path, make_recipe: MakeRecipe) -> None:
+    assert ran(make_recipe(world, "fp16", validate={"overlap": 0.93})) == ["validate"]
+
+
+def test_another_profile_builds_again(world: Path, make_recipe: MakeRecipe) -> None:
+    profiles = [{"batch": [1, 2, 4], "context": [1, 8, 16]}]
+    path = make_recipe(world, "fp16", build={"profiles": profiles})
+    assert ran(path) == ["build"]
+    record = inspect_plan(folders_of(load_recipe(path)).plans / "sm89.plan")
+    assert record.profiles[0]["lengths"] == ((1, 3), (2, 3), (4, 3))
+
+
+def test_calibration_that_gives_the_same_weights_is_enough_to_start_over(
+    world: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything hangs on the record of calibration; the later stages are only asked here, they would take long."""
+    asked: list[str] = []
+    for name in ("export", "build", "validate"):
+        monkeypatch.setattr(pipeline, name, lambda *_, name=name: asked.append(name))
+    recipe = load_recipe(make_recipe(world, "fp16", calibration={"batch_size": 7}))
+    results = list(run_stages(recipe))
+    assert results[0].record.ran
+    assert asked == ["export", "build", "validate"]
+
+
+def test_a_stage_that_fails_stops_those_after_it(world: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ArtefactError("the disk is full")
+
+    monkeypatch.setattr(pipeline, "export", fail)
+    done = []
+    with pytest.raises(ArtefactError, match="disk is full"):
+        done.extend(iter(run_stages(load_recipe(make_recipe(world, "fp16")))))
+    assert [result.stage for result in done] == ["calibrate"]
+
+
+def test_folders_are_apart_by_recipe_and_share_the_reference(world: Path) -> None:
+    one, two = (folders_of(load_recipe(world / f"{name}.yaml")) for name in ("fp16", "fp8-row"))
+    own = {"root", "calibrated", "exported", "plans", "validated"}
+    assert all(getattr(one, name) != getattr(two, name) for name in own)
+    assert one.reference == two.reference == world / "out" / "reference"
+
+
+def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
+    recipes = [load_recipe(world / f"{name}.yaml") for name in ("fp16", "fp8-row")]
+    extra = gate("demo model hit@10, not too hard", "fp32", 0.5, ">=", 0.2)
+    summary = summarise(recipes, [extra])
+    assert summary["gates"][0] == {"name": extra.name, "recipe": "fp32", "value": 0.5, "threshold": 0.2, "passed": True}
+    assert {entry["recipe"] for entry in summary["gates"]} == {"fp32", "fp16", "fp8-row"}
+    assert len(summary["gates"]) == 1 + sum(len(result.gates) for result in validations(recipes))
+    assert list(summary["recipes"]) == ["fp16", "fp8-row"]
+    assert [entry["path"] for entry in summary["plans"]] == ["fp16/plans/sm89.plan", "fp8-row/plans/sm89.plan"]
+    for entry in summary["plans"]:
+        assert (world / "out" / entry["path"]).is_file()
+
+
+def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = load_recipe(world / "fp16.yaml")
+    broken = ForcedErrors(engine=math.nan, quantised=0.0, engine_kl=math.nan, quantised_kl=0.0)
+    results = [result.model_copy(update={"forced": broken}) for result in validations([recipe])]
+    monkeypatch.setattr(pipeline, "validations", lambda _: results)
+    write_summary(tmp_path / "summary.json", summarise([recipe]))
+    figures = json.loads((tmp_path / "summary.json").read_text())["recipes"]["fp16"]
+    assert (figures["forced_error_vs_fp32"], figures["forced_error_ratio"]) == (None, None)
+
+
+def test_a_changed_plan_is_not_summarised(world: Path) -> None:
+    recipe = load_recipe(world / "fp16.yaml")
+    plan = folders_of(recipe).plans / "sm89.plan"
+    plan.write_bytes(plan.read_bytes() + b"\0")
+    with pytest.raises(ArtefactError, match="its record says"):
+        plans([recipe])
+
+
+def test_a_recipe_without_plans_is_named(world: Path) -> None:
+    recipe = load_recipe(world / "fp16.yaml")
+    (folders_of(recipe).plans / "sm89.plan").unlink()
+    with pytest.raises(ArtefactError, match="there are no plans") as caught:
+        plans([recipe])
+    assert caught.value.where == str(folders_of(recipe).plans)
