@@ -1,0 +1,176 @@
+"""Runs a plan on the GPU: preflight, then requests from any thread, synchronous or not, from NumPy or DLPack.
+
+The same calling convention as the other runners; what is on the GPU stays there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ..builders.machine import this_machine
+from ..builders.plan_record import inspect_plan
+from ..core.errors import GpuError
+from ..core.tensorrt_api import load
+from ..core.tensorrt_engine import Engine
+from ..operators.operator import Array
+from .lane import Lane
+from .plan_shapes import check_inputs, choose_profile, shapes_of
+from .preflight import preflight
+
+Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks DLPack
+
+
+class Pending:
+    """A batch that was submitted."""
+
+    def __init__(self, outputs: dict[str, Tensor], finished: torch.cuda.Event) -> None:
+        self._outputs, self._finished = outputs, finished
+
+    def done(self) -> bool:
+        """Whether it has run; never waits."""
+        return bool(self._finished.query())
+
+    def result(self) -> dict[str, Any]:
+        """Outputs by name: NumPy arrays after waiting, or tensors on the GPU that the current stream waits for."""
+        if not any(tensor.is_cuda for tensor in self._outputs.values()):
+            self._finished.synchronize()
+            return {name: tensor.numpy() for name, tensor in self._outputs.items()}
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self._finished)
+        for tensor in self._outputs.values():
+            tensor.record_stream(stream)
+        return dict(self._outputs)
+
+
+class TensorRtRunner:
+    """A plan, loaded and ready. Safe to call from several threads.
+
+    Args:
+        plan: Path of the plan; its record lies beside it.
+        executions: Batches that may run at the same time; each has buffers and scratch memory of its own.
+        graphs: CUDA graphs kept per execution, one per shape, captured at its second use. 0: none.
+
+    Raises:
+        ArtefactError: The plan was changed or truncated, or was built for another GPU or TensorRT.
+        GpuError: There is no GPU, no driver, or not enough memory.
+        MissingExtraError: TensorRT is not installed.
+    """
+
+    def __init__(self, plan: Path, *, executions: int = 1, graphs: int = 16) -> None:
+        assert executions >= 1
+        record = inspect_plan(plan)
+        self.warnings = preflight(record, this_machine(record.target))
+        bindings = load(record.target)
+        self.plan, self.sha256 = plan, record.sha256
+        self._device = torch.cuda.current_device()
+        self._warming = threading.Lock()
+        self._lanes: SimpleQueue[Lane] = SimpleQueue()  # first in, first out: work spreads over the lanes
+        self.executions = executions
+        try:
+            self.engine = Engine(bindings, plan.read_bytes(), str(plan))
+            for _ in range(executions):
+                self._lanes.put(Lane(self.engine, graphs))
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, plan) from error
+        self.input_names = [tensor.name for tensor in self.engine.inputs]
+        self.output_names = [tensor.name for tensor in self.engine.outputs]
+
+    def __call__(self, inputs: Mapping[str, Input]) -> dict[str, Any]:
+        """Outputs by name, after waiting for them; on the GPU when an input is there.
+
+        Raises:
+            RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
+            GpuError: The GPU's memory is exhausted.
+        """
+        return self.submit(inputs).result()
+
+    def submit(self, inputs: Mapping[str, Input]) -> Pending:
+        """Enqueue a batch and return at once; it may be fetched, or dropped, at any time.
+
+        NumPy arrays may change as soon as this returns, tensors once the result is there.
+
+        Raises:
+            RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
+            GpuError: The GPU's memory is exhausted.
+        """
+        arrays = {name: value if isinstance(value, np.ndarray) else _tensor(value) for name, value in inputs.items()}
+        check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
+        profile = choose_profile(self.engine.profiles, {name: tuple(a.shape) for name, a in arrays.items()}, str(self.plan))
+        on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
+        lane = self._lanes.get()
+        try:
+            with torch.cuda.device(self._device):
+                return self._run(lane, profile, arrays, on_gpu)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, self.plan) from error
+        finally:
+            self._lanes.put(lane)
+
+    def warm_up(self, batch: int, context: int) -> None:
+        """Run this shape on every execution until its CUDA graph is captured; requests of it are fast from the first on.
+
+        Raises:
+            RequestError: The shape is beyond every profile.
+        """
+        tensors = {t.name: t for t in self.engine.inputs}
+        shapes = shapes_of(self.engine.inputs, batch, context)
+        profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
+        with self._warming, torch.cuda.device(self._device):
+            zeros = {name: torch.zeros(shape, dtype=getattr(torch, tensors[name].dtype), device="cuda") for name, shape in shapes.items()}
+            torch.cuda.synchronize()
+            lanes = [self._lanes.get() for _ in range(self.executions)]
+            try:
+                for lane in lanes:
+                    for _ in range(3):  # plain, with a capture after it, from the graph
+                        lane.run(profile, zeros)
+                    lane.stream.synchronize()
+            finally:
+                for lane in lanes:
+                    self._lanes.put(lane)
+
+    def _run(self, lane: Lane, profile: int, arrays: Mapping[str, Array | Tensor], on_gpu: bool) -> Pending:
+        """The outputs are copies, so that the lane is free for the next batch at once."""
+        lane.stream.wait_stream(torch.cuda.current_stream())
+        staged = {name: _pinned(array) if isinstance(array, np.ndarray) else array for name, array in arrays.items()}
+        outputs = lane.run(profile, staged)
+        for tensor in staged.values():
+            if tensor.is_cuda:
+                tensor.record_stream(lane.stream)
+        with torch.cuda.stream(lane.stream):
+            own = {name: tensor.clone() if on_gpu else _to_host(tensor) for name, tensor in outputs.items()}
+            finished = torch.cuda.Event()
+            finished.record()
+        return Pending(own, finished)
+
+
+def _tensor(value: Input) -> Tensor:
+    return value if isinstance(value, Tensor) else from_dlpack(value)
+
+
+def _dtype(array: Array | Tensor) -> str:
+    return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
+
+
+def _pinned(array: Array) -> Tensor:
+    """A copy in page-locked memory, from which the GPU copies while the CPU goes on; torch keeps such memory for the next call."""
+    staged = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=True)
+    np.copyto(staged.numpy(), array)
+    return staged
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, plan: Path) -> GpuError:
+    hint = "use fewer executions, or build the plan with a smaller largest batch or context"
+    return GpuError(f"the GPU's memory is exhausted: {str(error).splitlines()[0]}", where=str(plan), hint=hint)

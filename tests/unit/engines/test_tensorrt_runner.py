@@ -1,0 +1,103 @@
+"""The runner before it reaches the GPU: a damaged plan, another machine and a missing driver are told apart, in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from onerec_trt.builders import machine
+from onerec_trt.builders.machine import Machine
+from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
+from onerec_trt.core.artefacts import sha256, write_json
+from onerec_trt.core.errors import ArtefactError, GpuError
+from onerec_trt.engines import tensorrt_runner
+from onerec_trt.engines.tensorrt_runner import TensorRtRunner
+
+HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a plan of any content with the record it would have."""
+
+    def write(**changes: object) -> Path:
+        plan = tmp_path / "sm90.plan"
+        plan.write_bytes(b"a plan" * 100)
+        record = PlanRecord(
+            plan=plan.name,
+            sha256=sha256(plan),
+            bytes=plan.stat().st_size,
+            target=HERE.target,
+            library_version=HERE.library_version,
+            compute_capability=HERE.compute_capability,
+            driver=HERE.driver,
+            gpu=HERE.gpu,
+            tensors=(),
+            profiles=(),
+            builder_flags=(),
+            fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantised=0, how="counted"),
+            weight_bytes=WeightBytes(graph={}, plan={}),
+            build_seconds=1.0,
+            peak_memory_bytes=1,
+            validated=False,
+            reason="never ran",
+        )
+        write_json(record_path(plan), record.model_copy(update=changes).model_dump(mode="json"))
+        return plan
+
+    return write
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_runner, "this_machine", lambda _: HERE)
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_a_truncated_plan_never_reaches_the_library(make_plan: Callable[..., Path]) -> None:
+    plan = make_plan()
+    plan.write_bytes(plan.read_bytes()[:-7])
+    with pytest.raises(ArtefactError, match="has 593 bytes, its record says 600"):
+        TensorRtRunner(plan)
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_a_tampered_plan_never_reaches_the_library(make_plan: Callable[..., Path]) -> None:
+    plan = make_plan()
+    plan.write_bytes(plan.read_bytes().replace(b"plan", b"plot", 1))
+    with pytest.raises(ArtefactError, match="does not match its record"):
+        TensorRtRunner(plan)
+
+
+@pytest.mark.usefixtures("on_this_machine")
+@pytest.mark.parametrize(
+    ("change", "message"), [({"library_version": "10.9.0"}, "built by tensorrt 10.9.0"), ({"compute_capability": "8.0"}, "capability 8.0")]
+)
+def test_a_plan_for_another_machine_is_refused(make_plan: Callable[..., Path], change: dict[str, str], message: str) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        TensorRtRunner(make_plan(**change))
+
+
+def test_a_missing_driver_is_said_before_a_missing_library(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> str:
+        raise machine.pynvml.NVMLError_LibraryNotFound()
+
+    monkeypatch.setattr(machine.pynvml, "nvmlInit", no_driver)
+    with pytest.raises(GpuError, match="driver is missing"):
+        TensorRtRunner(make_plan())
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_exhausted_memory_is_a_typed_error(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tensorrt_runner, "load", lambda _: None)
+    monkeypatch.setattr(tensorrt_runner, "Engine", exhausted)
+    with pytest.raises(GpuError, match="memory is exhausted") as caught:
+        TensorRtRunner(make_plan())
+    assert caught.value.what.endswith("Tried to allocate 80.00 GiB.")
+    assert "fewer executions" in caught.value.hint
