@@ -9,6 +9,7 @@ import onnx
 
 from .preconditions import FP8_TYPES
 
+_MULTIPLICATIONS = ("MatMul", "Gemm")
 _LAYOUT_ONLY = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Expand")
 
 
@@ -30,7 +31,7 @@ def quantised_gemms(model: onnx.ModelProto) -> QuantisedGemms:
     codes = {initializer.name for initializer in model.graph.initializer if initializer.data_type in FP8_TYPES}
     in_fp8, dequantised = [], []
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm"):
+        if node.op_type not in _MULTIPLICATIONS:
             continue
         sources = [_fp8_source(operand, producers, codes) for operand in node.input[:2]]
         if all(source is not None and not _has_blocks(source) for source in sources):
@@ -38,6 +39,11 @@ def quantised_gemms(model: onnx.ModelProto) -> QuantisedGemms:
         elif any(source is not None for source in sources):
             dequantised.append(node.name)
     return QuantisedGemms(tuple(in_fp8), tuple(dequantised))
+
+
+def multiplications(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of all matrix multiplications of an inlined graph."""
+    return frozenset(node.name for node in model.graph.node if node.op_type in _MULTIPLICATIONS)
 
 
 def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:

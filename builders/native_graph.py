@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .profiles import profile_shapes
 
 @dataclass(frozen=True)
 class NativeGraph:
-    """`model` is inlined and checked; its external data still lies beside `source`."""
+    """`model` is inlined and checked; its external data still lies beside `source`. `gemms` are those of the exported form."""
 
     source: Path
     model: onnx.ModelProto
@@ -26,12 +26,20 @@ class NativeGraph:
     gemms: QuantisedGemms
 
 
-def prepare(source: Path, profiles: Sequence[Profile]) -> NativeGraph:
+def prepare(source: Path, profiles: Sequence[Profile], rewrite: Callable[[onnx.ModelProto], None] | None = None) -> NativeGraph:
     """Inline and check a graph, before any build starts.
+
+    Args:
+        source: The exported graph.
+        profiles: The recipe's ranges of batch and context.
+        rewrite: Changes the inlined graph in place into the forms a library knows. Default: none.
 
     Raises:
         BuildError: The graph cannot be built natively, or a profile does not fit it; says why and what to do.
     """
     graph = inline_functions(load_graph(source))
     check_graph(graph, source)
-    return NativeGraph(source, graph, profile_shapes(graph, profiles), quantised_gemms(graph))
+    gemms = quantised_gemms(graph)
+    if rewrite is not None:
+        rewrite(graph)
+    return NativeGraph(source, graph, profile_shapes(graph, profiles), gemms)

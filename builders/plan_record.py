@@ -12,6 +12,7 @@ from ..core.errors import ArtefactError
 from ..core.tensorrt_api import ShapeRange, Target
 
 NOT_VALIDATED = "built on a machine without its GPU; run `onerec-trt validate` there"
+NOT_YET_VALIDATED = "built on its GPU, not held against the gates yet; run `onerec-trt validate --engine tensorrt`"
 
 
 class _Part(BaseModel):
@@ -51,8 +52,40 @@ class WeightBytes(_Part):
     plan: dict[str, int] | None
 
 
+class PlanLayer(_Part):
+    """A layer of the plan that computes matrix multiplications, as the engine inspector describes it.
+
+    `nodes`: the ONNX nodes it computes, such as `step0.blocks.0.cross.q/MatMul`; `kernel`: the tactic's name;
+    `inputs` and `outputs`: data type and shape at the profile's typical shapes; `kind`: the inspector's layer type.
+    """
+
+    profile: int
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    kernel: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    in_fp8: bool
+
+
+class TimingCacheUse(_Part):
+    """The timing cache a build read and left: hashes before (null: there was none) and after it, and its size."""
+
+    file: str
+    sha256_before: str | None
+    sha256: str | None
+    bytes: int
+    strict: bool
+
+
 class PlanRecord(_Part):
-    """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU."""
+    """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU.
+
+    `form`: the serving graph or its forced form; `precision`: that of the graph it was built from; `made_from`: SHA-256 of
+    the exported files; `weight_ratio`: the plan's size over the bytes of the graph's weights. `layers` and `timing_cache`
+    are known only of plans built on their GPU.
+    """
 
     plan: str
     sha256: str
@@ -71,6 +104,12 @@ class PlanRecord(_Part):
     peak_memory_bytes: int
     validated: bool
     reason: str
+    form: Literal["serving", "forced"] = "serving"
+    precision: str | None = None
+    made_from: dict[str, str] = {}
+    weight_ratio: float | None = None
+    timing_cache: TimingCacheUse | None = None
+    layers: tuple[PlanLayer, ...] = ()
 
 
 def record_path(plan: Path) -> Path:

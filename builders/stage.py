@@ -1,38 +1,68 @@
-"""The stage 'build': one exported folder becomes one plan per compute capability, or nothing at all."""
+"""The stage 'build': one exported folder becomes plans, one per compute capability or for the GPU in this machine; or nothing at all."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..core.artefacts import files_in
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
-from .rtx import build_plan, plan_name, prepare
+from . import rtx, tensorrt
+from .machine import Machine, this_machine
+from .plan_record import PlanRecord
 
 MODEL = "model.onnx"
-_TOOLS = ("onnx", "tensorrt-rtx-cu13")
 
 
-def build(recipe: Recipe, exported: Path, folder: Path) -> Record:
-    """Build the recipe's plans of the serving graph.
+def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None) -> Record:
+    """Build the recipe's plans.
 
     Args:
         recipe: Its `build` section says which.
-        exported: Folder of the export stage, with `model.onnx`, its external data and its record.
+        exported: Folder of the export stage, with `model.onnx`, `forced.onnx`, their external data and its record.
         folder: Gets per plan `sm89.plan`, the record `sm89.json` and `builder-sm89.log`; replaced as a whole.
+        twin: Exported folder of the same checkpoint in FP16, whose plans are built beside. Default: none.
 
     Raises:
         ArtefactError: The exported files do not match their record, or the disk is full.
         BuildError: A plan cannot be built; none is left then.
-        MissingExtraError: TensorRT-RTX is not installed.
+        GpuError: The target is `tensorrt` and there is no GPU.
+        MissingExtraError: The target's library is not installed.
     """
+    sources = {"": exported, "twin/": twin}
+    read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
+    options = recipe.build.model_dump(mode="json", exclude={"timing_cache"})  # where timings come from is no property of the plans
+    if recipe.build.target == "tensorrt-rtx":
+        return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
+    machine = this_machine("tensorrt")
+    body = _tensorrt(recipe, machine, exported, twin)
+    return run_stage("build", folder, read=read, options={**options, "machine": asdict(machine)}, tools=("onnx",), body=body)
+
+
+def _files(exported: Path) -> dict[str, Path]:
     read_record(exported)
+    return {str(file.relative_to(exported)): file for file in files_in(exported)}
 
-    def body(temporary: Path) -> dict[str, Any]:
-        graph = prepare(exported / MODEL, recipe.build)
-        records = [build_plan(graph, capability, recipe.build.fp8_coverage, temporary) for capability in recipe.build.compute_capabilities]
-        return {plan_name(r.compute_capability): r.model_dump(mode="json") for r in records}
 
-    read = {str(file.relative_to(exported)): file for file in files_in(exported)}
-    return run_stage("build", folder, read=read, options=recipe.build.model_dump(mode="json"), tools=_TOOLS, body=body)
+def _rtx(recipe: Recipe, exported: Path) -> Any:
+    def body(folder: Path) -> dict[str, Any]:
+        graph = rtx.prepare(exported / MODEL, recipe.build)
+        coverage = recipe.build.fp8_coverage
+        return _facts([rtx.build_plan(graph, capability, coverage, folder) for capability in recipe.build.compute_capabilities])
+
+    return body
+
+
+def _tensorrt(recipe: Recipe, machine: Machine, exported: Path, twin: Path | None) -> Any:
+    def body(folder: Path) -> dict[str, Any]:
+        fp16 = None if twin is None else tensorrt.Source(twin, "fp16")
+        jobs = tensorrt.plan_jobs(tensorrt.Source(exported, recipe.precision), recipe.build, machine, fp16)
+        return _facts([tensorrt.build_plan(job, recipe.build, machine, folder) for job in jobs])
+
+    return body
+
+
+def _facts(records: list[PlanRecord]) -> dict[str, Any]:
+    return {record.plan: record.model_dump(mode="json") for record in records}

@@ -18,12 +18,18 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..core.errors import BuildError, MissingExtraError
-from ..core.tensorrt_api import ShapeRange, Target, TensorInfo, load
+from ..core.errors import OnerecTrtError
+from ..core.tensorrt_api import BuiltPlan, Network, ShapeRange, Target, TensorInfo, load
+from ..core.tensorrt_engine import Engine
+from .timing_cache import digest, read_cache, write_cache
 
 
 class Job(BaseModel):
-    """What to build. `graph`: the inlined model; `beside`: the path in whose folder its external data lies."""
+    """What to build.
+
+    `graph`: the inlined model; `beside`: the path in whose folder its external data lies. `layers`: where the engine
+    inspector's report goes, which needs the plan's GPU; `timing_cache`: the file of the cache. Both may be None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,6 +39,9 @@ class Job(BaseModel):
     target: Target
     compute_capability: str | None
     profiles: list[dict[str, ShapeRange]]
+    timing_cache: Path | None = None
+    strict_timing_cache: bool = False
+    layers: Path | None = None
     events: int
 
 
@@ -83,7 +92,7 @@ def main() -> int:
         events = Events(stream)
         try:
             events.send(event="built", **_build(job, log, events))
-        except (BuildError, MissingExtraError) as error:
+        except OnerecTrtError as error:
             events.send(event="failed", what=error.what, hint=error.hint, errors=log.errors)
         except OSError as error:
             events.send(event="failed", what=str(error), hint="", errors=log.errors, errno=error.errno)
@@ -102,18 +111,42 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
     start = time.monotonic()
     bindings = load(job.target)
     network = bindings.parse(job.graph.read_bytes(), job.beside, log)
-    built = network.build(compute_capability=job.compute_capability, profiles=job.profiles, progress=events)
+    known = None if job.timing_cache is None else read_cache(job.timing_cache)
+    built = network.build(
+        compute_capability=job.compute_capability,
+        profiles=job.profiles,
+        progress=events,
+        timing_cache=known,
+        strict_timing_cache=job.strict_timing_cache,
+    )
     if log.failure is not None:
         raise log.failure
+    seconds = round(time.monotonic() - start, 3)
     with job.plan.open("wb") as stream:
         stream.write(built.plan)
+    timings = _keep_timings(job, network, built, known or b"")
+    if job.layers is not None:
+        engine = Engine(bindings, memoryview(built.plan), str(job.plan))
+        reports = [json.loads(engine.layer_information(number)) for number in range(len(engine.profiles))]
+        job.layers.write_text(json.dumps(reports))
     return {
         "version": bindings.version,
         "tensors": [*_tensors("input", network.inputs), *_tensors("output", network.outputs)],
         "builder_flags": built.builder_flags,
-        "build_seconds": round(time.monotonic() - start, 3),
+        "build_seconds": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "timing_cache": timings,
     }
+
+
+def _keep_timings(job: Job, network: Network, built: BuiltPlan, known: bytes) -> dict[str, Any] | None:
+    """Store what the build measured; a strict build measures nothing. Gives the hashes before and after."""
+    if job.timing_cache is None or built.timing_cache is None:
+        return None
+    after = known
+    if not job.strict_timing_cache:
+        after = write_cache(job.timing_cache, built.timing_cache, known, network.merge_timing_caches)
+    return {"file": job.timing_cache.name, "sha256_before": digest(known), "sha256": digest(after), "bytes": len(after)}
 
 
 def _tensors(mode: str, tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _MODULES: dict[Target, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
 
 _SEE_LOG = "the builder's last errors say why"
+_MISS = "the timing cache may lack a kernel: its last errors say so; build once with strict_timing_cache off to fill it"
+_NEW_CACHE = "delete the file from the folder build.timing_cache, or name another folder; the next build starts a new one"
 
 
 class LogSink(Protocol):
@@ -61,10 +63,11 @@ class PlanBytes(Protocol):
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """What a build gives: the plan, and the builder flags that were set."""
+    """What a build gives: the plan, the builder flags that were set, and the timing cache with what this build measured."""
 
     plan: PlanBytes
     builder_flags: tuple[str, ...]
+    timing_cache: bytes | None
 
 
 class Bindings:
@@ -119,7 +122,13 @@ class Network:
         self.outputs = tuple(_tensor(self._network.get_output(i)) for i in range(self._network.num_outputs))
 
     def build(
-        self, *, compute_capability: str | None, profiles: Sequence[Mapping[str, ShapeRange]], progress: ProgressSink | None = None
+        self,
+        *,
+        compute_capability: str | None,
+        profiles: Sequence[Mapping[str, ShapeRange]],
+        progress: ProgressSink | None = None,
+        timing_cache: bytes | None = None,
+        strict_timing_cache: bool = False,
     ) -> BuiltPlan:
         """Build the plan.
 
@@ -127,11 +136,15 @@ class Network:
             compute_capability: Such as '8.9', one of `Bindings.buildable_without_gpu`; None: that of the GPU in this machine.
             profiles: For each optimisation profile the (minimum, typical, maximum) shape of every input.
             progress: Receives the builder's phases.
+            timing_cache: Kernel timings of earlier builds; empty: none yet; None: the build neither reads nor keeps any.
+            strict_timing_cache: A kernel without a timing in the cache fails the build.
 
         Raises:
-            BuildError: TensorRT refuses the network or a profile.
+            BuildError: TensorRT refuses the network, a profile or the timing cache.
         """
         config = self._builder.create_builder_config()
+        if timing_cache is not None:
+            self._use_timing_cache(config, timing_cache, strict_timing_cache)
         config.clear_flag(self._trt.BuilderFlag.TF32)  # on by default; numerics: what the graph says in FP32 stays FP32
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # so that the engine can be asked what it runs
         if compute_capability is not None:
@@ -143,9 +156,34 @@ class Network:
             config.progress_monitor = _progress_monitor(self._trt, progress)
         plan = self._builder.build_serialized_network(self._network, config)
         if plan is None:
-            raise BuildError("TensorRT cannot build the plan", hint=_SEE_LOG)
+            raise BuildError("TensorRT cannot build the plan", hint=_MISS if strict_timing_cache else _SEE_LOG)
         flags = tuple(sorted(name for name, flag in self._trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
-        return BuiltPlan(cast(PlanBytes, plan), flags)
+        timings = None if timing_cache is None else _content(config.get_timing_cache().serialize())
+        return BuiltPlan(cast(PlanBytes, plan), flags, timings)
+
+    def merge_timing_caches(self, first: bytes, second: bytes) -> bytes:
+        """One timing cache of two; where both know a kernel, the first counts.
+
+        Raises:
+            BuildError: They are not of the same library and GPU.
+        """
+        config = self._builder.create_builder_config()
+        merged, other = (self._timing_cache(config, content) for content in (first, second))
+        if not merged.combine(other, ignore_mismatch=False):
+            raise BuildError("TensorRT cannot merge the timing caches: they are of different libraries or GPUs", hint=_NEW_CACHE)
+        return _content(merged.serialize())
+
+    def _use_timing_cache(self, config: Any, content: bytes, strict: bool) -> None:
+        if not config.set_timing_cache(self._timing_cache(config, content), ignore_mismatch=False):
+            raise BuildError("TensorRT refuses the timing cache: it is of another library or GPU", hint=_NEW_CACHE)
+        if strict:
+            config.set_flag(self._trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+
+    def _timing_cache(self, config: Any, content: bytes) -> Any:
+        cache = config.create_timing_cache(content)
+        if cache is None:
+            raise BuildError("TensorRT cannot read the timing cache: it is damaged", hint=_NEW_CACHE)
+        return cache
 
     def _add_profile(self, config: Any, number: int, shapes: Mapping[str, ShapeRange]) -> None:
         profile = self._builder.create_optimization_profile()
@@ -177,6 +215,11 @@ def load(target: Target) -> Bindings:
         raise MissingExtraError(
             f"{target} is installed but does not load: {error}", where=module, hint=f"install it anew: {hint}"
         ) from error
+
+
+def _content(memory: Any) -> bytes:
+    """A copy of memory that the library owns."""
+    return bytes(memoryview(memory))
 
 
 def _strongly_typed(trt: Any) -> int:

@@ -13,6 +13,7 @@ from .tensorrt_api import Bindings, ShapeRange, TensorInfo, dtype_name
 
 Shape = tuple[int, ...]
 
+_DEFAULT_STREAM = 0
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation")
 
 
@@ -62,6 +63,19 @@ class Engine:
         if not context.set_optimization_profile_async(profile, stream):
             raise self.failure(f"TensorRT cannot select optimisation profile {profile}")
         return Execution(self, context)
+
+    def layer_information(self, profile: int) -> str:
+        """What the engine inspector says of every layer, as JSON: at the typical shapes of a profile, without memory to run."""
+        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self.failure("TensorRT cannot make an execution context")
+        execution = Execution(self, context)
+        if not context.set_optimization_profile_async(profile, _DEFAULT_STREAM):
+            raise self.failure(f"TensorRT cannot select optimisation profile {profile}")
+        execution.set_inputs({name: typical for name, (_, typical, _) in self.profiles[profile].items()})
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = context
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _tensor(self, name: str) -> TensorInfo:
         return TensorInfo(name, dtype_name(self._engine.get_tensor_dtype(name)), tuple(self._engine.get_tensor_shape(name)))

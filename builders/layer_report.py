@@ -1,0 +1,82 @@
+"""What a plan built on its GPU really runs, from the engine inspector's JSON: which kernel computes which multiplication.
+
+Layers that compute no matrix multiplication are left out; the whole JSON is kept beside the plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from .plan_record import PlanLayer
+
+# A layer's metadata names every ONNX node it came from: "[ONNX Layer: a]", separated by control characters or nothing.
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+_PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profile but the first
+# A layer that came from a multiplication may only move its operands; these words tell the ones that multiply.
+# `Fc` is how the compiler names a multiplication inside a kernel it generates, such as __myl_MulFcAdd_0x...
+_MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
+_GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
+_GENERATED = "__myl_"
+_FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
+_FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
+
+
+def plan_layers(reports: Sequence[Mapping[str, Any]], multiplications: Collection[str]) -> tuple[PlanLayer, ...]:
+    """The layers that compute multiplications.
+
+    Args:
+        reports: The inspector's JSON for each profile.
+        multiplications: Names of the graph's MatMul and Gemm nodes.
+    """
+    found: dict[tuple[int, str], PlanLayer] = {}
+    for number, report in enumerate(reports):
+        for entry in report["Layers"]:
+            layer = _layer(entry, number, multiplications) if isinstance(entry, dict) else None
+            if layer is not None:
+                found.setdefault((layer.profile, layer.name), layer)
+    return tuple(found.values())
+
+
+def computed_in_fp8(layers: Sequence[PlanLayer]) -> frozenset[str]:
+    """ONNX nodes that every layer computing them, in every profile, computes in FP8."""
+    in_fp8 = {node for layer in layers if layer.in_fp8 for node in layer.nodes}
+    return frozenset(in_fp8 - {node for layer in layers if not layer.in_fp8 for node in layer.nodes})
+
+
+def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:
+    kernel, kind = str(entry.get("TacticName", "")), str(entry.get("LayerType", ""))
+    nodes = tuple(dict.fromkeys(node for node in _NODE.findall(str(entry.get("Metadata", ""))) if node in multiplications))
+    if not nodes or not _multiplies(kernel, kind):
+        return None
+    name = str(entry["Name"])
+    mark = _PROFILE.search(name)
+    inputs, outputs = (tuple(map(_tensor, entry.get(key, []))) for key in ("Inputs", "Outputs"))
+    return PlanLayer(
+        profile=int(mark[1]) if mark else profile,
+        name=_PROFILE.sub("", name),
+        kind=kind,
+        nodes=nodes,
+        kernel=kernel,
+        inputs=inputs,
+        outputs=outputs,
+        in_fp8=_in_fp8(kernel, kind, inputs),
+    )
+
+
+def _multiplies(kernel: str, kind: str) -> bool:
+    return bool(_MULTIPLIES.search(kind) or _MULTIPLIES.search(kernel) or _GENERATED_PRODUCT.search(kernel))
+
+
+def _in_fp8(kernel: str, kind: str, inputs: Sequence[str]) -> bool:
+    """A library kernel says its types in its name. A generated one says nothing, and may widen FP8 codes before it multiplies them."""
+    if _FP8_KERNEL.search(kernel):
+        return True
+    return not kernel.startswith(_GENERATED) and bool(_MULTIPLIES.search(kind)) and any(_FP8_TYPE.match(tensor) for tensor in inputs)
+
+
+def _tensor(tensor: Mapping[str, Any]) -> str:
+    """Such as 'Half [64, 1408]'. TensorRT 10 has one field for format and data type, TensorRT 11 has two."""
+    kind = next((str(tensor[key]) for key in ("Datatype", "DataType", "Format/Datatype") if key in tensor), "unknown")
+    return f"{kind} {list(tensor.get('Dimensions', []))}"

@@ -1,0 +1,155 @@
+"""Plans of TensorRT for the GPU in this machine: the serving graph and its forced form, natively, without plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..core.artefacts import read_json, sha256, write_json
+from ..core.errors import BuildError
+from ..core.recipe import BuildOptions, Profile
+from . import native_graph
+from .block_scales import without_block_scales
+from .child import build_in_child
+from .fp8_coverage import count_fp8, require_fp8
+from .fp8_gemms import multiplications, weight_bytes
+from .layer_report import computed_in_fp8, plan_layers
+from .machine import Machine
+from .native_graph import NativeGraph
+from .plan_record import NOT_YET_VALIDATED, Fp8Gemms, PlanLayer, PlanRecord, PlanTensor, TimingCacheUse, WeightBytes, record_path
+from .timing_cache import cache_file
+from .worker import Job
+
+Form = Literal["serving", "forced"]
+GRAPHS: dict[Form, str] = {"serving": "model.onnx", "forced": "forced.onnx"}
+
+_COUNTED = "read from the engine inspector: multiplications whose kernel takes FP8 operands, in every profile, by ONNX node"
+_UNREADABLE = "the engine inspector described no layer in detail"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An exported folder to build from, its precision, and the files that name its content."""
+
+    exported: Path
+    precision: str
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    """One plan to build: its file name, the graph it is made of, and where that comes from."""
+
+    name: str
+    form: Form
+    source: Source
+    graph: NativeGraph
+
+
+def plan_jobs(source: Source, options: BuildOptions, machine: Machine, twin: Source | None = None) -> list[PlanJob]:
+    """Every plan a recipe asks for, checked before the first build starts.
+
+    Names: `sm90.plan`, `sm90-forced.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
+    shapes; those of the FP16 twin begin with `sm90-fp16`.
+
+    Raises:
+        BuildError: A graph cannot be built natively, a profile does not fit it, or a strict timing cache is missing.
+    """
+    _require_timings(options, machine)
+    generation = f"sm{machine.compute_capability.replace('.', '')}"
+    jobs = []
+    for each, prefix in [(source, generation), *([(twin, f"{generation}-fp16")] if twin else [])]:
+        for form, file in GRAPHS.items():
+            for suffix, profiles in _groups(options):
+                name = "-".join(filter(None, (prefix, suffix, "forced" if form == "forced" else ""))) + ".plan"
+                jobs.append(PlanJob(name, form, each, native_graph.prepare(each.exported / file, profiles, without_block_scales)))
+    return jobs
+
+
+def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Path) -> PlanRecord:
+    """Build one plan: writes `sm90.plan`, its record `sm90.json`, the inspector's report `layers-sm90.json` and the builder's log.
+
+    Raises:
+        BuildError: TensorRT refused, its process died, or less runs in FP8 than the recipe demands.
+        OSError: A file cannot be written.
+    """
+    plan = folder / job.name
+    log, layers_file, native = (
+        folder / name for name in (f"builder-{plan.stem}.log", f"layers-{plan.stem}.json", f".partial-{plan.stem}.onnx")
+    )
+    native.write_bytes(job.graph.model.SerializeToString())
+
+    def child_job(events: int) -> Job:
+        return Job(
+            graph=native.absolute(),
+            beside=job.graph.source.absolute(),
+            plan=plan.absolute(),
+            target="tensorrt",
+            compute_capability=None,
+            profiles=job.graph.profiles,
+            timing_cache=_cache(options, machine),
+            strict_timing_cache=options.strict_timing_cache,
+            layers=layers_file.absolute(),
+            events=events,
+        )
+
+    built = build_in_child(child_job, log, f"build {plan.stem}")
+    native.unlink()
+    layers = plan_layers(read_json(layers_file), multiplications(job.graph.model))
+    weights = weight_bytes(job.graph.model)
+    timings = built["timing_cache"]
+    record = PlanRecord(
+        plan=plan.name,
+        sha256=sha256(plan),
+        bytes=plan.stat().st_size,
+        target="tensorrt",
+        library_version=built["version"],
+        compute_capability=machine.compute_capability,
+        driver=machine.driver,
+        gpu=machine.gpu,
+        tensors=tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
+        profiles=tuple(job.graph.profiles),
+        builder_flags=tuple(built["builder_flags"]),
+        fp8_gemms=_fp8_gemms(job.graph, layers),
+        weight_bytes=WeightBytes(graph=weights, plan=None),
+        build_seconds=built["build_seconds"],
+        peak_memory_bytes=built["peak_memory_bytes"],
+        validated=False,
+        reason=NOT_YET_VALIDATED,
+        form=job.form,
+        precision=job.source.precision,
+        made_from={file: sha256(job.source.exported / file) for file in (GRAPHS[job.form], "record.json")},
+        weight_ratio=round(plan.stat().st_size / (weights["fp8"] + weights["other"]), 3),
+        timing_cache=TimingCacheUse(**timings, strict=options.strict_timing_cache) if timings else None,
+        layers=layers,
+    )
+    require_fp8(record, options.fp8_coverage)
+    write_json(record_path(plan), record.model_dump(mode="json"))
+    return record
+
+
+def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
+    """Profiles by plan, with what marks the plan's name."""
+    if not options.plan_per_profile:
+        yield "", options.profiles
+        return
+    for profile in options.profiles:
+        batch, context = (f"{low}-{high}" for low, _, high in (profile.batch, profile.context))
+        yield f"b{batch}-s{context}", (profile,)
+
+
+def _fp8_gemms(graph: NativeGraph, layers: Sequence[PlanLayer]) -> Fp8Gemms:
+    found = computed_in_fp8(layers) if layers else None
+    return count_fp8(graph.gemms, found, _UNREADABLE if found is None else _COUNTED)
+
+
+def _cache(options: BuildOptions, machine: Machine) -> Path | None:
+    return None if options.timing_cache is None else cache_file(options.timing_cache.absolute(), machine)
+
+
+def _require_timings(options: BuildOptions, machine: Machine) -> None:
+    cache = _cache(options, machine)
+    if options.strict_timing_cache and cache is not None and not cache.is_file():
+        hint = "copy it there from the machine that filled it, or build once with strict_timing_cache off"
+        raise BuildError("strict_timing_cache is on, and there is no timing cache for this machine", where=str(cache), hint=hint)
