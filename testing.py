@@ -11,6 +11,7 @@ For example, as a test::
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,12 @@ class ParityReport:
 
     def __str__(self) -> str:
         """The verdict and the table of gates, as plain text."""
-        console = Console(width=_REPORT_WIDTH, record=True, file=None, quiet=True)
-        console.print(gates_table(self.gates))
+        text = io.StringIO()
+        Console(file=text, width=_REPORT_WIDTH, color_system=None, force_terminal=False).print(gates_table(self.gates))
         verdict = (
             f"{self.recipe}: {len(self.gates) - len(self.failed)} of {len(self.gates)} parity gates passed; artefacts in {self.folder}"
         )
-        return f"{verdict}\n{console.export_text()}"
+        return f"{verdict}\n{text.getvalue()}"
 
 
 def check_parity(

@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:
-        raise ArtefactError("file not found", where=str(path), hint="run the stage that writes it") from None
+        raise ArtefactError("file not found", where=str(path), hint="correct the path, or run the stage that writes it") from None
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..builders.plan_record import inspect_plan
@@ -41,7 +42,7 @@ def table(facts: dict[str, Any]) -> Table:
     shown = Table(title=str(facts["kind"]), show_header=False)
     for key, value in facts.items():
         if key != "kind":
-            shown.add_row(key, _text(value))
+            shown.add_row(escape(key), escape(_text(value)))
     return shown
 
 

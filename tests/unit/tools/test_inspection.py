@@ -1,0 +1,78 @@
+"""What `inspect` says of each artefact, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onerec_trt.core.errors import ArtefactError, CheckpointError
+from onerec_trt.models.config import counted_parameters
+from onerec_trt.models.onerec import OneRec
+from onerec_trt.tools.inspection import inspect, table
+from rich.console import Console
+
+
+def shown(facts: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(facts))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_checkpoint_tells_its_sizes(finished_world: Path, small_model: Any) -> None:
+    facts = inspect(finished_world / "checkpoint")
+    model: OneRec = small_model()
+    assert facts["kind"] == "checkpoint"
+    assert facts["d_model"] == model.config.d_model
+    assert facts["moe"]["experts"] == 4
+    assert facts["parameters"] == counted_parameters(model.config) > facts["active_parameters"]
+
+
+def test_a_stage_tells_what_it_read_and_wrote(finished_world: Path) -> None:
+    facts = inspect(finished_world / "out" / "fp8-row" / "exported")
+    assert (facts["kind"], facts["stage"]) == ("stage", "export")
+    assert facts["wrote"].keys() == {"model.onnx", "forced.onnx", "weights.data", "export.json"}
+
+
+def test_a_plan_tells_that_it_was_not_validated(finished_world: Path) -> None:
+    facts = inspect(finished_world / "out" / "fp8-row" / "plans" / "sm89.plan")
+    assert (facts["kind"], facts["compute_capability"], facts["validated"]) == ("plan", "8.9", False)
+    assert facts["fp8_gemms"]["expected"] > 0
+    assert "sm89.plan" in shown(facts)
+
+
+def test_long_mappings_are_cut_in_the_table_and_say_so() -> None:
+    text = shown({"kind": "stage", "read": {f"file{n:02}": str(n) for n in range(20)}, "tools": {"torch": "2"}})
+    assert "file11: 11" in text
+    assert "file12" not in text
+    assert "... 8 more (--json shows all)" in text
+    assert "torch: 2" in text
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
+    assert "[bold]x[/bold]" in shown({"kind": "stage", "options": {"name": "[bold]x[/bold]"}, "stage": "[red]y[/red]"})
+    assert "[red]y[/red]" in shown({"kind": "stage", "stage": "[red]y[/red]"})
+
+
+def test_a_changed_stage_is_refused(world: Path) -> None:
+    (world / "out/fp16/exported/export.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="does not match its record"):
+        inspect(world / "out/fp16/exported")
+
+
+def test_a_damaged_checkpoint_is_refused(world: Path) -> None:
+    weights = world / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        inspect(world / "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["nothing", "file.txt", "nothing.plan"])
+def test_what_is_no_artefact_is_refused_with_a_hint(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").write_text("text")
+    with pytest.raises(ArtefactError) as caught:
+        inspect(tmp_path / name)
+    assert caught.value.where == str(tmp_path / name)
+    assert caught.value.hint
