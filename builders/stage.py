@@ -9,11 +9,13 @@ from typing import Any
 from ..core.artefacts import files_in
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
+from ..core.tensorrt_api import Target
 from . import rtx, tensorrt
 from .machine import Machine, this_machine
 from .plan_record import PlanRecord
 
 MODEL = "model.onnx"
+PLAN_FOLDERS: dict[Target, str] = {"tensorrt-rtx": "plans", "tensorrt": "plans-tensorrt"}  # plans of both may lie in one output folder
 
 
 def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None) -> Record:

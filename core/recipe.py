@@ -127,6 +127,12 @@ class Recipe(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @model_validator(mode="after")
+    def _twin_differs(self) -> Recipe:
+        if self.build.fp16_twin and not self.scheme.is_quantised:
+            raise ValueError("build.fp16_twin: an fp16 recipe is its own twin")
+        return self
+
     @property
     def scheme(self) -> Precision:
         return PRECISIONS[self.precision]

@@ -6,6 +6,7 @@ What the commands do stands in commands.py, which is imported when one runs.
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,15 @@ app = typer.Typer(
 )
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
+
+
+class BuildTarget(StrEnum):
+    """The libraries that can build plans."""
+
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
+
+
 INTERRUPTED = 130  # what a shell reports for Ctrl-C, and Typer makes of it
 
 
@@ -79,11 +89,15 @@ def export(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def build(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Compile the serving graph into plans."""
+def build(
+    recipe_file: RecipeFile,
+    target: Annotated[BuildTarget | None, typer.Option(help="Build for this library instead of the recipe's.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile the serving graph into plans: for TensorRT-RTX without a GPU, for TensorRT on the GPU they are to run on."""
     from . import commands
 
-    commands.one_stage(recipe_file, "build", as_json)
+    commands.one_stage(recipe_file, "build", as_json, target.value if target else None)
 
 
 @app.command()

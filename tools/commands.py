@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ..core.recipe import Recipe, load_recipe
+from ..core.tensorrt_api import Target
 from ..engines.gates import Gate, require
 from . import demo as demo_run
 from . import inspection, pipeline
@@ -33,8 +34,11 @@ def run(recipe_file: Path, as_json: bool) -> None:
     _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
 
 
-def one_stage(recipe_file: Path, stage: str, as_json: bool) -> None:
-    for result in _shown(pipeline.run_stages(load_recipe(recipe_file), [stage])):
+def one_stage(recipe_file: Path, stage: str, as_json: bool, target: Target | None = None) -> None:
+    recipe = load_recipe(recipe_file)
+    if target is not None:
+        recipe = pipeline.with_target(recipe, target)
+    for result in _shown(pipeline.run_stages(recipe, [stage])):
         if as_json:
             _print(result.record.model_dump(mode="json"), [], as_json)
 

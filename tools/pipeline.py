@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..builders.plan_record import inspect_plan
-from ..builders.stage import build
+from ..builders.stage import PLAN_FOLDERS, build
 from ..calibration.stage import calibrate
 from ..core.artefacts import write_json
 from ..core.errors import ArtefactError
 from ..core.recipe import Recipe
 from ..core.records import Record
+from ..core.tensorrt_api import Target
 from ..engines.gates import Gate
 from ..engines.validate import Validation, read_validation, validate
 from ..export.stage import export
@@ -26,19 +27,37 @@ SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the stages of one recipe put their artefacts. `reference` is shared by all recipes of an output folder."""
+    """Where the stages of one recipe put their artefacts. `reference` is shared by all recipes of an output folder.
+
+    `twin` holds the FP16 twin's calibration and export; its plans lie beside the recipe's own.
+    """
 
     root: Path
     calibrated: Path
     exported: Path
+    twin: Path
     plans: Path
     validated: Path
     reference: Path
 
 
 def folders_of(recipe: Recipe) -> Folders:
+    """Each target has its plans folder, so that plans of both may lie in one output folder."""
     root = recipe.output / recipe.name
-    return Folders(root, root / "calibrated", root / "exported", root / "plans", root / "validated", recipe.output / "reference")
+    return Folders(
+        root=root,
+        calibrated=root / "calibrated",
+        exported=root / "exported",
+        twin=root / "fp16-twin",
+        plans=root / PLAN_FOLDERS[recipe.build.target],
+        validated=root / "validated",
+        reference=recipe.output / "reference",
+    )
+
+
+def with_target(recipe: Recipe, target: Target) -> Recipe:
+    """The recipe with another library to build for."""
+    return recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": target})})
 
 
 @dataclass(frozen=True)
@@ -61,13 +80,24 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[Stage
     bodies: dict[str, Callable[[], Record]] = {
         "calibrate": lambda: calibrate(recipe, recipe.checkpoint, recipe.requests, places.calibrated),
         "export": lambda: export(recipe.export, places.calibrated, places.exported),
-        "build": lambda: build(recipe, places.exported, places.plans),
+        "build": lambda: build(recipe, places.exported, places.plans, _fp16_twin(recipe, places.twin)),
         "validate": lambda: validate(recipe, places.calibrated, places.exported, places.reference, places.validated),
     }
     for stage in stages:
         started = time.monotonic()
         record = bodies[stage]()
         yield StageResult(recipe.name, stage, record, time.monotonic() - started)
+
+
+def _fp16_twin(recipe: Recipe, folder: Path) -> Path | None:
+    """Exported folder of the same checkpoint and beams in FP16, where the recipe asks for it."""
+    if not recipe.build.fp16_twin or recipe.build.target != "tensorrt":
+        return None
+    calibration = recipe.calibration.model_copy(update={"saved_state": None})
+    twin = recipe.model_copy(update={"precision": "fp16", "calibration": calibration})
+    calibrate(twin, twin.checkpoint, twin.requests, folder / "calibrated")
+    export(twin.export, folder / "calibrated", folder / "exported")
+    return folder / "exported"
 
 
 def validations(recipes: Sequence[Recipe]) -> list[Validation]:

@@ -12,7 +12,7 @@ from ...core.records import Record
 from ...engines.gates import Gate
 from ..formats import MISSING, bytes_text, number_text, share_text
 from ..tables import failed_first
-from .run import STAGES, RecipeRun, capability_order
+from .run import RecipeRun, capability_order
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def tools_of(runs: Sequence[RecipeRun]) -> dict[str, str]:
 
 def chain_of(run: RecipeRun) -> list[tuple[str, Record]]:
     """Records in the order the stages ran, by name of the stage."""
-    return [(STAGES[name], record) for name, record in run.records.items()]
+    return [(record.stage, record) for record in run.records.values()]
 
 
 def facts(context: Mapping[str, Any]) -> list[tuple[str, str]]:

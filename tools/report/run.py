@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ...builders.plan_record import PlanRecord, inspect_plan
+from ...builders.stage import PLAN_FOLDERS
 from ...calibration.summary import QuantisationSummary, read_summary
 from ...core.artefacts import read_json, sha256
 from ...core.errors import ArtefactError
@@ -15,8 +17,7 @@ from ...core.records import RECORD_NAME, Record, read_record
 from ...engines.validate import Validation, read_validation
 from ...export.stage import DESCRIPTION_FILE, Description
 
-CALIBRATED, EXPORTED, PLANS, VALIDATED = "calibrated", "exported", "plans", "validated"
-STAGES = {CALIBRATED: "calibrate", EXPORTED: "export", PLANS: "build", VALIDATED: "validate"}  # folder: stage that writes it, in order
+CALIBRATED, EXPORTED, VALIDATED = "calibrated", "exported", "validated"
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,16 @@ class RecipeRun:
 
 
 def load_run(folder: Path) -> RecipeRun:
-    """Read a recipe's four stage folders: `calibrated`, `exported`, `plans`, `validated`.
+    """Read a recipe's stage folders: `calibrated`, `exported`, `plans` or `plans-tensorrt` or both, `validated`.
 
     Raises:
         ArtefactError: A stage has not run, a file does not match its record, or the stages do not belong together.
     """
-    records = {name: _record(folder / name, stage) for name, stage in STAGES.items()}
-    _same_chain(folder, records)
+    first, *others = PLAN_FOLDERS.values()
+    built = [name for name in (first, *others) if (folder / name / RECORD_NAME).is_file()] or [first]
+    stages = {CALIBRATED: "calibrate", EXPORTED: "export", **dict.fromkeys(built, "build"), VALIDATED: "validate"}
+    records = {name: _record(folder / name, stage) for name, stage in stages.items()}
+    _same_chain(folder, records, built)
     validation = read_validation(folder / VALIDATED)
     return RecipeRun(
         name=validation.recipe,
@@ -56,7 +60,7 @@ def load_run(folder: Path) -> RecipeRun:
         folder=folder,
         quantisation=read_summary(folder / CALIBRATED),
         description=_description(folder / EXPORTED),
-        plans=_plans(folder / PLANS),
+        plans={key: plan for name in built for key, plan in _plans(folder / name, "" if name == first else f"{name}/").items()},
         validation=validation,
         records=records,
     )
@@ -72,21 +76,20 @@ def _record(folder: Path, stage: str) -> Record:
     return record
 
 
-def _same_chain(folder: Path, records: dict[str, Record]) -> None:
+def _same_chain(folder: Path, records: dict[str, Record], built: Sequence[str]) -> None:
     """Every stage must have read what the stages before it hold now."""
     calibrated, exported = sha256(folder / CALIBRATED), sha256(folder / EXPORTED)
-    built_from = records[EXPORTED].wrote.items() <= records[PLANS].read.items()
     links = {
         EXPORTED: records[EXPORTED].read.get("quantised") == calibrated,
-        PLANS: built_from,
+        **{name: records[EXPORTED].wrote.items() <= records[name].read.items() for name in built},
         VALIDATED: (records[VALIDATED].read.get("quantised"), records[VALIDATED].read.get("exported")) == (calibrated, exported),
     }
     for name, whole in links.items():
         if not whole:
             raise ArtefactError(
-                f"the results of the stage '{STAGES[name]}' were made from other artefacts than those beside it",
+                f"the results of the stage '{records[name].stage}' were made from other artefacts than those beside it",
                 where=str(folder / name),
-                hint=f"run `onerec-trt {STAGES[name]}` with this recipe",
+                hint=f"run `onerec-trt {records[name].stage}` with this recipe",
             )
 
 
@@ -98,9 +101,9 @@ def _description(folder: Path) -> Description:
         raise ArtefactError(f"malformed: {error.errors()[0]['msg']}", where=str(path), hint="run `onerec-trt export` again") from None
 
 
-def _plans(folder: Path) -> dict[str, PlanRecord]:
+def _plans(folder: Path, prefix: str) -> dict[str, PlanRecord]:
     """Plans by file name, oldest GPU generation first."""
-    plans = [(path.name, inspect_plan(path)) for path in sorted(folder.glob("*.plan"))]
+    plans = [(prefix + path.name, inspect_plan(path)) for path in sorted(folder.glob("*.plan"))]
     if not plans:
         raise ArtefactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
     return dict(sorted(plans, key=lambda plan: capability_order(plan[1].compute_capability)))
