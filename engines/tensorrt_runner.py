@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..builders.machine import this_machine
-from ..builders.plan_record import inspect_plan
 from ..core.errors import GpuError
 from ..core.tensorrt_api import load
 from ..core.tensorrt_engine import Engine
@@ -25,6 +24,7 @@ from ..operators.operator import Array
 from .lane import Lane
 from .plan_shapes import check_inputs, choose_profile, shapes_of
 from .preflight import preflight
+from .proof import inspect_proven
 
 Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks DLPack
 
@@ -67,7 +67,7 @@ class TensorRtRunner:
 
     def __init__(self, plan: Path, *, executions: int = 1, graphs: int = 16) -> None:
         assert executions >= 1
-        record = inspect_plan(plan)
+        record = inspect_proven(plan)
         self.warnings = preflight(record, this_machine(record.target))
         bindings = load(record.target)
         self.plan, self.sha256 = plan, record.sha256

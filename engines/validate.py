@@ -1,7 +1,8 @@
-"""The validate stage: run what was exported and hold it against every gate."""
+"""The validate stage: run what was exported, or the plans built from it, and hold it against every gate."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import to_json
 from pydantic import BaseModel
 
+from ..builders.machine import this_machine
 from ..calibration.forced import read_reference as read_modelopt_reference
 from ..calibration.quantised import open_quantised
 from ..core.artefacts import read_json, write_json
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
 from ..export.serving import ForcedModel, ServingModel
-from ..export.stage import FORCED_FILE, SERVING_FILE
+from ..export.stage import SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
@@ -29,18 +31,25 @@ from .beam_parity import BeamMetrics, beam_gates, beam_metrics
 from .chain import require_chain
 from .forced_parity import ForcedErrors, forced_errors, forced_gates
 from .gates import Gate, gate
-from .onnxruntime_runner import OnnxRuntimeRunner, reference_self_test
+from .onnxruntime_runner import reference_self_test
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
+from .proof import VALIDATION_FILE
 from .reference import Reference, heldout_requests, make_reference
-from .requests_feed import feeds, run_all
+from .requests_feed import Runner, feeds, run_all
 from .torch_runner import TorchRunner
+from .trials import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 
-VALIDATION_FILE = "validation.json"
+__all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate"]
+
 POLYGRAPHY_FILE = "forced-outputs.json"
 
 
 class Validation(BaseModel):
-    """Everything the gates of one recipe found."""
+    """Everything the gates of one recipe found.
+
+    `plans`: SHA-256 of the plans that ran. Plans run at the largest batch of every profile; `beams` and `forced` are
+    those of the last.
+    """
 
     recipe: str
     precision: str
@@ -51,14 +60,15 @@ class Validation(BaseModel):
     forced: ForcedErrors
     fp16_noise: float
     operators: list[OperatorResult]
+    plans: dict[str, str] = {}
 
     @property
     def passed(self) -> bool:
         return all(g.passed for g in self.gates)
 
 
-def validate(recipe: Recipe, quantised: Path, exported: Path, reference: Path, folder: Path) -> Record:
-    """Run every gate with ONNX Runtime as the engine, or read the result when nothing changed.
+def validate(recipe: Recipe, quantised: Path, exported: Path, reference: Path, folder: Path, plans: Path | None = None) -> Record:
+    """Run every gate, or read the result when nothing changed.
 
     A failed gate does not raise here: the result is kept for the report; `gates.require` stops the run.
 
@@ -68,17 +78,25 @@ def validate(recipe: Recipe, quantised: Path, exported: Path, reference: Path, f
         exported: Folder of the export stage.
         reference: Folder the FP32 reference is kept in; shared by all recipes of one checkpoint.
         folder: Where validation.json goes.
+        plans: Folder of the build stage, whose plans of TensorRT are the engine then. Default: ONNX Runtime is.
 
     Raises:
         ArtefactError: An artefact does not match its record, or was made from other inputs than the recipe's.
         CheckpointError, RequestError: An input is malformed.
         GateError: The reference runner's own self-test failed.
+        GpuError: There is no GPU for the plans, or its memory is exhausted.
+        MissingExtraError: TensorRT is not installed.
     """
     require_chain(recipe, quantised, exported)
     fp32 = make_reference(recipe, reference)
     read = {"quantised": quantised, "exported": exported, "reference": reference, "heldout": recipe.heldout}
     options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name}
-    body = partial(_write, recipe, quantised, exported, fp32)
+    under_test = onnxruntime_under_test(recipe, exported)
+    if plans is not None:
+        under_test = tensorrt_under_test(recipe, exported, plans)
+        read |= {name: plans / name for name in under_test.plans}
+        options |= {"machine": asdict(this_machine("tensorrt"))}
+    body = partial(_write, recipe, quantised, exported, fp32, under_test)
     return run_stage("validate", folder, read=read, options=options, tools=("torch", "onnxruntime", "polygraphy"), body=body)
 
 
@@ -92,7 +110,7 @@ def read_validation(folder: Path) -> Validation:
     return Validation.model_validate(read_json(folder / VALIDATION_FILE))
 
 
-def _write(recipe: Recipe, quantised: Path, exported: Path, fp32: Reference, folder: Path) -> dict[str, Any]:
+def _write(recipe: Recipe, quantised: Path, exported: Path, fp32: Reference, under_test: UnderTest, folder: Path) -> dict[str, Any]:
     source = open_quantised(quantised)
     reference_self_test()
     requests = heldout_requests(recipe)
@@ -103,54 +121,71 @@ def _write(recipe: Recipe, quantised: Path, exported: Path, fp32: Reference, fol
 
     few = requests.select(slice(recipe.validation.operator_requests))
     operators = operator_results(serving, graph, few, recipe.validation.operator_requests)
-    errors = _forced(recipe, exported, serving, requests, fp32, folder)
-    beams = _beams(recipe, exported, model, requests, fp32)
+    expected_nW3 = _quantised_scores(recipe, serving, requests, fp32)
+    outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
+    _save_for_polygraphy(under_test, next(feeds(requests, under_test.trials[0].batch_size, fp32.sids_nW3)), folder)
     gates = [
         weight_gate(recipe.name, serving, graph, exported),
         *operator_gates(recipe.name, operators),
         _frozen_gate(recipe, quantised, serving, model),
-        *forced_gates(recipe.name, errors, recipe.validation.forced_error_ratio),
-        *beam_gates(recipe.name, beams, recipe.validation),
+        *(gate for outcome in outcomes for gate in outcome.gates),
     ]
     validation = Validation(
         recipe=recipe.name,
         precision=recipe.precision,
-        engine="onnxruntime",
+        engine=under_test.engine,
         requests=len(requests),
         gates=gates,
-        beams=beams,
-        forced=errors,
+        beams=outcomes[-1].beams,
+        forced=outcomes[-1].forced,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
+        plans=dict(under_test.plans),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
     return {"passed": validation.passed, "gates": len(gates)}
 
 
-def _forced(recipe: Recipe, exported: Path, serving: ServingModel, requests: Requests, fp32: Reference, folder: Path) -> ForcedErrors:
-    batch_size, paths = recipe.validation.batch_size, fp32.sids_nW3
-    quantised = TorchRunner(ForcedModel(serving.decoder, paths.shape[1]), ("log_probabilities",))
-    engine = OnnxRuntimeRunner(exported / FORCED_FILE)
-    expected = run_all(quantised, requests, batch_size, "forced, quantised PyTorch", paths)["log_probabilities"]
-    actual = run_all(engine, requests, batch_size, "forced, ONNX Runtime", paths)["log_probabilities"]
-    _save_for_polygraphy(engine, next(feeds(requests, batch_size, paths)), folder)
-    return forced_errors(_floats(actual), _floats(expected), fp32)
+@dataclass(frozen=True)
+class Outcome:
+    """What one trial of an engine gave."""
+
+    forced: ForcedErrors
+    beams: BeamMetrics
+    gates: list[Gate]
 
 
-def _save_for_polygraphy(engine: OnnxRuntimeRunner, inputs: dict[str, Any], folder: Path) -> None:
-    """First batch of the forced form, for `polygraphy run forced.onnx --trt --load-outputs ...` on a GPU machine."""
-    results = RunResults()
-    results.append(("onnxruntime", [IterationResult(engine(inputs), runner_name="onnxruntime")]))
-    (folder / POLYGRAPHY_FILE).write_text(to_json(results))  # not results.save: it writes a line to standard output
-
-
-def _beams(recipe: Recipe, exported: Path, model: OneRec, requests: Requests, fp32: Reference) -> BeamMetrics:
-    engine = OnnxRuntimeRunner(exported / SERVING_FILE)
-    sids_nW3 = run_all(engine, requests, recipe.validation.batch_size, "beams, ONNX Runtime")["sids"].astype(np.int64)
+def _try(
+    recipe: Recipe, trial: Trial, engine: str, model: OneRec, requests: Requests, expected_nW3: NDArray[np.float32], fp32: Reference
+) -> Outcome:
+    """Both forms of an engine on all requests: its errors along the FP32 model's paths, and its own beams."""
+    options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
+    actual = run_all(trial.forced(), requests, trial.batch_size, f"forced, {label}", fp32.sids_nW3)["log_probabilities"]
+    errors = forced_errors(_floats(actual), expected_nW3, fp32)
+    sids_nW3 = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")["sids"].astype(np.int64)
     assert requests.targets_n3 is not None
-    k = min(recipe.validation.top_k, sids_nW3.shape[1])
-    regret = fp32.scores_nW[:, :k].mean() - _fp32_scores(model, requests, sids_nW3[:, :k], recipe.validation.batch_size).mean()
-    return beam_metrics(sids_nW3, float(regret), requests.targets_n3, fp32, recipe.validation)
+    k = min(options.top_k, sids_nW3.shape[1])
+    regret = fp32.scores_nW[:, :k].mean() - _fp32_scores(model, requests, sids_nW3[:, :k], options.batch_size).mean()
+    beams = beam_metrics(sids_nW3, float(regret), requests.targets_n3, fp32, options)
+    gates = [*forced_gates(recipe.name, errors, options.forced_error_ratio), *beam_gates(recipe.name, beams, options)]
+    if trial.label:
+        gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
+    return Outcome(errors, beams, gates)
+
+
+def _quantised_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
+    """Log-probabilities [n, W, 3] by the quantised PyTorch model along the FP32 model's paths."""
+    runner = TorchRunner(ForcedModel(serving.decoder, fp32.sids_nW3.shape[1]), ("log_probabilities",))
+    outputs = run_all(runner, requests, recipe.validation.batch_size, "forced, quantised PyTorch", fp32.sids_nW3)
+    return _floats(outputs["log_probabilities"])
+
+
+def _save_for_polygraphy(under_test: UnderTest, inputs: dict[str, Any], folder: Path) -> None:
+    """First batch of the forced form, for `polygraphy run forced.onnx --trt --load-outputs ...` on a GPU machine."""
+    runner: Runner = under_test.trials[0].forced()
+    results = RunResults()
+    results.append((under_test.engine, [IterationResult(runner(inputs), runner_name=under_test.engine)]))
+    (folder / POLYGRAPHY_FILE).write_text(to_json(results))  # not results.save: it writes a line to standard output
 
 
 def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:

@@ -1,0 +1,113 @@
+"""What the gates are run on: the exported graphs in ONNX Runtime, or the plans built from them on their GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..builders.plan_record import PlanRecord, inspect_plan
+from ..core.artefacts import sha256
+from ..core.errors import ArtefactError
+from ..core.recipe import Recipe
+from ..export.stage import FORCED_FILE, SERVING_FILE
+from ..operators.operator import Array
+from .onnxruntime_runner import OnnxRuntimeRunner
+from .plan_shapes import Profile, choose_profile
+from .requests_feed import Runner
+from .tensorrt_runner import TensorRtRunner
+
+EngineName = Literal["onnxruntime", "tensorrt"]
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run an engine: what its gates are marked with, requests per batch, and how to load a runner of each form."""
+
+    label: str
+    batch_size: int
+    serving: Callable[[], Runner]
+    forced: Callable[[], Runner]
+
+
+@dataclass(frozen=True)
+class UnderTest:
+    """An engine and every way it is to be run. `plans`: name to SHA-256 of the plans that run."""
+
+    engine: EngineName
+    trials: tuple[Trial, ...]
+    plans: Mapping[str, str] = field(default_factory=dict)
+
+
+def onnxruntime_under_test(recipe: Recipe, exported: Path) -> UnderTest:
+    """The exported graphs on CPU."""
+    trial = Trial(
+        "",
+        recipe.validation.batch_size,
+        lambda: OnnxRuntimeRunner(exported / SERVING_FILE),
+        lambda: OnnxRuntimeRunner(exported / FORCED_FILE),
+    )
+    return UnderTest("onnxruntime", (trial,))
+
+
+def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTest:
+    """The plans of the exported graphs, once at the largest batch of every profile that takes the recipe's longest context.
+
+    Raises:
+        ArtefactError: There is no plan of one of the forms, or a plan does not match its record.
+    """
+    serving, forced = (plans_of(exported, plans, recipe.precision, form) for form in ("serving", "forced"))
+    batches = _largest_batches([profile for record in serving.values() for profile in record.profiles], recipe.max_context)
+    trials = tuple(
+        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, lambda: PlanSet(list(serving)), lambda: PlanSet(list(forced)))
+        for batch in batches
+    )
+    return UnderTest("tensorrt", trials, {path.name: record.sha256 for path, record in (serving | forced).items()})
+
+
+def plans_of(exported: Path, plans: Path, precision: str, form: str) -> dict[Path, PlanRecord]:
+    """Plans in a folder that were built from these exported files in this precision and form, with their records.
+
+    Raises:
+        ArtefactError: There is none, or a plan does not match its record.
+    """
+    records = {path: inspect_plan(path) for path in sorted(plans.glob("*.plan"))}
+    export_record = sha256(exported / "record.json")
+    found = {
+        path: record
+        for path, record in records.items()
+        if (record.target, record.form, record.precision) == ("tensorrt", form, precision)
+        and record.made_from.get("record.json") == export_record
+    }
+    if not found:
+        problem = f"there is no {form} plan of TensorRT built from {exported}"
+        raise ArtefactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` on this machine")
+    return found
+
+
+class PlanSet:
+    """Several plans of one graph as one runner: each batch goes to the narrowest profile of any of them."""
+
+    def __init__(self, plans: Sequence[Path]) -> None:
+        self._runners = [TensorRtRunner(plan) for plan in plans]
+        self._profiles = [(runner, profile) for runner in self._runners for profile in runner.engine.profiles]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Outputs by name.
+
+        Raises:
+            RequestError: No plan takes these shapes.
+        """
+        shapes = {name: tuple(array.shape) for name, array in inputs.items()}
+        where = ", ".join(runner.plan.name for runner in self._runners)
+        chosen = choose_profile([profile for _, profile in self._profiles], shapes, where)
+        return self._profiles[chosen][0](inputs)
+
+
+def _largest_batches(profiles: Sequence[Profile], context: int) -> list[int]:
+    """The largest batches of the profiles that take the longest context; the recipe has at least one such profile."""
+    largest = sorted({profile["features"][2][0] for profile in profiles if profile["features"][2][1] >= context})
+    assert largest, "the recipe's longest context is that of one of its profiles, and the plan was built from it"
+    return largest
