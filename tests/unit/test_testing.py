@@ -92,3 +92,16 @@ def test_the_documented_example_runs(world: Path, monkeypatch: pytest.MonkeyPatc
     (test,) = [value for name, value in names.items() if name.startswith("test_")]
     folders = folders_of(load_recipe(Path("fp8-paper.yaml")))
     test(folders.root.parent)  # type: ignore[operator]
+
+
+def test_the_examples_of_the_documentation_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of docs/ci.md, word for word, on a finished run."""
+    (source,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "ci.md").read_text(), re.DOTALL)
+    (world / "fp8-row.yaml").rename(world / "recipe.yaml")
+    monkeypatch.chdir(world)
+    names: dict[str, object] = {}
+    exec(compile(source, "docs/ci.md", "exec"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test(world / "out")  # type: ignore[operator]
