@@ -1,0 +1,112 @@
+"""The README is true: every command in it is run here, and `make demo` leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "out" / "demo"
+RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-paper"}
+SUMMARY_KEYS = {"hit@10", "overlap@10", "forced_error_vs_fp32", "forced_error_ratio"}
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo() -> dict[str, object]:
+    """`make demo`, as the README says it, in the checkout; the summary it leaves."""
+    done = run("make", "demo")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    summary: dict[str, object] = json.loads((OUT / "summary.json").read_text())
+    return summary
+
+
+def test_every_command_of_the_readme_is_run_by_a_test() -> None:
+    assert readme_commands() == [
+        "make demo",  # the fixture above
+        "make test",  # what runs this; see the next test
+        "onerec-trt run recipe.yaml",
+        "onerec-trt inspect out/NAME/plans/sm89.plan",
+    ]
+
+
+def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    planned = run("make", "--dry-run", "test").stdout
+    assert "ruff check ." in planned
+    assert "mypy -p onerec_trt" in planned
+    assert re.search(r"python -m pytest$", planned, re.MULTILINE), planned
+
+
+def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) -> None:
+    assert {gate["recipe"] for gate in demo["gates"]} == RECIPES | {"fp32"}
+    for gate in demo["gates"]:
+        assert set(gate) == {"name", "recipe", "value", "threshold", "passed"}
+        assert gate["passed"], gate
+    names = {str(gate["name"]) for gate in demo["gates"]}
+    assert {"overlap@10", "top-1 outside the tie band", "requests inside the tie band", "forced log-probabilities"} <= names
+
+
+def test_the_demo_shows_four_recipes_and_plans_for_two_gpu_generations(demo: dict[str, dict[str, object]]) -> None:
+    assert set(demo["recipes"]) == RECIPES
+    assert all(set(figures) == SUMMARY_KEYS for figures in demo["recipes"].values())  # type: ignore[call-overload]
+    plans: list[dict[str, object]] = demo["plans"]  # type: ignore[assignment]
+    assert {str(plan["target"]) for plan in plans} == {"tensorrt-rtx sm 8.9", "tensorrt-rtx sm 12.0"}
+    assert len(plans) == len(RECIPES) * 2
+    for plan in plans:
+        assert plan["validated"] is False
+        assert (OUT / str(plan["path"])).stat().st_size > 100_000
+
+
+def test_the_report_is_one_file_without_the_network(demo: dict[str, object]) -> None:
+    page = (OUT / "report.html").read_text()
+    assert all(recipe in page for recipe in RECIPES)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+
+
+def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: dict[str, object]) -> None:
+    done = run(str(Path(sys.executable).parent / "onerec-trt"), "run", str(OUT / "recipes" / "fp8-paper.yaml"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("up to date") == 4, done.stderr
+
+
+def test_a_plan_can_be_inspected(demo: dict[str, object]) -> None:
+    command = shlex.split("onerec-trt inspect out/demo/fp8-paper/plans/sm89.plan --json")
+    done = run(str(Path(sys.executable).parent / command[0]), *command[1:])
+    assert done.returncode == 0, done.stderr[-4000:]
+    facts = json.loads(done.stdout)
+    assert facts["compute_capability"] == "8.9"
+    assert facts["validated"] is False
+
+
+def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) -> None:
+    """The Python block of the README, with the demo's recipe and paths in place of the example's."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    places = {
+        "recipe.yaml": OUT / "recipes" / "fp16.yaml",
+        "calibration.parquet": OUT / "data" / "calibration.parquet",
+        "heldout.parquet": OUT / "data" / "heldout.parquet",
+    }
+    for name, path in places.items():
+        assert f'"{name}"' in example
+        example = example.replace(f'"{name}"', repr(str(path)))
+    example = example.replace('checkpoint="checkpoint"', f"checkpoint={str(OUT / 'checkpoint')!r}")
+    test_file = tmp_path / "test_example.py"
+    test_file.write_text(example)
+    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_file))
+    assert done.returncode == 0, done.stdout[-4000:]
