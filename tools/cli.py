@@ -35,6 +35,13 @@ class BuildTarget(StrEnum):
     TENSORRT = "tensorrt"
 
 
+class Engine(StrEnum):
+    """What the gates can be run on."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
 INTERRUPTED = 130  # what a shell reports for Ctrl-C, and Typer makes of it
 
 
@@ -101,11 +108,17 @@ def build(
 
 
 @app.command()
-def validate(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Hold the exported graph against every gate; exits with 2 when one fails."""
+def validate(
+    recipe_file: RecipeFile,
+    engine: Annotated[
+        Engine, typer.Option(help="onnxruntime: the exported graphs on CPU; tensorrt: its plans on their GPU.")
+    ] = Engine.ONNXRUNTIME,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the exported graph, or the plans built from it, against every gate; exits with 2 when one fails."""
     from . import commands
 
-    commands.validate(recipe_file, as_json)
+    commands.validate(recipe_file, as_json, engine.value)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from rich.console import Console
 from ..core.recipe import Recipe, load_recipe
 from ..core.tensorrt_api import Target
 from ..engines.gates import Gate, require
+from ..engines.trials import EngineName
 from . import demo as demo_run
 from . import inspection, pipeline
 from .pipeline import StageResult
@@ -30,7 +31,7 @@ def demo(out: Path, as_json: bool) -> None:
 
 def run(recipe_file: Path, as_json: bool) -> None:
     recipe = load_recipe(recipe_file)
-    _show(pipeline.run_stages(recipe))
+    _show(pipeline.run_stages(recipe, pipeline.stages_of(recipe)))
     _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
 
 
@@ -43,12 +44,12 @@ def one_stage(recipe_file: Path, stage: str, as_json: bool, target: Target | Non
             _print(result.record.model_dump(mode="json"), [], as_json)
 
 
-def validate(recipe_file: Path, as_json: bool) -> None:
+def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime") -> None:
     recipe = load_recipe(recipe_file)
-    _show(pipeline.run_stages(recipe, ["validate"]))
-    (result,) = pipeline.validations([recipe])
+    _show(pipeline.run_stages(recipe, [pipeline.VALIDATE[engine]]))
+    (result,) = pipeline.validations([recipe], engine)
     _print(result.model_dump(mode="json"), [gates_table(result.gates)], as_json)
-    require(result.gates, where=str(pipeline.folders_of(recipe).validated))
+    require(result.gates, where=str(pipeline.folders_of(recipe).validated_by(engine)))
 
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:
@@ -74,7 +75,7 @@ def _finish(
     summary, results = pipeline.summarise(recipes, extra_gates), pipeline.validations(recipes)
     _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {}, extra_gates)
     pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
-    gates = [*extra_gates, *(gate for result in results for gate in result.gates)]
+    gates = pipeline.all_gates(recipes, extra_gates)
     _print(summary, [recipes_table(results), plans_table(summary["plans"]), gates_table(gates, failed_only=True)], as_json)
     typer.echo(f"report: {folder / pipeline.REPORT_FILE}", err=True)
     require(gates, where=str(folder / pipeline.REPORT_FILE))

@@ -8,9 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..builders.plan_record import inspect_plan
 from ..core.errors import ArtefactError
 from ..core.records import RECORD_NAME, read_record
+from ..engines.proof import inspect_proven
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
 
@@ -25,7 +25,7 @@ def inspect(path: Path) -> dict[str, Any]:
         CheckpointError: It is a damaged checkpoint.
     """
     if path.suffix == ".plan":
-        return {"kind": "plan", **inspect_plan(path).model_dump(mode="json")}
+        return {"kind": "plan", **inspect_proven(path).model_dump(mode="json")}
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}
     if (path / CONFIG_NAME).is_file():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..builders.plan_record import inspect_plan
+from ..builders.machine import this_machine
 from ..builders.stage import PLAN_FOLDERS, build
 from ..calibration.stage import calibrate
 from ..core.artefacts import write_json
@@ -18,10 +18,13 @@ from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.tensorrt_api import Target
 from ..engines.gates import Gate
+from ..engines.proof import PROOF_FOLDER, inspect_proven
+from ..engines.trials import EngineName
 from ..engines.validate import Validation, read_validation, validate
 from ..export.stage import export
 
 STAGES = ("calibrate", "export", "build", "validate")
+VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 
@@ -38,7 +41,11 @@ class Folders:
     twin: Path
     plans: Path
     validated: Path
+    validated_tensorrt: Path
     reference: Path
+
+    def validated_by(self, engine: EngineName) -> Path:
+        return self.validated if engine == "onnxruntime" else self.validated_tensorrt
 
 
 def folders_of(recipe: Recipe) -> Folders:
@@ -51,8 +58,14 @@ def folders_of(recipe: Recipe) -> Folders:
         twin=root / "fp16-twin",
         plans=root / PLAN_FOLDERS[recipe.build.target],
         validated=root / "validated",
+        validated_tensorrt=root / PROOF_FOLDER,
         reference=recipe.output / "reference",
     )
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """Every stage of a recipe: plans built on their GPU are validated there."""
+    return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
 
 
 def with_target(recipe: Recipe, target: Target) -> Recipe:
@@ -77,11 +90,14 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[Stage
         OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `engines.gates.require`.
     """
     places = folders_of(recipe)
+    plans_tensorrt = places.root / PLAN_FOLDERS["tensorrt"]
+    validated = (places.calibrated, places.exported, places.reference)
     bodies: dict[str, Callable[[], Record]] = {
         "calibrate": lambda: calibrate(recipe, recipe.checkpoint, recipe.requests, places.calibrated),
         "export": lambda: export(recipe.export, places.calibrated, places.exported),
         "build": lambda: build(recipe, places.exported, places.plans, _fp16_twin(recipe, places.twin)),
-        "validate": lambda: validate(recipe, places.calibrated, places.exported, places.reference, places.validated),
+        VALIDATE["onnxruntime"]: lambda: validate(recipe, *validated, places.validated),
+        VALIDATE["tensorrt"]: lambda: validate(recipe, *validated, places.validated_tensorrt, plans_tensorrt),
     }
     for stage in stages:
         started = time.monotonic()
@@ -93,6 +109,7 @@ def _fp16_twin(recipe: Recipe, folder: Path) -> Path | None:
     """Exported folder of the same checkpoint and beams in FP16, where the recipe asks for it."""
     if not recipe.build.fp16_twin or recipe.build.target != "tensorrt":
         return None
+    this_machine("tensorrt")  # says that there is no GPU before minutes of work
     calibration = recipe.calibration.model_copy(update={"saved_state": None})
     twin = recipe.model_copy(update={"precision": "fp16", "calibration": calibration})
     calibrate(twin, twin.checkpoint, twin.requests, folder / "calibrated")
@@ -100,17 +117,17 @@ def _fp16_twin(recipe: Recipe, folder: Path) -> Path | None:
     return folder / "exported"
 
 
-def validations(recipes: Sequence[Recipe]) -> list[Validation]:
-    """What the validate stage found for each recipe.
+def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -> list[Validation]:
+    """What the validate stage found for each recipe with an engine.
 
     Raises:
         ArtefactError: A recipe was not validated.
     """
-    return [read_validation(folders_of(recipe).validated) for recipe in recipes]
+    return [read_validation(folders_of(recipe).validated_by(engine)) for recipe in recipes]
 
 
 def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
-    """Every plan of the recipes: path, target and whether it was seen running on its GPU.
+    """Every plan of the recipes: path, target and whether it was seen passing the gates on its GPU.
 
     Raises:
         ArtefactError: There are no plans, or one does not match its record.
@@ -121,7 +138,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
         if not files:
             raise ArtefactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
         for file in files:
-            record = inspect_plan(file)
+            record = inspect_proven(file)
             path = str(file.relative_to(recipe.output))
             found.append({"path": path, "target": f"{record.target} sm {record.compute_capability}", "validated": record.validated})
     return found
@@ -129,8 +146,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 
 def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
     """The machine-readable result of a run: gates, plans, and four figures per recipe."""
-    results = validations(recipes)
-    gates = [*extra_gates, *(gate for result in results for gate in result.gates)]
+    results, gates = validations(recipes), all_gates(recipes, extra_gates)
     return {
         "gates": [{key: getattr(gate, key) for key in ("name", "recipe", "value", "threshold", "passed")} for gate in gates],
         "plans": plans(recipes),
@@ -144,6 +160,16 @@ def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
             for result in results
         },
     }
+
+
+def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> list[Gate]:
+    """The extra gates, then those of every recipe, then those of plans that ran on their GPU."""
+    gates = [*extra_gates, *(gate for result in validations(recipes) for gate in result.gates)]
+    for recipe in recipes:
+        if recipe.build.target == "tensorrt":
+            ran = read_validation(folders_of(recipe).validated_tensorrt)
+            gates += [gate.model_copy(update={"name": f"tensorrt: {gate.name}"}) for gate in ran.gates]
+    return gates
 
 
 def _or_null(value: float) -> float | None:

@@ -1,0 +1,172 @@
+"""Validation on plans, with ONNX Runtime standing in for TensorRT: every profile runs, and a pass counts for this very plan alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from onerec_trt.builders.machine import Machine
+from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
+from onerec_trt.core.artefacts import sha256, write_json
+from onerec_trt.core.errors import ArtefactError
+from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.engines import trials
+from onerec_trt.engines import validate as validate_module
+from onerec_trt.engines.onnxruntime_runner import OnnxRuntimeRunner
+from onerec_trt.engines.plan_shapes import choose_profile
+from onerec_trt.engines.proof import inspect_proven
+from onerec_trt.engines.validate import Validation, read_validation, validate
+from onerec_trt.models.config import LEVELS
+from onerec_trt.tools.pipeline import folders_of, plans, with_target
+
+HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
+FEATURES, WIDTH, CONTEXT = 24, 16, 16  # of the small world's model, beam and profile
+
+
+def profile(batch: int, form: str) -> dict[str, Any]:
+    inputs = {"features": (CONTEXT, FEATURES), "lengths": (LEVELS,)} | ({"sids": (WIDTH, LEVELS)} if form == "forced" else {})
+    smallest = {"features": (1, 1, FEATURES)}
+    return {name: (smallest.get(name, (1, *rest)), (batch, *rest), (batch, *rest)) for name, rest in inputs.items()}
+
+
+def write_plan(recipe: Recipe, form: str, *, content: str = "") -> Path:
+    """A plan whose bytes are its form, made from the recipe's exported folder, with profiles for 4 and for 16 requests."""
+    places = folders_of(recipe)
+    places.plans.mkdir(parents=True, exist_ok=True)
+    plan = places.plans / ("sm90.plan" if form == "serving" else "sm90-forced.plan")
+    plan.write_text(form + content)
+    record = PlanRecord(
+        plan=plan.name,
+        sha256=sha256(plan),
+        bytes=plan.stat().st_size,
+        target="tensorrt",
+        library_version=HERE.library_version,
+        compute_capability=HERE.compute_capability,
+        driver=HERE.driver,
+        gpu=HERE.gpu,
+        tensors=(),
+        profiles=(profile(4, form), profile(16, form)),
+        builder_flags=(),
+        fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantised=0, how="counted"),
+        weight_bytes=WeightBytes(graph={}, plan={}),
+        build_seconds=1.0,
+        peak_memory_bytes=1,
+        validated=False,
+        reason="never ran",
+        form=form,
+        precision=recipe.precision,
+        made_from={"record.json": sha256(places.exported / "record.json")},
+    )
+    write_json(record_path(plan), record.model_dump(mode="json"))
+    return plan
+
+
+class StandIn:
+    """Runs the exported graph a plan was made from; remembers which profile each batch took."""
+
+    used: list[tuple[str, int]]
+
+    def __init__(self, plan: Path) -> None:
+        self.plan = plan
+        form = "forced" if plan.read_text().startswith("forced") else "serving"
+        self.engine = SimpleNamespace(profiles=inspect_proven(plan).profiles)
+        self.noise = 3.0 if "noisy" in plan.read_text() else 0.0
+        exported = plan.parent.parent / "exported"
+        self._runner = OnnxRuntimeRunner(exported / ("forced.onnx" if form == "forced" else "model.onnx"), threads=1)
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        self.used.append((self.plan.stem, choose_profile(self.engine.profiles, shapes, "stand-in")))
+        outputs = self._runner(inputs)
+        if "log_probabilities" in outputs:
+            rng = np.random.default_rng(0)
+            outputs["log_probabilities"] = outputs["log_probabilities"] + self.noise * rng.standard_normal(
+                outputs["log_probabilities"].shape
+            ).astype(np.float32)
+        return outputs
+
+
+@pytest.fixture
+def recipe(world: Path) -> Recipe:
+    chosen = with_target(load_recipe(world / "fp16.yaml"), "tensorrt")
+    return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 16})})
+
+
+@pytest.fixture(autouse=True)
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    StandIn.used = []
+    monkeypatch.setattr(trials, "TensorRtRunner", StandIn)
+    monkeypatch.setattr(validate_module, "this_machine", lambda _: HERE)
+    return StandIn.used
+
+
+def run(recipe: Recipe) -> Validation:
+    places = folders_of(recipe)
+    validate(recipe, places.calibrated, places.exported, places.reference, places.validated_tensorrt, places.plans)
+    return read_validation(places.validated_tensorrt)
+
+
+def test_every_profile_runs_and_the_plans_are_proven(recipe: Recipe, used: list[tuple[str, int]]) -> None:
+    plan, forced = write_plan(recipe, "serving"), write_plan(recipe, "forced")
+    assert not inspect_proven(plan).validated
+    validation = run(recipe)
+    assert validation.engine == "tensorrt"
+    assert validation.plans == {plan.name: sha256(plan), forced.name: sha256(forced)}
+    assert set(used) == {("sm90", 0), ("sm90", 1), ("sm90-forced", 0), ("sm90-forced", 1)}
+    names = {gate.name for gate in validation.gates}
+    assert {"forced KL, batch 4", "forced KL, batch 16", "overlap@10, batch 4", "overlap@10, batch 16", "weights in the file"} <= names
+    assert validation.passed, [gate.sentence() for gate in validation.gates if not gate.passed]
+    assert inspect_proven(plan).validated
+    assert all(entry["validated"] for entry in plans([recipe]))
+
+    used.clear()
+    assert run(recipe) == validation  # nothing changed, nothing runs
+    assert used == []
+
+    write_plan(recipe, "serving", content=" rebuilt")  # another plan of the same name was never seen running
+    assert not inspect_proven(plan).validated
+    assert inspect_proven(forced).validated
+
+
+def test_a_plan_that_fails_says_which_gate(recipe: Recipe) -> None:
+    plan, _ = write_plan(recipe, "serving"), write_plan(recipe, "forced", content=" noisy")
+    validation = run(recipe)
+    assert {gate.name for gate in validation.gates if not gate.passed} >= {"forced log-probabilities, batch 4"}
+    proven = inspect_proven(plan)
+    assert not proven.validated
+    assert "forced log-probabilities, batch 4" in proven.reason
+
+
+def test_a_tampered_validation_is_an_error(recipe: Recipe) -> None:
+    plan, _ = write_plan(recipe, "serving"), write_plan(recipe, "forced", content=" noisy")
+    run(recipe)
+    path = folders_of(recipe).validated_tensorrt / "validation.json"
+    values = json.loads(path.read_text())
+    for gate in values["gates"]:
+        gate["passed"] = True
+    path.write_text(json.dumps(values))
+    with pytest.raises(ArtefactError, match="does not match its record"):
+        inspect_proven(plan)
+
+
+@pytest.mark.parametrize("missing", ["serving", "forced"])
+def test_a_missing_form_is_named(recipe: Recipe, missing: str) -> None:
+    write_plan(recipe, "forced" if missing == "serving" else "serving")
+    with pytest.raises(ArtefactError, match=f"no {missing} plan") as caught:
+        run(recipe)
+    assert "build RECIPE.yaml --target tensorrt" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp8-row"}, {"made_from": {"record.json": "0" * 64}}, {"target": "tensorrt-rtx"}])
+def test_plans_of_something_else_do_not_count(recipe: Recipe, change: dict[str, Any]) -> None:
+
+    for plan in (write_plan(recipe, "serving"), write_plan(recipe, "forced")):
+        record = PlanRecord.model_validate(json.loads(record_path(plan).read_text()))
+        write_json(record_path(plan), record.model_copy(update=change).model_dump(mode="json"))
+    with pytest.raises(ArtefactError, match="no serving plan"):
+        run(recipe)
