@@ -35,7 +35,9 @@ def require_fp8(record: PlanRecord, share: float) -> None:
     gemms = record.fp8_gemms
     if gemms.found is None or gemms.found >= share * gemms.expected:
         return
-    shown = ", ".join(gemms.missing[:_SHOWN]) + (", ..." if len(gemms.missing) > _SHOWN else "")
+    kernels = {node: layer.kernel for layer in record.layers if not layer.in_fp8 for node in layer.nodes}
+    named = [f"{node} ({kernels[node]})" if node in kernels else node for node in gemms.missing[:_SHOWN]]
+    shown = ", ".join(named) + (", ..." if len(gemms.missing) > _SHOWN else "")
     raise BuildError(
         f"{len(gemms.missing)} of {gemms.expected} matrix multiplications meant for FP8 do not run in FP8: {shown}",
         where=record.plan,

@@ -1,11 +1,13 @@
-"""The machine at hand, as plans and timing caches are tied to it: TensorRT, GPU and driver."""
+"""The machine at hand, as plans and timing caches are tied to it: TensorRT, GPU and driver.
+
+PyTorch is imported where it is used: a builder's process needs this module, and not that library.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pynvml
-import torch
 
 from ..core.errors import GpuError
 from ..core.tensorrt_api import Target, load
@@ -29,6 +31,8 @@ def this_machine(target: Target) -> Machine:
         GpuError: There is no NVIDIA driver, or no GPU that CUDA can use.
         MissingExtraError: The library is not installed.
     """
+    import torch
+
     driver = driver_version()
     if not torch.cuda.is_available():
         hint = "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; a driver older than PyTorch's CUDA also hides the GPU"

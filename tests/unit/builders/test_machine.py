@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+import torch
 from onerec_trt.builders import machine
 from onerec_trt.builders.machine import this_machine
 from onerec_trt.core.errors import GpuError, MissingExtraError
@@ -19,9 +20,9 @@ def _has_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     properties = SimpleNamespace(major=9, minor=0, name="NVIDIA H200")
-    monkeypatch.setattr(machine.torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_without_usable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _has_driver(monkeypatch)
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(GpuError, match="no usable GPU") as caught:
         this_machine("tensorrt")
     assert "580.159.03" in caught.value.where

@@ -1,0 +1,186 @@
+"""The build for the GPU in the machine, with a stand-in for TensorRT in the child process; the real one is tested on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onerec_trt.builders import stage
+from onerec_trt.builders.machine import Machine
+from onerec_trt.builders.plan_record import inspect_plan
+from onerec_trt.builders.stage import build
+from onerec_trt.builders.timing_cache import cache_file
+from onerec_trt.core.errors import BuildError, GpuError
+from onerec_trt.core.recipe import Recipe
+from onerec_trt.core.records import read_record, run_stage
+
+Make = Callable[..., onnx.ModelProto]
+MakeRecipe = Callable[..., Recipe]
+FAKE = Path(__file__).parent / "fake_tensorrt"
+GOLDEN = Path(__file__).parents[2] / "golden"
+MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.159.03", gpu="NVIDIA H200")
+PROFILES = [{"batch": [1, 4, 8], "context": [1, 16, 32]}, {"batch": [1, 1, 1], "context": [64, 64, 64]}]
+
+
+@pytest.fixture(autouse=True)
+def _machine_with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    monkeypatch.setattr(stage, "this_machine", lambda target: MACHINE)
+
+
+@pytest.fixture
+def exported(make_model: Make, tmp_path: Path) -> Path:
+    return _export(tmp_path / "export", make_model())
+
+
+def _export(folder: Path, model: onnx.ModelProto) -> Path:
+    """The serving graph and its forced form, here the same."""
+
+    def body(temporary: Path) -> dict[str, object]:
+        content = model.SerializeToString()
+        for name in ("model", "forced"):
+            copy = onnx.load_model_from_string(content)
+            onnx.save(copy, str(temporary / f"{name}.onnx"), save_as_external_data=True, location=f"{name}.data", size_threshold=0)
+        return {}
+
+    run_stage("export", folder, read={}, options={}, tools=(), body=body)
+    return folder
+
+
+def test_serving_and_forced_plans_with_their_layers(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    record = build(recipe(target="tensorrt", profiles=PROFILES), exported, tmp_path / "plans")
+    stems = ("sm90", "sm90-forced")
+    expected = {f"{stem}.{ending}" for stem in stems for ending in ("plan", "json")}
+    assert set(record.wrote) == expected | {f"builder-{stem}.log" for stem in stems} | {f"layers-{stem}.json" for stem in stems}
+    assert read_record(tmp_path / "plans").options["machine"]["gpu"] == "NVIDIA H200"
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert (plan.compute_capability, plan.driver, plan.gpu, plan.library_version) == ("9.0", "580.159.03", "NVIDIA H200", "10.6.0")
+    assert (plan.form, plan.precision, plan.validated, plan.timing_cache) == ("serving", "fp8-static", False, None)
+    assert inspect_plan(tmp_path / "plans" / "sm90-forced.plan").form == "forced"
+    assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (1, 1)
+    first, second = plan.layers
+    assert (first.profile, first.nodes, first.in_fp8) == (0, ("layer",), True)
+    assert (first.inputs, second.inputs) == (("FP8 [4, 16, 64]",), ("FP8 [1, 64, 64]",))
+    assert (second.profile, second.name) == (1, first.name)
+    assert plan.made_from["model.onnx"] == read_record(exported).wrote["model.onnx"]
+    assert plan.weight_ratio is not None
+    assert plan.weight_ratio > 0
+
+
+def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    record = build(recipe(target="tensorrt", profiles=PROFILES, plan_per_profile=True), exported, tmp_path / "plans")
+    plans = sorted(name for name in record.wrote if name.endswith(".plan"))
+    assert plans == ["sm90-b1-1-s64-64-forced.plan", "sm90-b1-1-s64-64.plan", "sm90-b1-8-s1-32-forced.plan", "sm90-b1-8-s1-32.plan"]
+    assert len(inspect_plan(tmp_path / "plans" / plans[1]).profiles) == 1
+
+
+def test_the_twin_lies_beside(exported: Path, make_model: Make, recipe: MakeRecipe, tmp_path: Path) -> None:
+    twin = _export(tmp_path / "twin", make_model(fp8=False))
+    record = build(recipe(target="tensorrt", fp16_twin=True), exported, tmp_path / "plans", twin)
+    assert {name for name in record.wrote if name.endswith(".plan")} == {
+        f"sm90{middle}{form}.plan" for middle in ("", "-fp16") for form in ("", "-forced")
+    }
+    plan = inspect_plan(tmp_path / "plans" / "sm90-fp16.plan")
+    assert (plan.precision, plan.fp8_gemms.expected) == ("fp16", 0)
+    assert plan.made_from["model.onnx"] == read_record(twin).wrote["model.onnx"]
+    assert "twin/model.onnx" in record.read
+
+
+def test_another_gpu_or_driver_builds_anew(monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert build(recipe(target="tensorrt"), exported, tmp_path / "plans").ran
+    assert not build(recipe(target="tensorrt"), exported, tmp_path / "plans").ran
+    monkeypatch.setattr(stage, "this_machine", lambda target: Machine(**{**vars(MACHINE), "driver": "590.1"}))
+    assert build(recipe(target="tensorrt"), exported, tmp_path / "plans").ran
+
+
+def test_layers_that_lost_fp8_refuse_the_plan_unless_the_recipe_allows_them(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "half")
+    with pytest.raises(BuildError, match="1 of 1 matrix multiplications meant for FP8 do not run in FP8: layer") as caught:
+        build(recipe(target="tensorrt"), exported, tmp_path / "plans")
+    assert "f16f16" in caught.value.what
+    assert not (tmp_path / "plans").exists()
+    build(recipe(target="tensorrt", fp8_coverage=0), exported, tmp_path / "plans")
+    assert inspect_plan(tmp_path / "plans" / "sm90.plan").fp8_gemms.missing == ("layer",)
+
+
+def test_without_details_the_coverage_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "brief")
+    build(recipe(target="tensorrt"), exported, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert (plan.fp8_gemms.found, plan.layers) == (None, ())
+
+
+def test_the_timing_cache_grows_and_then_suffices(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    options = {"target": "tensorrt", "timing_cache": tmp_path / "cache"}
+    strict = recipe(**options, strict_timing_cache=True)
+    with pytest.raises(BuildError, match="no timing cache for this machine") as caught:
+        build(strict, exported, tmp_path / "plans")
+    assert "strict_timing_cache off" in caught.value.hint
+    build(recipe(**options), exported, tmp_path / "plans")
+    use = inspect_plan(tmp_path / "plans" / "sm90.plan").timing_cache
+    assert use is not None
+    assert (use.sha256_before, use.strict) == (None, False)
+    cache = cache_file(tmp_path / "cache", MACHINE)
+    assert use.file == cache.name == "tensorrt-10.6.0-sm90-nvidia-h200-driver-580.159.03.cache"
+    assert json.loads(cache.read_text()) == ["layer"]
+    build(strict, exported, tmp_path / "plans")
+    again = inspect_plan(tmp_path / "plans" / "sm90.plan").timing_cache
+    assert again is not None
+    assert again.sha256_before == again.sha256 == use.sha256
+
+
+def test_a_miss_fails_a_strict_build(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    cache = cache_file(tmp_path / "cache", MACHINE)
+    cache.parent.mkdir()
+    cache.write_text('["another layer"]')
+    with pytest.raises(BuildError, match="cannot build the plan") as caught:
+        build(recipe(target="tensorrt", timing_cache=tmp_path / "cache", strict_timing_cache=True), exported, tmp_path / "plans")
+    assert "timing cache miss" in caught.value.what
+    assert "strict_timing_cache off" in caught.value.hint
+    assert cache.read_text() == '["another layer"]'
+
+
+@pytest.mark.parametrize(("content", "mood", "message"), [("damaged", "", "is damaged"), ("[]", "other-gpu", "another library or GPU")])
+def test_a_cache_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path, content: str, mood: str, message: str
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", mood)
+    cache = cache_file(tmp_path / "cache", MACHINE)
+    cache.parent.mkdir()
+    cache.write_text(content)
+    with pytest.raises(BuildError, match=message) as caught:
+        build(recipe(target="tensorrt", timing_cache=tmp_path / "cache"), exported, tmp_path / "plans")
+    assert "build.timing_cache" in caught.value.hint
+    assert cache.read_text() == content
+
+
+def test_no_gpu_is_said_first(monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    def none(target: str) -> Machine:
+        raise GpuError("no GPU")
+
+    monkeypatch.setattr(stage, "this_machine", none)
+    with pytest.raises(GpuError):
+        build(recipe(target="tensorrt"), exported, tmp_path / "plans")
+    assert not (tmp_path / "plans").exists()
+
+
+@pytest.mark.parametrize("version", ["10.6", "11.4"])
+def test_the_stand_in_offers_nothing_that_tensorrt_lacks(version: str) -> None:
+    spec = importlib.util.spec_from_file_location("fake_tensorrt", FAKE / "tensorrt.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    api = json.loads((GOLDEN / f"tensorrt-{version}.json").read_text())["classes"]
+    for name, kind in vars(fake).items():
+        if isinstance(kind, type) and kind.__module__ in ("fake_tensorrt", "tensorrt") and not name.startswith("_"):
+            extra = {member for member in vars(kind) if not member.startswith("_")} - set(api[name])
+            assert not extra, f"{name} of TensorRT {version} has no {extra}"
