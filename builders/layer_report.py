@@ -32,10 +32,12 @@ def plan_layers(reports: Sequence[Mapping[str, Any]], multiplications: Collectio
     """
     found: dict[tuple[int, str], PlanLayer] = {}
     for number, report in enumerate(reports):
-        for entry in report["Layers"]:
-            layer = _layer(entry, number, multiplications) if isinstance(entry, dict) else None
-            if layer is not None:
-                found.setdefault((layer.profile, layer.name), layer)
+        entries = [entry for entry in report["Layers"] if isinstance(entry, dict)]  # a plan built with less detail gives names
+        unmarked = 0 if any(_PROFILE.search(entry["Name"]) for entry in entries) else number
+        for entry in entries:
+            layer = _layer(entry, unmarked, multiplications)
+            if layer is not None and (layer.profile == number or (layer.profile, layer.name) not in found):
+                found[layer.profile, layer.name] = layer  # the shapes hold for the report's own profile
     return tuple(found.values())
 
 
