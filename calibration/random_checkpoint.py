@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..core.recipe import PrecisionName
 from ..core.records import Record, run_stage
 from ..models.checkpoint import expected_shapes
 from ..models.config import OneRecConfig
+from ..operators import fp8
 from .freeze import Amax, freeze, weight_amax
 from .summary import QuantisationSummary, summarise_layers, unquantised, write_summary
 from .targets import Target, quantised_targets
@@ -43,28 +45,41 @@ class RandomWeights:
         return torch.randn(shape, generator=generator).mul_(STANDARD_DEVIATION)
 
 
-def random_quantised_checkpoint(config: OneRecConfig, precision: PrecisionName, folder: Path, seed: int) -> Record:
+def random_quantised_checkpoint(
+    config: OneRecConfig, precision: PrecisionName, folder: Path, seed: int, input_amax: Mapping[str, float] | None = None
+) -> Record:
     """Write a quantised checkpoint of random weights into `folder`, replaced as a whole. Peak memory: two shards.
 
+    Args:
+        config: The model.
+        precision: How it is quantised.
+        folder: Where the files go.
+        seed: Of the weights.
+        input_amax: For static activation scales: AbsMax of the tensor each group of linears reads, by the group's name.
+
     Raises:
-        CalibrationError: The precision has static activation scales, which only calibration can give.
+        CalibrationError: The precision has static activation scales, and a group's is not given.
     """
+    amax = dict(input_amax or {})
     if PRECISIONS[precision].needs_activation_amax:
-        hint = "use fp16, fp8-row or fp8-paper, or calibrate a trained checkpoint"
-        raise CalibrationError(f"{precision} needs calibrated activation scales; random weights have none", where=str(folder), hint=hint)
-    options = {"config": config.model_dump(mode="json"), "precision": precision, "seed": seed}
-    body = partial(_write, config, precision, seed)
+        missing = sorted({target.group for target in quantised_targets(config, precision)} - amax.keys())
+        if missing:
+            hint = "use fp16, fp8-row or fp8-paper, or calibrate a trained checkpoint"
+            problem = f"{precision} needs calibrated activation scales; random weights have none for {len(missing)} groups of linears"
+            raise CalibrationError(problem, where=str(folder), hint=hint)
+    options = {"config": config.model_dump(mode="json"), "precision": precision, "seed": seed, "input_amax": amax}
+    body = partial(_write, config, precision, seed, amax)
     return run_stage("random-checkpoint", folder, read={}, options=options, tools=("torch", "safetensors"), body=body)
 
 
-def _write(config: OneRecConfig, precision: PrecisionName, seed: int, folder: Path) -> dict[str, object]:
+def _write(config: OneRecConfig, precision: PrecisionName, seed: int, input_amax: Mapping[str, float], folder: Path) -> dict[str, object]:
     targets = quantised_targets(config, precision)
 
     def amax_of(target: Target, weight_NK: Tensor) -> Amax:
-        return Amax(weight_amax(weight_NK, target.granularity))
+        return Amax(weight_amax(weight_NK, target.granularity), input_amax.get(target.group))
 
     freeze(RandomWeights(config, seed), targets, amax_of, folder, lambda *_: None)
-    write_summary(
-        folder, QuantisationSummary(precision=precision, layers=summarise_layers(targets), unquantised=unquantised(config, targets))
-    )
+    scales = {target.name: float(fp8.scale_of(torch.tensor(input_amax[target.group]))) for target in targets if target.group in input_amax}
+    layers = summarise_layers(targets, scales)
+    write_summary(folder, QuantisationSummary(precision=precision, layers=layers, unquantised=unquantised(config, targets)))
     return {"quantised_linears": len(targets)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onerec_trt.calibration.quantised import open_quantised
 from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
+from onerec_trt.calibration.targets import quantised_targets
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.core.recipe import PrecisionName
 from onerec_trt.models.config import OneRecConfig
@@ -44,3 +45,11 @@ def test_static_scales_cannot_be_invented(config: OneRecConfig, tmp_path: Path) 
     with pytest.raises(CalibrationError, match="needs calibrated activation scales"):
         random_quantised_checkpoint(config, "fp8-static", tmp_path / "model", 0)
     assert not (tmp_path / "model").exists()
+
+
+def test_static_scales_can_be_given(config: OneRecConfig, tmp_path: Path) -> None:
+    groups = sorted({target.group for target in quantised_targets(config, "fp8-static")})
+    random_quantised_checkpoint(config, "fp8-static", tmp_path / "model", 0, {group: 448.0 * (n + 1) for n, group in enumerate(groups)})
+    opened = open_quantised(tmp_path / "model")
+    for target in quantised_targets(config, "fp8-static"):
+        assert float(opened.tensor(f"{target.name}.input_scale")) == groups.index(target.group) + 1
