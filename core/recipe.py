@@ -182,5 +182,20 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = 
     return recipe.model_copy(update={**located, "calibration": calibration, "build": build})
 
 
+def with_build_options(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other values in its `build` section, such as target="tensorrt".
+
+    Raises:
+        RecipeError: The values contradict each other.
+    """
+    try:
+        build = BuildOptions.model_validate({**recipe.build.model_dump(), **changes})
+    except ValidationError as error:
+        raise RecipeError(
+            "; ".join(e["msg"] for e in error.errors()), where=recipe.name, hint="see docs/recipes.md, keys build.*"
+        ) from None
+    return recipe.model_copy(update={"build": build})
+
+
 def _from(base: Path, path: Path) -> Path:
     return Path(os.path.normpath(base / path))

@@ -99,12 +99,14 @@ def export(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 def build(
     recipe_file: RecipeFile,
     target: Annotated[BuildTarget | None, typer.Option(help="Build for this library instead of the recipe's.", show_default=False)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when the timing cache lacks a kernel.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile the serving graph into plans: for TensorRT-RTX without a GPU, for TensorRT on the GPU they are to run on."""
     from . import commands
 
-    commands.one_stage(recipe_file, "build", as_json, target.value if target else None)
+    options = {"target": target and target.value, "strict_timing_cache": strict}
+    commands.build(recipe_file, as_json, **{name: value for name, value in options.items() if value})
 
 
 @app.command()

@@ -10,8 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ..core.recipe import Recipe, load_recipe
-from ..core.tensorrt_api import Target
+from ..core.recipe import Recipe, load_recipe, with_build_options
 from ..engines.gates import Gate, require
 from ..engines.trials import EngineName
 from . import demo as demo_run
@@ -35,10 +34,17 @@ def run(recipe_file: Path, as_json: bool) -> None:
     _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
 
 
-def one_stage(recipe_file: Path, stage: str, as_json: bool, target: Target | None = None) -> None:
-    recipe = load_recipe(recipe_file)
-    if target is not None:
-        recipe = pipeline.with_target(recipe, target)
+def build(recipe_file: Path, as_json: bool, **options: Any) -> None:
+    """`options` take the place of the recipe's build options."""
+    recipe = with_build_options(load_recipe(recipe_file), **options)
+    _one_stage(recipe, "build", as_json)
+
+
+def one_stage(recipe_file: Path, stage: str, as_json: bool) -> None:
+    _one_stage(load_recipe(recipe_file), stage, as_json)
+
+
+def _one_stage(recipe: Recipe, stage: str, as_json: bool) -> None:
     for result in _shown(pipeline.run_stages(recipe, [stage])):
         if as_json:
             _print(result.record.model_dump(mode="json"), [], as_json)

@@ -16,7 +16,6 @@ from ..core.artefacts import write_json
 from ..core.errors import ArtefactError
 from ..core.recipe import Recipe
 from ..core.records import Record
-from ..core.tensorrt_api import Target
 from ..engines.gates import Gate
 from ..engines.proof import PROOF_FOLDER, inspect_proven
 from ..engines.trials import EngineName
@@ -66,11 +65,6 @@ def folders_of(recipe: Recipe) -> Folders:
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
     """Every stage of a recipe: plans built on their GPU are validated there."""
     return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
-
-
-def with_target(recipe: Recipe, target: Target) -> Recipe:
-    """The recipe with another library to build for."""
-    return recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": target})})
 
 
 @dataclass(frozen=True)

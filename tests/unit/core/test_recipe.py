@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onerec_trt.core.errors import RecipeError
 from onerec_trt.core.precision import PRECISIONS
-from onerec_trt.core.recipe import Recipe, load_recipe, parse_recipe
+from onerec_trt.core.recipe import Recipe, load_recipe, parse_recipe, with_build_options
 
 MINIMAL: dict[str, Any] = {
     "name": "demo",
@@ -147,3 +147,17 @@ def test_a_strict_timing_cache_needs_a_cache(tmp_path: Path) -> None:
         parse_recipe(with_value("build.strict_timing_cache", True))
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL | {"build": {"timing_cache": "cache", "strict_timing_cache": True}}))
     assert load_recipe(tmp_path / "r.yaml").build.timing_cache == tmp_path / "cache"
+
+
+def test_build_options_may_be_replaced_and_are_checked_again() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert with_build_options(recipe, target="tensorrt").build.target == "tensorrt"
+    assert with_build_options(recipe) == recipe
+    with pytest.raises(RecipeError, match="needs timing_cache"):
+        with_build_options(recipe, strict_timing_cache=True)
+
+
+def test_an_fp16_recipe_is_its_own_twin() -> None:
+    assert parse_recipe(with_value("build.fp16_twin", True)).build.fp16_twin
+    with pytest.raises(RecipeError, match="its own twin"):
+        parse_recipe(with_value("build.fp16_twin", True) | {"precision": "fp16"})
