@@ -6,6 +6,7 @@ Layers that compute no matrix multiplication are left out; the whole JSON is kep
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ _PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profi
 # `Fc` is how the compiler names a multiplication inside a kernel it generates, such as __myl_MulFcAdd_0x...
 _MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
 _GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
+_NUMBER = re.compile(r"(?<=step)\d+|(?<=blocks\.)\d+")
 _GENERATED = "__myl_"
 _FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
 _FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
@@ -45,6 +47,12 @@ def computed_in_fp8(layers: Sequence[PlanLayer]) -> frozenset[str]:
     """ONNX nodes that every layer computing them, in every profile, computes in FP8."""
     in_fp8 = {node for layer in layers if layer.in_fp8 for node in layer.nodes}
     return frozenset(in_fp8 - {node for layer in layers if not layer.in_fp8 for node in layer.nodes})
+
+
+def summary(layers: Sequence[PlanLayer]) -> list[str]:
+    """One line for each kind of product and kernel: 'step*.blocks.*.cross.q/MatMul: 42 x sm90_xmma_gemm_e4m3..., FP8'."""
+    counts = Counter((_NUMBER.sub("*", node), layer.kernel, layer.in_fp8) for layer in layers for node in layer.nodes)
+    return [f"{node}: {count} x {kernel}{', FP8' if in_fp8 else ''}" for (node, kernel, in_fp8), count in counts.items()]
 
 
 def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:

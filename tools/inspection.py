@@ -8,13 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..builders.layer_report import summary
+from ..builders.plan_record import PlanLayer
 from ..core.errors import ArtefactError
 from ..core.records import RECORD_NAME, read_record
 from ..engines.proof import inspect_proven
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
 
-_ROWS = 12  # of a long mapping, the rest is in --json
+_ROWS = 12  # of a long mapping or list, the rest is in --json
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -42,13 +44,22 @@ def table(facts: dict[str, Any]) -> Table:
     shown = Table(title=str(facts["kind"]), show_header=False)
     for key, value in facts.items():
         if key != "kind":
-            shown.add_row(escape(key), escape(_text(value)))
+            shown.add_row(escape(key), escape(_layers(value) if key == "layers" else _text(value)))
     return shown
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    return "\n".join(summary([PlanLayer.model_validate(layer) for layer in layers]))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        lines = [f"{key}: {item}" for key, item in value.items()]
-        more = [f"... {len(lines) - _ROWS} more (--json shows all)"] if len(lines) > _ROWS else []
-        return "\n".join(lines[:_ROWS] + more)
+        return _lines([f"{key}: {item}" for key, item in value.items()])
+    if isinstance(value, list):
+        return _lines([str(item) for item in value])
     return str(value)
+
+
+def _lines(lines: list[str]) -> str:
+    more = [f"... {len(lines) - _ROWS} more (--json shows all)"] if len(lines) > _ROWS else []
+    return "\n".join(lines[:_ROWS] + more)

@@ -51,6 +51,15 @@ def test_long_mappings_are_cut_in_the_table_and_say_so() -> None:
     assert "torch: 2" in text
 
 
+def test_a_plan_s_layers_are_counted_by_kernel() -> None:
+    layer = {"profile": 0, "name": "a", "kind": "gemm", "kernel": "sm90_e4m3", "inputs": ["FP8 [1]"], "outputs": [], "in_fp8": True}
+    nodes = [f"step{step}.blocks.{block}.cross.q/MatMul" for step in range(3) for block in range(14)]
+    layers = [{**layer, "nodes": [node]} for node in nodes] + [{**layer, "nodes": ["context.linear/MatMul"], "in_fp8": False}]
+    text = shown({"kind": "plan", "layers": layers})
+    assert "step*.blocks.*.cross.q/MatMul: 42 x sm90_e4m3, FP8" in text
+    assert "context.linear/MatMul: 1 x sm90_e4m3 " in text
+
+
 def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
     assert "[bold]x[/bold]" in shown({"kind": "stage", "options": {"name": "[bold]x[/bold]"}, "stage": "[red]y[/red]"})
     assert "[red]y[/red]" in shown({"kind": "stage", "stage": "[red]y[/red]"})
