@@ -145,5 +145,25 @@ def inspect(
     commands.inspect(path, as_json)
 
 
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/bench.json"),
+    size: Annotated[list[str], typer.Option(help="A published size, such as 1B; may be given several times.")] = ["1B"],  # noqa: B006
+    case: Annotated[list[str], typer.Option(help="BATCHxBEAMxCONTEXT; may be given several times.")] = ["32x512x512"],  # noqa: B006
+    recipe: Annotated[list[str], typer.Option(help="Precision of a plan.")] = ["fp16", "fp8-static", "fp8-row"],  # noqa: B006
+    opponent: Annotated[list[str], typer.Option(help="Way to run PyTorch.")] = ["torch-eager", "torch-cuda-graph", "torch-compile"],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each; below 30 the result is not valid.")] = 30,
+    layers: Annotated[int, typer.Option(min=0, help="Cut the models to this many layers; 0: all.")] = 0,
+    work: Annotated[Path, typer.Option(help="Folder that keeps weights, graphs, plans and kernel timings.")] = Path("out/bench"),
+    commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
+    plans_only: Annotated[bool, typer.Option("--plans-only", help="Make the plans and stop; measure in a later call.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time plans against PyTorch with the same random weights, on this GPU; exits with 2 when the run is not valid."""
+    from . import bench_command
+
+    bench_command.bench(out, size, case, recipe, opponent, samples, layers, work, commit, plans_only, as_json)
+
+
 if __name__ == "__main__":
     main()

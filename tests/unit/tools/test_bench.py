@@ -1,0 +1,207 @@
+"""The benchmark without a GPU: batch shapes, interleaved samples, what makes a run count, and the result as it is written."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from onerec_trt.builders.machine import Machine
+from onerec_trt.core.errors import GateError, RecipeError
+from onerec_trt.models.config import SIZES, parse_config
+from onerec_trt.tools import bench as benchmark
+from onerec_trt.tools import bench_command
+from onerec_trt.tools.bench_case import Case, parse_case
+from onerec_trt.tools.bench_result import Sampled, invalid_because, limits_ms, result_of
+from onerec_trt.tools.contenders import shared_items
+from onerec_trt.tools.sampling import interleaved_ms, summary
+from rich.console import Console
+
+H200 = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
+KEYS = {
+    "model",
+    "recipe",
+    "engine",
+    "batch",
+    "beam",
+    "context",
+    "samples_ms",
+    "latency_ms",
+    "limit_ms",
+    "requests_per_s",
+    "plan_sha256",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "case"), [("32x512x3000", Case(32, (512, 512, 512), 3000)), ("1x128-256-512x1", Case(1, (128, 256, 512), 1))]
+)
+def test_a_batch_shape_is_read(text: str, case: Case) -> None:
+    assert parse_case(text) == case
+    assert sum(case.lengths) == case.context
+
+
+@pytest.mark.parametrize("text", ["", "32", "32x512", "0x512x512", "32x1-2x512", "32x1-2-3-4x512", "32x512x512x1", "-1x2x3", "32X512X512"])
+def test_other_words_are_no_batch_shape(text: str) -> None:
+    with pytest.raises(RecipeError, match="not a batch shape"):
+        parse_case(text)
+
+
+def test_contenders_take_turns_after_warming_up() -> None:
+    order: list[str] = []
+    runs = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    taken = interleaved_ms(runs, samples=3, synchronise=lambda: order.append("|"), warm_up=2)
+    assert "".join(order) == "aabb" + "|a||b|" * 3
+    assert {name: len(samples) for name, samples in taken.items()} == {"a": 3, "b": 3}
+    assert all(sample >= 0 for samples in taken.values() for sample in samples)
+
+
+def test_the_summary_interpolates() -> None:
+    assert summary([float(i) for i in range(11)]) == {"median": 5.0, "p10": 1.0, "p90": 9.0}
+    assert summary([2.0, 4.0])["median"] == 3.0
+
+
+def test_items_in_common() -> None:
+    mine = torch.tensor([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [1, 1, 1]]])
+    theirs = torch.tensor([[[4, 5, 6], [1, 2, 3]], [[1, 2, 3], [7, 8, 9]]])
+    assert shared_items(mine, theirs) == 0.75
+
+
+def result(engine: Any, recipe: str, milliseconds: float, *, model: str = "0.5B", samples: int = 30) -> Any:
+    sha = "0" * 64 if engine == "tensorrt" else None
+    return result_of(model, SIZES[model], parse_case("32x512x512"), Sampled(engine, recipe, sha), [milliseconds] * samples)
+
+
+def test_a_result_holds_what_was_measured() -> None:
+    values = result("tensorrt", "fp8-static", 50.0).model_dump(mode="json")
+    assert values.keys() == KEYS
+    assert (values["batch"], values["beam"], values["context"]) == (32, 512, 512)
+    assert values["latency_ms"] == {"median": 50.0, "p10": 50.0, "p90": 50.0}
+    assert values["requests_per_s"] == pytest.approx(640)
+    limits = limits_ms(SIZES["0.5B"], parse_case("32x512x512"))
+    assert values["limit_ms"] == limits["fp8"] < limits["fp8, attention and heads in 16-bit"] < limits["16-bit"]
+    for engine, recipe in (("tensorrt", "fp16"), ("torch-eager", "bf16")):
+        assert result(engine, recipe, 50.0).limit_ms == limits["16-bit"]
+
+
+@pytest.mark.parametrize(("milliseconds", "counts"), [(132.0, True), (138.5, True), (138.7, False)])
+def test_an_opponent_slower_than_seen_before_does_not_count(milliseconds: float, counts: bool) -> None:
+    problems = invalid_because([result("torch-cuda-graph", "bf16", milliseconds)], "NVIDIA H200")
+    assert (problems == []) is counts
+    assert counts or "it was seen at 132.0 ms" in problems[0]
+
+
+def test_what_was_never_seen_is_not_judged() -> None:
+    assert invalid_because([result("torch-cuda-graph", "bf16", 1e4)], "NVIDIA L40S") == []
+    assert invalid_because([result("torch-cuda-graph", "bf16", 1e4, model="1B")], "NVIDIA H200") == []
+    assert invalid_because([result("tensorrt", "fp16", 1e4)], "NVIDIA H200") == []
+
+
+def test_too_few_samples_do_not_count() -> None:
+    (problem,) = invalid_because([result("tensorrt", "fp16", 1.0, samples=29)], "NVIDIA L40S")
+    assert "29 samples" in problem
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU: contenders that give fixed items at once, one plan for each recipe."""
+    items = torch.arange(2 * 4 * 3).view(2, 4, 3)
+
+    def plans(options: benchmark.BenchOptions, machine: Machine) -> dict[Any, Any]:
+        facts = SimpleNamespace(
+            sha256="1" * 64, bytes=7, build_seconds=1.0, fp8_gemms=SimpleNamespace(expected=4, found=4), profiles=({"features": 1},)
+        )
+        made = [SimpleNamespace(record=facts, precision=recipe, path=Path("p")) for recipe in options.recipes]
+        return {(model, case.beam): made for model in options.models for case in options.cases}
+
+    monkeypatch.setattr(benchmark, "this_machine", lambda _: H200)
+    monkeypatch.setattr(bench_command, "this_machine", lambda _: H200)
+    monkeypatch.setattr(benchmark, "prepare", plans)
+    monkeypatch.setattr(benchmark, "load_runner", lambda plan: None)
+    monkeypatch.setattr(benchmark, "torch_contender", lambda *_: lambda: items)
+    monkeypatch.setattr(benchmark, "tensorrt_contender", lambda *_: lambda: items.flip(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(benchmark, "TorchBaseline", lambda source: SimpleNamespace(config=source.config))
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_the_file_is_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = parse_config({"d_model": 16, "n_layers": 1, "n_heads": 2, "d_head": 8, "embed_dim": 4, "codebook": 16})
+    options = benchmark.BenchOptions(
+        models={"small": small},
+        cases=(parse_case("2x4x8"), parse_case("2x2-3-4x8")),
+        recipes=("fp16", "fp8-static"),
+        engines=("torch-eager", "torch-cuda-graph"),
+        samples=30,
+        folder=tmp_path,
+        commit="abc",
+    )
+    report = benchmark.bench(options, tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text()) == report
+    assert report.keys() == {"environment", "results"}
+    assert all(values.keys() == KEYS for values in report["results"])
+    engines = [(values["engine"], values["recipe"], values["plan_sha256"]) for values in report["results"][:4]]
+    plan = "1" * 64
+    assert engines == [
+        ("torch-eager", "bf16", None),
+        ("torch-cuda-graph", "bf16", None),
+        ("tensorrt", "fp16", plan),
+        ("tensorrt", "fp8-static", plan),
+    ]
+    assert [values["beam"] for values in report["results"]] == [4] * 4 + [[2, 3, 4]] * 4
+    environment = report["environment"]
+    assert (environment["gpu"], environment["tensorrt"], environment["commit"], environment["valid"]) == (
+        "NVIDIA H200",
+        "10.6.0",
+        "abc",
+        True,
+    )
+    assert "static scales from one forward pass" in environment["weights"]
+    assert environment["agreement"][0]["share_of_items_of_the_first"]["tensorrt fp16"] == 1.0
+
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(bench_command.table(report))
+    text = console.export_text()
+    assert "2 x 2-3-4 x 8" in text
+    assert text.count("torch-cuda-graph") == 2
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_run_that_does_not_count_is_written_and_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    arguments = (out, ["1B"], ["2x4x8"], ["fp16"], ["torch-eager"], 5, 4, tmp_path, "abc", False, True)
+    with pytest.raises(GateError, match="5 samples") as caught:
+        bench_command.bench(*arguments)
+    assert caught.value.exit_code == 2
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == report
+    assert not report["environment"]["valid"]
+    assert report["environment"]["models"]["1B-4layers"]["n_layers"] == 4
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({1: ["3B"]}, "no size '3B'"),
+        ({3: ["fp4"]}, "no 'fp4'"),
+        ({4: ["jax"]}, "no 'jax'"),
+        ({6: 99}, "1B has 18 layers, not 99"),
+    ],
+)
+def test_unknown_words_are_refused(tmp_path: Path, change: dict[int, Any], message: str) -> None:
+    arguments: list[Any] = [tmp_path / "b.json", ["1B"], ["2x4x8"], ["fp16"], ["torch-eager"], 5, 0, tmp_path, "abc", False, True]
+    for place, value in change.items():
+        arguments[place] = value
+    with pytest.raises(RecipeError, match=message):
+        bench_command.bench(*arguments)
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_the_commit_is_read_from_git() -> None:
+    commit = benchmark.git_commit()
+    assert commit == "unknown" or len(commit.removesuffix("+changes")) == 40

@@ -1,0 +1,191 @@
+"""`onerec-trt bench`: plans against PyTorch on the same weights, interleaved in one run, and against the physical limit.
+
+Full sizes with random weights: speed does not depend on their values. The opponent must be as fast as it was seen before, or
+the result says that it is not valid.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..builders.machine import Machine, this_machine
+from ..calibration.random_checkpoint import RandomWeights
+from ..core.artefacts import write_json
+from ..core.recipe import PrecisionName, Profile
+from ..core.records import tool_version
+from ..models.config import OneRecConfig
+from .bench_case import Case
+from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan
+from .bench_result import Result, Sampled, invalid_because, limits_ms, result_of
+from .contenders import EngineName, load_runner, shared_items, tensorrt_contender, torch_contender
+from .random_scales import SCALES_FROM
+from .sampling import interleaved_ms
+from .torch_baseline import TorchBaseline
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Args:
+        models: Configurations by name.
+        cases: Batch shapes.
+        recipes: Precisions of the plans.
+        engines: Ways to run the PyTorch opponent.
+        samples: Of each contender.
+        folder: Keeps checkpoints, graphs, plans and kernel timings; what is there already is not made again.
+        commit: Of the product. Default: read from git.
+    """
+
+    models: dict[str, OneRecConfig]
+    cases: tuple[Case, ...]
+    recipes: tuple[PrecisionName, ...]
+    engines: tuple[EngineName, ...]
+    samples: int
+    folder: Path
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of one model and shape: results, and the share of items each contender has in common with the first."""
+
+    results: list[Result]
+    shared: dict[str, float]
+
+
+def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
+    """Make what is missing, measure, and write the result; gives it, too.
+
+    Raises:
+        GpuError: There is no GPU, or its memory is exhausted.
+        MissingExtraError: TensorRT is not installed.
+        CalibrationError, BuildError, ArtefactError: A plan cannot be made.
+    """
+    machine = this_machine("tensorrt")
+    plans = prepare(options, machine)
+    results: list[Result] = []
+    agreement = []
+    for model, config in options.models.items():
+        opponent = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
+        for case in options.cases:
+            measured = _measure(options, model, config, case, opponent, plans[model, case.beam])
+            results += measured.results
+            agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
+        del opponent
+        _free()
+    environment = {
+        **_environment(options, machine),
+        "agreement": agreement,
+        "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case)} for m, c in options.models.items() for case in options.cases],
+        "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
+        "invalid_because": (problems := invalid_because(results, machine.gpu)),
+        "valid": not problems,
+    }
+    report = {"environment": environment, "results": [result.model_dump(mode="json") for result in results]}
+    write_json(out, report)
+    return report
+
+
+def prepare(options: BenchOptions, machine: Machine) -> dict[tuple[str, tuple[int, int, int]], list[BenchPlan]]:
+    """The plans of every model and beam, made or found."""
+    plans = {}
+    for model, config in options.models.items():
+        for beam in dict.fromkeys(case.beam for case in options.cases):
+            profiles = _profiles([case for case in options.cases if case.beam == beam])
+            folder, timings = options.folder / f"{model}-{'-'.join(map(str, beam))}", options.folder / "timings"
+            plans[model, beam] = [make_plan(config, name, beam, profiles, machine, folder, timings) for name in options.recipes]
+    return plans
+
+
+def _profiles(cases: Sequence[Case]) -> list[Profile]:
+    """One for each batch size, tuned for its shortest context."""
+    typical: dict[int, int] = {}
+    for case in cases:
+        typical[case.batch] = min(case.context, typical.get(case.batch, case.context))
+    return [Profile(batch=(1, batch, batch), context=(1, context, MAX_CONTEXT)) for batch, context in sorted(typical.items())]
+
+
+def _measure(
+    options: BenchOptions, model: str, config: OneRecConfig, case: Case, opponent: TorchBaseline | None, plans: Sequence[BenchPlan]
+) -> _Measured:
+    contenders: dict[Sampled, Callable[[], Tensor]] = {}
+    if opponent is not None:
+        for engine in options.engines:
+            contenders[Sampled(engine, "bf16", None)] = torch_contender(engine, opponent, case)
+    for plan in plans:
+        contenders[Sampled("tensorrt", plan.precision, plan.record.sha256)] = tensorrt_contender(load_runner(plan), config, case)
+    by_name = {sampled.name: run for sampled, run in contenders.items()}
+    taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
+    items = {name: run().clone() for name, run in by_name.items()}
+    first = next(iter(items.values()))
+    shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
+    results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in contenders]
+    del contenders, by_name, items, first
+    _free()
+    return _Measured(results, shared)
+
+
+def _free() -> None:
+    """CUDA graphs and plans hold each other in cycles; the next contenders need their memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _plan_facts(model: str, plan: BenchPlan) -> dict[str, Any]:
+    record = plan.record
+    return {
+        "model": model,
+        "recipe": plan.precision,
+        "sha256": record.sha256,
+        "bytes": record.bytes,
+        "build_seconds": record.build_seconds,
+        "fp8_gemms": {"expected": record.fp8_gemms.expected, "found": record.fp8_gemms.found},
+        "profiles": [dict(profile) for profile in record.profiles],
+    }
+
+
+def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
+    tools = ("onerec-trt", "torch", "triton", "onnx", "onnxscript", "numpy")
+    return {
+        **{name: value for name, value in asdict(machine).items() if name not in ("target", "library_version")},
+        "tensorrt": machine.library_version,
+        **{name: tool_version(name) for name in tools},
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "commit": options.commit or git_commit(),
+        "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in options.recipes else ""),
+        "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
+        "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
+    }
+
+
+def git_commit() -> str:
+    """Commit of the source tree this runs from, `+changes` where files differ from it; 'unknown' outside of one."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        commit = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run((*git, "status", "--porcelain"), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}+changes" if changed else commit
+
+
+def rows(report: dict[str, Any]) -> Iterator[tuple[Result, dict[str, float]]]:
+    """Each result with the limits of its shape, for the table."""
+    limits = report["environment"]["limits_ms"]
+    for values in report["results"]:
+        result = Result.model_validate(values)
+        key = {"model": result.model, "batch": result.batch, "beam": values["beam"], "context": result.context}
+        yield result, next(entry for entry in limits if all(entry[name] == value for name, value in key.items()))

@@ -1,0 +1,44 @@
+"""Timing several contenders against each other: interleaved, so that clocks and temperature drift for all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ..core.progress import progress_bar
+
+Run = Callable[[], object]  # one batch, from inputs on the GPU to outputs on the GPU
+
+
+def interleaved_ms(
+    contenders: Mapping[str, Run], samples: int, synchronise: Callable[[], None], warm_up: int = 3
+) -> dict[str, list[float]]:
+    """Wall-clock milliseconds of each contender, one sample of each per round.
+
+    Args:
+        contenders: What to time, by name.
+        samples: Rounds.
+        synchronise: Waits for the GPU; called before and after each sample.
+        warm_up: Runs of each contender before the first round.
+    """
+    for run in contenders.values():
+        for _ in range(warm_up):
+            run()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    with progress_bar("samples", samples) as advance:
+        for _ in range(samples):
+            for name, run in contenders.items():
+                synchronise()
+                started = time.perf_counter()
+                run()
+                synchronise()
+                taken[name].append((time.perf_counter() - started) * 1e3)
+            advance()
+    return taken
+
+
+def summary(samples_ms: Sequence[float]) -> dict[str, float]:
+    """Median, 10th and 90th percentile, interpolated between samples."""
+    deciles = statistics.quantiles(samples_ms, n=10, method="inclusive")
+    return {"median": statistics.median(samples_ms), "p10": deciles[0], "p90": deciles[-1]}
