@@ -11,6 +11,7 @@ from .preconditions import FP8_TYPES
 
 _MULTIPLICATIONS = ("MatMul", "Gemm")
 _LAYOUT_ONLY = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Expand")
+_TRANSPARENT = (*_LAYOUT_ONLY, "Cast")  # casts before a product ask for FP32 accumulation, its operands stay FP8
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _fp8_source(name: str, producers: dict[str, onnx.NodeProto], codes: set[str]) -> onnx.NodeProto | None:
-    """The DequantizeLinear of FP8 codes that an operand comes from, with nothing but changes of layout in between."""
-    node = producers.get(_through_layout(name, producers))
+    """The DequantizeLinear of FP8 codes that an operand comes from, with nothing but changes of layout and type in between."""
+    node = producers.get(_through(_TRANSPARENT, name, producers))
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    coded = _through_layout(node.input[0], producers)
+    coded = _through(_LAYOUT_ONLY, node.input[0], producers)
     source = producers.get(coded)
     return node if coded in codes or (source is not None and _quantises_to_fp8(source, codes)) else None
 
@@ -67,8 +68,8 @@ def _has_blocks(dequantise: onnx.NodeProto) -> bool:
     return any(a.name == "block_size" and a.i > 0 for a in dequantise.attribute)
 
 
-def _through_layout(name: str, producers: dict[str, onnx.NodeProto]) -> str:
-    while (node := producers.get(name)) is not None and node.op_type in _LAYOUT_ONLY:
+def _through(kinds: tuple[str, ...], name: str, producers: dict[str, onnx.NodeProto]) -> str:
+    while (node := producers.get(name)) is not None and node.op_type in kinds:
         name = node.input[0]
     return name
 

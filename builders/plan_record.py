@@ -52,6 +52,18 @@ class WeightBytes(_Part):
     plan: dict[str, int] | None
 
 
+class StoredWeights(_Part):
+    """Large weights of the graph, looked for in the plan byte by byte.
+
+    `searched`: how many there are; `found`: those the plan stores as the graph does; `duplicated`: name and number of
+    copies of those it stores more than once. A weight stored in another layout or type is not found.
+    """
+
+    searched: int
+    found: int
+    duplicated: dict[str, int]
+
+
 class PlanLayer(_Part):
     """A layer of the plan that computes matrix multiplications, as the engine inspector describes it.
 
@@ -83,8 +95,8 @@ class PlanRecord(_Part):
     """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU.
 
     `form`: the serving graph or its forced form; `precision`: that of the graph it was built from; `made_from`: SHA-256 of
-    the exported files; `weight_ratio`: the plan's size over the bytes of the graph's weights. `layers` and `timing_cache`
-    are known only of plans built on their GPU.
+    the exported files; `weight_ratio`: the plan's size over the bytes of the graph's weights. `layers`, `stored_weights`
+    and `timing_cache` are known only of plans built on their GPU.
     """
 
     plan: str
@@ -108,6 +120,7 @@ class PlanRecord(_Part):
     precision: str | None = None
     made_from: dict[str, str] = {}
     weight_ratio: float | None = None
+    stored_weights: StoredWeights | None = None
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
 

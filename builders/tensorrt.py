@@ -19,6 +19,7 @@ from .layer_report import computed_in_fp8, plan_layers
 from .machine import Machine
 from .native_graph import NativeGraph
 from .plan_record import NOT_YET_VALIDATED, Fp8Gemms, PlanLayer, PlanRecord, PlanTensor, TimingCacheUse, WeightBytes, record_path
+from .stored_weights import stored_weights
 from .timing_cache import cache_file
 from .worker import Job
 
@@ -121,6 +122,7 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
         precision=job.source.precision,
         made_from={file: sha256(job.source.exported / file) for file in (GRAPHS[job.form], "record.json")},
         weight_ratio=round(plan.stat().st_size / (weights["fp8"] + weights["other"]), 3),
+        stored_weights=stored_weights(plan, job.graph.model, job.graph.source),
         timing_cache=TimingCacheUse(**timings, strict=options.strict_timing_cache) if timings else None,
         layers=layers,
     )
