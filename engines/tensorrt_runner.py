@@ -54,6 +54,8 @@ class Pending:
 class TensorRtRunner:
     """A plan, loaded and ready. Safe to call from several threads.
 
+    While a shape is captured, at its second use or in `warm_up`, CUDA allows no other thread to wait for the whole GPU.
+
     Args:
         plan: Path of the plan; its record lies beside it.
         executions: Batches that may run at the same time; each has buffers and scratch memory of its own.
@@ -126,10 +128,10 @@ class TensorRtRunner:
         profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
         with self._warming, torch.cuda.device(self._device):
             zeros = {name: torch.zeros(shape, dtype=getattr(torch, tensors[name].dtype), device="cuda") for name, shape in shapes.items()}
-            torch.cuda.synchronize()
             lanes = [self._lanes.get() for _ in range(self.executions)]
             try:
                 for lane in lanes:
+                    lane.stream.wait_stream(torch.cuda.current_stream())
                     for _ in range(3):  # plain, with a capture after it, from the graph
                         lane.run(profile, zeros)
                     lane.stream.synchronize()

@@ -98,6 +98,12 @@ def make_recipe() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_world() -> Callable[[Path], None]:
+    """Writes the world's checkpoint and requests into a folder."""
+    return write_world
+
+
+@pytest.fixture(scope="session")
 def finished_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with checkpoint, requests, and the finished stages of `fp16` and `fp8-row` in `out`. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("world")

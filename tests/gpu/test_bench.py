@@ -1,0 +1,51 @@
+"""The benchmark on a GPU, in miniature: the opponent's three ways agree with each other, and a whole run gives a whole result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from onerec_trt.calibration.random_checkpoint import RandomWeights
+from onerec_trt.models.config import OneRecConfig, parse_config
+from onerec_trt.tools.bench import BenchOptions, bench
+from onerec_trt.tools.bench_case import parse_case
+from onerec_trt.tools.contenders import TORCH_ENGINES, EngineName, shared_items, torch_contender
+from onerec_trt.tools.torch_baseline import TorchBaseline
+
+DENSE = parse_config({"d_model": 256, "n_layers": 2, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": 256, "ffn_hidden": 512})
+MOE = parse_config(DENSE.model_dump() | {"moe": {"experts": 4, "top_k": 2, "hidden": 256, "shared": 1, "dense_layers": 1}})
+CASE = parse_case("4x16-32-32x64")
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "experts"])
+@pytest.mark.parametrize("engine", [engine for engine in TORCH_ENGINES if engine != "torch-eager"])
+def test_every_way_to_run_the_opponent_finds_the_same_items(config: OneRecConfig, engine: EngineName) -> None:
+    model = TorchBaseline(RandomWeights(config, 0))
+    eager, other = (torch_contender(name, model, CASE) for name in ("torch-eager", engine))
+    expected = eager()
+    for _ in range(3):
+        items = other()
+        if engine == "torch-cuda-graph":
+            assert torch.equal(items, expected)
+        else:
+            assert shared_items(items, expected) > 0.8  # kernels round elsewhere, and random weights give near-ties
+
+
+def test_a_whole_run_gives_a_whole_result(tmp_path: Path) -> None:
+    options = BenchOptions(
+        models={"tiny": DENSE},
+        cases=(CASE, parse_case("1x16-32-32x32")),
+        recipes=("fp16", "fp8-static", "fp8-row"),
+        engines=TORCH_ENGINES,
+        samples=30,
+        folder=tmp_path / "work",
+        commit="test",
+    )
+    report = bench(options, tmp_path / "bench.json")
+    assert report["environment"]["valid"], report["environment"]["invalid_because"]
+    assert len(report["results"]) == 2 * (3 + 3)
+    assert all(result["latency_ms"]["median"] > result["limit_ms"] for result in report["results"])
+    assert {plan["recipe"] for plan in report["environment"]["plans"]} == {"fp16", "fp8-static", "fp8-row"}
+    shared = report["environment"]["agreement"][0]["share_of_items_of_the_first"]
+    assert shared["tensorrt fp16"] > 0.8
