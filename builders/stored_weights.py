@@ -47,12 +47,14 @@ def stored_weights(plan: Path, model: onnx.ModelProto, beside: Path) -> StoredWe
 
 def _candidates(content: mmap.mmap, pieces: list[bytes]) -> Iterator[int]:
     """Offsets at which some piece's first word lies."""
-    first: NDArray[np.uint64] = np.unique(np.frombuffer(b"".join(piece[:_WORD] for piece in pieces), np.uint64))
+    first: NDArray[np.uint64] = np.frombuffer(b"".join(piece[:_WORD] for piece in pieces), np.uint64)
+    begins = np.zeros(1 << 16, bool)  # by the lowest two bytes: rules almost every word out at the cost of one look-up
+    begins[first.view(np.uint16)[:: _WORD // 2]] = True
     words = len(content) // _WORD
     for start in range(0, words, _CHUNK):
         part = np.frombuffer(content, np.uint64, min(_CHUNK, words - start), start * _WORD)
-        places = np.minimum(np.searchsorted(first, part), len(first) - 1)
-        hits = np.flatnonzero(first[places] == part)
+        likely = np.flatnonzero(begins[part.view(np.uint16)[:: _WORD // 2]])
+        hits = likely[np.isin(part[likely], first)]
         del part  # a view keeps the mapping from being closed
         yield from ((start + int(hit)) * _WORD for hit in hits)
 
