@@ -76,12 +76,12 @@ class TorchBaseline:
         self._run_block: Callable[..., tuple[Tensor, KeyValue]] = run_block
         self._beam_step: Callable[..., tuple[Tensor, Tensor, Tensor]] = beam_step
 
-    def compiled(self) -> TorchBaseline:
+    def compiled(self, backend: str = "inductor") -> TorchBaseline:
         """The same weights with kernels by torch.compile: of a block and of the beam step, for each kind of block and step."""
         torch.compiler.reset()  # earlier shapes would count against the limit of recompilations
         twin = copy.copy(self)
-        twin._run_block = torch.compile(run_block, fullgraph=True, dynamic=False)
-        twin._beam_step = torch.compile(beam_step, fullgraph=True, dynamic=False)
+        twin._run_block = torch.compile(run_block, fullgraph=True, dynamic=False, backend=backend)
+        twin._beam_step = torch.compile(beam_step, fullgraph=True, dynamic=False, backend=backend)
         return twin
 
     @torch.no_grad()

@@ -91,3 +91,15 @@ def test_in_bf16_it_stays_near() -> None:
     expected = beam_search(model, features, lengths, (6, 6, 6))
     _, scores = TorchBaseline(StateDict(model), device="cpu")(features, LENGTHS, (6, 6, 6))
     torch.testing.assert_close(scores, expected.scores_BW, rtol=0, atol=0.1)
+
+
+def test_it_compiles_into_whole_graphs_within_the_limit_of_recompilations() -> None:
+    """Dynamo without its code generator: a graph break is an error there, and so is one kind of block and step too many."""
+    model = model_of(moe=EXPERTS, n_layers=5)
+    features, _ = inputs(model)
+    opponent = TorchBaseline(StateDict(model), device="cpu")  # in BF16: compiled code has no other grouped product
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        sids, scores = opponent.compiled("eager")(features, LENGTHS, (4, 5, 6))
+    expected_sids, expected_scores = opponent(features, LENGTHS, (4, 5, 6))
+    assert torch.equal(scores, expected_scores)
+    assert torch.equal(sids, expected_sids)
