@@ -136,9 +136,14 @@ def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
     if not options.plan_per_profile:
         yield "", options.profiles
         return
+    named: dict[str, Profile] = {}
     for profile in options.profiles:
         batch, context = (f"{low}-{high}" for low, _, high in (profile.batch, profile.context))
-        yield f"b{batch}-s{context}", (profile,)
+        name = f"b{batch}-s{context}"
+        if name in named:
+            raise BuildError("two profiles have the same ranges", where="build.profiles", hint="with plan_per_profile each needs its own")
+        named[name] = profile
+    yield from ((name, (profile,)) for name, profile in named.items())
 
 
 def _fp8_gemms(graph: NativeGraph, layers: Sequence[PlanLayer]) -> Fp8Gemms:

@@ -78,6 +78,12 @@ def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: P
     assert len(inspect_plan(tmp_path / "plans" / plans[1]).profiles) == 1
 
 
+def test_two_plans_of_one_name_are_refused(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    twice = [PROFILES[0], {**PROFILES[0], "batch": [1, 8, 8]}]
+    with pytest.raises(BuildError, match="same ranges"):
+        build(recipe(target="tensorrt", profiles=twice, plan_per_profile=True), exported, tmp_path / "plans")
+
+
 def test_the_twin_lies_beside(exported: Path, make_model: Make, recipe: MakeRecipe, tmp_path: Path) -> None:
     twin = _export(tmp_path / "twin", make_model(fp8=False))
     record = build(recipe(target="tensorrt", fp16_twin=True), exported, tmp_path / "plans", twin)
