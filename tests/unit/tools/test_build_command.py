@@ -1,0 +1,105 @@
+"""`onerec-trt build`: options given on the command line, the folder of each target, the FP16 twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onerec_trt.core.errors import GpuError, RecipeError
+from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.tools import cli, commands, pipeline
+from typer.testing import CliRunner
+
+MakeRecipe = Callable[..., Path]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Recipes that a build was asked for, which does nothing else."""
+    recipes: list[Recipe] = []
+
+    def run_stages(recipe: Recipe, stages: Sequence[str]) -> Iterator[Any]:
+        assert list(stages) == ["build"]
+        recipes.append(recipe)
+        return iter(())
+
+    monkeypatch.setattr(commands.pipeline, "run_stages", run_stages)
+    return recipes
+
+
+def _call(path: Path, *options: str) -> None:
+    CliRunner().invoke(cli.app, ["build", str(path), *options], catch_exceptions=False)
+
+
+def test_the_recipe_is_taken_as_it_is(make_recipe: MakeRecipe, built: list[Recipe], tmp_path: Path) -> None:
+    path = make_recipe(tmp_path, "fp8-row")
+    _call(path)
+    assert built == [load_recipe(path)]
+
+
+def test_options_replace_the_recipe_s(make_recipe: MakeRecipe, built: list[Recipe], tmp_path: Path) -> None:
+    path = make_recipe(tmp_path, "fp8-row", build={"timing_cache": "cache"})
+    _call(path, "--target", "tensorrt", "--strict")
+    (recipe,) = built
+    assert (recipe.build.target, recipe.build.strict_timing_cache) == ("tensorrt", True)
+    assert recipe.build.timing_cache == tmp_path / "cache"
+    assert recipe.build.profiles == load_recipe(path).build.profiles
+
+
+def test_strict_without_a_cache_is_refused(make_recipe: MakeRecipe, built: list[Recipe], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="needs timing_cache"):
+        _call(make_recipe(tmp_path, "fp8-row"), "--strict")
+    assert built == []
+
+
+def test_each_target_has_its_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for target, name in (("tensorrt-rtx", "plans"), ("tensorrt", "plans-tensorrt")):
+        recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": target}))
+        assert pipeline.folders_of(recipe).plans.name == name
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+    for stage in ("calibrate", "export", "build"):
+        monkeypatch.setattr(pipeline, stage, lambda *arguments, stage=stage: calls.append((stage, *arguments)))
+    monkeypatch.setattr(pipeline, "this_machine", lambda target: calls.append(("machine", target)))
+    return calls
+
+
+def test_the_twin_is_calibrated_and_exported_in_fp16_before_the_build(
+    make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    changes = {"build": {"target": "tensorrt", "fp16_twin": True}, "calibration": {"saved_state": "state.pt"}}
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", **changes))
+    list(pipeline.run_stages(recipe, ["build"]))
+    assert [call[0] for call in stages] == ["machine", "calibrate", "export", "build"]
+    _, calibrate, export, build = stages
+    twin = pipeline.folders_of(recipe).twin
+    assert (calibrate[1].precision, calibrate[1].calibration.saved_state, calibrate[4]) == ("fp16", None, twin / "calibrated")
+    assert export[1:] == (recipe.export, twin / "calibrated", twin / "exported")
+    assert (build[1].precision, build[4]) == ("fp8-row", twin / "exported")
+
+
+@pytest.mark.parametrize("build", [{"target": "tensorrt"}, {"fp16_twin": True}])
+def test_there_is_no_twin_unless_it_is_asked_for(
+    make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path, build: dict[str, Any]
+) -> None:
+    list(pipeline.run_stages(load_recipe(make_recipe(tmp_path, "fp8-row", build=build)), ["build"]))
+    assert [call[0] for call in stages] == ["build"]
+    assert stages[0][4] is None
+
+
+def test_a_machine_without_gpu_does_no_work_for_a_twin(
+    monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    def none(target: str) -> None:
+        raise GpuError("no GPU")
+
+    monkeypatch.setattr(pipeline, "this_machine", none)
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_twin": True}))
+    with pytest.raises(GpuError):
+        list(pipeline.run_stages(recipe, ["build"]))
+    assert stages == []
