@@ -56,12 +56,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
+        temporary = _begin(path)
         try:
             yield temporary
             os.replace(temporary, path)
         finally:
-            _remove(temporary)
+            _end(temporary)
 
 
 @contextmanager
@@ -77,9 +77,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_interrupted_swap(path)
         _remove_leftovers(path)
-        temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
-        temporary.mkdir()
+        temporary = _begin(path)
         try:
+            temporary.mkdir()
             yield temporary
             old = _old_name(path)
             if path.exists():
@@ -87,7 +87,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             restore_interrupted_swap(path)
-            _remove(temporary)
+            _end(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove what this process has begun and not finished.
+
+    For the end of a process that Ctrl-C stopped: the signal may fall between entering a writer and
+    its block, where no `finally` of ours is in force yet.
+    """
+    for temporary in tuple(_unfinished):
+        _end(temporary)
 
 
 def restore_interrupted_swap(path: Path) -> None:
@@ -118,6 +128,20 @@ def read_json(path: Path) -> Any:
         raise ArtefactError("file not found", where=str(path), hint="run the stage that writes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"not valid JSON: {error}", where=str(path), hint="delete it and run its stage again") from None
+
+
+_unfinished: set[Path] = set()
+
+
+def _begin(path: Path) -> Path:
+    temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
+    _unfinished.add(temporary)
+    return temporary
+
+
+def _end(temporary: Path) -> None:
+    _remove(temporary)
+    _unfinished.discard(temporary)
 
 
 def _old_name(path: Path) -> Path:

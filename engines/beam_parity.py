@@ -20,7 +20,7 @@ class BeamMetrics(BaseModel):
 
     `tie_band`: nat; requests whose two best FP32 items lie closer are no test of the first place.
     `score_regret`: mean FP32 log-probability lost per item among the first k, in nat.
-    `hit_interval`: 95 % paired bootstrap interval of hit@k minus the FP32 model's.
+    `hit_interval`: 99 % paired bootstrap interval of hit@k minus the FP32 model's.
     """
 
     k: int
@@ -58,7 +58,7 @@ def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> l
     """Overlap, first place, width of the tie band, and a hit rate that differs by no more than chance explains."""
     low, high = metrics.hit_interval
     hit_rates = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}"
-    hit_detail = f"{hit_rates}, paired 95 % interval of the difference [{low:.4f}, {high:.4f}]"
+    hit_detail = f"{hit_rates}, paired 99 % interval of the difference [{low:.4f}, {high:.4f}]"
     return [
         gate(f"overlap@{metrics.k}", recipe, metrics.overlap, ">=", options.overlap, f"score regret {metrics.score_regret:.3g} nat"),
         gate("top-1 outside the tie band", recipe, metrics.top1, ">=", options.top1, f"band {metrics.tie_band:.2g} nat"),

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 
 class ForcedErrors(BaseModel):
-    """Errors against FP32, means over requests: of log-probabilities in nat, and KL over each request's paths.
+    """Errors against FP32, means over requests: of log-probabilities in nat, and of sqrt(2 KL) over each request's paths.
 
     A model that gives NaN has a NaN error.
     """
@@ -66,9 +66,14 @@ def _log_probability_error(actual_nW3: Floats, fp32_nW3: Floats) -> float:
 
 
 def _kl(fp32_nW3: Floats, actual_nW3: Floats) -> float:
-    """Mean over requests of KL(p || q), with p and q the two models' distributions over the request's paths."""
+    """Mean over requests of sqrt(2 KL(p || q)), with p and q the two models' distributions over the request's paths.
+
+    Near 0 that root is the standard deviation of the log-probability error under p. The plain mean of KL is no criterion:
+    it hangs on the few requests where a near-tie of a router falls the other way.
+    """
     log_p, log_q = (_log_softmax(x.astype(np.float64).sum(-1)) for x in (fp32_nW3, actual_nW3))
-    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
+    kl_n = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return float(np.sqrt(2 * np.maximum(kl_n, 0)).mean())
 
 
 def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ from onnx_ir.passes import common
 from ..operators.operator import DETAIL, DOMAIN
 from ..operators.registry import OPERATORS, functions_of
 
+LARGEST_FOLDED = 64  # elements: shapes and axes are folded, rows of weight tables keep their name and their place
+
 
 def simplify(model: ir.Model) -> None:
     """Fold constants, drop what is unused, merge common subexpressions.
@@ -19,7 +21,7 @@ def simplify(model: ir.Model) -> None:
     The exporter's own optimiser also merges equal initializers, so that a weight's name would depend
     on its content; this leaves them apart.
     """
-    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.fold_constants(model, input_size_limit=LARGEST_FOLDED)
     rewritten = onnxscript.rewriter.rewrite(model)
     assert rewritten is model
     for step in (

@@ -29,7 +29,7 @@ DEMO_CONFIG = parse_config(
 DEMO_TRAINING = TrainingOptions()
 DEMO_BEAM = (16, 32, 32)
 DEMO_SEED = 1
-DEMO_USERS = {"train": 24_000, "calibration": 256, "heldout": 400}  # all different
+DEMO_USERS = {"train": 24_000, "calibration": 256, "heldout": 1600}  # all different
 
 CATALOGUE_FILE = "catalogue.parquet"
 

@@ -9,6 +9,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
+from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
 
@@ -34,8 +35,8 @@ def ContextAttention(query, key, value, lengths, rows: int):
     stacked = op.Transpose(split, perm=[0, 2, 3, 1, 4])
     query_rows = op.Reshape(stacked, op.Concat(batch, groups, rest, width, axis=0))
     root = op.Sqrt(op.Cast(width, to=1))
-    product = op.Cast(op.MatMul(query_rows, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
-    score = op.Div(product, root)
+    scaled = op.Cast(op.Div(op.Cast(query_rows, to=1), root), to=10)  # before the product, whose FP16 result has less room
+    score = Product(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
     tokens = op.Squeeze(op.Shape(key, start=2, end=3))
     position = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
     valid = op.Unsqueeze(op.Less(position, op.Unsqueeze(lengths, op.Constant(value_ints=[1]))), op.Constant(value_ints=[1, 2]))
@@ -43,7 +44,7 @@ def ContextAttention(query, key, value, lengths, rows: int):
     # second Where makes its probabilities 0.
     masked = op.Where(valid, score, op.Constant(value_float=-3.0e38))
     probability = op.Where(valid, op.Softmax(masked, axis=-1), op.Constant(value_float=0.0))
-    attended = op.MatMul(op.Cast(probability, to=10), value)
+    attended = op.Cast(Product(op.Cast(probability, to=10), value), to=10)
     split_back = op.Reshape(attended, op.Concat(batch, groups, rest, row_count, width, axis=0))
     return op.Reshape(op.Transpose(split_back, perm=[0, 3, 1, 2, 4]), op.Shape(query))
 
@@ -52,5 +53,6 @@ context_attention = Operator(
     name="ContextAttention",
     meaning=context_attention_meaning,
     function=ContextAttention,
+    helpers=(Product,),
     outputs=lambda query, key, value, lengths, *, rows: (Spec(torch.float16, tuple(query.shape)),),
 )

@@ -6,6 +6,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
+from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
 
@@ -19,12 +20,12 @@ def linear_add_meaning(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> 
 
 @script(ONEREC, default_opset=op)
 def Linear(x, weight):
-    return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+    return op.Cast(Product(x, op.Transpose(weight, perm=[1, 0])), to=10)
 
 
 @script(ONEREC, default_opset=op)
 def LinearAdd(x, weight, residual):
-    product = op.Cast(op.MatMul(x, op.Transpose(weight, perm=[1, 0])), to=1)
+    product = Product(x, op.Transpose(weight, perm=[1, 0]))
     return op.Cast(op.Add(product, op.Cast(residual, to=1)), to=10)
 
 
@@ -32,11 +33,13 @@ linear = Operator(
     name="Linear",
     meaning=linear_meaning,
     function=Linear,
+    helpers=(Product,),
     outputs=lambda x, weight: (Spec(torch.float16, (*x.shape[:-1], weight.shape[0])),),
 )
 linear_add = Operator(
     name="LinearAdd",
     meaning=linear_add_meaning,
     function=LinearAdd,
+    helpers=(Product,),
     outputs=lambda x, weight, residual: (Spec(torch.float16, tuple(residual.shape)),),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxscript import script
 
 from ..core.precision import BLOCK
-from .functions import PRODUCT_RESTORE
+from .functions import Product
 from .operator import DETAIL, op
 
 
@@ -18,17 +18,22 @@ def PerExpert(stacked, experts: int):
 
 @script(DETAIL, default_opset=op)
 def StackedProduct(x, stacked, experts: int):
-    """FP32 [E, N, M]: x [E or 1, N, K] @ each expert's weight [E * M, K]^T."""
-    weight = PerExpert(stacked, experts=experts)
-    return op.Cast(op.MatMul(x, op.Transpose(weight, perm=[0, 2, 1])), to=1)
+    """FP32 values, rounded to FP16, [E, N, M]: FP16 x [E or 1, N, K] @ each expert's FP16 weight [E * M, K]^T."""
+    return Product(x, op.Transpose(PerExpert(stacked, experts=experts), perm=[0, 2, 1]))
+
+
+@script(DETAIL, default_opset=op)
+def StackedProduct32(x, stacked, experts: int):
+    """The same of FP32 values and not rounded: codes made from the result must not depend on an FP16 rounding in between."""
+    return op.MatMul(x, op.Transpose(PerExpert(stacked, experts=experts), perm=[0, 2, 1]))
 
 
 @script(DETAIL, default_opset=op)
 def ColumnScale(scale, experts: int):
-    """FP32 [E, 1, M] of weight scales [E * M], with the factor that PRODUCT_SCALE took out put back."""
+    """FP32 [E, 1, M] of weight scales [E * M]."""
     count = op.Reshape(op.Constant(value_int=experts), op.Constant(value_ints=[1]))
     shape = op.Concat(count, op.Constant(value_ints=[1, -1]), axis=0)
-    return op.Mul(op.Reshape(scale, shape), op.Constant(value_float=PRODUCT_RESTORE))
+    return op.Reshape(scale, shape)
 
 
 @script(DETAIL, default_opset=op)

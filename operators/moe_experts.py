@@ -15,7 +15,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
-from .functions import SwiGlu32
+from .functions import Product, SwiGlu32
 from .moe_dense import GateAndSum, PerExpert, StackedProduct
 from .operator import ONEREC, Operator, Spec, op
 from .swiglu import swiglu_in_fp32
@@ -65,6 +65,6 @@ moe_experts = Operator(
     name="MoeExperts",
     meaning=moe_experts_meaning,
     function=MoeExperts,
-    helpers=(PerExpert, SwiGlu32, StackedProduct, GateAndSum),
+    helpers=(PerExpert, SwiGlu32, Product, StackedProduct, GateAndSum),
     outputs=residual_spec,
 )

@@ -12,8 +12,8 @@ from onnxscript import script
 from torch import Tensor
 
 from . import fp8
-from .functions import PRODUCT_SCALE_FP16, QuantiseByScale, QuantiseRows, SwiGlu32
-from .moe_dense import ColumnScale, GateAndSum, PerExpert, StackedProduct
+from .functions import QuantiseByScale, QuantiseRows, SwiGlu32
+from .moe_dense import ColumnScale, GateAndSum, PerExpert, StackedProduct32
 from .moe_experts import Expert, gated_sum, residual_spec
 from .operator import FP8_THRESHOLD, ONEREC, Operator, op
 from .swiglu import swiglu_in_fp32
@@ -106,25 +106,25 @@ def MoeExpertsFp8Tensor(
     experts: int,
     promotion: int,
 ):
-    unit = op.Constant(value=PRODUCT_SCALE_FP16)
+    unit = op.Constant(value_float=1.0)
     rows = op.Unsqueeze(op.DequantizeLinear(codes, unit), op.Constant(value_ints=[0]))
-    product = StackedProduct(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
+    product = StackedProduct32(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
     gate_up_rows = op.Cast(op.Mul(product, op.Mul(scale, ColumnScale(gate_up_scale, experts=experts))), to=10)
     per_expert = op.Unsqueeze(hidden_scale, op.Constant(value_ints=[1, 2]))
     hidden_codes = QuantiseByScale(SwiGlu32(gate_up_rows), per_expert)
-    back = StackedProduct(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
+    back = StackedProduct32(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
     result = op.Mul(back, op.Mul(per_expert, ColumnScale(down_scale, experts=experts)))
     return GateAndSum(result, index, weight, residual, experts=experts)
 
 
 @script(ONEREC, default_opset=op)
 def MoeExpertsFp8Row(codes, scale, gate_up, gate_up_scale, down, down_scale, index, weight, residual, experts: int, promotion: int):
-    unit = op.Constant(value=PRODUCT_SCALE_FP16)
+    unit = op.Constant(value_float=1.0)
     rows = op.Unsqueeze(op.DequantizeLinear(codes, unit), op.Constant(value_ints=[0]))
-    product = StackedProduct(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
+    product = StackedProduct32(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
     gate_up_rows = op.Cast(op.Mul(product, op.Mul(scale, ColumnScale(gate_up_scale, experts=experts))), to=10)
     hidden_codes, hidden_scale = QuantiseRows(SwiGlu32(gate_up_rows))
-    back = StackedProduct(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
+    back = StackedProduct32(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
     result = op.Mul(back, op.Mul(hidden_scale, ColumnScale(down_scale, experts=experts)))
     return GateAndSum(result, index, weight, residual, experts=experts)
 
@@ -133,7 +133,7 @@ moe_experts_fp8_tensor = Operator(
     name="MoeExpertsFp8Tensor",
     meaning=tensor_meaning,
     function=MoeExpertsFp8Tensor,
-    helpers=(PerExpert, SwiGlu32, QuantiseByScale, StackedProduct, ColumnScale, GateAndSum),
+    helpers=(PerExpert, SwiGlu32, QuantiseByScale, StackedProduct32, ColumnScale, GateAndSum),
     outputs=residual_spec,
     threshold=FP8_THRESHOLD,
 )
@@ -141,7 +141,7 @@ moe_experts_fp8_row = Operator(
     name="MoeExpertsFp8Row",
     meaning=row_meaning,
     function=MoeExpertsFp8Row,
-    helpers=(PerExpert, SwiGlu32, QuantiseByScale, QuantiseRows, StackedProduct, ColumnScale, GateAndSum),
+    helpers=(PerExpert, SwiGlu32, QuantiseByScale, QuantiseRows, StackedProduct32, ColumnScale, GateAndSum),
     outputs=residual_spec,
     threshold=FP8_THRESHOLD,
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.precision import BLOCK
 from . import fp8
 from .functions import QuantiseByScale, QuantiseRowBlocks, QuantiseRows, SwiGlu32
-from .moe_dense import GateAndSum, PerExpert, ScaledBlocks, StackedProduct
+from .moe_dense import GateAndSum, PerExpert, ScaledBlocks, StackedProduct32
 from .moe_experts import gated_sum, residual_spec
 from .operator import FP8_THRESHOLD, ONEREC, Operator, op
 from .swiglu import swiglu_in_fp32
@@ -51,13 +51,13 @@ def MoeExpertsFp8Block(codes, scale, gate_up, gate_up_scale, down, down_scale, i
     one = op.Constant(value_float=1.0)
     x = op.Unsqueeze(ScaledBlocks(op.DequantizeLinear(codes, one), scale), op.Constant(value_ints=[0]))
     up = op.DequantizeLinear(gate_up, gate_up_scale, axis=1, block_size=BLOCK)
-    hidden = SwiGlu32(op.Cast(StackedProduct(x, up, experts=experts), to=10))
+    hidden = SwiGlu32(op.Cast(StackedProduct32(x, up, experts=experts), to=10))
     hidden_shape = op.Shape(hidden)
     flat = op.Reshape(hidden, op.Concat(op.Constant(value_ints=[-1]), op.Shape(hidden, start=2), axis=0))
     hidden_codes, hidden_scale = QuantiseRowBlocks(flat)
     requantised = op.Reshape(ScaledBlocks(op.DequantizeLinear(hidden_codes, one), hidden_scale), hidden_shape)
     back = op.DequantizeLinear(down, down_scale, axis=1, block_size=BLOCK)
-    result = StackedProduct(requantised, back, experts=experts)
+    result = StackedProduct32(requantised, back, experts=experts)
     return GateAndSum(result, index, weight, residual, experts=experts)
 
 
@@ -65,7 +65,7 @@ moe_experts_fp8_block = Operator(
     name="MoeExpertsFp8Block",
     meaning=block_meaning,
     function=MoeExpertsFp8Block,
-    helpers=(SwiGlu32, QuantiseByScale, QuantiseRows, QuantiseRowBlocks, PerExpert, ScaledBlocks, StackedProduct, GateAndSum),
+    helpers=(SwiGlu32, QuantiseByScale, QuantiseRows, QuantiseRowBlocks, PerExpert, ScaledBlocks, StackedProduct32, GateAndSum),
     outputs=residual_spec,
     threshold=FP8_THRESHOLD,
 )

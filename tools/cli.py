@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..core.artefacts import remove_unfinished
 from ..core.errors import OnerecTrtError
 
 PROGRAM = "onerec-trt"
@@ -56,6 +57,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as ending:
         if ending.code == INTERRUPTED:
+            remove_unfinished()
             console.print("interrupted; finished stages are kept, nothing is half-written")
         raise
 

@@ -76,7 +76,8 @@ def test_the_demo_shows_four_recipes_and_plans_for_two_gpu_generations(demo: dic
 def test_the_report_is_one_file_without_the_network(demo: dict[str, object]) -> None:
     page = (OUT / "report.html").read_text()
     assert all(recipe in page for recipe in RECIPES)
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)  # the plotting library's own text names addresses
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", markup)
 
 
 def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: dict[str, object]) -> None:

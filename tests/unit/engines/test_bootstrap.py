@@ -23,8 +23,8 @@ def test_pairs_that_differ_at_random_give_the_normal_interval() -> None:
     """Differences +1 and -1, 200 of each: the mean of a resample has standard deviation 1 / sqrt(400)."""
     wins = np.arange(400) % 2 == 0
     low, high = paired_interval(wins, ~wins)
-    assert low == pytest.approx(-1.96 / math.sqrt(400), abs=0.012)
-    assert high == pytest.approx(1.96 / math.sqrt(400), abs=0.012)
+    assert low == pytest.approx(-2.576 / math.sqrt(400), abs=0.015)
+    assert high == pytest.approx(2.576 / math.sqrt(400), abs=0.015)
 
 
 def test_pairing_cancels_what_both_share() -> None:

@@ -14,7 +14,7 @@ from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.core.artefacts import sha256, write_json
 from onerec_trt.core.errors import ArtefactError
-from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.core.recipe import Recipe, load_recipe, with_build_options
 from onerec_trt.engines import trials
 from onerec_trt.engines import validate as validate_module
 from onerec_trt.engines.onnxruntime_runner import OnnxRuntimeRunner
@@ -22,7 +22,7 @@ from onerec_trt.engines.plan_shapes import choose_profile
 from onerec_trt.engines.proof import inspect_proven
 from onerec_trt.engines.validate import Validation, read_validation, validate
 from onerec_trt.models.config import LEVELS
-from onerec_trt.tools.pipeline import folders_of, plans, with_target
+from onerec_trt.tools.pipeline import folders_of, plans
 
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 FEATURES, WIDTH, CONTEXT = 24, 16, 16  # of the small world's model, beam and profile
@@ -93,7 +93,7 @@ class StandIn:
 
 @pytest.fixture
 def recipe(world: Path) -> Recipe:
-    chosen = with_target(load_recipe(world / "fp16.yaml"), "tensorrt")
+    chosen = with_build_options(load_recipe(world / "fp16.yaml"), target="tensorrt")
     return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 16})})
 
 

@@ -219,7 +219,7 @@ def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) 
     found = run.validation.model_copy(update={"forced": ForcedErrors(engine=nan, quantised=0.02, engine_kl=nan, quantised_kl=0.0015)})
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
     assert page.row("forced error against FP32") == ["not finite"]
-    assert page.row("forced error ratio") == page.row("KL ratio") == ["not finite"]
+    assert page.row("forced error ratio") == page.row("root KL ratio") == ["not finite"]
 
 
 def test_what_a_log_axis_cannot_show_is_said(make_run: MakeRun, tmp_path: Path) -> None:
