@@ -11,7 +11,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
-from .functions import PRODUCT_SCALE_FP16, Fp8Linear32, Product
+from .functions import PRODUCT_SCALE_FP16, Fp8Linear32
 from .operator import ONEREC, Operator, Spec, op
 
 
@@ -52,13 +52,13 @@ fp8_linear = Operator(
     name="Fp8Linear",
     meaning=fp8_linear_meaning,
     function=Fp8Linear,
-    helpers=(Product, Fp8Linear32),
+    helpers=(Fp8Linear32,),
     outputs=lambda codes, scale, weight, weight_scale, *, promotion: (Spec(torch.float16, (*codes.shape[:-1], weight.shape[0])),),
 )
 fp8_linear_add = Operator(
     name="Fp8LinearAdd",
     meaning=fp8_linear_add_meaning,
     function=Fp8LinearAdd,
-    helpers=(Product, Fp8Linear32),
+    helpers=(Fp8Linear32,),
     outputs=lambda codes, scale, weight, weight_scale, residual, *, promotion: (Spec(torch.float16, tuple(residual.shape)),),
 )

@@ -67,7 +67,7 @@ def Product(x, weight):
     """FP32 values, rounded to FP16, of FP16 x @ weight, accumulated in FP32.
 
     The casts say so in the graph: TensorRT reads FP32 casts before a product and an FP16 cast right after it as an FP16
-    (or, behind DequantizeLinear, FP8) product with FP32 accumulation and FP16 result. Without them it accumulates in FP16.
+    product with FP32 accumulation and FP16 result. Without them it accumulates in FP16.
     """
     product = op.MatMul(op.Cast(x, to=1), op.Cast(weight, to=1))
     return op.Cast(op.Cast(product, to=10), to=1)
@@ -75,8 +75,11 @@ def Product(x, weight):
 
 @script(DETAIL, default_opset=op)
 def Fp8Linear32(x, scale, weight_MK, weight_scale_M):
-    """FP32 [..., M] result of an FP8 linear: the product of codes that PRODUCT_SCALE dequantised, scales applied."""
-    product = Product(x, op.Transpose(weight_MK, perm=[1, 0]))
+    """FP32 [..., M] result of an FP8 linear: the product of codes that PRODUCT_SCALE dequantised, scales applied.
+
+    No casts around this product: TensorRT 10.6 cannot build a cast between DequantizeLinear and MatMul.
+    """
+    product = op.Cast(op.MatMul(x, op.Transpose(weight_MK, perm=[1, 0])), to=1)
     restored = op.Mul(weight_scale_M, op.Constant(value_float=PRODUCT_RESTORE))
     return op.Mul(product, op.Mul(scale, restored))
 

@@ -36,7 +36,7 @@ def test_fp16_beams_equal_those_of_torch(exported, make_batch, config, lengths):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lengths", SHAPES, ids=["one-token", "one-request", "five-requests"])
 def test_forced_scores_equal_those_of_torch(exported, make_batch, config, precision, lengths):
-    """Fed the same paths; in FP8 single codes flip and drift apart, but never further than FP8 noise."""
+    """Fed the same paths. In FP8 single codes flip, and results drift apart as far as two independent roundings may: sqrt(2) x noise."""
     export, batch = exported(precision), make_batch(config, lengths)
     sids = torch.randint(0, config.codebook, (len(lengths), export.description.paths, 3))
     actual = export.run_forced(batch, sids)
@@ -44,7 +44,7 @@ def test_forced_scores_equal_those_of_torch(exported, make_batch, config, precis
         expected = export.forced(*batch, sids).numpy()
     exact = path_log_probabilities(export.model, batch.features.float(), batch.lengths, sids).numpy()
     noise = np.abs(expected - exact).mean()
-    assert np.abs(actual - expected).mean() < (FP16_NOISE / 4 if precision == "fp16" else noise)
+    assert np.abs(actual - expected).mean() < (FP16_NOISE / 4 if precision == "fp16" else 2**0.5 * noise)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
