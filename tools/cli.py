@@ -147,6 +147,20 @@ def inspect(
     commands.inspect(path, as_json)
 
 
+@app.command("export-trial")
+def export_trial(
+    size: Annotated[str, typer.Argument(help="A published size, such as 4B-A0.5B.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the files: several GB for the large sizes.")] = Path("out/trial"),
+    precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
+    beam: Annotated[int, typer.Option(min=1, help="Beams kept after each step.")] = 512,
+    record: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, too.", show_default=False)] = None,
+) -> None:
+    """Export a full size with random weights: how long and how much memory it takes on this machine."""
+    from . import commands
+
+    commands.export_trial(size, precision, beam, out, record)
+
+
 @app.command()
 def bench(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/bench.json"),

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 from rich.console import Console
 
-from ..core.recipe import Recipe, load_recipe, with_build_options
+from ..core.artefacts import write_json
+from ..core.errors import RecipeError
+from ..core.precision import PRECISIONS
+from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
 from ..engines.gates import Gate, require
 from ..engines.trials import EngineName
 from . import demo as demo_run
+from . import export_trial as trial
 from . import inspection, pipeline
 from .pipeline import StageResult
 from .report import load_run, write_report
@@ -61,6 +65,15 @@ def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime
 def report(recipe_files: Sequence[Path], out: Path) -> None:
     _write_report([load_recipe(path) for path in recipe_files], out, "onerec-trt report", {})
     typer.echo(out)
+
+
+def export_trial(size: str, precision: str, beam: int, folder: Path, record: Path | None) -> None:
+    if precision not in PRECISIONS:
+        raise RecipeError(f"there is no precision {precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
+    figures = trial.export_trial(size, cast(PrecisionName, precision), beam, folder)
+    if record is not None:
+        write_json(record, figures)
+    _print(figures, [], as_json=True)
 
 
 def inspect(path: Path, as_json: bool) -> None:

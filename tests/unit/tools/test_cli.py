@@ -14,7 +14,7 @@ from onerec_trt.core.records import Record
 from onerec_trt.engines.validate import Validation
 from onerec_trt.tools import cli, pipeline
 
-COMMANDS = ("demo", "run", "calibrate", "export", "build", "validate", "report", "inspect", "bench")
+COMMANDS = ("demo", "run", "calibrate", "export", "build", "validate", "report", "inspect", "bench", "export-trial")
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
 

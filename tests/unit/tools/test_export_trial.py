@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from onerec_trt.core.errors import ExportError, RecipeError
 from onerec_trt.models.config import SIZES
 from onerec_trt.tools import export_trial as trial
+from onerec_trt.tools.cli import app
 from onerec_trt.tools.export_trial import export_trial
 
 
@@ -57,3 +59,18 @@ def test_a_step_killed_for_its_memory_is_an_error_not_a_wait_for_ever(monkeypatc
     with pytest.raises(ExportError, match="ended with status -9") as caught:
         trial._measured(lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert "memory" in caught.value.hint
+
+
+def test_the_command_writes_the_figures_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = SIZES["0.1B"].with_changes(d_model=64, n_layers=1, n_heads=2, d_head=32, g_kv=2, ffn_hidden=64, codebook=16, embed_dim=8)
+    monkeypatch.setattr(trial, "SIZES", {"tiny": small})
+    app(["export-trial", "tiny", "--out", str(tmp_path), "--beam", "4", "--record", str(tmp_path / "f.json")], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f.json").read_text())
+
+
+def test_the_command_refuses_an_unknown_precision(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'fp4'"):
+        app(["export-trial", "0.1B", "--out", str(tmp_path), "--precision", "fp4"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
