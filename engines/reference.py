@@ -16,6 +16,7 @@ from ..core.errors import CheckpointError
 from ..core.progress import tracked
 from ..core.recipe import Recipe
 from ..core.records import read_record, run_stage
+from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.requests import Requests, read_requests
@@ -102,7 +103,7 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
             scores.append(beams.scores_BW.numpy())
             forced.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
     sids_nW3 = np.concatenate(sids)
-    runner = forced_torch_runner(Fp16Source(checkpoint), sids_nW3.shape[1])
+    runner = forced_torch_runner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)["log_probabilities"].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(forced), fp16)
     _require_finite(reference, requests, recipe.heldout)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..export.frozen import TensorSource
 from ..export.serving import Decoder, ForcedModel
 from ..operators.operator import Array
 
@@ -25,6 +24,6 @@ class TorchRunner:
         return {name: tensor.numpy() for name, tensor in zip(self.output_names, tensors, strict=True)}
 
 
-def forced_torch_runner(source: TensorSource, paths: int) -> TorchRunner:
-    """The forced form of a quantised checkpoint in PyTorch."""
-    return TorchRunner(ForcedModel(Decoder(source), paths), ("log_probabilities",))
+def forced_torch_runner(decoder: Decoder, paths: int) -> TorchRunner:
+    """The forced form of a frozen model in PyTorch."""
+    return TorchRunner(ForcedModel(decoder, paths), ("log_probabilities",))

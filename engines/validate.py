@@ -21,7 +21,7 @@ from ..calibration.quantised import open_quantised
 from ..core.artefacts import read_json, write_json
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
-from ..export.serving import ForcedModel, ServingModel
+from ..export.serving import ServingModel
 from ..export.stage import SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
@@ -36,7 +36,7 @@ from .operator_parity import OperatorResult, operator_gates, operator_results, w
 from .proof import VALIDATION_FILE
 from .reference import Reference, heldout_requests, make_reference
 from .requests_feed import Runner, feeds, run_all
-from .torch_runner import TorchRunner
+from .torch_runner import forced_torch_runner
 from .trials import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 
 __all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate"]
@@ -175,7 +175,7 @@ def _try(
 
 def _quantised_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
     """Log-probabilities [n, W, 3] by the quantised PyTorch model along the FP32 model's paths."""
-    runner = TorchRunner(ForcedModel(serving.decoder, fp32.sids_nW3.shape[1]), ("log_probabilities",))
+    runner = forced_torch_runner(serving.decoder, fp32.sids_nW3.shape[1])
     outputs = run_all(runner, requests, recipe.validation.batch_size, "forced, quantised PyTorch", fp32.sids_nW3)
     return _floats(outputs["log_probabilities"])
 
@@ -202,7 +202,7 @@ def _frozen_gate(recipe: Recipe, quantised: Path, serving: ServingModel, model: 
     """The frozen model may be no further from FP32 than ModelOpt's fake-quantised model is, on calibration requests."""
     known = read_modelopt_reference(quantised)
     requests = read_requests(recipe.requests, model.config, max_context=recipe.max_context).select(known.requests.numpy())
-    runner = TorchRunner(ForcedModel(serving.decoder, known.sids.shape[1]), ("log_probabilities",))
+    runner = forced_torch_runner(serving.decoder, known.sids.shape[1])
     frozen = run_all(runner, requests, recipe.validation.batch_size, "frozen model", known.sids.numpy())["log_probabilities"]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
     error, allowed = np.abs(frozen - fp32).mean(), np.abs(modelopt - fp32).mean()

@@ -58,5 +58,4 @@ def attach_functions(model: ir.Model) -> None:
     for proto in functions_of(OPERATORS[name] for name in used):
         function = ir.from_proto(proto)
         model.functions[function.identifier()] = function
-    for opset in (DETAIL,):
-        model.opset_imports[opset.domain] = opset.version
+    model.opset_imports[DETAIL.domain] = DETAIL.version

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..calibration.quantised import open_quantised
 from ..calibration.random_checkpoint import random_quantised_checkpoint
 from ..core.artefacts import files_in, read_json
 from ..core.errors import ExportError, RecipeError
@@ -64,7 +63,6 @@ def _freeze(config: OneRecConfig, precision: PrecisionName, folder: Path) -> Non
 
 
 def _export(checkpoint: Path, folder: Path, beam: int) -> None:
-    open_quantised(checkpoint)
     export(ExportOptions(beam=(beam, beam, beam)), checkpoint, folder)
 
 
