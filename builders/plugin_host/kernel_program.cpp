@@ -2,7 +2,9 @@
 #include "kernel_program.h"
 
 #include "log.h"
+#include "network.h"
 
+#include <array>
 #include <limits>
 
 using namespace nvinfer1;
@@ -15,72 +17,11 @@ namespace
 constexpr int32_t kOk = 0;
 constexpr int32_t kFailed = 1;
 
-DataType dataType(DType dtype)
-{
-    switch (dtype)
-    {
-    case DType::kFloat32: return DataType::kFLOAT;
-    case DType::kFloat16: return DataType::kHALF;
-    case DType::kBfloat16: return DataType::kBF16;
-    case DType::kFloat8E4M3: return DataType::kFP8;
-    case DType::kInt64: return DataType::kINT64;
-    case DType::kInt32: return DataType::kINT32;
-    case DType::kInt8: return DataType::kINT8;
-    case DType::kUint8: return DataType::kUINT8;
-    case DType::kBool: break;
-    }
-    return DataType::kBOOL;
-}
-
 int32_t refused(std::string const& error)
 {
     logError(error);
     return kFailed;
 }
-
-// TensorRT's expressions as the values of a program's expressions.
-struct Symbols
-{
-    using Value = IDimensionExpr const*;
-
-    DimsExprs const* inputs;
-    IExprBuilder& builder;
-
-    Value constant(int64_t value)
-    {
-        return builder.constant(value);
-    }
-
-    Value dimension(int input, int axis) const
-    {
-        return inputs[input].d[axis];
-    }
-
-    bool compute(Op op, Value first, Value second, Value& result)
-    {
-        result = first == nullptr || second == nullptr ? nullptr : builder.operation(operation(op), *first, *second);
-        return result != nullptr;
-    }
-
-    static DimensionOperation operation(Op op)
-    {
-        switch (op)
-        {
-        case Op::kSubtract: return DimensionOperation::kSUB;
-        case Op::kMultiply: return DimensionOperation::kPROD;
-        case Op::kFloorDivide: return DimensionOperation::kFLOOR_DIV;
-        case Op::kCeilDivide: return DimensionOperation::kCEIL_DIV;
-        case Op::kMinimum: return DimensionOperation::kMIN;
-        case Op::kMaximum: return DimensionOperation::kMAX;
-        case Op::kLess: return DimensionOperation::kLESS;
-        case Op::kEqual: return DimensionOperation::kEQUAL;
-        case Op::kAdd:
-        case Op::kConstant:
-        case Op::kDimension: break;
-        }
-        return DimensionOperation::kSUM;
-    }
-};
 
 using Shapes = std::array<Shape, kMostTensors>;
 
