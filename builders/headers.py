@@ -59,8 +59,8 @@ def tensorrt_headers(major: int) -> Path:
     for folder in map(Path, _SYSTEM):
         if header_version(folder) == major:
             return folder
-    if major in CRATE_VERSIONS and (folder := _from_crate(major)):
-        return folder
+    if major in CRATE_VERSIONS and (carried := _from_crate(major)):
+        return carried
     raise MissingExtraError(
         f"there are no headers of TensorRT {major}",
         where="the plugin host is compiled on this machine",

@@ -93,28 +93,31 @@ class Bindings:
         """An object of the library that passes its messages on; it must outlive what is made with it."""
         return _logger(self._trt, log)
 
-    def parse(self, model: bytes, beside: Path, log: LogSink) -> Network:
+    def parse(self, model: bytes, beside: Path, log: LogSink, plugin_libraries: Sequence[Path] = ()) -> Network:
         """Parse a serialised ONNX model.
 
         Args:
             model: The protobuf, below 2 GB; larger weights are external.
             beside: Path in whose folder the external data lies.
             log: Receives the library's messages.
+            plugin_libraries: Libraries of the plugins that the model uses; a plan will carry them. Default: none.
 
         Raises:
-            BuildError: The parser refuses the model; names each node it refuses.
+            BuildError: A plugin library does not load, or the parser refuses the model; names each node it refuses.
         """
-        return Network(self._trt, model, beside, log)
+        return Network(self._trt, model, beside, log, plugin_libraries)
 
 
 class Network:
     """A parsed network with the objects of the library that must outlive it."""
 
-    def __init__(self, trt: Any, model: bytes, beside: Path, log: LogSink) -> None:
+    def __init__(self, trt: Any, model: bytes, beside: Path, log: LogSink, plugin_libraries: Sequence[Path] = ()) -> None:
         self._trt = trt
         self._logger = _logger(trt, log)
         self._builder = trt.Builder(self._logger)
         self._network = self._builder.create_network(_strongly_typed(trt))
+        self._plugin_libraries = [str(path) for path in plugin_libraries]
+        self._load_plugins()
         self._parser = trt.OnnxParser(self._network, self._logger)
         if not self._parser.parse(model, path=str(beside)):
             raise BuildError("TensorRT cannot read the graph: " + "; ".join(self._parser_errors()), where=str(beside))
@@ -147,6 +150,8 @@ class Network:
             self._use_timing_cache(config, timing_cache, strict_timing_cache)
         config.clear_flag(self._trt.BuilderFlag.TF32)  # on by default; numerics: what the graph says in FP32 stays FP32
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # so that the engine can be asked what it runs
+        if self._plugin_libraries:
+            config.plugins_to_serialize = self._plugin_libraries
         if compute_capability is not None:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(self._trt.ComputeCapability, f"SM{compute_capability.replace('.', '')}"), 0)
@@ -172,6 +177,12 @@ class Network:
         if not merged.combine(other, ignore_mismatch=False):
             raise BuildError("TensorRT cannot merge the timing caches: they are of different libraries or GPUs", hint=_NEW_CACHE)
         return _content(merged.serialize())
+
+    def _load_plugins(self) -> None:
+        for path in self._plugin_libraries:
+            registry = self._trt.get_plugin_registry()
+            if registry.load_library(path) is None:
+                raise BuildError("TensorRT cannot load the plugin library", where=path, hint=_SEE_LOG)
 
     def _use_timing_cache(self, config: Any, content: bytes, strict: bool) -> None:
         if not config.set_timing_cache(self._timing_cache(config, content), ignore_mismatch=False):

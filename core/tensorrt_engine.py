@@ -24,19 +24,22 @@ class Engine:
         bindings: The TensorRT that built it.
         plan: Content of the plan's file.
         where: Names the plan in errors.
+        host_code: The plan carries a plugin library, whose code may run. Default: it may not.
 
     Raises:
         ArtefactError: TensorRT cannot read the plan; quotes its last message.
         GpuError: The GPU has no memory left for its weights.
     """
 
-    def __init__(self, bindings: Bindings, plan: bytes | memoryview, where: str) -> None:
+    def __init__(self, bindings: Bindings, plan: bytes | memoryview, where: str, *, host_code: bool = False) -> None:
         self.where = where
         self._trt, self._errors = bindings.library, _Errors()
         self._logger = bindings.logger(self._errors)
         self._runtime = self._trt.Runtime(self._logger)
         if self._runtime is None:
             raise self.failure("TensorRT cannot start on this GPU")
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self.failure("TensorRT cannot load the plan")

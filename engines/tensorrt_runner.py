@@ -78,7 +78,7 @@ class TensorRtRunner:
         self._lanes: SimpleQueue[Lane] = SimpleQueue()  # first in, first out: work spreads over the lanes
         self.executions = executions
         try:
-            self.engine = Engine(bindings, plan.read_bytes(), str(plan))
+            self.engine = Engine(bindings, plan.read_bytes(), str(plan), host_code=record.plugins is not None)
             for _ in range(executions):
                 self._lanes.put(Lane(self.engine, graphs))
         except torch.OutOfMemoryError as error:
