@@ -115,11 +115,14 @@ class FakeLibrary:
             def __init__(self) -> None: ...
 
         class Runtime:
+            engine_host_code_allowed = False
+
             def __init__(self, logger: Any) -> None:
                 library.log = lambda severity, text: logger.log(SimpleNamespace(name=severity), text)
 
             def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
                 assert plan == b"plan"
+                library.host_code = self.engine_host_code_allowed
                 return FakeEngine(library) if library.answers("plan") else None
 
         self.ILogger, self.Runtime = Logger, Runtime
@@ -136,6 +139,13 @@ class FakeLibrary:
 
 def load(library: FakeLibrary) -> Engine:
     return Engine(tensorrt_api.Bindings("tensorrt", library), b"plan", "sm90.plan")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_in_a_plan_runs_only_where_it_is_allowed(allowed: bool) -> None:
+    library = FakeLibrary()
+    Engine(tensorrt_api.Bindings("tensorrt", library), b"plan", "sm90.plan", host_code=allowed)
+    assert library.host_code is allowed
 
 
 def test_says_what_the_plan_takes_and_gives() -> None:
