@@ -52,7 +52,6 @@ bool shapesOf(Program const& program, Tensor const* tensors, size_t count, Shape
 KernelProgram::KernelProgram(std::shared_ptr<Carried const> carried, std::shared_ptr<Loaded const> loaded)
     : mCarried(std::move(carried))
     , mLoaded(std::move(loaded))
-    , mTimingCacheId("program-" + std::to_string(std::hash<std::string>()(mCarried->bytes)))
     , mField(kProgramField, mCarried->bytes.data(), PluginFieldType::kCHAR, static_cast<int32_t>(mCarried->bytes.size()))
     , mFields{1, &mField}
 {
@@ -197,7 +196,7 @@ size_t KernelProgram::getWorkspaceSize(
 
 char const* KernelProgram::getTimingCacheID() noexcept
 {
-    return mTimingCacheId.c_str();
+    return mCarried->timingCacheId.c_str();
 }
 
 int32_t KernelProgram::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 namespace onerec
 {
@@ -16,12 +17,16 @@ constexpr char const* kPluginVersion = "1";
 constexpr char const* kPluginNamespace = "";
 constexpr char const* kProgramField = "program";
 
-// A program with the bytes it was read from; all clones of a node share it.
+// A program with the bytes it was read from.
 struct Carried
 {
     std::string bytes;
     Program program;
+    std::string timingCacheId;
 };
+
+// Reads a program. Nodes that carry the same one, and all their clones, share it. Null and a reason for bytes that are none.
+std::shared_ptr<Carried const> carry(std::string_view bytes, std::string& error);
 
 class KernelProgram final : public nvinfer1::IPluginV3,
                             public nvinfer1::IPluginV3OneCore,
@@ -65,7 +70,6 @@ public:
 private:
     std::shared_ptr<Carried const> mCarried;
     std::shared_ptr<Loaded const> mLoaded; // null until attached to an execution context
-    std::string mTimingCacheId;
     nvinfer1::PluginField mField;
     nvinfer1::PluginFieldCollection mFields;
 };

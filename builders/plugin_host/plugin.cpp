@@ -47,17 +47,18 @@ public:
 private:
     static IPluginV3* create(std::string const& name, PluginFieldCollection const& fields)
     {
-        auto carried = std::make_shared<Carried>();
-        std::string error = "it has no field 'program'";
+        std::string_view bytes;
         for (int32_t i = 0; i < fields.nbFields; ++i)
         {
             PluginField const& field = fields.fields[i];
             if (std::strcmp(field.name, kProgramField) == 0 && field.data != nullptr && field.length > 0)
             {
-                carried->bytes.assign(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
+                bytes = {static_cast<char const*>(field.data), static_cast<size_t>(field.length)};
             }
         }
-        if (carried->bytes.empty() || !decode(carried->bytes, carried->program, error))
+        std::string error = "it has no field 'program'";
+        std::shared_ptr<Carried const> carried = bytes.empty() ? nullptr : carry(bytes, error);
+        if (carried == nullptr)
         {
             logError("node '" + name + "': " + error);
             return nullptr;
