@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from .machine import Machine, this_machine
 from .plan_record import PlanRecord
 
 MODEL = "model.onnx"
-WORKING = ".partial-weights"  # hidden in the stage's folder until the plans are built
 PLAN_FOLDERS: dict[Target, str] = {"tensorrt-rtx": "plans", "tensorrt": "plans-tensorrt"}  # plans of both may lie in one output folder
 
 
@@ -65,12 +63,9 @@ def _rtx(recipe: Recipe, exported: Path) -> Any:
 def _tensorrt(recipe: Recipe, machine: Machine, exported: Path, twin: Path | None) -> Any:
     def body(folder: Path) -> dict[str, Any]:
         fp16 = None if twin is None else tensorrt.Source(twin, "fp16")
-        working = folder / WORKING
-        try:
+        with tensorrt.working_folder(folder) as working:
             jobs = tensorrt.plan_jobs(tensorrt.Source(exported, recipe.precision), recipe.build, machine, working, fp16)
             return _facts([tensorrt.build_plan(job, recipe.build, machine, folder) for job in jobs])
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
 
     return body
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,12 +55,22 @@ class PlanJob:
     host: HostLibrary | None
 
 
+@contextmanager
+def working_folder(folder: Path) -> Iterator[Path]:
+    """Where a build keeps weights in the layout of their kernels: hidden in its folder, removed when its plans are built."""
+    working = folder / ".partial-weights"
+    try:
+        yield working
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
 def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:
     """Every plan a recipe asks for, checked before the first build starts.
 
     Names: `sm90.plan`, `sm90-forced.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
-    shapes; those of the FP16 twin begin with `sm90-fp16`. `working` gets weights in the layout of their kernels; it must live
-    until the plans are built.
+    shapes; those of the FP16 twin begin with `sm90-fp16`. `working` is a
+    `working_folder` that lives until the plans are built.
 
     Raises:
         BuildError: A graph cannot be built, a profile does not fit it, or a strict timing cache is missing.
