@@ -20,6 +20,7 @@ _PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profi
 _MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
 _GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
 _NUMBER = re.compile(r"(?<=step)\d+|(?<=blocks\.)\d+")
+_STEP = re.compile(r"^step\*\.")
 _GENERATED = "__myl_"
 _FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
 _FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
@@ -53,6 +54,21 @@ def summary(layers: Sequence[PlanLayer]) -> list[str]:
     """One line for each kind of product and kernel: 'step*.blocks.*.cross.q/MatMul: 42 x sm90_xmma_gemm_e4m3..., FP8'."""
     counts = Counter((_NUMBER.sub("*", node), layer.kernel, layer.in_fp8) for layer in layers for node in layer.nodes)
     return [f"{node}: {count} x {kernel}{', FP8' if in_fp8 else ''}" for (node, kernel, in_fp8), count in counts.items()]
+
+
+def places_of_layers(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For each layer's name the places in a block it computes, such as 'blocks.*.cross.norm, blocks.*.cross.q', and its kernel.
+
+    Args:
+        report: The inspector's JSON.
+    """
+    places = {}
+    for entry in report["Layers"]:
+        if isinstance(entry, dict):
+            nodes = _NODE.findall(str(entry.get("Metadata", "")))
+            calls = dict.fromkeys(_STEP.sub("", _NUMBER.sub("*", node.partition("/")[0])) for node in nodes)
+            places[str(entry["Name"])] = (", ".join(calls) or "elsewhere", str(entry.get("TacticName") or entry.get("LayerType", "")))
+    return places
 
 
 def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:

@@ -6,7 +6,7 @@ What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is settled here, so 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -250,6 +250,19 @@ def _logger(trt: Any, log: LogSink) -> Any:
             log(severity.name, message)
 
     return Logger()
+
+
+def layer_profiler(trt: Any, sink: Callable[[str, float], None]) -> Any:
+    """An object of the library that receives the milliseconds of each layer of an execution."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the bindings carry no types
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            sink(layer_name, ms)
+
+    return Profiler()
 
 
 def _progress_monitor(trt: Any, sink: ProgressSink) -> Any:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..engines.layer_times import PlaceTime
 from ..engines.tensorrt_runner import TensorRtRunner
 from ..models.config import OneRecConfig
 from .bench_case import Case
@@ -33,17 +34,22 @@ def torch_contender(engine: EngineName, model: TorchBaseline, case: Case) -> Bat
     return eager if engine == "torch-eager" else captured(eager)
 
 
-def tensorrt_contender(runner: TensorRtRunner, config: OneRecConfig, case: Case) -> Batch:
+class PlanContender:
     """A plan with its CUDA graph captured; inputs are copied in and items out, on the GPU."""
-    features = _features(case, config)
-    inputs = {"features": features, "lengths": torch.tensor([case.lengths] * case.batch, device="cuda")}
-    runner.warm_up(case.batch, case.context)
 
-    def plan() -> Tensor:
-        sids: Tensor = runner(inputs)["sids"]
+    def __init__(self, runner: TensorRtRunner, config: OneRecConfig, case: Case) -> None:
+        self._runner = runner
+        lengths = torch.tensor([case.lengths] * case.batch, device="cuda")
+        self._inputs = {"features": _features(case, config), "lengths": lengths}
+        runner.warm_up(case.batch, case.context)
+
+    def __call__(self) -> Tensor:
+        sids: Tensor = self._runner(self._inputs)["sids"]
         return sids
 
-    return plan
+    def layer_times(self) -> list[PlaceTime]:
+        """Where the plan's time goes."""
+        return self._runner.layer_times(self._inputs)
 
 
 def load_runner(plan: BenchPlan) -> TensorRtRunner:
