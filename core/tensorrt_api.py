@@ -19,7 +19,7 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _MODULES: dict[Target, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
 
 _SEE_LOG = "the builder's last errors say why"
-_MISS = "the timing cache may lack a kernel: its last errors say so; build once with strict_timing_cache off to fill it"
+_MISS = "the timing cache may lack a kernel; build once with strict_timing_cache off to fill it"
 _NEW_CACHE = "delete the file from the folder build.timing_cache, or name another folder; the next build starts a new one"
 
 
@@ -137,7 +137,7 @@ class Network:
             profiles: For each optimisation profile the (minimum, typical, maximum) shape of every input.
             progress: Receives the builder's phases.
             timing_cache: Kernel timings of earlier builds; empty: none yet; None: the build neither reads nor keeps any.
-            strict_timing_cache: A kernel without a timing in the cache fails the build.
+            strict_timing_cache: A kernel without a timing in the cache fails the build, at the latest when it ends.
 
         Raises:
             BuildError: TensorRT refuses the network, a profile or the timing cache.
@@ -159,6 +159,9 @@ class Network:
             raise BuildError("TensorRT cannot build the plan", hint=_MISS if strict_timing_cache else _SEE_LOG)
         flags = tuple(sorted(name for name, flag in self._trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
         timings = None if timing_cache is None else _content(config.get_timing_cache().serialize())
+        if strict_timing_cache and len(timings or b"") > len(timing_cache or b""):
+            # The library's own flag does not cover the layers that its graph compiler builds; what it timed is in the cache now.
+            raise BuildError("the build timed kernels that the timing cache lacks", hint=_MISS)
         return BuiltPlan(cast(PlanBytes, plan), flags, timings)
 
     def merge_timing_caches(self, first: bytes, second: bytes) -> bytes:

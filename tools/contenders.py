@@ -25,7 +25,7 @@ Batch = Callable[[], Tensor]  # gives semantic IDs [B, W, 3] on the GPU
 
 def torch_contender(engine: EngineName, model: TorchBaseline, case: Case) -> Batch:
     """The opponent: eager, its launches captured in a CUDA graph, or compiled by torch.compile and captured too."""
-    features, lengths = _features(case, model.config), case.lengths
+    features, lengths = batch_features(case, model.config), case.lengths
     chosen = model.compiled() if engine == "torch-compile" else model
 
     def eager() -> Tensor:
@@ -40,7 +40,7 @@ class PlanContender:
     def __init__(self, runner: TensorRtRunner, config: OneRecConfig, case: Case) -> None:
         self._runner = runner
         lengths = torch.tensor([case.lengths] * case.batch, device="cuda")
-        self._inputs = {"features": _features(case, config), "lengths": lengths}
+        self._inputs = {"features": batch_features(case, config), "lengths": lengths}
         runner.warm_up(case.batch, case.context)
 
     def __call__(self) -> Tensor:
@@ -75,7 +75,7 @@ def captured(run: Batch) -> Batch:
     return replay
 
 
-def _features(case: Case, config: OneRecConfig) -> Tensor:
+def batch_features(case: Case, config: OneRecConfig) -> Tensor:
     """Random features FP16 [B, S, F] on the GPU, the same for every contender."""
     generator = torch.Generator("cuda").manual_seed(SEED)
     return torch.randn((case.batch, case.context, config.feature_width), generator=generator, device="cuda", dtype=torch.float16)
