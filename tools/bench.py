@@ -66,7 +66,7 @@ class _Measured:
 
     results: list[Result]
     shared: dict[str, float]
-    layers: dict[str, list[PlaceTime]]
+    layers: dict[PrecisionName, list[PlaceTime]]
 
 
 def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
