@@ -21,6 +21,7 @@ _PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profi
 _MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
 _GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
 _NUMBER = re.compile(r"(?<=step)\d+|(?<=blocks\.)\d+")
+_STEP = re.compile(r"^step\*\.")
 _GENERATED = "__myl_"
 _PLUGIN = re.compile(r"plugin", re.I)  # LayerType of a plugin's layer
 _FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
@@ -61,6 +62,21 @@ def summary(layers: Sequence[PlanLayer]) -> list[str]:
     return [f"{node}: {count} x {kernel}{', FP8' if in_fp8 else ''}" for (node, kernel, in_fp8), count in counts.items()]
 
 
+def places_of_layers(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For each layer's name the places in a block it computes, such as 'blocks.*.cross.norm, blocks.*.cross.q', and its kernel.
+
+    Args:
+        report: The inspector's JSON.
+    """
+    places = {}
+    for entry in report["Layers"]:
+        if isinstance(entry, dict):
+            nodes = _NODE.findall(str(entry.get("Metadata", ""))) or _plugin_name(entry)
+            calls = dict.fromkeys(_STEP.sub("", _NUMBER.sub("*", node.partition("/")[0])) for node in nodes)
+            places[str(entry["Name"])] = (", ".join(calls) or "elsewhere", str(entry.get("TacticName") or entry.get("LayerType", "")))
+    return places
+
+
 def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:
     kernel, kind = str(entry.get("TacticName", "")), str(entry.get("LayerType", ""))
     nodes = tuple(dict.fromkeys(node for node in _NODE.findall(str(entry.get("Metadata", ""))) if node in multiplications))
@@ -72,13 +88,17 @@ def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[s
 
 def _plugin_layer(entry: Mapping[str, Any], profile: int, products: Mapping[str, KernelNode]) -> PlanLayer | None:
     """A product that the plugin host runs. The inspector knows nothing of its kernels; the launch program names them."""
-    if not _PLUGIN.search(str(entry.get("LayerType", ""))):
-        return None
-    quoted = (*_NODE.findall(str(entry.get("Metadata", ""))), _PROFILE.sub("", str(entry["Name"])))
+    own = _plugin_name(entry)
+    quoted = (*_NODE.findall(str(entry.get("Metadata", ""))), *own) if own else ()
     node = next((products[name] for name in quoted if name in products), None)
     if node is None:
         return None
     return _plan_layer(entry, profile, (node.name,), ", ".join(node.kernels), node.in_fp8)
+
+
+def _plugin_name(entry: Mapping[str, Any]) -> list[str]:
+    """The ONNX node of a plugin's layer, which is named after it; empty for other layers."""
+    return [_PROFILE.sub("", str(entry["Name"]))] if _PLUGIN.search(str(entry.get("LayerType", ""))) else []
 
 
 def _plan_layer(entry: Mapping[str, Any], profile: int, nodes: tuple[str, ...], kernel: str, in_fp8: bool) -> PlanLayer:

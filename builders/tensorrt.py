@@ -85,7 +85,7 @@ def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: 
         for form, file in GRAPHS.items():
             for suffix, profiles in _groups(options):
                 name = "-".join(filter(None, (prefix, suffix, "forced" if form == "forced" else ""))) + ".plan"
-                graph = native_graph.prepare(each.exported / file, profiles, without_block_scales, kernels)
+                graph = native_graph.prepare(each.exported / file, list(map(_buildable, profiles)), without_block_scales, kernels)
                 jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
 
@@ -184,6 +184,11 @@ def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
             raise BuildError("two profiles have the same ranges", where="build.profiles", hint="with plan_per_profile each needs its own")
         named[name] = profile
     yield from ((name, (profile,)) for name, profile in named.items())
+
+
+def _buildable(profile: Profile) -> Profile:
+    """TensorRT 10.6 fails in its graph compiler (tensorbase.cpp:426, strides) where a profile fixes the batch to 1: let it take 2."""
+    return profile.model_copy(update={"batch": (1, 1, 2)}) if profile.batch == (1, 1, 1) else profile
 
 
 def _fp8_gemms(graph: NativeGraph, layers: Sequence[PlanLayer]) -> Fp8Gemms:

@@ -6,7 +6,7 @@ What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is settled here, so 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -19,7 +19,7 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _MODULES: dict[Target, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
 
 _SEE_LOG = "the builder's last errors say why"
-_MISS = "the timing cache may lack a kernel: its last errors say so; build once with strict_timing_cache off to fill it"
+_MISS = "the timing cache may lack a kernel; build once with strict_timing_cache off to fill it"
 _NEW_CACHE = "delete the file from the folder build.timing_cache, or name another folder; the next build starts a new one"
 
 
@@ -140,7 +140,7 @@ class Network:
             profiles: For each optimisation profile the (minimum, typical, maximum) shape of every input.
             progress: Receives the builder's phases.
             timing_cache: Kernel timings of earlier builds; empty: none yet; None: the build neither reads nor keeps any.
-            strict_timing_cache: A kernel without a timing in the cache fails the build.
+            strict_timing_cache: A kernel without a timing in the cache fails the build, at the latest when it ends.
 
         Raises:
             BuildError: TensorRT refuses the network, a profile or the timing cache.
@@ -164,6 +164,9 @@ class Network:
             raise BuildError("TensorRT cannot build the plan", hint=_MISS if strict_timing_cache else _SEE_LOG)
         flags = tuple(sorted(name for name, flag in self._trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
         timings = None if timing_cache is None else _content(config.get_timing_cache().serialize())
+        if strict_timing_cache and len(timings or b"") > len(timing_cache or b""):
+            # The library's own flag does not cover the layers that its graph compiler builds; what it timed is in the cache now.
+            raise BuildError("the build timed kernels that the timing cache lacks", hint=_MISS)
         return BuiltPlan(cast(PlanBytes, plan), flags, timings)
 
     def merge_timing_caches(self, first: bytes, second: bytes) -> bytes:
@@ -261,6 +264,19 @@ def _logger(trt: Any, log: LogSink) -> Any:
             log(severity.name, message)
 
     return Logger()
+
+
+def layer_profiler(trt: Any, sink: Callable[[str, float], None]) -> Any:
+    """An object of the library that receives the milliseconds of each layer of an execution."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the bindings carry no types
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            sink(layer_name, ms)
+
+    return Profiler()
 
 
 def _progress_monitor(trt: Any, sink: ProgressSink) -> Any:

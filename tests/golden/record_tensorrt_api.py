@@ -29,6 +29,7 @@ CLASSES = [
     "INetworkDefinition",
     "IOptimizationProfile",
     "IPluginRegistry",
+    "IProfiler",
     "IProgressMonitor",
     "ITensor",
     "ITimingCache",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,8 +128,15 @@ def test_a_weight_is_prepared_once(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "working" / "prepared.data").stat().st_size == 2 * WIDTH * WIDTH
 
 
-def test_external_weights_lie_beside_the_prepared_ones(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_external_weights_lie_beside_the_prepared_ones(monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path, links: bool) -> None:
     """A parser looks for all external data in one folder."""
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
     kernels = Kernels({"Fp8Linear": KernelFactory(fp8_linear, {2: lambda a: a})}, "9.0", PreparedWeights(source.parent, tmp_path / "w"))
     big = load_graph(source)
     big.graph.initializer.append(onnx.TensorProto())
@@ -137,6 +146,7 @@ def test_external_weights_lie_beside_the_prepared_ones(source: Path, tmp_path: P
     use_kernels(big, kernels)
     assert kernels.weights.folder_of(big) == tmp_path / "w"
     assert (tmp_path / "w" / "model.data").read_bytes() == (source.parent / "model.data").read_bytes()
+    assert (tmp_path / "w" / "model.data").samefile(source.parent / "model.data") is links
 
 
 def _refusing(node: Node) -> Program:

@@ -160,6 +160,26 @@ def test_a_miss_fails_a_strict_build(exported: Path, recipe: MakeRecipe, tmp_pat
     assert cache.read_text() == '["another layer"]'
 
 
+def test_a_miss_that_the_library_lets_pass_fails_a_strict_build_too(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "lenient")
+    cache = cache_file(tmp_path / "cache", MACHINE)
+    cache.parent.mkdir()
+    cache.write_text('["another layer"]')
+    with pytest.raises(BuildError, match="timed kernels that the timing cache lacks"):
+        build(recipe(target="tensorrt", timing_cache=tmp_path / "cache", strict_timing_cache=True), exported, tmp_path / "plans")
+    assert cache.read_text() == '["another layer"]'
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_profile_of_batch_1_takes_2(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    profiles = [{"batch": [1, 1, 1], "context": [1, 4, 8]}, {"batch": [2, 3, 4], "context": [1, 4, 8]}]
+    build(recipe(target="tensorrt", profiles=profiles), exported, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert [[shape[0] for shape in profile["features"]] for profile in plan.profiles] == [[1, 1, 2], [2, 3, 4]]
+
+
 @pytest.mark.parametrize(("content", "mood", "message"), [("damaged", "", "is damaged"), ("[]", "other-gpu", "another library or GPU")])
 def test_a_cache_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path, content: str, mood: str, message: str

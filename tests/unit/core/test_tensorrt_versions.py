@@ -36,7 +36,7 @@ HOLDS = {
     "registry": "IPluginRegistry",
 }
 # Names that hold objects of our own in the other module or function.
-OURS = {"self._engine": {"failure", "outputs"}, "profile": {"items"}, "tensor": set()}
+OURS = {"self._engine": {"failure", "library", "outputs"}, "profile": {"items"}, "tensor": set()}
 ONLY_IN_RTX = {"num_compute_capabilities", "set_compute_capability"}
 
 
