@@ -15,6 +15,7 @@ from onerec_trt.core.errors import BuildError, MissingExtraError
 @pytest.fixture(scope="module", params=["10.6.0", "11.4.0"])
 def version(request: pytest.FixtureRequest) -> str:
     try:
+        find_compiler()
         tensorrt_headers(int(request.param.partition(".")[0]))
     except MissingExtraError as error:
         pytest.skip(error.what)

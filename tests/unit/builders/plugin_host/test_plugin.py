@@ -55,13 +55,13 @@ Drive = Callable[..., list[str]]
 def drive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drive:
     """Runs the driver's program with a launch program and row counts; gives its lines. `broken` names what the CUDA driver fails at."""
     try:
+        compiler = find_compiler()
         includes = (tensorrt_headers(int(request.param.partition(".")[0])), cuda_headers())
     except MissingExtraError as error:
         pytest.skip(error.what)
     folder, here = tmp_path_factory.mktemp("drive"), Path(__file__).parent
     host = host_library(request.param, folder)
     flags = ("-std=c++17", "-O1", "-pthread", *(argument for include in includes for argument in ("-isystem", str(include))))
-    compiler = find_compiler()
     subprocess.run([*compiler, *flags, "-fPIC", "-shared", str(here / "fake_driver.cpp"), "-o", str(folder / "libcuda.so.1")], check=True)
     subprocess.run([*compiler, *flags, str(here / "drive.cpp"), "-o", str(folder / "drive"), "-ldl"], check=True)
 
