@@ -190,6 +190,15 @@ def test_expressions_have_the_values_they_have_in_python(interpret: Interpret, e
         assert interpret(encode(program), shapes) == expected
 
 
+@pytest.mark.parametrize("second", [-3, -1, 1, 3])
+@pytest.mark.parametrize("first", range(-7, 8))
+def test_division_rounds_as_in_python(interpret: Interpret, first: int, second: int) -> None:
+    dividend, divisor = dim(1, 0) - 10, dim(0, 0) - 5  # dimensions are never negative, differences are
+    program = Program(INPUTS, (Tensor("float32", (dividend // divisor, cdiv(dividend, divisor), dividend % divisor)),), (Variant(1, ()),))
+    expected = f"output 0 {first // second} {-(-first // second)} {first % second}\nworkspace 0\n"
+    assert interpret(encode(program), [(second + 5, 0), (first + 10,)]) == (DONE, expected)
+
+
 @MORE
 @given(program=programs, shapes=SHAPES)
 def test_programs_do_what_they_say_in_python(interpret: Interpret, program: Program, shapes: Any) -> None:
