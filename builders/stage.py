@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
 from ..core.tensorrt_api import Target
 from . import rtx, tensorrt
-from .kernel_programs import sources_hash
 from .machine import Machine, this_machine
 from .plan_record import PlanRecord
 
@@ -36,14 +34,12 @@ def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None
     """
     sources = {"": exported, "twin/": twin}
     read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
-    options = recipe.build.model_dump(mode="json", exclude={"timing_cache"})  # where timings come from is no property of the plans
     if recipe.build.target == "tensorrt-rtx":
+        options = recipe.build.model_dump(mode="json", exclude={"timing_cache"})
         return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
     machine = this_machine("tensorrt")
-    if recipe.build.plugins:
-        options["kernels"] = sources_hash()
     body = _tensorrt(recipe, machine, exported, twin)
-    return run_stage("build", folder, read=read, options={**options, "machine": asdict(machine)}, tools=("onnx",), body=body)
+    return run_stage("build", folder, read=read, options=tensorrt.identity(recipe.build, machine), tools=("onnx",), body=body)
 
 
 def _files(exported: Path) -> dict[str, Path]:

@@ -6,9 +6,9 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.artefacts import read_json, sha256, write_json
 from ..core.errors import BuildError
@@ -19,7 +19,7 @@ from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import multiplications, weight_bytes
 from .host_library import HostLibrary, host_library
-from .kernel_programs import Kernels
+from .kernel_programs import Kernels, sources_hash
 from .layer_report import computed_in_fp8, plan_layers
 from .machine import Machine
 from .native_graph import NativeGraph
@@ -63,6 +63,12 @@ def working_folder(folder: Path) -> Iterator[Path]:
         yield working
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
+    """What decides the plans beside the files they are made from; where timings come from is no property of theirs."""
+    facts = options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine)}
+    return facts | ({"kernels": sources_hash()} if options.plugins else {})
 
 
 def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:

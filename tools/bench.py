@@ -21,12 +21,12 @@ from torch import Tensor
 from ..builders.machine import Machine, this_machine
 from ..calibration.random_checkpoint import RandomWeights
 from ..core.artefacts import write_json
-from ..core.recipe import PrecisionName, Profile
+from ..core.recipe import Profile
 from ..core.records import tool_version
 from ..engines.layer_times import PlaceTime
 from ..models.config import OneRecConfig
 from .bench_case import Case
-from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan
+from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .bench_result import Result, Sampled, invalid_because, limits_ms, result_of
 from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
 from .random_scales import SCALES_FROM
@@ -43,7 +43,7 @@ class BenchOptions:
     Args:
         models: Configurations by name.
         cases: Batch shapes.
-        recipes: Precisions of the plans.
+        recipes: Of the plans: precisions, with `+kernels` where operators run their kernels.
         engines: Ways to run the PyTorch opponent.
         samples: Of each contender.
         folder: Keeps checkpoints, graphs, plans and kernel timings; what is there already is not made again.
@@ -52,7 +52,7 @@ class BenchOptions:
 
     models: dict[str, OneRecConfig]
     cases: tuple[Case, ...]
-    recipes: tuple[PrecisionName, ...]
+    recipes: tuple[str, ...]
     engines: tuple[EngineName, ...]
     samples: int
     folder: Path
@@ -66,7 +66,7 @@ class _Measured:
 
     results: list[Result]
     shared: dict[str, float]
-    layers: dict[PrecisionName, list[PlaceTime]]
+    layers: dict[str, list[PlaceTime]]
 
 
 def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
@@ -130,16 +130,16 @@ def _measure(
     if opponent is not None:
         for engine in options.engines:
             contenders[Sampled(engine, "bf16", None)] = torch_contender(engine, opponent, case)
-    running = {plan.precision: PlanContender(load_runner(plan), config, case) for plan in plans}
+    running = {plan.recipe: PlanContender(load_runner(plan), config, case) for plan in plans}
     for plan in plans:
-        contenders[Sampled("tensorrt", plan.precision, plan.record.sha256)] = running[plan.precision]
+        contenders[Sampled("tensorrt", plan.recipe, plan.record.sha256)] = running[plan.recipe]
     by_name = {sampled.name: run for sampled, run in contenders.items()}
     taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
     results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in contenders]
-    layers = {precision: plan.layer_times() for precision, plan in running.items()}
+    layers = {recipe: plan.layer_times() for recipe, plan in running.items()}
     del contenders, running, by_name, items, first
     _free()
     return _Measured(results, shared, layers)
@@ -163,9 +163,10 @@ def _plan_facts(model: str, plan: BenchPlan) -> dict[str, Any]:
     record = plan.record
     return {
         "model": model,
-        "recipe": plan.precision,
+        "recipe": plan.recipe,
         "sha256": record.sha256,
         "bytes": record.bytes,
+        "weight_ratio": record.weight_ratio,
         "build_seconds": record.build_seconds,
         "fp8_gemms": {"expected": record.fp8_gemms.expected, "found": record.fp8_gemms.found},
         "profiles": [dict(profile) for profile in record.profiles],
@@ -182,7 +183,7 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "commit": options.commit or git_commit(),
-        "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in options.recipes else ""),
+        "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in map(precision_of, options.recipes) else ""),
         "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }

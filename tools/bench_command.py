@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,10 +14,10 @@ from rich.table import Table
 
 from ..builders.machine import this_machine
 from ..core.errors import GateError, RecipeError
-from ..core.recipe import PrecisionName
 from ..models.config import SIZES, OneRecConfig
 from . import bench as benchmark
 from .bench_case import parse_case
+from .bench_plans import RECIPES
 from .contenders import TORCH_ENGINES
 
 Word = TypeVar("Word", bound=str)
@@ -39,7 +39,7 @@ def bench(
     options = benchmark.BenchOptions(
         models=dict(_model(size, layers) for size in sizes),
         cases=tuple(map(parse_case, cases)),
-        recipes=tuple(_known(recipes, get_args(PrecisionName), "--recipe")),
+        recipes=tuple(_known(recipes, RECIPES, "--recipe")),
         engines=tuple(_known(opponents, TORCH_ENGINES, "--opponent")),
         samples=samples,
         folder=work,

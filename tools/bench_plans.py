@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from ..builders.machine import Machine
 from ..builders.plan_record import PlanRecord
-from ..builders.tensorrt import Source, build_plan, plan_jobs, working_folder
+from ..builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
 from ..calibration.quantised import open_quantised
 from ..calibration.random_checkpoint import random_quantised_checkpoint
 from ..core.artefacts import files_in
@@ -24,20 +24,29 @@ from .random_scales import input_amax
 
 SEED = 0  # of weights and features: the PyTorch opponent runs the same model
 MAX_CONTEXT = 3072
+WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
+RECIPES: tuple[str, ...] = tuple(f"{name}{ending}" for ending in ("", WITH_KERNELS) for name in get_args(PrecisionName))
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """A plan of the serving graph, its record, and its precision."""
+    """A plan of the serving graph, its record, and the recipe's name: a precision, and whether kernels run."""
 
     path: Path
     record: PlanRecord
-    precision: PrecisionName
+    recipe: str
+
+
+def precision_of(recipe: str) -> PrecisionName:
+    """Of a recipe's name, such as 'fp8-row+kernels'."""
+    name: PrecisionName = cast(PrecisionName, recipe.removesuffix(WITH_KERNELS))
+    assert name in get_args(PrecisionName), recipe
+    return name
 
 
 def make_plan(
     config: OneRecConfig,
-    precision: PrecisionName,
+    recipe: str,
     beam: tuple[int, int, int],
     profiles: Sequence[Profile],
     machine: Machine,
@@ -51,20 +60,22 @@ def make_plan(
         BuildError: TensorRT refuses, or runs fewer products in FP8 than the graph holds.
         ArtefactError: The disk is full.
     """
-    checkpoint, exported, plans = (folder / precision / name for name in ("checkpoint", "exported", "plan"))
+    precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)
+    checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
+    plans = folder / precision / ("plan-with-kernels" if plugins else "plan")
     _freeze(config, precision, checkpoint, folder)
     export(ExportOptions(beam=beam), checkpoint, exported)
-    options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache)
+    options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
     run_stage(
         "bench-plan",
         plans,
         read={file.name: file for file in files_in(exported)},
-        options=options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine)},
+        options=identity(options, machine),
         tools=("onnx",),
         body=partial(_build, Source(exported, precision), options, machine),
     )
     (plan,) = plans.glob("*.plan")
-    return BenchPlan(plan, inspect_proven(plan), precision)
+    return BenchPlan(plan, inspect_proven(plan), recipe)
 
 
 def _freeze(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ..core.precision import PRECISIONS
 from ..models.config import OneRecConfig
 from .bench_case import Case
+from .bench_plans import WITH_KERNELS
 from .contenders import EngineName
 from .roofline import limit_ms
 from .sampling import summary
@@ -72,7 +73,8 @@ def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, sa
     """The samples of one contender, condensed."""
     latency = Latency(**summary(samples_ms))
     limits = limits_ms(config, case)
-    quantised = sampled.recipe in PRECISIONS and PRECISIONS[sampled.recipe].is_quantised
+    precision = PRECISIONS.get(sampled.recipe.removesuffix(WITH_KERNELS))  # PyTorch's is none of ours
+    quantised = precision is not None and precision.is_quantised
     return Result(
         model=model,
         recipe=sampled.recipe,

@@ -85,7 +85,8 @@ def test_a_result_holds_what_was_measured() -> None:
     assert values["requests_per_s"] == pytest.approx(640)
     limits = limits_ms(SIZES["0.5B"], parse_case("32x512x512"))
     assert values["limit_ms"] == limits["fp8"] < limits["fp8, attention and heads in 16-bit"] < limits["16-bit"]
-    for engine, recipe in (("tensorrt", "fp16"), ("torch-eager", "bf16")):
+    assert result("tensorrt", "fp8-row+kernels", 50.0).limit_ms == limits["fp8"]
+    for engine, recipe in (("tensorrt", "fp16"), ("tensorrt", "fp16+kernels"), ("torch-eager", "bf16")):
         assert result(engine, recipe, 50.0).limit_ms == limits["16-bit"]
 
 
@@ -125,10 +126,11 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU: contenders that give fixed items at once, one plan for each recipe."""
 
     def plans(options: benchmark.BenchOptions, machine: Machine) -> dict[Any, Any]:
+        gemms = SimpleNamespace(expected=4, found=4)
         facts = SimpleNamespace(
-            sha256="1" * 64, bytes=7, build_seconds=1.0, fp8_gemms=SimpleNamespace(expected=4, found=4), profiles=({"features": 1},)
+            sha256="1" * 64, bytes=7, weight_ratio=1.02, build_seconds=1.0, fp8_gemms=gemms, profiles=({"features": 1},)
         )
-        made = [SimpleNamespace(record=facts, precision=recipe, path=Path("p")) for recipe in options.recipes]
+        made = [SimpleNamespace(record=facts, recipe=recipe, path=Path("p")) for recipe in options.recipes]
         return {(model, case.beam): made for model in options.models for case in options.cases}
 
     monkeypatch.setattr(benchmark, "this_machine", lambda _: H200)
