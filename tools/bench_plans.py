@@ -61,10 +61,8 @@ def make_plan(
         ArtefactError: The disk is full.
     """
     precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)
-    checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
+    _, exported = make_graph(config, precision, beam, folder)
     plans = folder / precision / ("plan-with-kernels" if plugins else "plan")
-    _freeze(config, precision, checkpoint, folder)
-    export(ExportOptions(beam=beam), checkpoint, exported)
     options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
     run_stage(
         "bench-plan",
@@ -76,6 +74,19 @@ def make_plan(
     )
     (plan,) = plans.glob("*.plan")
     return BenchPlan(plan, inspect_proven(plan), recipe)
+
+
+def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:
+    """Folders of a quantised checkpoint of random weights and of its graphs, in `folder`; nothing is made twice.
+
+    Raises:
+        CalibrationError: fp8-static of a model with experts.
+        ArtefactError: The disk is full.
+    """
+    checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
+    _freeze(config, precision, checkpoint, folder)
+    export(ExportOptions(beam=beam), checkpoint, exported)
+    return checkpoint, exported
 
 
 def _freeze(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, folder: Path) -> None:

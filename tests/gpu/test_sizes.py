@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,33 @@ import pytest
 import torch
 from onerec_trt.builders.machine import this_machine
 from onerec_trt.builders.plan_record import PlanRecord
-from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs
+from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs, working_folder
 from onerec_trt.calibration.quantised import open_quantised
-from onerec_trt.calibration.random_checkpoint import RandomWeights, random_quantised_checkpoint
-from onerec_trt.core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
+from onerec_trt.calibration.random_checkpoint import RandomWeights
+from onerec_trt.core.recipe import BuildOptions, PrecisionName, Profile
 from onerec_trt.engines.tensorrt_runner import TensorRtRunner
 from onerec_trt.export.serving import ForcedModel, ServingModel
-from onerec_trt.export.stage import export
 from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
-from onerec_trt.tools.random_scales import input_amax
+from onerec_trt.tools.bench_plans import SEED, make_graph
 from torch import Tensor
 
-BEAM, SEED, ERROR_RATIO = (128, 256, 512), 0, 1.1
+SCHEDULE, WIDE, ERROR_RATIO = (128, 256, 512), (512, 512, 512), 1.1
 SHAPES = [(1, 512), (5, 777), (32, 512), (5, 3000), (32, 3000)]
 CUT = {size: SIZES[size].with_changes(n_layers=4) for size in ("0.5B", "1B")}
-MODELS: dict[str, tuple[OneRecConfig, PrecisionName]] = {
-    "0.5B-fp8-row": (CUT["0.5B"], "fp8-row"),
-    "1B-fp16": (CUT["1B"], "fp16"),
-    "1B-fp8-row": (CUT["1B"], "fp8-row"),
-    "1B-2-groups": (CUT["1B"].with_changes(g_kv=2), "fp8-row"),
-    "1B-1-set-of-keys-and-values": (CUT["1B"].with_changes(l_kv=1, s_kv=2), "fp8-static"),
-    "1B-3-sets": (CUT["1B"].with_changes(l_kv=3, s_kv=1), "fp8-row"),
-    "1B-whole": (SIZES["1B"], "fp8-static"),
+Model = tuple[OneRecConfig, PrecisionName, tuple[int, int, int]]
+MODELS: dict[str, Model] = {
+    "0.5B-fp8-row": (CUT["0.5B"], "fp8-row", SCHEDULE),
+    "1B-fp16": (CUT["1B"], "fp16", SCHEDULE),
+    "1B-fp8-row": (CUT["1B"], "fp8-row", SCHEDULE),
+    "1B-2-groups": (CUT["1B"].with_changes(g_kv=2), "fp8-row", SCHEDULE),
+    "1B-keys-and-values-apart": (CUT["1B"].with_changes(l_kv=1, s_kv=2), "fp8-static", SCHEDULE),
+    "1B-3-sets": (CUT["1B"].with_changes(l_kv=3, s_kv=1), "fp8-row", SCHEDULE),
+    "1B-whole": (SIZES["1B"], "fp8-static", WIDE),
 }
+# A folder of `onerec-trt bench --work`, whose graph of the whole 1B need not be made again. Default: none.
+BENCH_WORK = os.environ.get("ONEREC_TRT_BENCH_WORK")
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,21 @@ class Made:
     """A model of random weights: its quantised checkpoint, and its plan of one form."""
 
     config: OneRecConfig
+    beam: tuple[int, int, int]
     quantised: Path
     plan: Path
     record: PlanRecord
 
 
-def make(config: OneRecConfig, precision: PrecisionName, form: Form, folder: Path) -> Made:
-    amax = None
-    if precision == "fp8-static":
-        random_quantised_checkpoint(config, "fp8-row", folder / "rows", SEED)
-        amax = input_amax(open_quantised(folder / "rows"), SEED)
-    random_quantised_checkpoint(config, precision, folder / "quantised", SEED, amax)
-    export(ExportOptions(beam=BEAM), folder / "quantised", folder / "exported")
+def make(model: Model, form: Form, folder: Path, work: Path | None = None) -> Made:
+    """The plan of one form in `folder`; checkpoint and graph in `work`. Default: in `folder`, too."""
+    config, precision, beam = model
+    quantised, exported = make_graph(config, precision, beam, work or folder)
     options = BuildOptions(target="tensorrt", profiles=(Profile(batch=(1, 32, 32), context=(1, 512, 3072)),))
     machine = this_machine("tensorrt")
-    (job,) = (job for job in plan_jobs(Source(folder / "exported", precision), options, machine) if job.form == form)
-    return Made(config, folder / "quantised", folder / job.name, build_plan(job, options, machine, folder))
+    with working_folder(folder) as working:
+        (job,) = (job for job in plan_jobs(Source(exported, precision), options, machine, working) if job.form == form)
+        return Made(config, beam, quantised, folder / job.name, build_plan(job, options, machine, folder))
 
 
 def requests(config: OneRecConfig, batch: int, context: int, padding: float = float("nan")) -> dict[str, Tensor]:
@@ -72,7 +74,8 @@ def requests(config: OneRecConfig, batch: int, context: int, padding: float = fl
 
 @pytest.fixture(scope="module", params=MODELS)
 def forced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    yield make(*MODELS[request.param], "forced", tmp_path_factory.mktemp("forced"))
+    work = Path(BENCH_WORK, "1B-512-512-512") if BENCH_WORK and request.param == "1B-whole" else None
+    yield make(MODELS[request.param], "forced", tmp_path_factory.mktemp("forced"), work)
     torch.cuda.empty_cache()
 
 
@@ -87,13 +90,13 @@ def fp32_model(config: OneRecConfig) -> OneRec:
 def test_a_plan_is_no_further_from_fp32_than_the_quantised_model(forced: Made) -> None:
     """The error ratio of every shape: mean error of log-probabilities against FP32, engine over frozen PyTorch model."""
     exact = fp32_model(forced.config)
-    frozen = ForcedModel(ServingModel(open_quantised(forced.quantised), BEAM).decoder, BEAM[-1]).cuda().eval()
+    frozen = ForcedModel(ServingModel(open_quantised(forced.quantised), forced.beam).decoder, forced.beam[-1]).cuda().eval()
     runner = TensorRtRunner(forced.plan)
     ratios = {}
     for batch, context in SHAPES:
         inputs = requests(forced.config, batch, context)
         generator = torch.Generator("cuda").manual_seed(context)
-        inputs["sids"] = torch.randint(0, forced.config.codebook, (batch, BEAM[-1], 3), generator=generator, device="cuda")
+        inputs["sids"] = torch.randint(0, forced.config.codebook, (batch, forced.beam[-1], 3), generator=generator, device="cuda")
         clean = inputs["features"].nan_to_num(0).float()
         parts = [slice(first, first + 4) for first in range(0, batch, 4)]  # whole prefixes of FP32: a few requests at a time
         expected = torch.cat([path_log_probabilities(exact, clean[p], inputs["lengths"][p], inputs["sids"][p]) for p in parts])
@@ -113,7 +116,7 @@ def test_a_plan_holds_its_weights_about_once(forced: Made) -> None:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(CUT["1B"], "fp8-row", "serving", tmp_path_factory.mktemp("serving"))
+    return make(MODELS["1B-fp8-row"], "serving", tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="module")
