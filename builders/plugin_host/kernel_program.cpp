@@ -215,9 +215,13 @@ int32_t KernelProgram::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDe
         Program const& program = mCarried->program;
         std::string error;
         Shapes shapes;
-        if (mLoaded == nullptr)
+        if (mLoaded == nullptr) // TensorRT may time a plugin during a build, where no execution context holds it
         {
-            return refused("a kernel program runs outside an execution context: its kernels are not loaded");
+            mLoaded = loadAll(program, error);
+            if (mLoaded == nullptr)
+            {
+                return refused(error);
+            }
         }
         Memory const memory{inputs, outputs, static_cast<char*>(workspace)};
         auto const queue = reinterpret_cast<CUstream>(stream);

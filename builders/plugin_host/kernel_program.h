@@ -69,7 +69,7 @@ public:
 
 private:
     std::shared_ptr<Carried const> mCarried;
-    std::shared_ptr<Loaded const> mLoaded; // null until attached to an execution context
+    std::shared_ptr<Loaded const> mLoaded; // when attached to an execution context; else at the first launch
     nvinfer1::PluginField mField;
     nvinfer1::PluginFieldCollection mFields;
 };

@@ -65,10 +65,10 @@ def drive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     subprocess.run([*compiler, *flags, "-fPIC", "-shared", str(here / "fake_driver.cpp"), "-o", str(folder / "libcuda.so.1")], check=True)
     subprocess.run([*compiler, *flags, str(here / "drive.cpp"), "-o", str(folder / "drive"), "-ldl"], check=True)
 
-    def run(program: Program | bytes, *rows: int, broken: str = "", driver: Path = folder) -> list[str]:
+    def run(program: Program | bytes, *rows: int, broken: str = "", driver: Path = folder, attached: bool = True) -> list[str]:
         blob = program if isinstance(program, bytes) else encode(program)
         (folder / "program").write_bytes(blob)
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_DRIVER": broken}
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_DRIVER": broken, **({} if attached else {"UNATTACHED": "1"})}
         command = [str(folder / "drive"), str(host.path), str(folder / "program"), *map(str, rows)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode >= 0, f"it crashed: {done.stderr}"
@@ -105,10 +105,11 @@ def test_what_is_loaded_is_loaded_once_and_before_the_first_launch(drive: Drive)
     assert lines[-2:] == ["push 0xc0", "unload"]
 
 
-def test_a_node_outside_an_execution_context_does_not_run(drive: Drive) -> None:
-    lines = drive(PROGRAM, 300)
-    position = lines.index("error: a kernel program runs outside an execution context: its kernels are not loaded")
-    assert lines[position - 1 : position + 2 : 2] == ["shape 0", "enqueue 1"]
+def test_a_node_that_is_timed_during_a_build_loads_at_its_first_launch(drive: Drive) -> None:
+    lines = drive(PROGRAM, 300, attached=False)
+    assert lines.count("load the cubin") == 1
+    assert lines.index("load the cubin") < next(number for number, line in enumerate(lines) if line.startswith("launch"))
+    assert "enqueue 0" in lines
 
 
 @pytest.mark.parametrize(
