@@ -117,8 +117,8 @@ def row_build(function: Any, types: tuple[str, ...], constants: Mapping[str, int
     """How a row kernel is compiled for a tile."""
     cut = {"ROWS": tile.rows, "CHUNK": tile.chunk, "LANES": max(1, tile.warps // tile.rows) * LANES_PER_WARP}
     cut = {name: value for name, value in cut.items() if name in function.arg_names}
-    module = function.__module__.rpartition(".")[2]
-    return Build(module, function.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers)
+    module = function.fn.__module__.rpartition(".")[2]
+    return Build(module, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers)
 
 
 def by_rows(rows: Expr, classes: list[RowClass], launches: Callable[[Any], tuple[Launch, ...]]) -> tuple[Variant, ...]:

@@ -52,7 +52,7 @@ def _quantise_blocks(
     negative, reciprocal = divider(block_scale)
     codes = tl.reshape(e4m3(quotient(blocks, negative, reciprocal)), (ROWS, CHUNK))
     store_chunk(codes_NK + rows_R1 * (COUNT * BLOCK), codes, inside_R1, number, COUNT * BLOCK, CHUNK)
-    pointer = scale_NB + rows_R1 * COUNT + (number * PER_CHUNK + tl.arange(0, PER_CHUNK))[None, :]
+    pointer = scale_NB + rows_R1 * COUNT + (tl.arange(0, PER_CHUNK) + number * PER_CHUNK)[None, :]
     tl.store(pointer, tl.reshape(block_scale, (ROWS, PER_CHUNK)), mask=chunk_mask(inside_R1, number, COUNT, PER_CHUNK))
 
 

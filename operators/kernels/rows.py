@@ -37,7 +37,7 @@ def load_row(start_R1, inside_R1, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """FP32 chunks of rows that begin at the pointers `start_R1`; zero beyond the width and outside."""
     chunks = ()
     for number in tl.static_range((WIDTH + CHUNK - 1) // CHUNK):
-        pointer = start_R1 + (number * CHUNK + tl.arange(0, CHUNK))[None, :]
+        pointer = start_R1 + (tl.arange(0, CHUNK) + number * CHUNK)[None, :]
         chunk = tl.load(pointer, mask=chunk_mask(inside_R1, number, WIDTH, CHUNK), other=0.0)
         chunks = chunks + (chunk.to(tl.float32),)  # noqa: RUF005  (Triton knows no starred expressions)
     return chunks
@@ -46,7 +46,7 @@ def load_row(start_R1, inside_R1, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
 @triton.jit
 def store_chunk(start_R1, chunk, inside_R1, number: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """Store one chunk, rounded to what the pointer points to."""
-    pointer = start_R1 + (number * CHUNK + tl.arange(0, CHUNK))[None, :]
+    pointer = start_R1 + (tl.arange(0, CHUNK) + number * CHUNK)[None, :]
     tl.store(pointer, chunk, mask=chunk_mask(inside_R1, number, WIDTH, CHUNK))
 
 
