@@ -24,7 +24,11 @@ from .program import Kernel
 
 FORMAT = 1  # of the files in the cache
 WARP = 32
-MOST_SHARED = {"8.9": 101376, "9.0": 232448, "12.0": 101376}  # bytes a block may ask for; CUDA C++ Programming Guide, table of technical specifications
+MOST_SHARED = {
+    "8.9": 101376,
+    "9.0": 232448,
+    "12.0": 101376,
+}  # bytes a block may ask for; CUDA C++ Programming Guide, table of technical specifications
 HIDDEN_ALIGNMENT = 256  # the host's scratch begins there and goes on by the block
 
 
@@ -127,7 +131,7 @@ def _compile(build: Build, source: Any) -> Kernel:
         triton.knobs.cache.dir = folder  # its own cache would grow without bound beside ours
         try:
             result = triton.compile(source, target=GPUTarget("cuda", int(major) * 10 + int(minor), WARP), options=_options(build))
-        except Exception as error:  # noqa: BLE001  the compiler raises what it likes
+        except Exception as error:  # the compiler raises what it likes
             hint = "choose another tile in operators/kernels/tiles.json"
             raise BuildError(f"Triton cannot compile a kernel: {error}", where=where, hint=hint) from error
     metadata = result.metadata

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...core.errors import BuildError
 from .compile import Build, compiled
-from .program import Argument, Expr, InputType, Int64, Launch, Program, Tensor, Variant, cdiv, constant, dim
+from .program import Argument, Expr, InputType, Int64, Kernel, Launch, Program, Tensor, Variant, cdiv, constant, dim
 from .tiles import RowClass, RowTile, Tiles, committed_tiles
 
 NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
@@ -28,7 +27,7 @@ class Node:
         capability: Compute capability of the GPU, such as "9.0".
         read: For each output whether somebody reads it. Default: all are read.
         tiles: Default: the committed table.
-        cache: Folder of compiled kernels. Default: the user's cache.
+        compile: Makes a kernel. Default: ahead of time, through the user's cache.
     """
 
     operator: str
@@ -37,7 +36,7 @@ class Node:
     capability: str
     read: tuple[bool, ...] = ()
     tiles: Tiles = field(default_factory=committed_tiles, repr=False)
-    cache: Path | None = None
+    compile: Callable[[Build], Kernel] = compiled
 
     @property
     def shape(self) -> tuple[Expr | int, ...]:
@@ -71,9 +70,8 @@ def static(node: Node, index: int, axis: int) -> int:
     """A dimension that must be known when the plan is built."""
     size = node.inputs[index].shape[axis]
     if size is None or size < 1:
-        raise BuildError(
-            f"dimension {axis} of input {index} is {'dynamic' if size is None else size}", where=node.operator, hint="export it with a fixed size"
-        )
+        what = f"dimension {axis} of input {index} is {'dynamic' if size is None else size}"
+        raise BuildError(what, where=node.operator, hint="export it with a fixed size")
     return size
 
 
@@ -107,7 +105,7 @@ def row_launch(
     width = width or node.width
 
     def launches(tile: RowTile) -> tuple[Launch, ...]:
-        kernel = compiled(row_build(function, types, {**constants, "WIDTH": width}, tile, node.capability), node.cache)
+        kernel = node.compile(row_build(function, types, {**constants, "WIDTH": width}, tile, node.capability))
         return (Launch(kernel, (cdiv(node.rows, tile.rows), 1, 1), arguments),)
 
     return by_rows(node.rows, node.tiles.classes(node.capability, family, (width,)), launches)

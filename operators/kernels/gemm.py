@@ -93,7 +93,9 @@ def _finish(
 ):  # fmt: skip
     """Scale, add the residual, round and store, in 1, 2 or 4 parts along n."""
     if PARTS == 1:
-        _finish_part(accumulator, row, channel, output, residual, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE)
+        _finish_part(
+            accumulator, row, channel, output, residual, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE
+        )
     else:
         HALF: tl.constexpr = N_TILE // 2
         left, right = tl.reshape(accumulator, (M_TILE, 2, HALF)).permute(0, 2, 1).split()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...core.errors import BuildError
-from .compile import Build, compiled
+from .compile import Build
 from .factory import NO_ADDRESS, TRITON_TYPES, Node, by_rows, static
 from .program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from .tiles import GemmTile
@@ -79,7 +79,7 @@ class Product:
     def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:
         """The launch for a node: one program per tile, or as many as the GPU runs at a time."""
         tile = self.usable(tile)
-        kernel = compiled(self.build(tile, node.capability), node.cache)
+        kernel = node.compile(self.build(tile, node.capability))
         return Launch(kernel, (self.grid(tile, node.rows), 1, 1), arguments)
 
     def grid(self, tile: GemmTile, rows: Expr) -> Expr:

@@ -9,7 +9,20 @@ from ...core import precision
 from .factory import NO_ADDRESS, Node, epsilon_of, expect, row_launch
 from .program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
 from .rms_norm import norm_row
-from .rows import BLOCK, chunk_mask, divider, e4m3, nan_max, quotient, row_amax, row_numbers, scale_of, store_chunk, store_codes, store_per_row
+from .rows import (
+    BLOCK,
+    chunk_mask,
+    divider,
+    e4m3,
+    nan_max,
+    quotient,
+    row_amax,
+    row_numbers,
+    scale_of,
+    store_chunk,
+    store_codes,
+    store_per_row,
+)
 
 PER_TENSOR, PER_ROW, PER_BLOCK = 0, 1, 2
 _PER_ROW, _PER_BLOCK = tl.constexpr(PER_ROW), tl.constexpr(PER_BLOCK)

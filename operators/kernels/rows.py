@@ -25,9 +25,8 @@ def row_numbers(ROWS: tl.constexpr):
 @triton.jit
 def chunk_mask(inside_R1, number: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """Where a chunk holds values: in full chunks wherever the row does."""
-    if (number + 1) * CHUNK <= WIDTH:
-        mask = inside_R1
-    else:
+    mask = inside_R1
+    if (number + 1) * CHUNK > WIDTH:
         mask = inside_R1 & (tl.arange(0, CHUNK)[None, :] < WIDTH - number * CHUNK)
     return mask
 

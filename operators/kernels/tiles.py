@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Tiles:
             hint = "run `onerec-trt tune` on such a GPU; kernels exist for compute capability " + ", ".join(CAPABILITIES)
             raise BuildError(f"no tiles of {family} for compute capability {capability}", where=str(TABLE), hint=hint)
         counts = sorted({entry.rows for entry in known})
-        bounds = [math.isqrt(low * high) for low, high in zip(counts, counts[1:], strict=False)]
+        bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]
         nearest = [min((e for e in known if e.rows == rows), key=lambda e: (_distance(e.shape, shape), e.shape)).tile for rows in counts]
         return _merged([RowClass(most, tile) for most, tile in zip([*bounds, None], nearest, strict=True)])
 

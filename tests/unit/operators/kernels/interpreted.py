@@ -12,25 +12,23 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import product as combinations
-from pathlib import Path
 
 import numpy as np
 import torch
 import triton.language as tl
-from torch import Tensor
-from triton.runtime import interpreter
-
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels import factory, gemm, gemm_pointers, product, quant, rms_norm, rms_norm_quant, swiglu
+from onerec_trt.operators.kernels import gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
 from onerec_trt.operators.kernels.compile import Build
 from onerec_trt.operators.kernels.factories import FACTORIES
 from onerec_trt.operators.kernels.factory import Node
 from onerec_trt.operators.kernels.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, evaluated
 from onerec_trt.operators.kernels.tiles import Entry, GemmTile, RowTile, Tiles
+from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
+from torch import Tensor
+from triton.runtime import interpreter
 
 MODULES = {m.__name__.rpartition(".")[2]: m for m in (gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)}
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": torch.float8_e4m3fn}
@@ -65,16 +63,14 @@ def emulate_gpu() -> None:
     swiglu.sigmoid = lambda x: 1.0 / (1.0 + tl.exp(-x))
 
 
-def remember(build: Build, _cache: Path | None = None) -> Kernel:
+def remember(build: Build) -> Kernel:
     builds.append(build)
     return Kernel(b"-", str(len(builds) - 1), build.warps, 0, 0)
 
 
 def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     shapes = [tuple(tensor.shape) for tensor in inputs]
-    outputs = [
-        torch.full(shape, 77.0).to(DTYPES[o.dtype]) for o, shape in zip(program.outputs, program.output_shapes(shapes), strict=True)
-    ]
+    outputs = [torch.full(shape, 77.0).to(DTYPES[o.dtype]) for o, shape in zip(program.outputs, program.output_shapes(shapes), strict=True)]
     for launch in program.variant(shapes).launches:
         build = builds[int(launch.kernel.entry)]
         values: list[object] = []
@@ -96,7 +92,7 @@ def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def node_of(operator: str, inputs: list[Tensor], attributes: dict[str, int | float], tile: RowTile | GemmTile, **more: object) -> Node:
+def node_of(operator: str, inputs: list[Tensor], attributes: Attributes, tile: RowTile | GemmTile, read: tuple[bool, ...] = ()) -> Node:
     names = {dtype: name for name, dtype in DTYPES.items()}
     dynamic = {0: tuple(inputs[0].shape[:-1])}
     types = tuple(
@@ -108,12 +104,12 @@ def node_of(operator: str, inputs: list[Tensor], attributes: dict[str, int | flo
     )  # fmt: skip
     shape = (64,) if isinstance(tile, RowTile) else (64, 64)
     tiles = Tiles(tuple(Entry("9.0", family, 1, shape, tile) for family in families))
-    return Node(operator, types, attributes, "9.0", tiles=tiles, **more)
+    return Node(operator, types, attributes, "9.0", tiles=tiles, read=read, compile=remember)
 
 
-def check(operator: str, inputs: list[Tensor], attributes: dict[str, int | float], tile: RowTile | GemmTile, **more: object) -> dict:
+def check(operator: str, inputs: list[Tensor], attributes: Attributes, tile: RowTile | GemmTile, read: tuple[bool, ...] = ()) -> dict:
     """Distance to the PyTorch meaning by the operator's own comparison, and how many codes differ."""
-    program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile, **more))
+    program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile, read))
     actual = execute(program, inputs)
     truth = OPERATORS[operator]
     expected = list(truth.meaning(*inputs, **attributes))[: len(actual)]
@@ -124,7 +120,7 @@ def check(operator: str, inputs: list[Tensor], attributes: dict[str, int | float
         for a, e in zip(*arrays, strict=True)
     ]
     return {
-        "case": f"{operator} {[list(t.shape) for t in inputs]} {attributes} {tile} {more or ''}",
+        "case": f"{operator} {[list(t.shape) for t in inputs]} {attributes} {tile} {read or ''}",
         "operator": operator,
         "difference": compare(*arrays, [t.float().numpy() for t in inputs], attributes),
         "threshold": truth.threshold,
@@ -132,7 +128,7 @@ def check(operator: str, inputs: list[Tensor], attributes: dict[str, int | float
     }
 
 
-def cases() -> Iterator[Callable[[], dict]]:
+def cases() -> Iterator[tuple]:
     torch.manual_seed(0)
     for rows, width, tile in ((1, 96, RowTile(1, 128, 1)), (5, 640, RowTile(4, 256, 4)), (3, 200, RowTile(2, 512, 4))):
         x = torch.randn(rows, width).mul(3).half()
@@ -141,43 +137,36 @@ def cases() -> Iterator[Callable[[], dict]]:
             x[0] = 0
         weight, scale = torch.randn(width).half(), torch.tensor([0.02])
         for operator, more in (("RmsNorm", []), ("RmsNormQuantRow", []), ("RmsNormQuantBlock", []), ("RmsNormQuantTensor", [scale])):
-            yield lambda o=operator, i=[x, weight, *more], t=tile: check(o, i, {"epsilon": 1e-6}, t)
-        yield lambda i=[x, weight.float()], t=tile: check("RmsNormQuantRow", i, {"epsilon": 1e-6}, t, read=(True, True, False))
+            yield operator, [x, weight, *more], {"epsilon": 1e-6}, tile
+        yield "RmsNormQuantRow", [x, weight.float()], {"epsilon": 1e-6}, tile, (True, True, False)
         for operator, more in (("QuantRow", []), ("QuantTensor", [scale])):
-            yield lambda o=operator, i=[x, *more], t=tile: check(o, i, {}, t)
+            yield operator, [x, *more], {}, tile
         for operator, more in (("SwiGlu", []), ("SwiGluQuantRow", []), ("SwiGluQuantTensor", [scale])):
-            yield lambda o=operator, i=[x, *more], t=tile: check(o, i, {}, t)
+            yield operator, [x, *more], {}, tile
     bad = torch.randn(4, 256).half()
     bad[1, 3], bad[2, 5] = float("nan"), float("inf")
     for operator, more in (("QuantRow", []), ("QuantTensor", [torch.tensor([0.5])])):
-        yield lambda o=operator, i=[bad, *more]: check(o, i, {}, RowTile(4, 256, 4))
+        yield operator, [bad, *more], {}, RowTile(4, 256, 4)
     for operator, more in (("RmsNorm", []), ("RmsNormQuantRow", []), ("RmsNormQuantTensor", [torch.tensor([0.5])])):
-        yield lambda o=operator, i=[bad, torch.ones(256).half(), *more]: check(o, i, {"epsilon": 1e-6}, RowTile(4, 256, 4))
+        yield operator, [bad, torch.ones(256).half(), *more], {"epsilon": 1e-6}, RowTile(4, 256, 4)
     yield from products()
 
 
-def products() -> Iterator[Callable[[], dict]]:
+def products() -> Iterator[tuple]:
     pointers, persistent = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2, programs=3, parts=2, tail=2)
     for rows, k, n, tile in ((1, 96, 40, pointers), (37, 200, 72, pointers), (70, 272, 136, persistent), (1, 640, 64, persistent)):
         x, weight, residual = torch.randn(rows, k).half(), torch.randn(n, k).half(), torch.randn(rows, n).mul(100).half()
-        yield lambda i=[x, weight], t=tile: check("Linear", i, {}, t)
-        yield lambda i=[x, weight, residual], t=tile: check("LinearAdd", i, {}, t)
+        yield "Linear", [x, weight], {}, tile
+        yield "LinearAdd", [x, weight, residual], {}, tile
         codes = [x.float().to(E4M3), torch.rand(rows, 1) + 0.1, weight.float().to(E4M3), torch.rand(n) + 0.1]
         for promotion in (0, 128):
-            yield lambda i=codes, p=promotion, t=tile: check("Fp8Linear", i, {"promotion": p}, t)
+            yield "Fp8Linear", codes, {"promotion": promotion}, tile
             static = [codes[0], torch.tensor([0.3]), *codes[2:], residual]
-            yield lambda i=static, p=promotion, t=tile: check("Fp8LinearAdd", i, {"promotion": p}, t)
+            yield "Fp8LinearAdd", static, {"promotion": promotion}, tile
     x = torch.randn(2, 3, 64).half()  # leading dimensions are rows
-    yield lambda: check("Linear", [x, torch.randn(24, 64).half()], {}, pointers)
-
-
-@contextmanager
-def interpreted() -> Iterator[None]:
-    emulate_gpu()
-    factory.compiled = product.compiled = remember
-    yield
+    yield "Linear", [x, torch.randn(24, 64).half()], {}, pointers
 
 
 if __name__ == "__main__":
-    with interpreted():
-        print(json.dumps([case() for case in cases()]))
+    emulate_gpu()
+    print(json.dumps([check(*case) for case in cases()]))
