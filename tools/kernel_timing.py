@@ -12,10 +12,17 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Captured:
-    """Calls in one CUDA graph, so that no time is spent on launching them from the host."""
+    """Calls in one CUDA graph, so that no time is spent on launching them from the host.
+
+    Attributes:
+        graph: The graph.
+        calls: Calls in it.
+        runs: What was captured; the graph reads and writes memory that they own.
+    """
 
     graph: torch.cuda.CUDAGraph
     calls: int
+    runs: tuple[Run, ...]
 
     def sample_us(self) -> float:
         """Microseconds of one call, the mean over the graph."""
@@ -43,7 +50,7 @@ def captured(runs: Sequence[Run], calls: int = 24) -> Captured:
                 run()
     graph.replay()
     torch.cuda.synchronize()
-    return Captured(graph, turns * len(runs))
+    return Captured(graph, turns * len(runs), tuple(runs))
 
 
 def interleaved_us(contenders: Mapping[str, Captured], samples: int) -> dict[str, list[float]]:

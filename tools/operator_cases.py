@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..operators.single_node import as_arrays
 DISTINCT_BYTES = 200 << 20  # inputs and outputs in rotation; the L2 cache of an H200 holds 60 MB
 LEAST_COPIES = 3
 CHECKED_ROWS = 512
-NAMES: dict[torch.dtype, DType] = {DTYPES[name]: name for name in ("float16", "float32", "float8_e4m3fn")}  # type: ignore[index]
+NAMES: dict[torch.dtype, DType] = {DTYPES[name]: name for name in ("float16", "float32", "float8_e4m3fn")}
 EPSILON: Attributes = {"epsilon": 1e-6}
 
 
@@ -100,11 +101,15 @@ class OperatorCase:
 
     def program(self, capability: str, tiles: Tiles | None = None, compile_with: Callable[[Build], Kernel] = compiled) -> Program:
         """The launch program of the node with a dynamic number of rows. `tiles` defaults to the committed table."""
-        types = []
-        for number, tensor in enumerate(INPUTS[self.operator](2, *self.shape)):
-            by_rows = tensor.dim() == 2 and (number == 0 or tensor.shape[0] == 2)
-            types.append(InputType(NAMES[tensor.dtype], (None if by_rows else tensor.shape[0], *tensor.shape[1:])))
-        node = Node(self.operator, tuple(types), self.attributes, capability, self.read, tiles or committed_tiles(), compile_with)
+        node = Node(
+            self.operator,
+            _types(self.operator, self.shape),
+            self.attributes,
+            capability,
+            self.read,
+            tiles or committed_tiles(),
+            compile_with,
+        )
         return FACTORIES[self.operator].program(node)
 
     def difference(self, program: Program) -> float:
@@ -131,6 +136,14 @@ class OperatorCase:
 
     def _is_weight(self, index: int) -> bool:
         return "Linear" in self.operator and index == (2 if self.operator.startswith("Fp8") else 1)
+
+
+@cache
+def _types(operator: str, shape: tuple[int, ...]) -> tuple[InputType, ...]:
+    """Types of the inputs with a dynamic number of rows, read off inputs of two rows."""
+    two = INPUTS[operator](2, *shape)
+    by_rows = [number == 0 or (tensor.dim() == 2 and tensor.shape[0] == 2) for number, tensor in enumerate(two)]
+    return tuple(InputType(NAMES[t.dtype], (None if by else t.shape[0], *t.shape[1:])) for t, by in zip(two, by_rows, strict=True))
 
 
 def copies_of(bytes_of_one: int) -> int:

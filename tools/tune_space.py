@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..operators.kernels.tiles import GemmTile, RowTile, Tile
+from ..operators.operator import Attributes
 from .operator_cases import EPSILON, OperatorCase
 
 MANY_ROWS = 16384  # 32 requests of 512 beams
@@ -17,12 +18,20 @@ ROW_WIDTHS = (1408, 3584)
 HIDDEN_WIDTHS = (5632, 14336)
 
 
+NONE: Attributes = {}
+PRODUCTS: tuple[tuple[str, str, Attributes], ...] = (
+    ("Fp8LinearAdd", "fp8_linear", {"promotion": 0}),
+    ("Fp8LinearAdd", "fp8_linear_promoted", {"promotion": 128}),
+    ("LinearAdd", "linear", NONE),
+)
+
+
 def cases() -> Iterator[tuple[OperatorCase, tuple[str, ...]]]:
     """Each case, and the families of the table its tile is for. A product with a residual stands for the one without."""
     for operator, families, attributes, read in (
         ("RmsNormQuantRow", ("rms_norm_quant",), EPSILON, (True, True, False)),
         ("RmsNorm", ("rms_norm",), EPSILON, ()),
-        ("QuantRow", ("quant",), {}, ()),
+        ("QuantRow", ("quant",), NONE, ()),
     ):
         for rows in (64, MANY_ROWS):
             for width in ROW_WIDTHS:
@@ -31,11 +40,7 @@ def cases() -> Iterator[tuple[OperatorCase, tuple[str, ...]]]:
         for rows in (64, MANY_ROWS):
             for width in HIDDEN_WIDTHS:
                 yield OperatorCase(operator, rows, (width,)), families
-    for operator, name, attributes in (
-        ("Fp8LinearAdd", "fp8_linear", {"promotion": 0}),
-        ("Fp8LinearAdd", "fp8_linear_promoted", {"promotion": 128}),
-        ("LinearAdd", "linear", {}),
-    ):
+    for operator, name, attributes in PRODUCTS:
         both = (f"{name}_add", name)
         few = () if name == "fp8_linear_promoted" else [(rows, shape) for rows in FEW_ROWS for shape in FEW_ROW_SHAPES]
         for rows, shape in (*few, *((MANY_ROWS, shape) for shape in PRODUCT_SHAPES)):

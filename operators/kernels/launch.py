@@ -42,10 +42,11 @@ def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     Everything is loaded and computed here; the call only launches.
     """
     assert not program.scratch, "no kernel here asks for scratch of its own"
-    for tensor, kind in zip((*inputs, *outputs), (*program.inputs, *program.outputs), strict=True):
+    dtypes = [*(each.dtype for each in program.inputs), *(each.dtype for each in program.outputs)]
+    for tensor, dtype in zip((*inputs, *outputs), dtypes, strict=True):
         assert tensor.is_cuda, tensor.device
         assert tensor.is_contiguous(), tensor.stride()
-        assert tensor.dtype == DTYPES[kind.dtype], (tensor.dtype, kind)
+        assert tensor.dtype == DTYPES[dtype], (tensor.dtype, dtype)
     shapes = [tuple(tensor.shape) for tensor in inputs]
     launches = [_bind(launch, inputs, outputs, shapes) for launch in program.variant(shapes).launches]
 

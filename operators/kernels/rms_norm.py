@@ -23,7 +23,7 @@ def norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH: tl.constexpr, C
     weight = load_row(weight_D + rows_R1 * 0, inside_R1, WIDTH, CHUNK)
     normed = ()
     for number in tl.static_range(len(x)):
-        normed = normed + (quotient(x[number], negative, reciprocal) * weight[number],)  # noqa: RUF005
+        normed = normed + (quotient(x[number], negative, reciprocal) * weight[number],)  # type: ignore[assignment]  # noqa: RUF005
     return normed
 
 

@@ -33,12 +33,12 @@ def chunk_mask(inside_R1, number: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.c
 
 @triton.jit
 def load_row(start_R1, inside_R1, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """FP32 chunks of rows that begin at the pointers `start_R1`; zero beyond the width and outside."""
+    """FP32 chunks of rows that begin at the pointers `start_R1`; zero beyond the width and outside. Triton knows no starred expressions."""
     chunks = ()
     for number in tl.static_range((WIDTH + CHUNK - 1) // CHUNK):
         pointer = start_R1 + (tl.arange(0, CHUNK) + number * CHUNK)[None, :]
         chunk = tl.load(pointer, mask=chunk_mask(inside_R1, number, WIDTH, CHUNK), other=0.0)
-        chunks = chunks + (chunk.to(tl.float32),)  # noqa: RUF005  (Triton knows no starred expressions)
+        chunks = chunks + (chunk.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     return chunks
 
 

@@ -38,7 +38,7 @@ def swiglu(
     up = load_row(gate_up_N2H + rows_R1 * (2 * WIDTH) + WIDTH, inside_R1, WIDTH, CHUNK)
     product = ()
     for number in tl.static_range(len(gate)):
-        product = product + (gate[number] * sigmoid(gate[number]) * up[number],)  # noqa: RUF005
+        product = product + (gate[number] * sigmoid(gate[number]) * up[number],)  # type: ignore[assignment]  # noqa: RUF005
     start_R1 = output_NH + rows_R1 * WIDTH
     if FORM == _IN_FP16:
         for number in tl.static_range(len(product)):
