@@ -59,7 +59,7 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
         return list(_plain(case.rows, step, stages=(4, 6)))
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
-    return list(_persistent_many(step, promoted))
+    return list(_persistent_many(step, scaled=case.operator.startswith("Fp8"), promoted=promoted))
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
@@ -87,15 +87,16 @@ def _persistent_few(k: int) -> Iterator[GemmTile]:
         yield GemmTile(m, n, k, 4 if m * n < 128 * 256 else 3, warps, programs=MULTIPROCESSORS, parts=2)
 
 
-def _persistent_many(k: int, promoted: bool) -> Iterator[GemmTile]:
+def _persistent_many(k: int, scaled: bool, promoted: bool) -> Iterator[GemmTile]:
     """Large tiles live with what the L2 cache delivers; of small ones two blocks take turns on a multiprocessor."""
+    epilogues = ((3, 2, False, False), (3, 2, True, False), (4, 4, False, False), (4, 4, True, False), (3, 4, True, True))
     for m, n in ((128, 256), (256, 128)):
-        for stages, parts in ((3, 2), (4, 4)):
-            for prefetch, tail in ((False, 1), (True, 1), (False, 2), (True, 2)):
-                yield GemmTile(m, n, k, stages, 8, programs=MULTIPROCESSORS, parts=parts, tail=tail, prefetch=prefetch)
+        for stages, parts, prefetch, whole in epilogues:
+            for tail in (1, 2) if scaled else (1,):
+                yield GemmTile(m, n, k, stages, 8, programs=MULTIPROCESSORS, parts=parts, tail=tail, prefetch=prefetch, whole=whole)
     for group in (4, 16):
         yield GemmTile(128, 256, k, 3, 8, group=group, programs=MULTIPROCESSORS, parts=2, prefetch=True)
     for prefetch in (False, True):
         yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2, prefetch=prefetch)
-        if not promoted:
-            yield GemmTile(128, 128, k, 3, 4, programs=2 * MULTIPROCESSORS, parts=4, prefetch=prefetch)
+        for warps in (8,) if promoted else (4, 8):
+            yield GemmTile(128, 128, k, 3, warps, programs=2 * MULTIPROCESSORS, parts=4, prefetch=prefetch)

@@ -1,4 +1,4 @@
-"""The order in which matrix products walk their tiles, and what both of them do to an accumulator before it is rounded."""
+"""The order in which matrix products walk their tiles, and the scales of a tile."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def tile_of(number, rows, N: tl.constexpr, M_TILE: tl.constexpr, N_TILE: tl.cons
 
 
 @triton.jit
-def scaled(
-    accumulator, row, channel, scale, weight_scale_N, rows,
+def scales_of(
+    row, channel, scale, weight_scale_N, rows,
     N: tl.constexpr, ROW_SCALES: tl.constexpr, M_TILE: tl.constexpr, N_TILE: tl.constexpr,
 ):  # fmt: skip
-    """The accumulator times (activation scale * weight scale), in the order of operators/fp8_linear.py."""
+    """Activation scale * weight scale of a tile: what operators/fp8_linear.py multiplies the product with."""
     channels = channel + tl.arange(0, N_TILE)
     weight_scale = tl.load(weight_scale_N + channels, mask=channels < N, other=0.0)[None, :]
     if ROW_SCALES:
@@ -30,4 +30,4 @@ def scaled(
         activation_scale = tl.load(scale + numbers, mask=numbers < rows, other=0.0)[:, None]
     else:
         activation_scale = tl.load(scale)
-    return accumulator * (activation_scale * weight_scale)
+    return activation_scale * weight_scale

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .epilogue import scaled, tile_of
+from .epilogue import scales_of, tile_of
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def gemm(
     N: tl.constexpr, K: tl.constexpr,
     SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, TAIL: tl.constexpr, PREFETCH: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, TAIL: tl.constexpr, PREFETCH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Whole waves of tiles, then the tiles that are left, cut into TAIL along m so that more programs have work."""
     tiles = tl.cdiv(rows, M_TILE) * ((N + N_TILE - 1) // N_TILE)
@@ -26,12 +26,12 @@ def gemm(
         whole = tiles // PROGRAMS * PROGRAMS
     _walk(
         0, whole, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, 1, PREFETCH,
+        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, 1, PREFETCH, WHOLE,
     )  # fmt: skip
     if TAIL > 1:
         _walk(
             whole * TAIL, tiles * TAIL, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-            N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE // TAIL, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, TAIL, PREFETCH,
+            N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE // TAIL, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, TAIL, PREFETCH, WHOLE,
         )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def _walk(
     SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
     GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, SLICES: tl.constexpr, PREFETCH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """This program's share of the pieces from `start` to `stop`; SLICES pieces of M_TILE rows make a tile of the walk."""
     # With promotion a tile is two products side by side: each has a fresh accumulator and one that is kept, and all four of
@@ -53,7 +54,7 @@ def _walk(
     output = tl.make_tensor_descriptor(output_RN, [rows, N], [N, 1], [M_TILE, OUT_TILE])
     residual = output
     if RESIDUAL:
-        residual = tl.make_tensor_descriptor(residual_RN, [rows, N], [N, 1], [M_TILE, OUT_TILE])
+        residual = tl.make_tensor_descriptor(residual_RN, [rows, N], [N, 1], [M_TILE, WEIGHT_TILE if WHOLE else OUT_TILE])
     STEPS: tl.constexpr = (K + K_TILE - 1) // K_TILE
     for piece in tl.range(start + tl.program_id(0), stop, PROGRAMS, flatten=True):
         tile_row, channel = tile_of(piece // SLICES, rows, N, M_TILE * SLICES, N_TILE, GROUP)
@@ -67,59 +68,71 @@ def _walk(
                 x_tile = x.load([row, step * K_TILE])
                 left += tl.dot(x_tile, weight.load([channel, step * K_TILE]).T)
                 right += tl.dot(x_tile, weight.load([channel + WEIGHT_TILE, step * K_TILE]).T)
+            added = left
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel])
             _finish(
-                left, row, channel, output, residual, scale, weight_scale_N, rows,
-                N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, WEIGHT_TILE, PARTS // 2,
+                left, added, row, channel, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, WEIGHT_TILE, PARTS // 2,
             )  # fmt: skip
+            added = right
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel + WEIGHT_TILE])
             _finish(
-                right, row, channel + WEIGHT_TILE, output, residual, scale, weight_scale_N, rows,
-                N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, WEIGHT_TILE, PARTS // 2,
+                right, added, row, channel + WEIGHT_TILE, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, WEIGHT_TILE, PARTS // 2,
             )  # fmt: skip
         else:
             accumulator = tl.zeros((M_TILE, N_TILE), tl.float32)
             for step in range(STEPS):
                 accumulator = tl.dot(x.load([row, step * K_TILE]), weight.load([channel, step * K_TILE]).T, accumulator)
+            added = accumulator
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel])
             _finish(
-                accumulator, row, channel, output, residual, scale, weight_scale_N, rows,
-                N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE, PARTS,
+                accumulator, added, row, channel, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, N_TILE, PARTS,
             )  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    accumulator, row, channel, output, residual, scale, weight_scale_N, rows,
-    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr,
+    accumulator, added, row, channel, output, residual, scale, weight_scale_N, rows,
+    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, WHOLE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Scale, add the residual, round and store, in 1, 2 or 4 parts along n."""
+    """Scale, add the residual, round and store, in 1, 2 or 4 parts along n. `added` is the residual where it was read WHOLE."""
     if PARTS == 1:
-        _finish_part(
-            accumulator, row, channel, output, residual, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE
-        )
+        factor = 1.0
+        if SCALED:
+            factor = scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
+        if RESIDUAL:
+            if not WHOLE:
+                added = residual.load([row, channel])
+            accumulator = accumulator * factor + added.to(tl.float32)
+        else:
+            accumulator = accumulator * factor
+        output.store([row, channel], accumulator.to(tl.float16))
     else:
         HALF: tl.constexpr = N_TILE // 2
-        left, right = tl.reshape(accumulator, (M_TILE, 2, HALF)).permute(0, 2, 1).split()
+        left, right = _halves(accumulator, M_TILE, HALF)
+        added_left, added_right = left, right
+        if RESIDUAL and WHOLE:
+            added_left, added_right = _halves(added, M_TILE, HALF)
         _finish(
-            left, row, channel, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF, PARTS // 2,
+            left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
+            N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, HALF, PARTS // 2,
         )  # fmt: skip
         _finish(
-            right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF, PARTS // 2,
+            right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
+            N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, HALF, PARTS // 2,
         )  # fmt: skip
 
 
 @triton.jit
-def _finish_part(
-    accumulator, row, channel, output, residual, scale, weight_scale_N, rows,
-    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr,
-):  # fmt: skip
-    if SCALED:
-        accumulator = scaled(accumulator, row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
-    if RESIDUAL:
-        accumulator += residual.load([row, channel]).to(tl.float32)
-    output.store([row, channel], accumulator.to(tl.float16))
+def _halves(tile, M_TILE: tl.constexpr, HALF: tl.constexpr):
+    """Left and right half of a tile [M_TILE, 2 HALF]; registers only change their names."""
+    return tl.reshape(tile, (M_TILE, 2, HALF)).permute(0, 2, 1).split()
 
 
 @triton.jit

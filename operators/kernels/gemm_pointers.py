@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .epilogue import scaled, tile_of
+from .epilogue import scales_of, tile_of
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def gemm_pointers(
         x += K_TILE
         weight += K_TILE
     if SCALED:
-        accumulator = scaled(accumulator, row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
+        accumulator *= scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
     inside = (numbers[:, None] < rows) & (channels[None, :] < N)
     place = numbers[:, None] * N + channels[None, :]
     if RESIDUAL:

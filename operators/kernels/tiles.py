@@ -54,6 +54,7 @@ class GemmTile:
         parts: The epilogue works on the tile in this many parts along n, in so much less shared memory.
         tail: Tiles of the last, incomplete wave are cut into this many along m. 1 leaves them whole.
         prefetch: Whether the residual is fetched into the L2 cache while the product is computed.
+        whole: Whether the epilogue waits once for all of the residual's tile, not in each part, for more shared memory.
     """
 
     m: int
@@ -66,6 +67,7 @@ class GemmTile:
     parts: int = 1
     tail: int = 1
     prefetch: bool = False
+    whole: bool = False
 
 
 Tile = RowTile | GemmTile

@@ -13,6 +13,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product as combinations
 
 import numpy as np
@@ -154,7 +155,14 @@ def cases() -> Iterator[tuple]:
 
 def products() -> Iterator[tuple]:
     pointers, persistent = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2, programs=3, parts=2, tail=2)
-    for rows, k, n, tile in ((1, 96, 40, pointers), (37, 200, 72, pointers), (70, 272, 136, persistent), (1, 640, 64, persistent)):
+    whole = replace(persistent, parts=4, tail=1, whole=True)
+    for rows, k, n, tile in (
+        (1, 96, 40, pointers),
+        (37, 200, 72, pointers),
+        (70, 272, 136, persistent),
+        (45, 136, 104, whole),
+        (1, 640, 64, whole),
+    ):
         x, weight, residual = torch.randn(rows, k).half(), torch.randn(n, k).half(), torch.randn(rows, n).mul(100).half()
         yield "Linear", [x, weight], {}, tile
         yield "LinearAdd", [x, weight, residual], {}, tile
