@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from .kernel_programs import KernelNode
 from .preconditions import FP8_TYPES
 
 _MULTIPLICATIONS = ("MatMul", "Gemm")
@@ -16,9 +18,9 @@ _TRANSPARENT = (*_LAYOUT_ONLY, "Cast")  # casts before a product ask for FP32 ac
 
 @dataclass(frozen=True)
 class QuantisedGemms:
-    """Names of the MatMul and Gemm nodes of an inlined graph that have an FP8 operand.
+    """Names of the products of an inlined graph that have an FP8 operand: MatMul and Gemm nodes, and nodes that kernels compute.
 
-    `in_fp8`: both operands are dequantised FP8 codes, so that the product can run in FP8.
+    `in_fp8`: both operands are FP8 codes, so that the product can run in FP8.
     `dequantised`: only one is, or its scales are per block; the product runs in the wider type.
     """
 
@@ -26,11 +28,17 @@ class QuantisedGemms:
     dequantised: tuple[str, ...]
 
 
-def quantised_gemms(model: onnx.ModelProto) -> QuantisedGemms:
-    """Find the matrix multiplications with FP8 operands in an inlined graph."""
+def quantised_gemms(model: onnx.ModelProto, kernel_nodes: Sequence[KernelNode] = ()) -> QuantisedGemms:
+    """Find the matrix multiplications with FP8 operands in an inlined graph.
+
+    Args:
+        model: The graph.
+        kernel_nodes: Its nodes that kernels compute. Default: none.
+    """
     producers = {output: node for node in model.graph.node for output in node.output}
     codes = {initializer.name for initializer in model.graph.initializer if initializer.data_type in FP8_TYPES}
-    in_fp8, dequantised = [], []
+    codes |= {output for node in kernel_nodes for output in node.fp8_outputs}
+    in_fp8, dequantised = [node.name for node in kernel_nodes if node.in_fp8], []
     for node in model.graph.node:
         if node.op_type not in _MULTIPLICATIONS:
             continue
@@ -43,7 +51,7 @@ def quantised_gemms(model: onnx.ModelProto) -> QuantisedGemms:
 
 
 def multiplications(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of all matrix multiplications of an inlined graph."""
+    """Names of the MatMul and Gemm nodes of an inlined graph."""
     return frozenset(node.name for node in model.graph.node if node.op_type in _MULTIPLICATIONS)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from .kernel_programs import KernelNode
 from .plan_record import PlanLayer
 
 # A layer's metadata names every ONNX node it came from: "[ONNX Layer: a]", separated by control characters or nothing.
@@ -20,24 +21,30 @@ _PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profi
 _MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
 _GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
 _NUMBER = re.compile(r"(?<=step)\d+|(?<=blocks\.)\d+")
+_STEP = re.compile(r"^step\*\.")
 _GENERATED = "__myl_"
+_PLUGIN = re.compile(r"plugin", re.I)  # LayerType of a plugin's layer
 _FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
 _FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
 
 
-def plan_layers(reports: Sequence[Mapping[str, Any]], multiplications: Collection[str]) -> tuple[PlanLayer, ...]:
+def plan_layers(
+    reports: Sequence[Mapping[str, Any]], multiplications: Collection[str], kernel_nodes: Sequence[KernelNode] = ()
+) -> tuple[PlanLayer, ...]:
     """The layers that compute multiplications.
 
     Args:
         reports: The inspector's JSON for each profile.
         multiplications: Names of the graph's MatMul and Gemm nodes.
+        kernel_nodes: Nodes that kernels of ours compute. Default: none.
     """
+    products = {node.name: node for node in kernel_nodes if node.product}
     found: dict[tuple[int, str], PlanLayer] = {}
     for number, report in enumerate(reports):
         entries = [entry for entry in report["Layers"] if isinstance(entry, dict)]  # a plan built with less detail gives names
         unmarked = 0 if any(_PROFILE.search(entry["Name"]) for entry in entries) else number
         for entry in entries:
-            layer = _layer(entry, unmarked, multiplications)
+            layer = _layer(entry, unmarked, multiplications) or _plugin_layer(entry, unmarked, products)
             if layer is not None and (layer.profile == number or (layer.profile, layer.name) not in found):
                 found[layer.profile, layer.name] = layer  # the shapes hold for the report's own profile
     return tuple(found.values())
@@ -55,23 +62,57 @@ def summary(layers: Sequence[PlanLayer]) -> list[str]:
     return [f"{node}: {count} x {kernel}{', FP8' if in_fp8 else ''}" for (node, kernel, in_fp8), count in counts.items()]
 
 
+def places_of_layers(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For each layer's name the places in a block it computes, such as 'blocks.*.cross.norm, blocks.*.cross.q', and its kernel.
+
+    Args:
+        report: The inspector's JSON.
+    """
+    places = {}
+    for entry in report["Layers"]:
+        if isinstance(entry, dict):
+            nodes = _NODE.findall(str(entry.get("Metadata", ""))) or _plugin_name(entry)
+            calls = dict.fromkeys(_STEP.sub("", _NUMBER.sub("*", node.partition("/")[0])) for node in nodes)
+            places[str(entry["Name"])] = (", ".join(calls) or "elsewhere", str(entry.get("TacticName") or entry.get("LayerType", "")))
+    return places
+
+
 def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:
     kernel, kind = str(entry.get("TacticName", "")), str(entry.get("LayerType", ""))
     nodes = tuple(dict.fromkeys(node for node in _NODE.findall(str(entry.get("Metadata", ""))) if node in multiplications))
     if not nodes or not _multiplies(kernel, kind):
         return None
+    inputs = _tensors(entry, "Inputs")
+    return _plan_layer(entry, profile, nodes, kernel, _in_fp8(kernel, kind, inputs))
+
+
+def _plugin_layer(entry: Mapping[str, Any], profile: int, products: Mapping[str, KernelNode]) -> PlanLayer | None:
+    """A product that the plugin host runs. The inspector knows nothing of its kernels; the launch program names them."""
+    own = _plugin_name(entry)
+    quoted = (*_NODE.findall(str(entry.get("Metadata", ""))), *own) if own else ()
+    node = next((products[name] for name in quoted if name in products), None)
+    if node is None:
+        return None
+    return _plan_layer(entry, profile, (node.name,), ", ".join(node.kernels), node.in_fp8)
+
+
+def _plugin_name(entry: Mapping[str, Any]) -> list[str]:
+    """The ONNX node of a plugin's layer, which is named after it; empty for other layers."""
+    return [_PROFILE.sub("", str(entry["Name"]))] if _PLUGIN.search(str(entry.get("LayerType", ""))) else []
+
+
+def _plan_layer(entry: Mapping[str, Any], profile: int, nodes: tuple[str, ...], kernel: str, in_fp8: bool) -> PlanLayer:
     name = str(entry["Name"])
     mark = _PROFILE.search(name)
-    inputs, outputs = (tuple(map(_tensor, entry.get(key, []))) for key in ("Inputs", "Outputs"))
     return PlanLayer(
         profile=int(mark[1]) if mark else profile,
         name=_PROFILE.sub("", name),
-        kind=kind,
+        kind=str(entry.get("LayerType", "")),
         nodes=nodes,
         kernel=kernel,
-        inputs=inputs,
-        outputs=outputs,
-        in_fp8=_in_fp8(kernel, kind, inputs),
+        inputs=_tensors(entry, "Inputs"),
+        outputs=_tensors(entry, "Outputs"),
+        in_fp8=in_fp8,
     )
 
 
@@ -84,6 +125,10 @@ def _in_fp8(kernel: str, kind: str, inputs: Sequence[str]) -> bool:
     if _FP8_KERNEL.search(kernel):
         return True
     return not kernel.startswith(_GENERATED) and bool(_MULTIPLIES.search(kind)) and any(_FP8_TYPE.match(tensor) for tensor in inputs)
+
+
+def _tensors(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(map(_tensor, entry.get(key, [])))
 
 
 def _tensor(tensor: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A graph ready for a native build: functions inlined, nodes named, checked, with the shapes of its profiles."""
+"""A graph ready for a build: kernels in the place of their operators, other functions inlined, nodes named, checked, with profiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..core.recipe import Profile
 from ..core.tensorrt_api import ShapeRange
 from .fp8_gemms import QuantisedGemms, quantised_gemms
 from .functions import inline_functions, load_graph
+from .kernel_programs import OP_TYPE, KernelNode, Kernels, use_kernels
 from .preconditions import FP8_TYPES, check_graph
 from .profiles import profile_shapes
 
@@ -21,33 +22,49 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class NativeGraph:
-    """`model` is inlined and checked; its external data still lies beside `source`. `gemms` are those of the exported form."""
+    """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported form.
 
-    source: Path
+    `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own; none in a build without plugins.
+    """
+
+    beside: Path
     model: onnx.ModelProto
     profiles: list[dict[str, ShapeRange]]
     gemms: QuantisedGemms
+    kernel_nodes: tuple[KernelNode, ...] = ()
+    prepared_weights: tuple[str, ...] = ()
 
 
-def prepare(source: Path, profiles: Sequence[Profile], rewrite: Callable[[onnx.ModelProto], None] | None = None) -> NativeGraph:
+def prepare(
+    source: Path,
+    profiles: Sequence[Profile],
+    rewrite: Callable[[onnx.ModelProto], None] | None = None,
+    kernels: Kernels | None = None,
+) -> NativeGraph:
     """Inline and check a graph, before any build starts.
 
     Args:
         source: The exported graph.
         profiles: The recipe's ranges of batch and context.
         rewrite: Changes the inlined graph in place into the forms a library knows. Default: none.
+        kernels: Those that take the place of their operators. Default: none, everything is built natively.
 
     Raises:
-        BuildError: The graph cannot be built natively, or a profile does not fit it; says why and what to do.
+        BuildError: The graph cannot be built, a kernel does not fit its node, or a profile does not fit it; says why and what to do.
     """
     exported = load_graph(source)
+    kernel_nodes = () if kernels is None else use_kernels(exported, kernels)
     graph = inline_functions(exported)
-    check_graph(graph, source)
-    gemms = quantised_gemms(graph)
+    check_graph(graph, source, plugins=(OP_TYPE,) if kernel_nodes else ())
+    gemms = quantised_gemms(graph, kernel_nodes)
     _require_every_product(exported, gemms, source)
     if rewrite is not None:
         rewrite(graph)
-    return NativeGraph(source, graph, profile_shapes(graph, profiles), gemms)
+    shapes = profile_shapes(graph, profiles)
+    if kernels is None:
+        return NativeGraph(source, graph, shapes, gemms)
+    prepared = set(kernels.weights.names).intersection(initializer.name for initializer in graph.graph.initializer)
+    return NativeGraph(kernels.weights.folder_of(graph) / source.name, graph, shapes, gemms, kernel_nodes, tuple(sorted(prepared)))
 
 
 def _require_every_product(exported: onnx.ModelProto, gemms: QuantisedGemms, source: Path) -> None:

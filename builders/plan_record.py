@@ -91,12 +91,21 @@ class TimingCacheUse(_Part):
     strict: bool
 
 
+class PluginUse(_Part):
+    """The plugin host in the plan, the nodes it runs by operator, and the weights that were laid out anew for their kernels."""
+
+    host_sha256: str
+    nodes: dict[str, int]
+    prepared_weights: tuple[str, ...]
+
+
 class PlanRecord(_Part):
     """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU.
 
     `form`: the serving graph or its forced form; `precision`: that of the graph it was built from; `made_from`: SHA-256 of
     the exported files; `weight_ratio`: the plan's size over the bytes of the graph's weights. `layers`, `stored_weights`
-    and `timing_cache` are known only of plans built on their GPU.
+    and `timing_cache` are known only of plans built on their GPU. `plugins` is null where everything is native; a plan with
+    plugins carries their library, and loading it runs that library's code.
     """
 
     plan: str
@@ -123,6 +132,7 @@ class PlanRecord(_Part):
     stored_weights: StoredWeights | None = None
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
+    plugins: PluginUse | None = None
 
 
 def record_path(plan: Path) -> Path:

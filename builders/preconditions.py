@@ -6,6 +6,7 @@ Each of these costs a long build, or an aborted process, when it is found later.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,20 @@ def check_capabilities(bindings: Bindings, capabilities: tuple[str, ...], *, fp8
             )
 
 
-def check_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse an inlined graph that no native build can take.
+def check_graph(model: onnx.ModelProto, path: Path, plugins: Collection[str] = ()) -> None:
+    """Refuse an inlined graph that TensorRT cannot take.
+
+    Args:
+        model: The graph.
+        path: Where it comes from.
+        plugins: Operators that a plugin stands for. Default: none, a native build.
 
     Raises:
         BuildError: An operator without a definition remains, or a TopK is larger than TensorRT can do.
     """
-    foreign = Counter(f"{n.domain}::{n.op_type}" for n in all_nodes(model.graph) if n.domain not in STANDARD_DOMAINS)
+    foreign = Counter(
+        f"{n.domain}::{n.op_type}" for n in all_nodes(model.graph) if n.domain not in STANDARD_DOMAINS and n.op_type not in plugins
+    )
     if foreign:
         names = ", ".join(f"{name} ({count}x)" for name, count in sorted(foreign.items()))
         raise BuildError(

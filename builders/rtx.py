@@ -54,7 +54,7 @@ def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float,
     def job(events: int) -> Job:
         return Job(
             graph=native.absolute(),
-            beside=graph.source.absolute(),
+            beside=graph.beside.absolute(),
             plan=plan.absolute(),
             target="tensorrt-rtx",
             compute_capability=compute_capability,

@@ -11,6 +11,7 @@ from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
 from ..core.tensorrt_api import Target
 from . import rtx, tensorrt
+from .kernel_programs import sources_hash
 from .machine import Machine, this_machine
 from .plan_record import PlanRecord
 
@@ -31,7 +32,7 @@ def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None
         ArtefactError: The exported files do not match their record, or the disk is full.
         BuildError: A plan cannot be built; none is left then.
         GpuError: The target is `tensorrt` and there is no GPU.
-        MissingExtraError: The target's library is not installed.
+        MissingExtraError: The target's library, or what compiles the plugin host, is not installed.
     """
     sources = {"": exported, "twin/": twin}
     read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
@@ -39,6 +40,8 @@ def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None
     if recipe.build.target == "tensorrt-rtx":
         return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
     machine = this_machine("tensorrt")
+    if recipe.build.plugins:
+        options["kernels"] = sources_hash()
     body = _tensorrt(recipe, machine, exported, twin)
     return run_stage("build", folder, read=read, options={**options, "machine": asdict(machine)}, tools=("onnx",), body=body)
 
@@ -60,8 +63,9 @@ def _rtx(recipe: Recipe, exported: Path) -> Any:
 def _tensorrt(recipe: Recipe, machine: Machine, exported: Path, twin: Path | None) -> Any:
     def body(folder: Path) -> dict[str, Any]:
         fp16 = None if twin is None else tensorrt.Source(twin, "fp16")
-        jobs = tensorrt.plan_jobs(tensorrt.Source(exported, recipe.precision), recipe.build, machine, fp16)
-        return _facts([tensorrt.build_plan(job, recipe.build, machine, folder) for job in jobs])
+        with tensorrt.working_folder(folder) as working:
+            jobs = tensorrt.plan_jobs(tensorrt.Source(exported, recipe.precision), recipe.build, machine, working, fp16)
+            return _facts([tensorrt.build_plan(job, recipe.build, machine, folder) for job in jobs])
 
     return body
 

@@ -1,8 +1,11 @@
-"""Plans of TensorRT for the GPU in this machine: the serving graph and its forced form, natively, without plugins."""
+"""Plans of TensorRT for the GPU in this machine: the serving graph and its forced form, natively or with the kernels of the operators."""
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,10 +18,13 @@ from .block_scales import without_block_scales
 from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import multiplications, weight_bytes
+from .host_library import HostLibrary, host_library
+from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .machine import Machine
 from .native_graph import NativeGraph
-from .plan_record import NOT_YET_VALIDATED, Fp8Gemms, PlanLayer, PlanRecord, PlanTensor, TimingCacheUse, WeightBytes, record_path
+from .plan_record import NOT_YET_VALIDATED, Fp8Gemms, PlanLayer, PlanRecord, PlanTensor, PluginUse, TimingCacheUse, WeightBytes, record_path
+from .prepared_weights import PreparedWeights
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
 from .worker import Job
@@ -40,31 +46,47 @@ class Source:
 
 @dataclass(frozen=True)
 class PlanJob:
-    """One plan to build: its file name, the graph it is made of, and where that comes from."""
+    """One plan to build: its file name, the graph it is made of, where that comes from, and the library that runs its kernels."""
 
     name: str
     form: Form
     source: Source
     graph: NativeGraph
+    host: HostLibrary | None
 
 
-def plan_jobs(source: Source, options: BuildOptions, machine: Machine, twin: Source | None = None) -> list[PlanJob]:
+@contextmanager
+def working_folder(folder: Path) -> Iterator[Path]:
+    """Where a build keeps weights in the layout of their kernels: hidden in its folder, removed when its plans are built."""
+    working = folder / ".partial-weights"
+    try:
+        yield working
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:
     """Every plan a recipe asks for, checked before the first build starts.
 
     Names: `sm90.plan`, `sm90-forced.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
-    shapes; those of the FP16 twin begin with `sm90-fp16`.
+    shapes; those of the FP16 twin begin with `sm90-fp16`. `working` is a
+    `working_folder` that lives until the plans are built.
 
     Raises:
-        BuildError: A graph cannot be built natively, a profile does not fit it, or a strict timing cache is missing.
+        BuildError: A graph cannot be built, a profile does not fit it, or a strict timing cache is missing.
+        MissingExtraError: The recipe asks for plugins, and the plugin host cannot be compiled here.
     """
     _require_timings(options, machine)
+    host = host_library(machine.library_version) if options.plugins else None
     generation = f"sm{machine.compute_capability.replace('.', '')}"
     jobs = []
     for each, prefix in [(source, generation), *([(twin, f"{generation}-fp16")] if twin else [])]:
+        kernels = _kernels(each, machine, working) if options.plugins else None
         for form, file in GRAPHS.items():
             for suffix, profiles in _groups(options):
                 name = "-".join(filter(None, (prefix, suffix, "forced" if form == "forced" else ""))) + ".plan"
-                jobs.append(PlanJob(name, form, each, native_graph.prepare(each.exported / file, profiles, without_block_scales)))
+                graph = native_graph.prepare(each.exported / file, list(map(_buildable, profiles)), without_block_scales, kernels)
+                jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
 
 
@@ -84,7 +106,7 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
     def child_job(events: int) -> Job:
         return Job(
             graph=native.absolute(),
-            beside=job.graph.source.absolute(),
+            beside=job.graph.beside.absolute(),
             plan=plan.absolute(),
             target="tensorrt",
             compute_capability=None,
@@ -92,12 +114,13 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
             timing_cache=_cache(options, machine),
             strict_timing_cache=options.strict_timing_cache,
             layers=layers_file.absolute(),
+            plugin_host=job.host.path.absolute() if job.host else None,
             events=events,
         )
 
     built = build_in_child(child_job, log, f"build {plan.stem}")
     native.unlink()
-    layers = plan_layers(read_json(layers_file), multiplications(job.graph.model))
+    layers = plan_layers(read_json(layers_file), multiplications(job.graph.model), job.graph.kernel_nodes)
     weights = weight_bytes(job.graph.model)
     timings = built["timing_cache"]
     record = PlanRecord(
@@ -122,13 +145,30 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
         precision=job.source.precision,
         made_from={file: sha256(job.source.exported / file) for file in (GRAPHS[job.form], "record.json")},
         weight_ratio=round(plan.stat().st_size / (weights["fp8"] + weights["other"]), 3),
-        stored_weights=stored_weights(plan, job.graph.model, job.graph.source),
+        stored_weights=stored_weights(plan, job.graph.model, job.graph.beside),
         timing_cache=TimingCacheUse(**timings, strict=options.strict_timing_cache) if timings else None,
         layers=layers,
+        plugins=_plugin_use(job),
     )
     require_fp8(record, options.fp8_coverage)
     write_json(record_path(plan), record.model_dump(mode="json"))
     return record
+
+
+def _kernels(source: Source, machine: Machine, working: Path) -> Kernels:
+    from ..operators.kernels.factories import FACTORIES  # brings Triton along
+
+    return Kernels(FACTORIES, machine.compute_capability, PreparedWeights(source.exported, working / source.precision))
+
+
+def _plugin_use(job: PlanJob) -> PluginUse | None:
+    if job.host is None:
+        return None
+    return PluginUse(
+        host_sha256=job.host.sha256,
+        nodes=dict(sorted(Counter(node.operator for node in job.graph.kernel_nodes).items())),
+        prepared_weights=job.graph.prepared_weights,
+    )
 
 
 def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
@@ -144,6 +184,11 @@ def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
             raise BuildError("two profiles have the same ranges", where="build.profiles", hint="with plan_per_profile each needs its own")
         named[name] = profile
     yield from ((name, (profile,)) for name, profile in named.items())
+
+
+def _buildable(profile: Profile) -> Profile:
+    """TensorRT 10.6 fails in its graph compiler (tensorbase.cpp:426, strides) where a profile fixes the batch to 1: let it take 2."""
+    return profile.model_copy(update={"batch": (1, 1, 2)}) if profile.batch == (1, 1, 1) else profile
 
 
 def _fp8_gemms(graph: NativeGraph, layers: Sequence[PlanLayer]) -> Fp8Gemms:

@@ -28,7 +28,8 @@ class Job(BaseModel):
     """What to build.
 
     `graph`: the inlined model; `beside`: the path in whose folder its external data lies. `layers`: where the engine
-    inspector's report goes, which needs the plan's GPU; `timing_cache`: the file of the cache. Both may be None.
+    inspector's report goes, which needs the plan's GPU; `timing_cache`: the file of the cache; `plugin_host`: the library that
+    runs the graph's kernels, which the plan will carry. All three may be None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +43,7 @@ class Job(BaseModel):
     timing_cache: Path | None = None
     strict_timing_cache: bool = False
     layers: Path | None = None
+    plugin_host: Path | None = None
     events: int
 
 
@@ -110,7 +112,8 @@ def exit_with_parent() -> None:
 def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
     start = time.monotonic()
     bindings = load(job.target)
-    network = bindings.parse(job.graph.read_bytes(), job.beside, log)
+    plugins = () if job.plugin_host is None else (job.plugin_host,)
+    network = bindings.parse(job.graph.read_bytes(), job.beside, log, plugins)
     known = None if job.timing_cache is None else read_cache(job.timing_cache)
     built = network.build(
         compute_capability=job.compute_capability,
@@ -126,7 +129,7 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
         stream.write(built.plan)
     timings = _keep_timings(job, network, built, known or b"")
     if job.layers is not None:
-        engine = Engine(bindings, memoryview(built.plan), str(job.plan))
+        engine = Engine(bindings, memoryview(built.plan), str(job.plan), host_code=bool(plugins))
         reports = [json.loads(engine.layer_information(number)) for number in range(len(engine.profiles))]
         job.layers.write_text(json.dumps(reports))
     return {

@@ -71,7 +71,8 @@ class BuildOptions(Section):
     `fp8_coverage`: share of the multiplications meant for FP8 that must run in FP8; a plan below it is refused.
     `compute_capabilities`: of `tensorrt-rtx` alone; `tensorrt` builds for the GPU in the machine. Of `tensorrt` alone:
     `plan_per_profile` (a plan for each profile instead of one for all), `timing_cache` (folder of kernel timings that
-    builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_twin` (an FP16 plan beside).
+    builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_twin` (an FP16 plan beside),
+    `plugins` (operators that have a kernel run it, in a plugin that the plan carries).
     """
 
     target: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
@@ -82,6 +83,7 @@ class BuildOptions(Section):
     timing_cache: Path | None = None
     strict_timing_cache: bool = False
     fp16_twin: bool = False
+    plugins: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildOptions:

@@ -6,7 +6,7 @@ What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is settled here, so 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -19,7 +19,7 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _MODULES: dict[Target, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
 
 _SEE_LOG = "the builder's last errors say why"
-_MISS = "the timing cache may lack a kernel: its last errors say so; build once with strict_timing_cache off to fill it"
+_MISS = "the timing cache may lack a kernel; build once with strict_timing_cache off to fill it"
 _NEW_CACHE = "delete the file from the folder build.timing_cache, or name another folder; the next build starts a new one"
 
 
@@ -93,28 +93,31 @@ class Bindings:
         """An object of the library that passes its messages on; it must outlive what is made with it."""
         return _logger(self._trt, log)
 
-    def parse(self, model: bytes, beside: Path, log: LogSink) -> Network:
+    def parse(self, model: bytes, beside: Path, log: LogSink, plugin_libraries: Sequence[Path] = ()) -> Network:
         """Parse a serialised ONNX model.
 
         Args:
             model: The protobuf, below 2 GB; larger weights are external.
             beside: Path in whose folder the external data lies.
             log: Receives the library's messages.
+            plugin_libraries: Libraries of the plugins that the model uses; a plan will carry them. Default: none.
 
         Raises:
-            BuildError: The parser refuses the model; names each node it refuses.
+            BuildError: A plugin library does not load, or the parser refuses the model; names each node it refuses.
         """
-        return Network(self._trt, model, beside, log)
+        return Network(self._trt, model, beside, log, plugin_libraries)
 
 
 class Network:
     """A parsed network with the objects of the library that must outlive it."""
 
-    def __init__(self, trt: Any, model: bytes, beside: Path, log: LogSink) -> None:
+    def __init__(self, trt: Any, model: bytes, beside: Path, log: LogSink, plugin_libraries: Sequence[Path] = ()) -> None:
         self._trt = trt
         self._logger = _logger(trt, log)
         self._builder = trt.Builder(self._logger)
         self._network = self._builder.create_network(_strongly_typed(trt))
+        self._plugin_libraries = [str(path) for path in plugin_libraries]
+        self._load_plugins()
         self._parser = trt.OnnxParser(self._network, self._logger)
         if not self._parser.parse(model, path=str(beside)):
             raise BuildError("TensorRT cannot read the graph: " + "; ".join(self._parser_errors()), where=str(beside))
@@ -137,7 +140,7 @@ class Network:
             profiles: For each optimisation profile the (minimum, typical, maximum) shape of every input.
             progress: Receives the builder's phases.
             timing_cache: Kernel timings of earlier builds; empty: none yet; None: the build neither reads nor keeps any.
-            strict_timing_cache: A kernel without a timing in the cache fails the build.
+            strict_timing_cache: A kernel without a timing in the cache fails the build, at the latest when it ends.
 
         Raises:
             BuildError: TensorRT refuses the network, a profile or the timing cache.
@@ -147,6 +150,8 @@ class Network:
             self._use_timing_cache(config, timing_cache, strict_timing_cache)
         config.clear_flag(self._trt.BuilderFlag.TF32)  # on by default; numerics: what the graph says in FP32 stays FP32
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # so that the engine can be asked what it runs
+        if self._plugin_libraries:
+            config.plugins_to_serialize = self._plugin_libraries
         if compute_capability is not None:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(self._trt.ComputeCapability, f"SM{compute_capability.replace('.', '')}"), 0)
@@ -159,6 +164,9 @@ class Network:
             raise BuildError("TensorRT cannot build the plan", hint=_MISS if strict_timing_cache else _SEE_LOG)
         flags = tuple(sorted(name for name, flag in self._trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
         timings = None if timing_cache is None else _content(config.get_timing_cache().serialize())
+        if strict_timing_cache and len(timings or b"") > len(timing_cache or b""):
+            # The library's own flag does not cover the layers that its graph compiler builds; what it timed is in the cache now.
+            raise BuildError("the build timed kernels that the timing cache lacks", hint=_MISS)
         return BuiltPlan(cast(PlanBytes, plan), flags, timings)
 
     def merge_timing_caches(self, first: bytes, second: bytes) -> bytes:
@@ -172,6 +180,12 @@ class Network:
         if not merged.combine(other, ignore_mismatch=False):
             raise BuildError("TensorRT cannot merge the timing caches: they are of different libraries or GPUs", hint=_NEW_CACHE)
         return _content(merged.serialize())
+
+    def _load_plugins(self) -> None:
+        for path in self._plugin_libraries:
+            registry = self._trt.get_plugin_registry()
+            if registry.load_library(path) is None:
+                raise BuildError("TensorRT cannot load the plugin library", where=path, hint=_SEE_LOG)
 
     def _use_timing_cache(self, config: Any, content: bytes, strict: bool) -> None:
         if not config.set_timing_cache(self._timing_cache(config, content), ignore_mismatch=False):
@@ -250,6 +264,19 @@ def _logger(trt: Any, log: LogSink) -> Any:
             log(severity.name, message)
 
     return Logger()
+
+
+def layer_profiler(trt: Any, sink: Callable[[str, float], None]) -> Any:
+    """An object of the library that receives the milliseconds of each layer of an execution."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the bindings carry no types
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            sink(layer_name, ms)
+
+    return Profiler()
 
 
 def _progress_monitor(trt: Any, sink: ProgressSink) -> Any:

@@ -5,11 +5,11 @@ Memory, streams and graphs belong to the caller; this only sets shapes and addre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import ArtefactError, GpuError
-from .tensorrt_api import Bindings, ShapeRange, TensorInfo, dtype_name
+from .tensorrt_api import Bindings, ShapeRange, TensorInfo, dtype_name, layer_profiler
 
 Shape = tuple[int, ...]
 
@@ -24,19 +24,22 @@ class Engine:
         bindings: The TensorRT that built it.
         plan: Content of the plan's file.
         where: Names the plan in errors.
+        host_code: The plan carries a plugin library, whose code may run. Default: it may not.
 
     Raises:
         ArtefactError: TensorRT cannot read the plan; quotes its last message.
         GpuError: The GPU has no memory left for its weights.
     """
 
-    def __init__(self, bindings: Bindings, plan: bytes | memoryview, where: str) -> None:
+    def __init__(self, bindings: Bindings, plan: bytes | memoryview, where: str, *, host_code: bool = False) -> None:
         self.where = where
         self._trt, self._errors = bindings.library, _Errors()
         self._logger = bindings.logger(self._errors)
         self._runtime = self._trt.Runtime(self._logger)
         if self._runtime is None:
             raise self.failure("TensorRT cannot start on this GPU")
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self.failure("TensorRT cannot load the plan")
@@ -44,6 +47,11 @@ class Engine:
         tensors = {mode: tuple(self._tensor(name) for name in names if self._mode(name) == mode) for mode in ("INPUT", "OUTPUT")}
         self.inputs, self.outputs = tensors["INPUT"], tensors["OUTPUT"]
         self.profiles = tuple(self._profile(number) for number in range(self._engine.num_optimization_profiles))
+
+    @property
+    def library(self) -> Any:
+        """The library that loaded it, for the facades of this folder alone."""
+        return self._trt
 
     @property
     def scratch_bytes(self) -> int:
@@ -118,6 +126,20 @@ class Execution:
         """Enqueue one execution; returns before it has run."""
         if not self._context.execute_async_v3(stream):
             raise self._engine.failure("TensorRT cannot run the plan")
+
+    def layer_milliseconds(self, stream: int, wait: Callable[[], None]) -> list[tuple[str, float]]:
+        """Run once with every layer timed by itself, in the order they ran; names are those of the engine inspector.
+
+        Args:
+            stream: Where it runs.
+            wait: Waits for the stream; the times are complete afterwards.
+        """
+        times: list[tuple[str, float]] = []
+        profiler = layer_profiler(self._engine.library, lambda name, milliseconds: times.append((name, milliseconds)))
+        self._context.profiler = profiler
+        self.enqueue(stream)
+        wait()
+        return times
 
 
 _LESS_MEMORY = "use fewer execution contexts, a smaller largest batch or context in the profile, or end other programs on the GPU"

@@ -5,6 +5,7 @@ The same calling convention as the other runners; what is on the GPU stays there
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..core.tensorrt_api import load
 from ..core.tensorrt_engine import Engine
 from ..operators.operator import Array
 from .lane import Lane
+from .layer_times import PlaceTime, times_by_place
 from .plan_shapes import check_inputs, choose_profile, shapes_of
 from .preflight import preflight
 from .proof import inspect_proven
@@ -78,7 +80,7 @@ class TensorRtRunner:
         self._lanes: SimpleQueue[Lane] = SimpleQueue()  # first in, first out: work spreads over the lanes
         self.executions = executions
         try:
-            self.engine = Engine(bindings, plan.read_bytes(), str(plan))
+            self.engine = Engine(bindings, plan.read_bytes(), str(plan), host_code=record.plugins is not None)
             for _ in range(executions):
                 self._lanes.put(Lane(self.engine, graphs))
         except torch.OutOfMemoryError as error:
@@ -138,6 +140,25 @@ class TensorRtRunner:
             finally:
                 for lane in lanes:
                     self._lanes.put(lane)
+
+    def layer_times(self, inputs: Mapping[str, Tensor]) -> list[PlaceTime]:
+        """Where the time of a batch goes, by the places in the model that the plan's layers compute; the slowest first.
+
+        Args:
+            inputs: On the GPU.
+
+        Raises:
+            RequestError: The shapes are beyond every profile.
+        """
+        profile = choose_profile(self.engine.profiles, {name: tuple(tensor.shape) for name, tensor in inputs.items()}, str(self.plan))
+        report = json.loads(self.engine.layer_information(profile))
+        lane = self._lanes.get()
+        try:
+            with torch.cuda.device(self._device):
+                lane.stream.wait_stream(torch.cuda.current_stream())
+                return times_by_place(lane.layer_milliseconds(profile, inputs), report)
+        finally:
+            self._lanes.put(lane)
 
     def _run(self, lane: Lane, profile: int, arrays: Mapping[str, Array | Tensor], on_gpu: bool) -> Pending:
         """The outputs are copies, so that the lane is free for the next batch at once."""

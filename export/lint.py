@@ -106,7 +106,7 @@ def _experts(model: onnx.ModelProto, config: OneRecConfig) -> Iterator[Finding]:
 
 def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
     for node in _operator_nodes(model, ("BeamStep", "MoeRoute")):
-        largest = max((_attributes(node).get(name, 0) for name in ("width", "per_row", "top_k")), default=0)
+        largest = max((_attributes(node).get(name, 0) for name in ("width", "kept", "top_k")), default=0)
         if largest > TENSORRT_MAX_TOPK:
             yield Finding(
                 rule="topk-limit",

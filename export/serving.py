@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.precision import Granularity
 from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
-from ..operators.beam_step import beam_step
+from ..operators.beam_step import beam_groups, beam_step
 from ..operators.context_attention import context_attention
 from ..operators.context_norm import context_norm
 from ..operators.linear import linear
@@ -212,7 +212,7 @@ class ServingModel(nn.Module):
             with scope(f"step{step}"):
                 logits = decoder.logits(step, tokens_N, contexts, total_B, rows, history, parent_BR)
                 with scope("beam"):
-                    scores_BR, parent_BR, chosen_BR = beam_step(logits, scores_BR, width=width, per_row=min(width, codebook))
+                    scores_BR, parent_BR, chosen_BR = beam_step(logits, scores_BR, **beam_groups(rows, codebook, width))
             prefix = [level.gather(1, parent_BR) for level in prefix] + [chosen_BR]
             if step + 1 < LEVELS:
                 tokens_N = decoder.later_tokens(step + 1, chosen_BR)

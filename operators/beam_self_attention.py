@@ -46,14 +46,18 @@ def _attend(query_BRHd: Tensor, positions: list[tuple[Tensor, ...]]) -> Tensor:
     return attended.half().flatten(2).flatten(0, 1)
 
 
+# The functions keep to forms that TensorRT turns into one pass over the projections: each is widened to FP32 after the split
+# (a cast before it would be written to memory), and the softmax of two or three numbers is written out.
+
+
 @script(DETAIL, default_opset=op)
 def SplitHeads(qkv, batch, rows, heads: int):
     """Query, key and value, FP32 [B, R, H, d] each; batch and rows are INT64 [1]."""
     head_count = op.Reshape(op.Constant(value_int=heads), op.Constant(value_ints=[1]))
     shape = op.Concat(batch, rows, op.Constant(value_ints=[3]), head_count, op.Constant(value_ints=[-1]), axis=0)
-    query, key, value = op.Split(op.Reshape(op.Cast(qkv, to=1), shape), axis=2, num_outputs=3)
+    query, key, value = op.Split(op.Reshape(qkv, shape), axis=2, num_outputs=3)
     axis = op.Constant(value_ints=[2])
-    return op.Squeeze(query, axis), op.Squeeze(key, axis), op.Squeeze(value, axis)
+    return op.Cast(op.Squeeze(query, axis), to=1), op.Cast(op.Squeeze(key, axis), to=1), op.Cast(op.Squeeze(value, axis), to=1)
 
 
 @script(DETAIL, default_opset=op)
@@ -70,10 +74,13 @@ def BeamSelfAttention1(qkv, bos, rows: int, heads: int):
     one = op.Constant(value_ints=[1])
     query, own_key, own_value = SplitHeads(qkv, batch, row_count, heads=heads)
     _q, bos_key, bos_value = SplitHeads(bos, batch, one, heads=heads)
-    score = op.Concat(HeadScore(query, bos_key), HeadScore(query, own_key), axis=3)
-    w0, w1 = op.Split(op.Softmax(score, axis=-1), axis=3, num_outputs=2)
-    attended = op.Add(op.Mul(w0, bos_value), op.Mul(w1, own_value))
-    return op.Reshape(op.Cast(attended, to=10), op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
+    bos_score, own_score = HeadScore(query, bos_key), HeadScore(query, own_key)
+    largest = op.Max(bos_score, own_score)
+    bos_weight, own_weight = op.Exp(op.Sub(bos_score, largest)), op.Exp(op.Sub(own_score, largest))
+    total = op.Add(bos_weight, own_weight)
+    weighted = op.Add(op.Mul(bos_weight, bos_value), op.Mul(own_weight, own_value))
+    attended = op.Cast(op.Div(weighted, total), to=10)
+    return op.Reshape(attended, op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
 
 
 @script(ONEREC, default_opset=op)
@@ -88,10 +95,14 @@ def BeamSelfAttention2(qkv, bos, first, parent, rows: int, heads: int):
     base = op.Unsqueeze(op.Mul(request, per_request), op.Constant(value_ints=[1]))
     ancestor = op.Gather(first, op.Reshape(op.Add(parent, base), op.Constant(value_ints=[-1])), axis=0)
     _q1, first_key, first_value = SplitHeads(ancestor, batch, row_count, heads=heads)
-    score = op.Concat(HeadScore(query, bos_key), HeadScore(query, first_key), HeadScore(query, own_key), axis=3)
-    w0, w1, w2 = op.Split(op.Softmax(score, axis=-1), axis=3, num_outputs=3)
-    attended = op.Add(op.Add(op.Mul(w0, bos_value), op.Mul(w1, first_value)), op.Mul(w2, own_value))
-    return op.Reshape(op.Cast(attended, to=10), op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
+    bos_score, first_score, own_score = HeadScore(query, bos_key), HeadScore(query, first_key), HeadScore(query, own_key)
+    largest = op.Max(bos_score, first_score, own_score)
+    bos_weight, first_weight = op.Exp(op.Sub(bos_score, largest)), op.Exp(op.Sub(first_score, largest))
+    own_weight = op.Exp(op.Sub(own_score, largest))
+    total = op.Add(op.Add(bos_weight, first_weight), own_weight)
+    before = op.Add(op.Mul(bos_weight, bos_value), op.Mul(first_weight, first_value))
+    attended = op.Cast(op.Div(op.Add(before, op.Mul(own_weight, own_value)), total), to=10)
+    return op.Reshape(attended, op.Concat(op.Mul(batch, row_count), op.Constant(value_ints=[-1]), axis=0))
 
 
 beam_self_attention_1 = Operator(

@@ -1,4 +1,9 @@
-"""BeamStep: log-softmax, add the beams' scores, keep the best. FP32, equal scores to the smaller flat index."""
+"""BeamStep: log-softmax, add the beams' scores, keep the best. FP32, equal scores to the smaller flat index.
+
+The candidates of a request lie in groups of neighbours. The `width` best candidates lie in the `width` groups whose best
+candidate is best, equal ones to the earlier group: every candidate that a left-out group holds has `width` better or
+earlier ones, the first of each kept group. So two small top-k replace one over all candidates, and candidates are read once.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,23 @@ from torch import Tensor
 
 from ..core.difference import difference
 from ..models.ordering import stable_topk
-from .operator import ONEREC, Array, Attributes, Operator, Spec, op
+from .operator import DETAIL, ONEREC, Array, Attributes, Operator, Spec, op
 
 TIE_BAND = 1e-5  # nat; candidates closer than this may be ordered either way by FP32 sums in another order
+_LARGEST_GROUP = 64  # of 512 x 8192 candidates at width 512: 65536 groups, then 32768 candidates of the groups kept
+_EXACT_IN_FP32 = 1 << 24  # group numbers are sorted as FP32, the type in which every TensorRT has top-k
 
 
-def beam_step_meaning(logits_NV: Tensor, scores_BR: Tensor, *, width: int, per_row: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores FP32 [B, width], parent row INT64 [B, width] and token INT64 [B, width], best first.
+def beam_groups(rows: int, vocabulary: int, width: int) -> dict[str, int]:
+    """Attributes of a BeamStep of `rows` beams per request: `width`, candidates in a group, and groups to keep."""
+    group = next(size for size in (_LARGEST_GROUP >> shift for shift in range(7)) if vocabulary % size == 0)
+    groups = rows * vocabulary // group
+    assert groups < _EXACT_IN_FP32, "group numbers are exact in FP32 only below 2^24"
+    return {"width": width, "group": group, "kept": min(width, groups)}
 
-    `per_row` = min(width, V): a row cannot contribute more candidates, so an implementation may
-    select that many in each row first.
-    """
+
+def beam_step_meaning(logits_NV: Tensor, scores_BR: Tensor, *, width: int, group: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores FP32 [B, width], parent row INT64 [B, width] and token INT64 [B, width], best first."""
     batch, rows = scores_BR.shape
     total_BRV = logits_NV.float().log_softmax(-1).view(batch, rows, -1) + scores_BR[..., None]
     best_BW, flat_BW = stable_topk(total_BRV.flatten(1), width)
@@ -41,22 +52,56 @@ def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array
     return float("inf") if wrong.any() or repeated else difference(actual[0], expected[0])
 
 
+@script(DETAIL, default_opset=op)
+def LogNormaliser(logits):
+    """FP32 [N, 1]: logarithm of the sum of exponentials of FP16 logits [N, V]."""
+    last = op.Constant(value_ints=[1])
+    wide = op.Cast(logits, to=1)
+    largest = op.ReduceMax(wide, last, keepdims=1)
+    return op.Add(largest, op.Log(op.ReduceSum(op.Exp(op.Sub(wide, largest)), last, keepdims=1)))
+
+
 @script(ONEREC, default_opset=op)
-def BeamStep(logits, scores, width: int, per_row: int):
+def BeamStep(logits, scores, width: int, group: int, kept: int):
     one = op.Constant(value_ints=[1])
-    row_k = op.Reshape(op.Constant(value_int=per_row), one)
-    total = op.Add(op.LogSoftmax(op.Cast(logits, to=1), axis=-1), op.Reshape(scores, op.Constant(value_ints=[-1, 1])))
-    # Two levels: ONNX TopK gives equal values in index order, so the flat order of ties is kept.
-    value, token = op.TopK(total, row_k, axis=1)
-    flat_shape = op.Concat(op.Shape(scores, end=1), op.Constant(value_ints=[-1]), axis=0)
-    best, position = op.TopK(op.Reshape(value, flat_shape), op.Reshape(op.Constant(value_int=width), one), axis=1)
-    parent = op.Div(position, row_k)
-    return best, parent, op.GatherElements(op.Reshape(token, flat_shape), position, axis=1)
+    rest = op.Constant(value_ints=[-1])
+    batch = op.Shape(scores, end=1)
+    vocabulary = op.Shape(logits, start=1)
+    size = op.Reshape(op.Constant(value_int=group), one)
+    before = op.Reshape(scores, op.Constant(value_ints=[-1, 1]))
+    normaliser = LogNormaliser(logits)
+
+    # The best of each group. Rounding keeps the order, so that it has the score it will have as a candidate.
+    groups = op.Reshape(logits, op.Concat(rest, size, axis=0))
+    largest = op.Reshape(op.ReduceMax(groups, one, keepdims=0), op.Concat(op.Shape(logits, end=1), rest, axis=0))
+    total = op.Add(op.Sub(op.Cast(largest, to=1), normaliser), before)
+    _best, unordered = op.TopK(op.Reshape(total, op.Concat(batch, rest, axis=0)), op.Reshape(op.Constant(value_int=kept), one), axis=1)
+    # In the order of their numbers, so that equal candidates stand in their flat order: TopK gives the earlier one first.
+    ordered, _order = op.TopK(op.Cast(unordered, to=1), op.Reshape(op.Constant(value_int=kept), one), axis=1, largest=0)
+    number = op.Cast(ordered, to=7)
+
+    # The candidates of these groups: those of all requests lie behind each other, `first` is a request's first group or row.
+    request = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1)), one)
+    per_row = op.Div(vocabulary, size)
+    row_count = op.Shape(scores, start=1)
+    row = op.Add(op.Div(number, per_row), op.Mul(request, row_count))
+    place = op.Add(number, op.Mul(request, op.Mul(row_count, per_row)))
+    chosen = op.Cast(op.Gather(groups, place, axis=0), to=1)
+    column = op.Constant(value_ints=[-1, 1])
+    shape = op.Concat(op.Shape(place), one, axis=0)
+    own = op.Reshape(op.Gather(op.Reshape(normaliser, column), op.Reshape(row, rest), axis=0), shape)
+    past = op.Reshape(op.Gather(before, op.Reshape(row, rest), axis=0), shape)
+    candidates = op.Reshape(op.Add(op.Sub(chosen, own), past), op.Concat(batch, rest, axis=0))
+    best, position = op.TopK(candidates, op.Reshape(op.Constant(value_int=width), one), axis=1)
+    flat = op.Add(op.Mul(op.GatherElements(number, op.Div(position, size), axis=1), size), op.Mod(position, size))
+    return best, op.Div(flat, vocabulary), op.Mod(flat, vocabulary)
 
 
-def _specs(logits: Tensor, scores: Tensor, *, width: int, per_row: int) -> tuple[Spec, ...]:
+def _specs(logits: Tensor, scores: Tensor, *, width: int, group: int, kept: int) -> tuple[Spec, ...]:
     shape = (scores.shape[0], width)
     return (Spec(torch.float32, shape), Spec(torch.int64, shape), Spec(torch.int64, shape))
 
 
-beam_step = Operator(name="BeamStep", meaning=beam_step_meaning, function=BeamStep, outputs=_specs, compare=compare_beams)
+beam_step = Operator(
+    name="BeamStep", meaning=beam_step_meaning, function=BeamStep, helpers=(LogNormaliser,), outputs=_specs, compare=compare_beams
+)

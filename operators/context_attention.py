@@ -9,12 +9,14 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
-from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
 
 def context_attention_meaning(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, lengths_B: Tensor, *, rows: int) -> tuple[Tensor]:
-    """FP16 [B * rows, D]; a context of length 0 gives 0. Query head h reads group h // (H / G)."""
+    """FP16 [B * rows, D]; a context of length 0 gives 0. Query head h reads group h // (H / G).
+
+    Keys and values beyond a request's length are zero, as ContextNorm leaves them.
+    """
     batch, groups, tokens, d_head = key_BGSd.shape
     query_BGXd = query_ND.float().view(batch, rows, groups, -1, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
     valid_B11S = (torch.arange(tokens, device=query_ND.device) < lengths_B[:, None])[:, None, None]
@@ -36,15 +38,14 @@ def ContextAttention(query, key, value, lengths, rows: int):
     query_rows = op.Reshape(stacked, op.Concat(batch, groups, rest, width, axis=0))
     root = op.Sqrt(op.Cast(width, to=1))
     scaled = op.Cast(op.Div(op.Cast(query_rows, to=1), root), to=10)  # before the product, whose FP16 result has less room
-    score = Product(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    # No casts around the two products: with them TensorRT does not find its fused attention kernel, which accumulates in FP32.
+    score = op.Cast(op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
     tokens = op.Squeeze(op.Shape(key, start=2, end=3))
     position = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
     valid = op.Unsqueeze(op.Less(position, op.Unsqueeze(lengths, op.Constant(value_ints=[1]))), op.Constant(value_ints=[1, 2]))
-    # The lowest finite value instead of -inf: a context without tokens then gives no NaN, and the
-    # second Where makes its probabilities 0.
-    masked = op.Where(valid, score, op.Constant(value_float=-3.0e38))
-    probability = op.Where(valid, op.Softmax(masked, axis=-1), op.Constant(value_float=0.0))
-    attended = op.Cast(Product(op.Cast(probability, to=10), value), to=10)
+    # The lowest finite value instead of -inf: a context without tokens then gives no NaN but the mean of its values, all zero.
+    probability = op.Softmax(op.Where(valid, score, op.Constant(value_float=-3.0e38)), axis=-1)
+    attended = op.MatMul(op.Cast(probability, to=10), value)
     split_back = op.Reshape(attended, op.Concat(batch, groups, rest, row_count, width, axis=0))
     return op.Reshape(op.Transpose(split_back, perm=[0, 3, 1, 2, 4]), op.Shape(query))
 
@@ -53,6 +54,5 @@ context_attention = Operator(
     name="ContextAttention",
     meaning=context_attention_meaning,
     function=ContextAttention,
-    helpers=(Product,),
     outputs=lambda query, key, value, lengths, *, rows: (Spec(torch.float16, tuple(query.shape)),),
 )

@@ -64,13 +64,12 @@ def QuantiseRowBlocks(x):
 
 @script(DETAIL, default_opset=op)
 def Product(x, weight):
-    """FP32 values, rounded to FP16, of FP16 x @ weight, accumulated in FP32.
+    """FP16 x @ weight, accumulated in FP32, rounded to FP16.
 
     The casts say so in the graph: TensorRT reads FP32 casts before a product and an FP16 cast right after it as an FP16
     product with FP32 accumulation and FP16 result. Without them it accumulates in FP16.
     """
-    product = op.MatMul(op.Cast(x, to=1), op.Cast(weight, to=1))
-    return op.Cast(op.Cast(product, to=10), to=1)
+    return op.Cast(op.MatMul(op.Cast(x, to=1), op.Cast(weight, to=1)), to=10)
 
 
 @script(DETAIL, default_opset=op)
@@ -86,6 +85,10 @@ def Fp8Linear32(x, scale, weight_MK, weight_scale_M):
 
 @script(DETAIL, default_opset=op)
 def SwiGlu32(gate_up):
-    """SiLU(gate) * up in FP32 of gate and up side by side in the last axis."""
-    gate, up = op.Split(op.Cast(gate_up, to=1), axis=-1, num_outputs=2)
+    """SiLU(gate) * up in FP32 of gate and up side by side in the last axis.
+
+    Widened only after the split: TensorRT merges a cast that follows a product into it, which then writes FP32.
+    """
+    gate16, up16 = op.Split(gate_up, axis=-1, num_outputs=2)
+    gate, up = op.Cast(gate16, to=1), op.Cast(up16, to=1)
     return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)

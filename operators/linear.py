@@ -20,13 +20,13 @@ def linear_add_meaning(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> 
 
 @script(ONEREC, default_opset=op)
 def Linear(x, weight):
-    return op.Cast(Product(x, op.Transpose(weight, perm=[1, 0])), to=10)
+    return Product(x, op.Transpose(weight, perm=[1, 0]))
 
 
 @script(ONEREC, default_opset=op)
 def LinearAdd(x, weight, residual):
     product = Product(x, op.Transpose(weight, perm=[1, 0]))
-    return op.Cast(op.Add(product, op.Cast(residual, to=1)), to=10)
+    return op.Cast(op.Add(op.Cast(product, to=1), op.Cast(residual, to=1)), to=10)
 
 
 linear = Operator(

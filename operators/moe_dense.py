@@ -18,7 +18,7 @@ def PerExpert(stacked, experts: int):
 
 @script(DETAIL, default_opset=op)
 def StackedProduct(x, stacked, experts: int):
-    """FP32 values, rounded to FP16, [E, N, M]: FP16 x [E or 1, N, K] @ each expert's FP16 weight [E * M, K]^T."""
+    """FP16 [E, N, M]: FP16 x [E or 1, N, K] @ each expert's FP16 weight [E * M, K]^T."""
     return Product(x, op.Transpose(PerExpert(stacked, experts=experts), perm=[0, 2, 1]))
 
 

@@ -56,8 +56,8 @@ def residual_spec(*inputs: Tensor, **_attributes: int) -> tuple[Spec, ...]:
 @script(ONEREC, default_opset=op)
 def MoeExperts(x, gate_up, down, index, weight, residual, experts: int):
     rows = op.Unsqueeze(x, op.Constant(value_ints=[0]))
-    hidden = op.Cast(SwiGlu32(op.Cast(StackedProduct(rows, gate_up, experts=experts), to=10)), to=10)
-    result = StackedProduct(hidden, down, experts=experts)
+    hidden = op.Cast(SwiGlu32(StackedProduct(rows, gate_up, experts=experts)), to=10)
+    result = op.Cast(StackedProduct(hidden, down, experts=experts), to=1)
     return GateAndSum(result, index, weight, residual, experts=experts)
 
 

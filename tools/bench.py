@@ -22,15 +22,18 @@ from ..calibration.random_checkpoint import RandomWeights
 from ..core.artefacts import write_json
 from ..core.recipe import PrecisionName, Profile
 from ..core.records import tool_version
+from ..engines.layer_times import PlaceTime
 from ..models.config import OneRecConfig
 from .bench_case import Case
 from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan
 from .bench_result import Result, Sampled, invalid_because, limits_ms, result_of
 from .commit import git_commit
-from .contenders import EngineName, load_runner, shared_items, tensorrt_contender, torch_contender
+from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
 from .random_scales import SCALES_FROM
 from .sampling import interleaved_ms
 from .torch_baseline import TorchBaseline
+
+_PLACES_KEPT = 30  # of a plan's layer times; the rest is small
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one model and shape: results, and the share of items each contender has in common with the first."""
+    """What was measured of one model and shape: results, the share of items each contender has in common with the first, and
+    where the time of each plan goes, by its recipe."""
 
     results: list[Result]
     shared: dict[str, float]
+    layers: dict[PrecisionName, list[PlaceTime]]
 
 
 def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
@@ -75,18 +80,20 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
     machine = this_machine("tensorrt")
     plans = prepare(options, machine)
     results: list[Result] = []
-    agreement = []
+    agreement, layers = [], []
     for model, config in options.models.items():
         opponent = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
         for case in options.cases:
             measured = _measure(options, model, config, case, opponent, plans[model, case.beam])
             results += measured.results
             agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
+            layers += [{"model": model, "recipe": recipe, **case.as_json(), **_layers(times)} for recipe, times in measured.layers.items()]
         del opponent
         _free()
     environment = {
         **_environment(options, machine),
         "agreement": agreement,
+        "layer_times": layers,
         "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case)} for m, c in options.models.items() for case in options.cases],
         "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
         "invalid_because": (problems := invalid_because(results, machine.gpu)),
@@ -123,17 +130,27 @@ def _measure(
     if opponent is not None:
         for engine in options.engines:
             contenders[Sampled(engine, "bf16", None)] = torch_contender(engine, opponent, case)
+    running = {plan.precision: PlanContender(load_runner(plan), config, case) for plan in plans}
     for plan in plans:
-        contenders[Sampled("tensorrt", plan.precision, plan.record.sha256)] = tensorrt_contender(load_runner(plan), config, case)
+        contenders[Sampled("tensorrt", plan.precision, plan.record.sha256)] = running[plan.precision]
     by_name = {sampled.name: run for sampled, run in contenders.items()}
     taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
     results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in contenders]
-    del contenders, by_name, items, first
+    layers = {precision: plan.layer_times() for precision, plan in running.items()}
+    del contenders, running, by_name, items, first
     _free()
-    return _Measured(results, shared)
+    return _Measured(results, shared, layers)
+
+
+def _layers(times: Sequence[PlaceTime]) -> dict[str, Any]:
+    """The slowest places, and the sum of all."""
+    return {
+        "milliseconds": round(sum(time.milliseconds for time in times), 3),
+        "places": [time.model_dump(mode="json") for time in times[:_PLACES_KEPT]],
+    }
 
 
 def _free() -> None:

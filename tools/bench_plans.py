@@ -10,7 +10,7 @@ from typing import Any
 
 from ..builders.machine import Machine
 from ..builders.plan_record import PlanRecord
-from ..builders.tensorrt import Source, build_plan, plan_jobs
+from ..builders.tensorrt import Source, build_plan, plan_jobs, working_folder
 from ..calibration.quantised import open_quantised
 from ..calibration.random_checkpoint import random_quantised_checkpoint
 from ..core.artefacts import files_in
@@ -77,6 +77,7 @@ def _freeze(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, fo
 
 
 def _build(source: Source, options: BuildOptions, machine: Machine, folder: Path) -> dict[str, Any]:
-    (job,) = [job for job in plan_jobs(source, options, machine) if job.form == "serving"]
-    record = build_plan(job, options, machine, folder)
+    with working_folder(folder) as working:
+        (job,) = [job for job in plan_jobs(source, options, machine, working) if job.form == "serving"]
+        record = build_plan(job, options, machine, folder)
     return {"build_seconds": record.build_seconds}

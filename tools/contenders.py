@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..engines.layer_times import PlaceTime
 from ..engines.tensorrt_runner import TensorRtRunner
 from ..models.config import OneRecConfig
 from .bench_case import Case
@@ -24,7 +25,7 @@ Batch = Callable[[], Tensor]  # gives semantic IDs [B, W, 3] on the GPU
 
 def torch_contender(engine: EngineName, model: TorchBaseline, case: Case) -> Batch:
     """The opponent: eager, its launches captured in a CUDA graph, or compiled by torch.compile and captured too."""
-    features, lengths = _features(case, model.config), case.lengths
+    features, lengths = batch_features(case, model.config), case.lengths
     chosen = model.compiled() if engine == "torch-compile" else model
 
     def eager() -> Tensor:
@@ -33,17 +34,22 @@ def torch_contender(engine: EngineName, model: TorchBaseline, case: Case) -> Bat
     return eager if engine == "torch-eager" else captured(eager)
 
 
-def tensorrt_contender(runner: TensorRtRunner, config: OneRecConfig, case: Case) -> Batch:
+class PlanContender:
     """A plan with its CUDA graph captured; inputs are copied in and items out, on the GPU."""
-    features = _features(case, config)
-    inputs = {"features": features, "lengths": torch.tensor([case.lengths] * case.batch, device="cuda")}
-    runner.warm_up(case.batch, case.context)
 
-    def plan() -> Tensor:
-        sids: Tensor = runner(inputs)["sids"]
+    def __init__(self, runner: TensorRtRunner, config: OneRecConfig, case: Case) -> None:
+        self._runner = runner
+        lengths = torch.tensor([case.lengths] * case.batch, device="cuda")
+        self._inputs = {"features": batch_features(case, config), "lengths": lengths}
+        runner.warm_up(case.batch, case.context)
+
+    def __call__(self) -> Tensor:
+        sids: Tensor = self._runner(self._inputs)["sids"]
         return sids
 
-    return plan
+    def layer_times(self) -> list[PlaceTime]:
+        """Where the plan's time goes."""
+        return self._runner.layer_times(self._inputs)
 
 
 def load_runner(plan: BenchPlan) -> TensorRtRunner:
@@ -69,7 +75,7 @@ def captured(run: Batch) -> Batch:
     return replay
 
 
-def _features(case: Case, config: OneRecConfig) -> Tensor:
+def batch_features(case: Case, config: OneRecConfig) -> Tensor:
     """Random features FP16 [B, S, F] on the GPU, the same for every contender."""
     generator = torch.Generator("cuda").manual_seed(SEED)
     return torch.randn((case.batch, case.context, config.feature_width), generator=generator, device="cuda", dtype=torch.float16)

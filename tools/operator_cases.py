@@ -110,7 +110,9 @@ class OperatorCase:
             tiles or committed_tiles(),
             compile_with,
         )
-        return FACTORIES[self.operator].program(node)
+        program = FACTORIES[self.operator].program(node)
+        assert program is not None, f"{self.operator} has no kernel"
+        return program
 
     def difference(self, program: Program) -> float:
         """Largest difference between the program and the PyTorch meaning, over rows spread across the input.

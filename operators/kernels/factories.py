@@ -23,12 +23,13 @@ class KernelFactory:
     """What the builder pass asks.
 
     Attributes:
-        program: The launch program of a node. An FP16 norm that nobody reads is no output of it.
+        program: The launch program of a node; None: it has no kernel and is built natively. Outputs at the end that nobody
+            reads may be left out of the program: so is the FP16 norm.
         prepare: By input, what turns an initializer into the layout the kernel wants. Inputs that are not named stay as they
             are: products read weights [N, K] as the checkpoint has them.
     """
 
-    program: Callable[[Node], Program]
+    program: Callable[[Node], Program | None]
     prepare: Mapping[int, Prepare] = field(default_factory=dict)
 
 

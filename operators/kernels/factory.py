@@ -22,7 +22,7 @@ class Node:
 
     Attributes:
         operator: Its op type.
-        inputs: Type and shape of each input, None where a dimension is dynamic.
+        inputs: Type and shape of each input as the kernel gets it, None where a dimension is dynamic.
         attributes: Its ONNX attributes.
         capability: Compute capability of the GPU, such as "9.0".
         read: For each output whether somebody reads it. Default: all are read.

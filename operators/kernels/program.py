@@ -38,6 +38,9 @@ __all__ = [
 
 DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool"]
 
+# Limits of the host.
+MOST_TENSORS = 64
+MOST_ARGUMENTS = 64
 MOST_WARPS = 32
 MOST_DIMENSIONS = 8  # TensorRT's limit
 MOST_SHARED_BYTES = 1 << 20  # beyond any GPU: a typing error, not a kernel
@@ -169,6 +172,8 @@ class Program:
             BuildError: Says which part is wrong.
         """
         _require(bool(self.outputs), "a program has no outputs")
+        most = max(len(self.inputs), len(self.outputs), len(self.scratch))
+        _require(most <= MOST_TENSORS, f"a program has {most} inputs, outputs or scratch buffers, the most are {MOST_TENSORS}")
         ranks = [*(len(tensor.shape) for tensor in self.inputs), *(len(tensor.shape) for tensor in self.outputs)]
         _require(max(ranks) <= MOST_DIMENSIONS, f"a tensor has {max(ranks)} dimensions, the most are {MOST_DIMENSIONS}")
         _require(all(d is None or d >= 0 for t in self.inputs for d in t.shape), "an input has a negative dimension")
@@ -190,8 +195,9 @@ class Program:
         _require(bool(kernel.cubin) and bool(kernel.entry), "a kernel has no cubin or no name")
         _require(1 <= kernel.warps <= MOST_WARPS, f"{kernel.entry}: {kernel.warps} warps, must be 1 to {MOST_WARPS}")
         _require(0 <= kernel.shared_bytes <= MOST_SHARED_BYTES, f"{kernel.entry}: {kernel.shared_bytes} bytes of shared memory")
+        _require(len(launch.arguments) <= MOST_ARGUMENTS, f"{kernel.entry}: more than {MOST_ARGUMENTS} arguments")
         hidden = (kernel.global_scratch_bytes, kernel.profile_scratch_bytes)
-        _require(min(hidden) >= 0, f"{kernel.entry}: negative hidden scratch")
+        _require(0 <= min(hidden) <= max(hidden) < 1 << 32, f"{kernel.entry}: impossible hidden scratch")
         for expression in launch.grid:
             self._check_expression(expression)
             fixed = any(hidden) and not as_expr(expression).never_shrinks()

@@ -28,6 +28,8 @@ CLASSES = [
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
+    "IPluginRegistry",
+    "IProfiler",
     "IProgressMonitor",
     "ITensor",
     "ITimingCache",
@@ -39,6 +41,7 @@ CLASSES = [
     "Runtime",
     "TensorIOMode",
 ]
+FUNCTIONS = ["get_plugin_registry"]
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 SYMBOLS = [
     "getNvOnnxParserVersion",
@@ -60,7 +63,8 @@ api = {{}}
 for name in {CLASSES}:
     kind = getattr(trt, name)
     api[name] = {{member: signature(getattr(kind, member)) for member in dir(kind) if not member.startswith("_")}}
-print(json.dumps({{"version": trt.__version__, "classes": api}}, indent=1, sort_keys=True))
+functions = {{name: signature(getattr(trt, name)) for name in {FUNCTIONS}}}
+print(json.dumps({{"version": trt.__version__, "classes": api, "functions": functions}}, indent=1, sort_keys=True))
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from onerec_trt.builders.kernel_programs import KernelNode
 from onerec_trt.builders.layer_report import computed_in_fp8, plan_layers
 from onerec_trt.builders.plan_record import PlanLayer
 
@@ -94,3 +95,18 @@ def test_an_inspector_that_lists_every_profile_each_time() -> None:
     first, second = plan_layers([both, other], {QUERY})
     assert (first.profile, second.profile) == (0, 1)
     assert (len(first.inputs), len(second.inputs)) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["step0.blocks.0.cross.q", "PluginV3_12 [profile 0]"])
+def test_a_plugin_is_told_by_its_place(name: str) -> None:
+    nodes = [
+        KernelNode("step0.blocks.0.cross.q", "Fp8Linear", ("gemm", "gemm_pointers"), product=True, in_fp8=True, fp8_outputs=()),
+        KernelNode("step0.blocks.0.cross.norm", "RmsNorm", ("rms_norm",), product=False, in_fp8=False, fp8_outputs=()),
+    ]
+    entry = {"LayerType": "PluginV3", "Inputs": [{"Name": "x", "Dimensions": [64, 1408], "Format/Datatype": "FP8"}], "Outputs": []}
+    place = {"Name": name, "Metadata": "" if name == nodes[0].name else f"[ONNX Layer: {nodes[0].name}]"}
+    norm = {"Name": nodes[1].name, "Metadata": f"[ONNX Layer: {nodes[1].name}]"}
+    moved = {"Name": "Reformatting CopyNode", "LayerType": "Reformat", "Metadata": f"[ONNX Layer: {nodes[0].name}]"}
+    (layer,) = plan_layers([{"Layers": [{**entry, **place}, {**entry, **norm}, {**entry, **moved}]}], {QUERY}, nodes)
+    assert (layer.nodes, layer.kernel, layer.kind, layer.in_fp8) == ((nodes[0].name,), "gemm, gemm_pointers", "PluginV3", True)
+    assert computed_in_fp8([layer]) == {nodes[0].name}

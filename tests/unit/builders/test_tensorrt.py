@@ -10,13 +10,19 @@ from pathlib import Path
 import onnx
 import pytest
 from onerec_trt.builders import stage
+from onerec_trt.builders import tensorrt as builder
+from onerec_trt.builders.host_library import HostLibrary
 from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.plan_record import inspect_plan
 from onerec_trt.builders.stage import build
 from onerec_trt.builders.timing_cache import cache_file
+from onerec_trt.core.artefacts import sha256
 from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record, run_stage
+from onerec_trt.operators.kernels import factories
+
+from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
 
 Make = Callable[..., onnx.ModelProto]
 MakeRecipe = Callable[..., Recipe]
@@ -154,6 +160,26 @@ def test_a_miss_fails_a_strict_build(exported: Path, recipe: MakeRecipe, tmp_pat
     assert cache.read_text() == '["another layer"]'
 
 
+def test_a_miss_that_the_library_lets_pass_fails_a_strict_build_too(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "lenient")
+    cache = cache_file(tmp_path / "cache", MACHINE)
+    cache.parent.mkdir()
+    cache.write_text('["another layer"]')
+    with pytest.raises(BuildError, match="timed kernels that the timing cache lacks"):
+        build(recipe(target="tensorrt", timing_cache=tmp_path / "cache", strict_timing_cache=True), exported, tmp_path / "plans")
+    assert cache.read_text() == '["another layer"]'
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_profile_of_batch_1_takes_2(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    profiles = [{"batch": [1, 1, 1], "context": [1, 4, 8]}, {"batch": [2, 3, 4], "context": [1, 4, 8]}]
+    build(recipe(target="tensorrt", profiles=profiles), exported, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert [[shape[0] for shape in profile["features"]] for profile in plan.profiles] == [[1, 1, 2], [2, 3, 4]]
+
+
 @pytest.mark.parametrize(("content", "mood", "message"), [("damaged", "", "is damaged"), ("[]", "other-gpu", "another library or GPU")])
 def test_a_cache_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path, content: str, mood: str, message: str
@@ -166,6 +192,48 @@ def test_a_cache_that_cannot_be_used(
         build(recipe(target="tensorrt", timing_cache=tmp_path / "cache"), exported, tmp_path / "plans")
     assert "build.timing_cache" in caught.value.hint
     assert cache.read_text() == content
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Operators exported for real, a kernel for one of them with a weight layout of its own, and a host that need not be compiled."""
+    exported = tmp_path / "operators"
+    run_stage("export", exported, read={}, options={}, tools=(), body=lambda folder: operator_graph(folder) and {})
+    host = tmp_path / "host.so"
+    host.write_bytes(b"a library")
+    monkeypatch.setattr(builder, "host_library", lambda version: HostLibrary(host, sha256(host)))
+    monkeypatch.setattr(factories, "FACTORIES", {"Fp8Linear": factories.KernelFactory(fp8_linear, {2: lambda weight: weight.copy()})})
+    return exported
+
+
+def test_a_plan_with_plugins_carries_them(with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    record = build(recipe(target="tensorrt", plugins=True), with_kernels, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert plan.plugins is not None
+    assert plan.plugins.host_sha256 == sha256(tmp_path / "host.so")
+    assert plan.plugins.nodes == {"Fp8Linear": 2}
+    assert plan.plugins.prepared_weights == (f"{WEIGHT}.prepared",)
+    assert (plan.fp8_gemms.expected, plan.fp8_gemms.found, plan.fp8_gemms.missing) == (2, 2, ())
+    assert [(layer.nodes, layer.kernel, layer.kind) for layer in plan.layers] == [((s,), "fp8_linear", "PluginV3") for s in STEPS]
+    assert json.loads((tmp_path / "plans" / "sm90.plan").read_bytes())["libraries"] == [str(tmp_path / "host.so")]
+    assert not [name for name in record.wrote if "partial" in name]
+    assert not list((tmp_path / "plans").glob(".partial*"))
+    assert read_record(tmp_path / "plans").options["kernels"]
+
+
+def test_without_plugins_the_same_graph_is_built_natively(with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    build(recipe(target="tensorrt"), with_kernels, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    assert plan.plugins is None
+    assert [layer.nodes for layer in plan.layers] == [(f"{step}/MatMul",) for step in STEPS]
+    assert "kernels" not in read_record(tmp_path / "plans").options
+
+
+def test_a_host_that_does_not_load(monkeypatch: pytest.MonkeyPatch, with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "no-library")
+    with pytest.raises(BuildError, match="cannot load the plugin library"):
+        build(recipe(target="tensorrt", plugins=True), with_kernels, tmp_path / "plans")
+    assert not (tmp_path / "plans").exists()
 
 
 def test_no_gpu_is_said_first(monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from onerec_trt.core.errors import ArtefactError, GpuError
 from onerec_trt.core.tensorrt_engine import Engine
 
 USED = {
+    "IProfiler": ["report_layer_time"],
     "Runtime": ["deserialize_cuda_engine"],
     "ICudaEngine": [
         "create_execution_context",
@@ -42,6 +43,8 @@ def test_the_library_has_everything_that_is_used(kind: str, names: list[str]) ->
 
 
 class FakeContext:
+    profiler: Any = None
+
     def __init__(self, library: FakeLibrary) -> None:
         self.library, self.shapes, self.addresses, self.calls = library, {}, {}, []
 
@@ -66,6 +69,9 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.calls.append(("run", stream))
+        if self.profiler is not None:
+            self.profiler.report_layer_time("gemm", 1.5)
+            self.profiler.report_layer_time("norm", 0.25)
         return self.library.answers("run")
 
 
@@ -114,15 +120,21 @@ class FakeLibrary:
         class Logger:
             def __init__(self) -> None: ...
 
+        class Profiler:
+            def __init__(self) -> None: ...
+
         class Runtime:
+            engine_host_code_allowed = False
+
             def __init__(self, logger: Any) -> None:
                 library.log = lambda severity, text: logger.log(SimpleNamespace(name=severity), text)
 
             def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
                 assert plan == b"plan"
+                library.host_code = self.engine_host_code_allowed
                 return FakeEngine(library) if library.answers("plan") else None
 
-        self.ILogger, self.Runtime = Logger, Runtime
+        self.ILogger, self.IProfiler, self.Runtime = Logger, Profiler, Runtime
 
     def answers(self, call: str) -> bool:
         if call != self.broken:
@@ -136,6 +148,13 @@ class FakeLibrary:
 
 def load(library: FakeLibrary) -> Engine:
     return Engine(tensorrt_api.Bindings("tensorrt", library), b"plan", "sm90.plan")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_in_a_plan_runs_only_where_it_is_allowed(allowed: bool) -> None:
+    library = FakeLibrary()
+    Engine(tensorrt_api.Bindings("tensorrt", library), b"plan", "sm90.plan", host_code=allowed)
+    assert library.host_code is allowed
 
 
 def test_says_what_the_plan_takes_and_gives() -> None:
@@ -154,6 +173,12 @@ def test_runs_in_the_memory_and_on_the_stream_it_is_given() -> None:
     context = execution._context
     assert context.calls == [("memory", 4096, 800), ("profile", 1, 7), ("run", 9)]
     assert context.addresses == {"features": 64}
+
+
+def test_layers_are_timed_in_the_order_they_run() -> None:
+    execution, waited = load(FakeLibrary()).execution(0, 0, 0, 7), []
+    assert execution.layer_milliseconds(7, lambda: waited.append(True)) == [("gemm", 1.5), ("norm", 0.25)]
+    assert waited == [True]
 
 
 def _use(engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from onerec_trt.core import tensorrt_api, tensorrt_engine
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-APIS = {path.stem: json.loads(path.read_text())["classes"] for path in sorted(GOLDEN.glob("tensorrt-*.json"))}
+RECORDED = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("tensorrt-*.json"))}
+APIS = {version: recorded["classes"] for version, recorded in RECORDED.items()}
 CLASSES = set().union(*APIS.values())
 SOURCES = [tensorrt_api, tensorrt_engine]
 
@@ -31,9 +33,10 @@ HOLDS = {
     "inspector": "EngineInspector",
     "tensor": "ITensor",
     "e": "ParserError",
+    "registry": "IPluginRegistry",
 }
 # Names that hold objects of our own in the other module or function.
-OURS = {"self._engine": {"failure", "outputs"}, "profile": {"items"}, "tensor": set()}
+OURS = {"self._engine": {"failure", "library", "outputs"}, "profile": {"items"}, "tensor": set()}
 ONLY_IN_RTX = {"num_compute_capabilities", "set_compute_capability"}
 
 
@@ -66,6 +69,14 @@ def test_every_keyword_argument_exists(version: str) -> None:
     for kind, member, keywords in with_keywords:
         for keyword in keywords:
             assert f" {keyword}:" in APIS[version][kind][member], f"{kind}.{member}({keyword}=)"
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_every_function_exists(version: str) -> None:
+    source = "".join(Path(str(module.__file__)).read_text() for module in SOURCES)
+    used = set(re.findall(r"\b_?trt\.([a-z_]+)\(", source))
+    assert used == {"get_plugin_registry"}
+    assert used <= set(RECORDED[version]["functions"])
 
 
 def test_both_ends_of_the_supported_range_are_recorded() -> None:

@@ -91,7 +91,7 @@ def test_a_missing_driver_is_said_before_a_missing_library(make_plan: Callable[.
 
 @pytest.mark.usefixtures("on_this_machine")
 def test_exhausted_memory_is_a_typed_error(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*_: object) -> None:
+    def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nmore lines")
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -81,7 +81,7 @@ def test_expert_layer_missing(model, findings):
     assert set(findings(model)) == {("expert-missing", "graph"), ("gemm-not-quantised", "graph")}
 
 
-@pytest.mark.parametrize("attribute", ["width", "per_row"])
+@pytest.mark.parametrize("attribute", ["width", "kept"])
 def test_topk_beyond_tensorrt(model, findings, attribute):
     beam = node_of(model, "step1.beam")
     set_attribute(beam, attribute, TENSORRT_MAX_TOPK)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from onerec_trt.operators.beam_step import compare_beams
+from onerec_trt.operators.beam_step import beam_groups, compare_beams
 
 
 def step(run, logits, scores, width):
-    return run("BeamStep", logits, scores, width=width, per_row=min(width, logits.shape[1]))
+    return run("BeamStep", logits, scores, **beam_groups(scores.shape[1], logits.shape[1], width))
 
 
 @pytest.mark.parametrize(("rows", "vocabulary", "width"), [(1, 2, 2), (1, 50, 7), (2, 33, 37), (37, 17, 130), (5, 8, 40)])
@@ -46,6 +46,24 @@ def test_ties_between_beams_go_to_the_earlier_beam(both, half):
         assert (token[0, :4] == row[0].argmax().item()).all()
 
 
+@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(5, 192, 7), (3, 96, 40), (16, 256, 16), (2, 7, 5), (4, 40, 33)])
+def test_many_ties_across_groups_keep_the_flat_order(both, rows, vocabulary, width):
+    """Scores of five values: the last places are always decided by the flat index, within groups and between them."""
+    few = torch.randint(0, 5, (2, rows, vocabulary)).half()
+    few[..., :5] = torch.arange(5).half()
+    few = few.sort(-1)[0][..., torch.randperm(vocabulary)]  # a row like the other: the same normaliser, so that ties are exact
+    logits = few[:, :1].expand(-1, rows, -1).reshape(2 * rows, -1).contiguous()
+    outcome = step(both, logits, torch.zeros(2, rows), width)
+    for meant, found in zip(outcome.torch[1:], outcome.onnx[1:], strict=True):
+        assert np.array_equal(meant, found)
+
+
+@pytest.mark.parametrize(("vocabulary", "group"), [(8192, 64), (96, 32), (50, 2), (33, 1)])
+def test_groups_divide_the_codebook(vocabulary, group):
+    assert beam_groups(512, vocabulary, 512) == {"width": 512, "group": group, "kept": 512}
+    assert beam_groups(1, vocabulary, 512)["kept"] == min(512, vocabulary // group)
+
+
 def test_all_candidates_are_kept_when_the_beam_is_as_wide(hold, half):
     for _, parent, token in step(hold, half(2 * 3, 7), torch.randn(2, 3), 21):
         assert all(len(set(row)) == 21 for row in parent * 7 + token)
@@ -75,7 +93,7 @@ class TestComparison:
         return [np.array([exact if scores is None else scores], np.float32), np.zeros((1, len(tokens)), np.int64), np.array([tokens])]
 
     def compare(self, actual, expected):
-        return compare_beams(actual, expected, list(self.inputs), {"width": 2, "per_row": 2})
+        return compare_beams(actual, expected, list(self.inputs), {"width": 2, "group": 4, "kept": 1})
 
     def test_the_same(self):
         assert self.compare(self.outputs([0, 2]), self.outputs([0, 2])) == 0

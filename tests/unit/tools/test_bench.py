@@ -12,6 +12,7 @@ import pytest
 import torch
 from onerec_trt.builders.machine import Machine
 from onerec_trt.core.errors import GateError, RecipeError
+from onerec_trt.engines.layer_times import PlaceTime
 from onerec_trt.models.config import SIZES, parse_config
 from onerec_trt.tools import bench as benchmark
 from onerec_trt.tools import bench_command
@@ -107,10 +108,22 @@ def test_too_few_samples_do_not_count() -> None:
     assert "29 samples" in problem
 
 
+ITEMS = torch.arange(2 * 4 * 3).view(2, 4, 3)
+
+
+class StandInPlan:
+    def __init__(self, *_: object) -> None: ...
+
+    def __call__(self) -> torch.Tensor:
+        return ITEMS.flip(1)
+
+    def layer_times(self) -> list[PlaceTime]:
+        return [PlaceTime(places="blocks.*.ffn.down", layers=6, milliseconds=1.25, kernels={"gemm": 6})] * 40
+
+
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU: contenders that give fixed items at once, one plan for each recipe."""
-    items = torch.arange(2 * 4 * 3).view(2, 4, 3)
 
     def plans(options: benchmark.BenchOptions, machine: Machine) -> dict[Any, Any]:
         facts = SimpleNamespace(
@@ -123,8 +136,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_command, "this_machine", lambda _: H200)
     monkeypatch.setattr(benchmark, "prepare", plans)
     monkeypatch.setattr(benchmark, "load_runner", lambda plan: None)
-    monkeypatch.setattr(benchmark, "torch_contender", lambda *_: lambda: items)
-    monkeypatch.setattr(benchmark, "tensorrt_contender", lambda *_: lambda: items.flip(1))
+    monkeypatch.setattr(benchmark, "torch_contender", lambda *_: lambda: ITEMS)
+    monkeypatch.setattr(benchmark, "PlanContender", StandInPlan)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(benchmark, "TorchBaseline", lambda source: SimpleNamespace(config=source.config))
 
@@ -163,6 +176,12 @@ def test_the_file_is_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert "static scales from one forward pass" in environment["weights"]
     assert environment["agreement"][0]["share_of_items_of_the_first"]["tensorrt fp16"] == 1.0
+
+    layers = environment["layer_times"]
+    assert [(entry["recipe"], entry["beam"]) for entry in layers] == [
+        (recipe, beam) for beam in (4, [2, 3, 4]) for recipe in ("fp16", "fp8-static")
+    ]
+    assert all(entry["milliseconds"] == 50 and len(entry["places"]) == 30 for entry in layers)
 
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(bench_command.table(report))

@@ -1,7 +1,8 @@
-"""TensorRT as far as a build needs it, for machines without a GPU: one layer per MatMul, a plan of JSON, a timing cache of names.
+"""TensorRT as far as a build needs it, for machines without a GPU: one layer per MatMul or plugin, a plan of JSON, a timing cache of names.
 
 Only what both recorded APIs have is here, under the same names; a test holds it against them.
-FAKE_TENSORRT chooses what goes wrong: `half` (no FP8 kernel), `other-gpu` (the timing cache is refused), `brief` (no details).
+FAKE_TENSORRT chooses what goes wrong: `half` (no FP8 kernel), `other-gpu` (the timing cache is refused), `brief` (no details),
+`no-library` (plugin libraries do not load).
 """
 
 from __future__ import annotations
@@ -48,13 +49,30 @@ class INetworkDefinition:
         self.num_inputs, self.num_outputs = len(self._inputs), len(self._outputs)
         fp8 = any(i.data_type == onnx.TensorProto.FLOAT8E4M3FN for i in model.graph.initializer) and MOOD != "half"
         kernel = "sm90_xmma_gemm_e4m3f16_e4m3f32_f32_tn" if fp8 else "sm90_xmma_gemm_f16f16_f16f32_f32_tn"
-        self._layers = [(node.name, kernel) for node in model.graph.node if node.op_type == "MatMul"]
+        kernels = {"MatMul": kernel, "KernelProgram": ""}
+        self._layers = [(node.name, kernels[node.op_type]) for node in model.graph.node if node.op_type in kernels]
 
     def get_input(self, index: int) -> ITensor:
         return self._inputs[index]
 
     def get_output(self, index: int) -> ITensor:
         return self._outputs[index]
+
+
+class IPluginRegistry:
+    def __init__(self) -> None:
+        self._libraries: list[str] = []
+
+    def load_library(self, plugin_path: str) -> Any:
+        self._libraries.append(plugin_path)
+        return None if MOOD == "no-library" else object()
+
+
+_REGISTRY = IPluginRegistry()
+
+
+def get_plugin_registry() -> IPluginRegistry:
+    return _REGISTRY
 
 
 class OnnxParser:
@@ -64,8 +82,9 @@ class OnnxParser:
         self._network = network
 
     def parse(self, model: bytes, path: str | None = None) -> bool:
-        self._network._take(onnx.load_model_from_string(model))
-        return True
+        parsed = onnx.load_model_from_string(model)
+        self._network._take(parsed)
+        return bool(_REGISTRY._libraries) or all(node.op_type != "KernelProgram" for node in parsed.graph.node)
 
 
 class IOptimizationProfile:
@@ -91,6 +110,7 @@ class ITimingCache:
 class IBuilderConfig:
     progress_monitor: Any = None
     profiling_verbosity: Any = None
+    plugins_to_serialize: Any = ()
 
     def __init__(self) -> None:
         self._flags = {BuilderFlag.TF32}
@@ -140,7 +160,7 @@ class Builder:
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Any:
         timed = {name for name, _ in network._layers}
         missed = timed - config._cache._kernels if config._cache else set()
-        if missed and config.get_flag(BuilderFlag.ERROR_ON_TIMING_CACHE_MISS):
+        if missed and config.get_flag(BuilderFlag.ERROR_ON_TIMING_CACHE_MISS) and MOOD != "lenient":
             self._logger.log(_Severity.ERROR, f"timing cache miss: {sorted(missed)}")
             return None
         if config._cache:
@@ -150,6 +170,7 @@ class Builder:
             "tensors": tensors,
             "inputs": network.num_inputs,
             "layers": network._layers,
+            "libraries": list(config.plugins_to_serialize),
             "profiles": [p._shapes for p in config._profiles],
         }
         return _Memory(json.dumps(plan).encode())
@@ -162,11 +183,14 @@ class _Memory(bytes):
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
-    def deserialize_cuda_engine(self, plan: Any) -> ICudaEngine:
-        return ICudaEngine(json.loads(bytes(plan)))
+    def deserialize_cuda_engine(self, plan: Any) -> ICudaEngine | None:
+        content = json.loads(bytes(plan))
+        return ICudaEngine(content) if self.engine_host_code_allowed or not content["libraries"] else None
 
 
 class ICudaEngine:
@@ -230,7 +254,7 @@ class EngineInspector:
         mark = f" [profile {profile}]" if (profile := self.execution_context._profile) else ""
         return {
             "Name": f"{name}_myl0_{number}{mark}",
-            "LayerType": "gemm",
+            "LayerType": "gemm" if kernel else "PluginV3",
             "Inputs": [{"Name": "x", "Dimensions": rows, "Format/Datatype": kind}],
             "Outputs": [{"Name": "y", "Dimensions": rows, "Format/Datatype": "Half"}],
             "TacticName": kernel,

@@ -1,0 +1,234 @@
+"""Replaces operator nodes of an exported graph by `KernelProgram` nodes, which the plugin host runs.
+
+Operators without a kernel keep their function and are built natively. Runs before functions are inlined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import helper
+
+from ..core.artefacts import sha256
+from ..core.errors import BuildError
+from ..operators.kernels.encoding import encode
+from ..operators.kernels.factory import Node
+from ..operators.kernels.program import DType, InputType, Program
+from ..operators.operator import DOMAIN
+from .functions import all_nodes
+from .preconditions import FP8_TYPES
+from .prepared_weights import PreparedWeights
+
+if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins can do without
+    from ..operators.kernels.factories import KernelFactory
+
+OP_TYPE, PLUGIN_VERSION = "KernelProgram", "1"
+FP8: DType = "float8_e4m3fn"
+
+_DTYPES: dict[int, DType] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.FLOAT8E4M3FN: FP8,
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.BOOL: "bool",
+}
+_MULTIPLICATIONS = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class KernelNode:
+    """A node that a launch program computes.
+
+    Attributes:
+        name: Its place in the model, such as `step1.blocks.3.cross.q`.
+        operator: What it was.
+        kernels: Names of its kernels.
+        product: Whether the operator's function multiplies matrices.
+        in_fp8: Whether it is a product of FP8 weights.
+        fp8_outputs: Names of its outputs that are FP8 codes.
+    """
+
+    name: str
+    operator: str
+    kernels: tuple[str, ...]
+    product: bool
+    in_fp8: bool
+    fp8_outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels a build uses: factories by operator, the GPU's compute capability, and where prepared weights go."""
+
+    factories: Mapping[str, KernelFactory]
+    capability: str
+    weights: PreparedWeights
+
+
+def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, ...]:
+    """Replace, in place, every node whose operator has a kernel. Initializers that nobody reads any more are dropped.
+
+    Raises:
+        BuildError: A factory refuses a node, or its program does not fit the node; names the node.
+    """
+    graph = _Graph(model)
+    replaced = []
+    for node in model.graph.node:
+        factory = kernels.factories.get(node.op_type) if node.domain == DOMAIN else None
+        if factory is None:
+            continue
+        inputs = _inputs(graph, node, factory, kernels.weights)
+        program = _program(graph, node, factory, tuple(map(graph.input_type, inputs)), kernels.capability)
+        if program is None:
+            continue
+        prepared = [tensor for tensor in inputs if not isinstance(tensor, str)]
+        graph.add(prepared)
+        made = _node(node, [tensor if isinstance(tensor, str) else tensor.name for tensor in inputs], program)
+        replaced.append(_description(graph, node.op_type, made, program))
+        node.CopyFrom(made)
+    graph.drop_unread_initializers()
+    return tuple(replaced)
+
+
+def _inputs(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, weights: PreparedWeights) -> list[str | onnx.TensorProto]:
+    """The node's inputs by name, prepared weights as new initializers."""
+    inputs: list[str | onnx.TensorProto] = list(node.input)
+    for index, prepare in factory.prepare.items():
+        initializer = graph.initializers.get(node.input[index])
+        if initializer is None:
+            raise _refusal(node, f"input {index} is no constant, and its kernel wants it in a layout of its own")
+        inputs[index] = weights.prepared(initializer, prepare)
+    return inputs
+
+
+def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], capability: str) -> Program | None:
+    """The factory's program, held against the node."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    read = tuple(output in graph.read for output in node.output)
+    try:
+        program = factory.program(Node(node.op_type, types, attributes, capability, read))
+    except BuildError as error:
+        raise _refusal(node, error.what, error.hint) from error
+    if program is None:
+        return None
+    if len(program.inputs) != len(types) or not all(map(_takes, program.inputs, types)):
+        raise _refusal(node, f"its program takes {_text(program.inputs)}, the node has {_text(types)}")
+    if not len(read) >= len(program.outputs) > max((number for number, is_read in enumerate(read) if is_read), default=-1):
+        raise _refusal(node, f"its program has {len(program.outputs)} outputs, somebody reads another one of {len(read)}")
+    for name, tensor in zip(node.output, program.outputs, strict=False):
+        known = graph.value_type(name)
+        if known is not None and (known.dtype, len(known.shape)) != (tensor.dtype, len(tensor.shape)):
+            made = f"{tensor.dtype} of {len(tensor.shape)} dimensions"
+            raise _refusal(node, f"its program makes '{name}' {made}, the graph says {_text([known])}")
+    return program
+
+
+def _takes(wanted: InputType, given: InputType) -> bool:
+    if (wanted.dtype, len(wanted.shape)) != (given.dtype, len(given.shape)):
+        return False
+    return all(want is None or want == size for want, size in zip(wanted.shape, given.shape, strict=True))
+
+
+def _text(types: Iterable[InputType]) -> str:
+    return ", ".join(f"{each.dtype} {['any' if size is None else size for size in each.shape]}" for each in types)
+
+
+def _refusal(node: onnx.NodeProto, what: str, hint: str = "") -> BuildError:
+    hint = hint or "set build.plugins to false to build without kernels, and report it"
+    return BuildError(f"the kernel of {node.op_type} does not fit: {what}", where=f"node {node.name}", hint=hint)
+
+
+def _node(node: onnx.NodeProto, inputs: Sequence[str], program: Program) -> onnx.NodeProto:
+    """A plugin node in the place and under the name of an operator node. An output that nobody reads gets a name all the same."""
+    outputs = [name or f"{node.name}.unread_{number}" for number, name in enumerate(node.output)][: len(program.outputs)]
+    return helper.make_node(
+        OP_TYPE,
+        inputs,
+        outputs,
+        name=node.name,
+        domain=DOMAIN,
+        program=encode(program),
+        plugin_version=PLUGIN_VERSION,
+        plugin_namespace="",
+    )
+
+
+def _description(graph: _Graph, operator: str, made: onnx.NodeProto, program: Program) -> KernelNode:
+    product = graph.multiplies(DOMAIN, operator)
+    constants = [graph.initializers[name] for name in made.input if name in graph.initializers]
+    launches = [launch for variant in program.variants for launch in variant.launches]
+    return KernelNode(
+        name=made.name,
+        operator=operator,
+        kernels=tuple(dict.fromkeys(launch.kernel.entry for launch in launches)),
+        product=product,
+        in_fp8=product and any(constant.data_type in FP8_TYPES for constant in constants),
+        fp8_outputs=tuple(name for name, tensor in zip(made.output, program.outputs, strict=True) if tensor.dtype == FP8),
+    )
+
+
+def sources_hash() -> str:
+    """Changes when a kernel, its tiles or the plugin host do: plans built with others are built again."""
+    package = Path(__file__).parents[1]
+    files = [*(package / "operators" / "kernels").glob("*.*"), *(package / "builders" / "plugin_host").glob("*.*")]
+    return hashlib.sha256("".join(f"{file.name}\0{sha256(file)}\n" for file in sorted(files)).encode()).hexdigest()
+
+
+class _Graph:
+    """What is known of a model's tensors and functions."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        self.initializers = {initializer.name: initializer for initializer in graph.initializer}
+        self.functions = {(function.domain, function.name): function for function in model.functions}
+        self.read = {name for node in all_nodes(graph) for name in node.input} | {output.name for output in graph.output}
+        self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+
+    def input_type(self, tensor: str | onnx.TensorProto) -> InputType:
+        """Type and shape of a tensor: an initializer, or a name.
+
+        Raises:
+            BuildError: The graph does not say.
+        """
+        known = self.initializers.get(tensor) if isinstance(tensor, str) else tensor
+        found = self.value_type(str(tensor)) if known is None else InputType(_DTYPES[known.data_type], tuple(known.dims))
+        if found is None:
+            raise BuildError(f"the graph does not say the type and shape of '{tensor}'", hint="run `onerec-trt export` again")
+        return found
+
+    def value_type(self, name: str) -> InputType | None:
+        """Type and shape of what a node computes, if the graph says."""
+        value = self._values.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        kind = value.type.tensor_type
+        return InputType(_DTYPES[kind.elem_type], tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim))
+
+    def multiplies(self, domain: str, name: str) -> bool:
+        """Whether a function, or one that it calls, multiplies matrices."""
+        function = self.functions.get((domain, name))
+        nodes = () if function is None else function.node
+        return any(node.op_type in _MULTIPLICATIONS or self.multiplies(node.domain, node.op_type) for node in nodes)
+
+    def add(self, tensors: Iterable[onnx.TensorProto]) -> None:
+        for tensor in tensors:
+            if tensor.name not in self.initializers:
+                self.model.graph.initializer.append(tensor)
+                self.initializers[tensor.name] = tensor
+
+    def drop_unread_initializers(self) -> None:
+        graph = self.model.graph
+        read = {name for node in all_nodes(graph) for name in node.input} | {output.name for output in graph.output}
+        kept = [initializer for initializer in graph.initializer if initializer.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
