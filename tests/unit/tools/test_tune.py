@@ -134,6 +134,14 @@ def test_the_shapes_of_the_issue_are_measured():
     assert products | rows <= labels
 
 
+def test_only_products_without_promotion_may_lose_what_the_accumulator_loses():
+    def threshold(operator: str, **attributes: int) -> float:
+        return OperatorCase(operator, 1, (1408, 1408), attributes).threshold
+
+    assert threshold("Fp8Linear", promotion=128) == threshold("Linear") == 1e-6
+    assert threshold("Fp8Linear", promotion=0) == pytest.approx((44 * 2**-13) ** 2 / 2)
+
+
 def test_without_a_gpu_there_is_a_typed_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(GpuError, match="no usable GPU"):
