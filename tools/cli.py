@@ -193,11 +193,13 @@ def bench_operators(
 
 
 @app.command()
-def tune() -> None:
+def tune(
+    log: Annotated[Path | None, typer.Option(help="Write what each candidate took into this JSON file.", show_default=False)] = None,
+) -> None:
     """Time candidate tiles of every kernel on this GPU and rewrite operators/kernels/tiles.json."""
     from .tune import tune as choose
 
-    choose(say=typer.echo)
+    choose(log=log, say=typer.echo)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.artefacts import write_json
 from ..core.errors import BuildError
 from ..operators.kernels.compile import Build, compile_many
 from ..operators.kernels.launch import bind, new_outputs
@@ -34,25 +36,31 @@ Compiled = dict[str, Kernel | BuildError]
 
 @dataclass(frozen=True)
 class Tuned:
-    """The tile chosen for a case, its time, and the time of the tile that the table had."""
+    """The tile chosen for a case, its time, the time of the tile that the table had, and the first look at every candidate."""
 
     case: OperatorCase
     families: tuple[str, ...]
     tile: Tile
     microseconds: float
     before_us: float | None
+    tried_us: dict[Tile, float]
 
     def entries(self, capability: str) -> list[Entry]:
         """What the table gets."""
         return [Entry(capability, family, self.case.rows, self.case.shape, self.tile) for family in self.families]
+
+    def as_json(self) -> dict[str, Any]:
+        """Every candidate with its time, fastest first."""
+        tried = [{"tile": repr(tile), "microseconds": round(time, 2)} for tile, time in sorted(self.tried_us.items(), key=lambda x: x[1])]
+        return {"operator": self.case.operator, "shape": self.case.label, "attributes": self.case.attributes, "tried": tried}
 
     def __str__(self) -> str:
         before = "" if self.before_us is None else f", before {self.before_us:.1f}"
         return f"{self.case.operator} {self.case.label} {self.case.attributes or ''}: {self.microseconds:.1f} us{before}; {self.tile}"
 
 
-def tune(table: Path = TABLE, cache: Path | None = None, say: Say = print) -> list[Tuned]:
-    """Tune every case of tune_space for the GPU at hand and write the table.
+def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
+    """Tune every case of tune_space for the GPU at hand and write the table; into `log`, what each candidate took.
 
     Raises:
         GpuError: There is no GPU, or it fails.
@@ -71,6 +79,8 @@ def tune(table: Path = TABLE, cache: Path | None = None, say: Say = print) -> li
         tuned.append(search.best(compiled))
         say(str(tuned[-1]))
         torch.cuda.empty_cache()
+    if log is not None:
+        write_json(log, [each.as_json() for each in tuned])
     tiles.with_entries([entry for each in tuned for entry in each.entries(capability)]).write(table)
     return tuned
 
@@ -101,7 +111,7 @@ class _Search:
         medians = {tile: statistics.median(each[tile] for each in rounds) for tile in timed}
         winner = min(medians, key=medians.__getitem__)
         self.case.difference(programs[winner])
-        return Tuned(self.case, self.families, winner, medians[winner], medians.get(self.now))
+        return Tuned(self.case, self.families, winner, medians[winner], medians.get(self.now), quick)
 
     def _program(self, tile: Tile, compile_with: Callable[[Build], Kernel]) -> Program:
         entries = (Entry(self.capability, family, self.case.rows, self.case.shape, tile) for family in self.families)

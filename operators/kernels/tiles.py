@@ -109,7 +109,7 @@ class Tiles:
         """
         known = [e for e in self.entries if (e.capability, e.family) == (capability, family) and len(e.shape) == len(shape)]
         if not known:
-            hint = "run `onerec-trt tune` on such a GPU; kernels exist for compute capability " + ", ".join(CAPABILITIES)
+            hint = f"set build.plugins to false to build without kernels; they exist for compute capability {', '.join(CAPABILITIES)}"
             raise BuildError(f"no tiles of {family} for compute capability {capability}", where=str(TABLE), hint=hint)
         counts = sorted({entry.rows for entry in known})
         bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]

@@ -49,7 +49,14 @@ def product_cases(width: int) -> list[tuple[str, tuple[int, ...], dict[str, floa
 
 
 def described() -> list[tuple[str, tuple[int, ...], dict[str, float], tuple[bool, ...]]]:
-    odd = [("Fp8LinearAdd", (200, 72), {"promotion": 0}, ()), ("LinearAdd", (100, 36), {}, ()), ("RmsNormQuantRow", (100,), EPSILON, ())]
+    odd = [
+        ("Fp8LinearAdd", (200, 72), {"promotion": 0}, ()),
+        ("LinearAdd", (100, 36), {}, ()),
+        ("RmsNormQuantRow", (100,), EPSILON, ()),
+        ("Fp8LinearAdd", (64, 64), {"promotion": 0}, ()),  # one step of the main loop, as in the demo
+        ("Fp8LinearAdd", (128, 96), {"promotion": 128}, ()),
+        ("LinearAdd", (32, 96), {}, ()),
+    ]
     return [*chain.from_iterable((*row_cases(width), *product_cases(width)) for width in WIDTHS), *odd]
 
 

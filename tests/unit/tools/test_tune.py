@@ -52,7 +52,9 @@ def warps_of(program) -> float:
 def test_the_fastest_goes_into_the_table_and_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
     committed_tiles().write(table := tmp_path / "tiles.json")
-    (tuned,) = tune.tune(table, say=lambda _: None)
+    (tuned,) = tune.tune(table, tmp_path / "log.json", say=lambda _: None)
+    (logged,) = json.loads((tmp_path / "log.json").read_text())
+    assert [each["microseconds"] for each in logged["tried"]] == sorted(tuned.tried_us.values())
     assert isinstance(tuned.tile, RowTile)
     assert (tuned.tile.warps, tuned.microseconds, tuned.before_us) == (1, 1.0, 4.0)
     written = read_tiles(table)
@@ -91,7 +93,7 @@ def test_candidates_make_programs(capability):
     for case, families in tune_space.cases():
         small = OperatorCase(case.operator, case.rows, tuple(size // 8 for size in case.shape), case.attributes, case.read)
         for tile in tune_space.candidates(case, capability)[:3]:
-            tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None).entries(capability)))
+            tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None, {}).entries(capability)))
             assert small.program(capability, tiles, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
