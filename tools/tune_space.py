@@ -63,15 +63,20 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
-    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it."""
+    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it.
+
+    Half a chunk moves 8 bytes per lane instead of 16 and wastes no lane where the width is an odd multiple of it.
+    """
     for warps_of_row in (1, 2, 4, 8):
         if not 8 <= width / (32 * warps_of_row) <= 112:
             continue
+        chunk = 256 * warps_of_row
         for warps in (1, 2, 4, 8):
             if warps >= warps_of_row:
-                yield RowTile(warps // warps_of_row, 256 * warps_of_row, warps)
-                if warps == 4:
-                    yield RowTile(warps // warps_of_row, 512 * warps_of_row, warps)
+                yield RowTile(warps // warps_of_row, chunk, warps)
+                if 0 < width % chunk <= chunk // 2:
+                    yield RowTile(warps // warps_of_row, chunk // 2, warps)
+        yield RowTile(max(1, 4 // warps_of_row), 2 * chunk, max(4, warps_of_row))
 
 
 def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
