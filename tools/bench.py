@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..models.config import OneRecConfig
 from .bench_case import Case
 from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .bench_result import Result, Sampled, invalid_because, limits_ms, result_of
+from .commit import git_commit
 from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
 from .random_scales import SCALES_FROM
 from .sampling import interleaved_ms
@@ -187,17 +187,6 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }
-
-
-def git_commit() -> str:
-    """Commit of the source tree this runs from, `+changes` where files differ from it; 'unknown' outside of one."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        commit = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run((*git, "status", "--porcelain"), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}+changes" if changed else commit
 
 
 def rows(report: dict[str, Any]) -> Iterator[tuple[Result, dict[str, float]]]:

@@ -181,5 +181,26 @@ def bench(
     bench_command.bench(out, size, case, recipe, opponent, samples, layers, work, commit, plans_only, as_json)
 
 
+@app.command("bench-operators")
+def bench_operators(
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/operators.json"),
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
+) -> None:
+    """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its meaning."""
+    from .operator_bench import bench_operators as measure
+
+    measure(out, samples, typer.echo)
+
+
+@app.command()
+def tune(
+    log: Annotated[Path | None, typer.Option(help="Write what each candidate took into this JSON file.", show_default=False)] = None,
+) -> None:
+    """Time candidate tiles of every kernel on this GPU and rewrite operators/kernels/tiles.json."""
+    from .tune import tune as choose
+
+    choose(log=log, say=typer.echo)
+
+
 if __name__ == "__main__":
     main()

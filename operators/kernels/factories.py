@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from ..operator import Array
 from .factory import Node
+from .fp8_linear import fp8_linear_add_program, fp8_linear_program
+from .linear import linear_add_program, linear_program
 from .program import Program
+from .quant import quant_row_program, quant_tensor_program
+from .rms_norm import rms_norm_program
+from .rms_norm_quant import rms_norm_quant_block_program, rms_norm_quant_row_program, rms_norm_quant_tensor_program
+from .swiglu import swiglu_program, swiglu_quant_row_program, swiglu_quant_tensor_program
 
 Prepare = Callable[[Array], Array]
 
@@ -18,12 +24,27 @@ class KernelFactory:
 
     Attributes:
         program: The launch program of a node; None: it has no kernel and is built natively. Outputs at the end that nobody
-            reads may be left out of the program.
-        prepare: By input, what turns an initializer into the layout the kernel wants. Inputs that are not named stay as they are.
+            reads may be left out of the program: so is the FP16 norm.
+        prepare: By input, what turns an initializer into the layout the kernel wants. Inputs that are not named stay as they
+            are: products read weights [N, K] as the checkpoint has them.
     """
 
     program: Callable[[Node], Program | None]
     prepare: Mapping[int, Prepare] = field(default_factory=dict)
 
 
-FACTORIES: dict[str, KernelFactory] = {}
+FACTORIES: dict[str, KernelFactory] = {
+    "RmsNorm": KernelFactory(rms_norm_program),
+    "RmsNormQuantTensor": KernelFactory(rms_norm_quant_tensor_program),
+    "RmsNormQuantRow": KernelFactory(rms_norm_quant_row_program),
+    "RmsNormQuantBlock": KernelFactory(rms_norm_quant_block_program),
+    "QuantTensor": KernelFactory(quant_tensor_program),
+    "QuantRow": KernelFactory(quant_row_program),
+    "SwiGlu": KernelFactory(swiglu_program),
+    "SwiGluQuantTensor": KernelFactory(swiglu_quant_tensor_program),
+    "SwiGluQuantRow": KernelFactory(swiglu_quant_row_program),
+    "Linear": KernelFactory(linear_program),
+    "LinearAdd": KernelFactory(linear_add_program),
+    "Fp8Linear": KernelFactory(fp8_linear_program),
+    "Fp8LinearAdd": KernelFactory(fp8_linear_add_program),
+}

@@ -1,11 +1,19 @@
-"""The node of a graph that a kernel factory is asked about."""
+"""What kernel factories share: the node they are asked about, checks of its inputs, and launches of row kernels in all row classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from .program import InputType
+from ...core.errors import BuildError
+from .compile import Build, compiled
+from .program import Argument, Expr, InputType, Int64, Kernel, Launch, Program, Tensor, Variant, cdiv, constant, dim
+from .tiles import RowClass, RowTile, Tiles, committed_tiles
+
+NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
+LANES_PER_WARP = 32
+TRITON_TYPES = {"float16": "*fp16", "float32": "*fp32", "float8_e4m3fn": "*fp8e4nv"}
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,8 @@ class Node:
         attributes: Its ONNX attributes.
         capability: Compute capability of the GPU, such as "9.0".
         read: For each output whether somebody reads it. Default: all are read.
+        tiles: Default: the committed table.
+        compile: Makes a kernel. Default: ahead of time, through the user's cache.
     """
 
     operator: str
@@ -25,3 +35,90 @@ class Node:
     attributes: Mapping[str, int | float]
     capability: str
     read: tuple[bool, ...] = ()
+    tiles: Tiles = field(default_factory=committed_tiles, repr=False)
+    compile: Callable[[Build], Kernel] = compiled
+
+    @property
+    def shape(self) -> tuple[Expr | int, ...]:
+        """Shape of the first input."""
+        return tuple(dim(0, axis) if size is None else size for axis, size in enumerate(self.inputs[0].shape))
+
+    @property
+    def width(self) -> int:
+        """Last dimension of the first input, which the kernels are compiled for."""
+        return static(self, 0, -1)
+
+    @property
+    def rows(self) -> Expr:
+        """All other dimensions of the first input."""
+        rows = constant(1)
+        for size in self.shape[:-1]:
+            rows = rows * size
+        return rows
+
+    def is_read(self, output: int) -> bool:
+        return self.read[output] if self.read else True
+
+    def program(self, outputs: tuple[Tensor, ...], variants: tuple[Variant, ...]) -> Program:
+        """A program of these outputs, checked."""
+        program = Program(self.inputs, outputs, variants)
+        program.check()
+        return program
+
+
+def static(node: Node, index: int, axis: int) -> int:
+    """A dimension that must be known when the plan is built."""
+    size = node.inputs[index].shape[axis]
+    if size is None or size < 1:
+        what = f"dimension {axis} of input {index} is {'dynamic' if size is None else size}"
+        raise BuildError(what, where=node.operator, hint="export it with a fixed size")
+    return size
+
+
+def expect(node: Node, index: int, *dtypes: str) -> str:
+    """Triton's pointer type of an input, which must be of one of the given types."""
+    if index >= len(node.inputs):
+        raise BuildError(f"it has {len(node.inputs)} inputs, needs {index + 1}", where=node.operator, hint="correct the graph")
+    found = node.inputs[index].dtype
+    if found not in dtypes:
+        raise BuildError(f"input {index} is {found}, must be {' or '.join(dtypes)}", where=node.operator, hint="correct the graph")
+    return TRITON_TYPES[found]
+
+
+def epsilon_of(node: Node) -> float:
+    """The attribute `epsilon`."""
+    if "epsilon" not in node.attributes:
+        raise BuildError("the attribute epsilon is missing", where=node.operator, hint="correct the graph")
+    return float(node.attributes["epsilon"])
+
+
+def row_launch(
+    node: Node,
+    family: str,
+    function: Any,
+    types: tuple[str, ...],
+    arguments: tuple[Argument, ...],
+    constants: Mapping[str, int | bool],
+    width: int = 0,
+) -> tuple[Variant, ...]:
+    """A row kernel in the tile of every row class; `width` is that of a row it keeps, if not the input's."""
+    width = width or node.width
+
+    def launches(tile: RowTile) -> tuple[Launch, ...]:
+        kernel = node.compile(row_build(function, types, {**constants, "WIDTH": width}, tile, node.capability))
+        return (Launch(kernel, (cdiv(node.rows, tile.rows), 1, 1), arguments),)
+
+    return by_rows(node.rows, node.tiles.classes(node.capability, family, (width,)), launches)
+
+
+def row_build(function: Any, types: tuple[str, ...], constants: Mapping[str, int | bool], tile: RowTile, capability: str) -> Build:
+    """How a row kernel is compiled for a tile."""
+    cut = {"ROWS": tile.rows, "CHUNK": tile.chunk, "LANES": max(1, tile.warps // tile.rows) * LANES_PER_WARP}
+    cut = {name: value for name, value in cut.items() if name in function.arg_names}
+    module = function.fn.__module__.rpartition(".")[2]
+    return Build(module, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers)
+
+
+def by_rows(rows: Expr, classes: list[RowClass], launches: Callable[[Any], tuple[Launch, ...]]) -> tuple[Variant, ...]:
+    """Variants by row count; the last serves all that are left."""
+    return tuple(Variant(1 if each.most is None else rows.le(each.most), launches(each.tile)) for each in classes)

@@ -18,6 +18,7 @@ from onerec_trt.tools import bench as benchmark
 from onerec_trt.tools import bench_command
 from onerec_trt.tools.bench_case import Case, parse_case
 from onerec_trt.tools.bench_result import Sampled, invalid_because, limits_ms, result_of
+from onerec_trt.tools.commit import git_commit
 from onerec_trt.tools.contenders import shared_items
 from onerec_trt.tools.sampling import interleaved_ms, summary
 from rich.console import Console
@@ -224,5 +225,5 @@ def test_unknown_words_are_refused(tmp_path: Path, change: dict[int, Any], messa
 
 
 def test_the_commit_is_read_from_git() -> None:
-    commit = benchmark.git_commit()
+    commit = git_commit()
     assert commit == "unknown" or len(commit.removesuffix("+changes")) == 40

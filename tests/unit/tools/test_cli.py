@@ -14,7 +14,20 @@ from onerec_trt.core.records import Record
 from onerec_trt.engines.validate import Validation
 from onerec_trt.tools import cli, pipeline
 
-COMMANDS = ("demo", "run", "calibrate", "export", "build", "validate", "report", "inspect", "bench", "export-trial")
+COMMANDS = (
+    "demo",
+    "run",
+    "calibrate",
+    "export",
+    "build",
+    "validate",
+    "report",
+    "inspect",
+    "bench",
+    "export-trial",
+    "bench-operators",
+    "tune",
+)
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
 

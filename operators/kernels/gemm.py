@@ -1,0 +1,146 @@
+"""The persistent matrix product for compute capability 9.0: descriptors made on the device, epilogue under the next tile's loads.
+
+FP8 and FP16, with or without scales and residual. TensorRT-side layouts as they are: x [rows, K], weight [N, K].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .epilogue import scales_of, tile_of
+
+
+@triton.jit
+def gemm(
+    x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
+    N: tl.constexpr, K: tl.constexpr,
+    SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, TAIL: tl.constexpr, PREFETCH: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Whole waves of tiles, then the tiles that are left, cut into TAIL along m so that more programs have work."""
+    tiles = tl.cdiv(rows, M_TILE) * ((N + N_TILE - 1) // N_TILE)
+    whole = tiles
+    if TAIL > 1:
+        whole = tiles // PROGRAMS * PROGRAMS
+    _walk(
+        0, whole, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
+        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, 1, PREFETCH, WHOLE,
+    )  # fmt: skip
+    if TAIL > 1:
+        _walk(
+            whole * TAIL, tiles * TAIL, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
+            N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE // TAIL, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, TAIL, PREFETCH, WHOLE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _walk(
+    start, stop, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
+    N: tl.constexpr, K: tl.constexpr,
+    SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, SLICES: tl.constexpr, PREFETCH: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """This program's share of the pieces from `start` to `stop`; SLICES pieces of M_TILE rows make a tile of the walk."""
+    # With promotion a tile is two products side by side: each has a fresh accumulator and one that is kept, and all four of
+    # a wide tile would not fit in registers. Both read the same x from shared memory.
+    WEIGHT_TILE: tl.constexpr = N_TILE // 2 if PROMOTE else N_TILE
+    OUT_TILE: tl.constexpr = N_TILE // PARTS
+    x = tl.make_tensor_descriptor(x_RK, [rows, K], [K, 1], [M_TILE, K_TILE])
+    weight = tl.make_tensor_descriptor(weight_NK, [N, K], [K, 1], [WEIGHT_TILE, K_TILE])
+    output = tl.make_tensor_descriptor(output_RN, [rows, N], [N, 1], [M_TILE, OUT_TILE])
+    residual = output
+    if RESIDUAL:
+        residual = tl.make_tensor_descriptor(residual_RN, [rows, N], [N, 1], [M_TILE, WEIGHT_TILE if WHOLE else OUT_TILE])
+    STEPS: tl.constexpr = (K + K_TILE - 1) // K_TILE
+    for piece in tl.range(start + tl.program_id(0), stop, PROGRAMS, flatten=True):
+        tile_row, channel = tile_of(piece // SLICES, rows, N, M_TILE * SLICES, N_TILE, GROUP)
+        row = tile_row + piece % SLICES * M_TILE
+        if RESIDUAL and PREFETCH:
+            _prefetch(residual_RN, row, channel, rows, N, M_TILE, N_TILE)
+        if PROMOTE:
+            left = tl.zeros((M_TILE, WEIGHT_TILE), tl.float32)
+            right = tl.zeros((M_TILE, WEIGHT_TILE), tl.float32)
+            for step in range(STEPS):
+                x_tile = x.load([row, step * K_TILE])
+                left += tl.dot(x_tile, weight.load([channel, step * K_TILE]).T)
+                right += tl.dot(x_tile, weight.load([channel + WEIGHT_TILE, step * K_TILE]).T)
+            added = left
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel])
+            _finish(
+                left, added, row, channel, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, WEIGHT_TILE, PARTS // 2,
+            )  # fmt: skip
+            added = right
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel + WEIGHT_TILE])
+            _finish(
+                right, added, row, channel + WEIGHT_TILE, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, WEIGHT_TILE, PARTS // 2,
+            )  # fmt: skip
+        else:
+            accumulator = tl.zeros((M_TILE, N_TILE), tl.float32)
+            for step in range(STEPS):
+                accumulator = tl.dot(x.load([row, step * K_TILE]), weight.load([channel, step * K_TILE]).T, accumulator)
+            added = accumulator
+            if RESIDUAL and WHOLE:
+                added = residual.load([row, channel])
+            _finish(
+                accumulator, added, row, channel, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, N_TILE, PARTS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    accumulator, added, row, channel, output, residual, scale, weight_scale_N, rows,
+    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, WHOLE: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Scale, add the residual, round and store, in 1, 2 or 4 parts along n. `added` is the residual where it was read WHOLE."""
+    if PARTS == 1:
+        factor = 1.0
+        if SCALED:
+            factor = scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
+        if RESIDUAL:
+            if not WHOLE:
+                added = residual.load([row, channel])
+            accumulator = accumulator * factor + added.to(tl.float32)
+        else:
+            accumulator = accumulator * factor
+        output.store([row, channel], accumulator.to(tl.float16))
+    else:
+        HALF: tl.constexpr = N_TILE // 2
+        left, right = _halves(accumulator, M_TILE, HALF)
+        added_left, added_right = left, right
+        if RESIDUAL and WHOLE:
+            added_left, added_right = _halves(added, M_TILE, HALF)
+        _finish(
+            left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
+            N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, HALF, PARTS // 2,
+        )  # fmt: skip
+        _finish(
+            right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
+            N, SCALED, ROW_SCALES, RESIDUAL, WHOLE, M_TILE, HALF, PARTS // 2,
+        )  # fmt: skip
+
+
+@triton.jit
+def _halves(tile, M_TILE: tl.constexpr, HALF: tl.constexpr):
+    """Left and right half of a tile [M_TILE, 2 HALF]; registers only change their names."""
+    return tl.reshape(tile, (M_TILE, 2, HALF)).permute(0, 2, 1).split()
+
+
+@triton.jit
+def _prefetch(residual_RN, row, channel, rows, N: tl.constexpr, M_TILE: tl.constexpr, N_TILE: tl.constexpr):
+    """Ask for the lines of the residual's tile; beyond the edge the last row and channel again."""
+    LINE: tl.constexpr = 64  # FP16 values of 128 bytes
+    numbers = tl.minimum(row + tl.arange(0, M_TILE), rows - 1).to(tl.int64)[:, None]
+    channels = tl.minimum(channel + tl.arange(0, N_TILE // LINE) * LINE, N - 1)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [residual_RN + numbers * N + channels], dtype=tl.int32, is_pure=False, pack=1
+    )

@@ -1,0 +1,44 @@
+"""The matrix product with ordinary loads, one program per tile: for few rows, for odd strides, and for GPUs without descriptors."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .epilogue import scales_of, tile_of
+
+
+@triton.jit
+def gemm_pointers(
+    x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
+    N: tl.constexpr, K: tl.constexpr,
+    SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    row, channel = tile_of(tl.program_id(0), rows, N, M_TILE, N_TILE, GROUP)
+    numbers = (row + tl.arange(0, M_TILE)).to(tl.int64)
+    channels = channel + tl.arange(0, N_TILE)
+    steps = tl.arange(0, K_TILE)
+    # Rows and channels beyond the edge read the last one instead: no mask in the loop, and they are not stored.
+    x = x_RK + tl.minimum(numbers, rows - 1)[:, None] * K + steps[None, :]
+    weight = weight_NK + tl.minimum(channels, N - 1).to(tl.int64)[None, :] * K + steps[:, None]
+    accumulator = tl.zeros((M_TILE, N_TILE), tl.float32)
+    for start in range(0, K, K_TILE):
+        if K % K_TILE == 0:
+            x_tile, weight_tile = tl.load(x), tl.load(weight)
+        else:
+            x_tile = tl.load(x, mask=steps[None, :] < K - start, other=0.0)
+            weight_tile = tl.load(weight, mask=steps[:, None] < K - start, other=0.0)
+        if PROMOTE:
+            accumulator += tl.dot(x_tile, weight_tile)
+        else:
+            accumulator = tl.dot(x_tile, weight_tile, accumulator)
+        x += K_TILE
+        weight += K_TILE
+    if SCALED:
+        accumulator *= scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
+    inside = (numbers[:, None] < rows) & (channels[None, :] < N)
+    place = numbers[:, None] * N + channels[None, :]
+    if RESIDUAL:
+        accumulator += tl.load(residual_RN + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output_RN + place, accumulator.to(tl.float16), mask=inside)

@@ -1,0 +1,45 @@
+"""Quant{Tensor,Row} on the GPU: E4M3 codes of an FP16 tensor, in one pass over a row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .factory import Node, expect, row_launch
+from .program import Input, Int32, Output, Program, Tensor
+from .rows import load_row, row_amax, row_numbers, scale_of, store_codes, store_per_row
+
+
+@triton.jit
+def quant(
+    x_ND, codes_ND, scale, rows,
+    PER_ROW: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """`scale` is written per row and read per tensor."""
+    rows_R1 = row_numbers(ROWS)
+    inside_R1 = rows_R1 < rows
+    x = load_row(x_ND + rows_R1 * WIDTH, inside_R1, WIDTH, CHUNK)
+    if PER_ROW:
+        row_scale = scale_of(row_amax(x))
+        store_per_row(scale, row_scale, rows_R1, inside_R1, LANES)
+    else:
+        row_scale = tl.load(scale)
+    store_codes(codes_ND + rows_R1 * WIDTH, x, row_scale, inside_R1, PER_ROW, WIDTH, CHUNK)
+
+
+def quant_tensor_program(node: Node) -> Program:
+    """QuantTensor: x FP16 [..., D], scale FP32 [1] to codes [..., D]."""
+    expect(node, 0, "float16")
+    expect(node, 1, "float32")
+    arguments = (Input(0), Output(0), Input(1), Int32(node.rows))
+    launch = row_launch(node, "quant", quant, ("*fp16", "*fp8e4nv", "*fp32", "i32"), arguments, {"PER_ROW": False})
+    return node.program((Tensor("float8_e4m3fn", node.shape),), launch)
+
+
+def quant_row_program(node: Node) -> Program:
+    """QuantRow: x FP16 [..., D] to codes [..., D] and scales FP32 [..., 1]."""
+    expect(node, 0, "float16")
+    arguments = (Input(0), Output(0), Output(1), Int32(node.rows))
+    launch = row_launch(node, "quant", quant, ("*fp16", "*fp8e4nv", "*fp32", "i32"), arguments, {"PER_ROW": True})
+    outputs = (Tensor("float8_e4m3fn", node.shape), Tensor("float32", (*node.shape[:-1], 1)))
+    return node.program(outputs, launch)

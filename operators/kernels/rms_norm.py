@@ -1,0 +1,45 @@
+"""RmsNorm on the GPU: a row in registers, FP32 inside, rounded to FP16 once; `norm_row` is what its quantising twins share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .factory import Node, epsilon_of, expect, row_launch
+from .program import Float32, Input, Int32, Output, Program, Tensor
+from .rows import divider, load_row, quotient, row_numbers, store_chunk
+
+
+@triton.jit
+def norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """FP32 chunks of x / sqrt(mean(x^2) + epsilon) * weight."""
+    x = load_row(x_ND + rows_R1 * WIDTH, inside_R1, WIDTH, CHUNK)
+    squares = x[0] * x[0]
+    for number in tl.static_range(1, len(x)):
+        squares += x[number] * x[number]
+    mean = tl.div_rn(tl.sum(squares, 1, keep_dims=True), WIDTH * 1.0)
+    negative, reciprocal = divider(tl.sqrt_rn(mean + epsilon))
+    # Read once per row, from the cache: a weight per column would have to change its layout through shared memory.
+    weight = load_row(weight_D + rows_R1 * 0, inside_R1, WIDTH, CHUNK)
+    normed = ()
+    for number in tl.static_range(len(x)):
+        normed = normed + (quotient(x[number], negative, reciprocal) * weight[number],)  # type: ignore[assignment]  # noqa: RUF005
+    return normed
+
+
+@triton.jit
+def rms_norm(x_ND, weight_D, output_ND, rows, epsilon, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    rows_R1 = row_numbers(ROWS)
+    inside_R1 = rows_R1 < rows
+    normed = norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH, CHUNK)
+    for number in tl.static_range(len(normed)):
+        store_chunk(output_ND + rows_R1 * WIDTH, normed[number].to(tl.float16), inside_R1, number, WIDTH, CHUNK)
+
+
+def rms_norm_program(node: Node) -> Program:
+    """RmsNorm: x FP16 [..., D], weight FP16 or FP32 [D] to FP16 [..., D]."""
+    expect(node, 0, "float16")
+    weight = expect(node, 1, "float16", "float32")
+    arguments = (Input(0), Input(1), Output(0), Int32(node.rows), Float32(epsilon_of(node)))
+    launch = row_launch(node, "rms_norm", rms_norm, ("*fp16", weight, "*fp16", "i32", "fp32"), arguments, {})
+    return node.program((Tensor("float16", node.shape),), launch)

@@ -1,0 +1,91 @@
+"""Ahead-of-time compilation without a GPU: what a cubin needs, the cache, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from onerec_trt.core.errors import ArtefactError, BuildError
+from onerec_trt.operators.kernels import compile as ahead
+from onerec_trt.operators.kernels.compile import Build, compile_many, compiled
+from onerec_trt.operators.kernels.factory import row_build
+from onerec_trt.operators.kernels.product import Product
+from onerec_trt.operators.kernels.quant import quant
+from onerec_trt.operators.kernels.tiles import CAPABILITIES, GemmTile, RowTile
+
+QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
+ELF = b"\x7fELF"
+PERSISTENT = GemmTile(128, 256, 128, 3, 8, programs=132, parts=2, prefetch=True)
+POINTERS = GemmTile(64, 64, 128, 2, 4)
+PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
+
+
+def quant_build(capability: str = "9.0", tile: RowTile = RowTile(4, 256, 4)) -> Build:  # noqa: B008
+    return row_build(quant, QUANT, {"PER_ROW": True, "WIDTH": 640}, tile, capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_compute_capability(tmp_path, capability):
+    row, gemm = (compiled(build, tmp_path) for build in (quant_build(capability), PRODUCT.build(POINTERS, capability)))
+    assert row.cubin.startswith(ELF)
+    assert gemm.cubin.startswith(ELF)
+    assert (row.entry, row.warps, row.global_scratch_bytes) == ("quant", 4, 0)
+    assert 0 < gemm.shared_bytes <= ahead.MOST_SHARED[capability]
+
+
+@pytest.mark.parametrize("promotion", [0, 128])
+def test_the_persistent_product_asks_for_scratch_for_its_descriptors(tmp_path, promotion):
+    kernel = compiled(replace(PRODUCT, promotion=promotion).build(PERSISTENT, "9.0"), tmp_path)
+    assert kernel.global_scratch_bytes == 4 * 128, "a descriptor has 128 bytes: x, weight, residual, output"
+    assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
+
+
+def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
+    assert compiled(quant_build(), tmp_path).shared_bytes == 0
+
+
+def test_the_second_time_it_comes_from_the_cache(tmp_path, monkeypatch):
+    first = compiled(quant_build(), tmp_path)
+    monkeypatch.setattr(ahead, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compiled(quant_build(), tmp_path) == first
+
+
+def test_whatever_changes_the_cubin_changes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda build, _: ahead.Kernel(b"cubin", "quant", build.warps, 0, 0))
+    base = quant_build()
+    others = [
+        replace(base, capability="8.9"),
+        replace(base, constants={**base.constants, "WIDTH": 896}),
+        replace(base, warps=8),
+        replace(base, registers=64),
+        replace(base, types=("*fp16", "*fp8e4nv", "*fp32", "i64")),
+    ]
+    for build in (base, *others):
+        compiled(build, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 + len(others)
+
+
+def test_a_spoilt_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda *_: ahead.Kernel(b"cubin", "quant", 4, 0, 0))
+    compiled(quant_build(), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text("{}")
+    with pytest.raises(ArtefactError, match="not a compiled kernel"):
+        compiled(quant_build(), tmp_path)
+
+
+def test_too_much_shared_memory_is_refused(tmp_path):
+    with pytest.raises(BuildError, match="shared memory"):
+        compiled(PRODUCT.build(replace(PERSISTENT, stages=6), "9.0"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_triton_refuses_is_a_build_error(tmp_path):
+    with pytest.raises(BuildError, match="Triton cannot compile"):
+        compiled(quant_build(tile=RowTile(3, 256, 4)), tmp_path)
+
+
+def test_parallel_compilation_tells_which_failed(tmp_path):
+    results = compile_many([quant_build(), quant_build(tile=RowTile(3, 256, 4))], tmp_path, workers=1)
+    assert results[0] == compiled(quant_build(), tmp_path)
+    assert isinstance(results[1], BuildError)

@@ -1,0 +1,110 @@
+"""Kernel factories: outputs of their programs, variants by row count, odd strides, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+from onerec_trt.core.errors import BuildError
+from onerec_trt.operators.kernels.compile import Build
+from onerec_trt.operators.kernels.factories import FACTORIES
+from onerec_trt.operators.kernels.factory import Node
+from onerec_trt.operators.kernels.product import Product
+from onerec_trt.operators.kernels.program import InputType, Kernel, Program, evaluated
+from onerec_trt.operators.kernels.tiles import GemmTile
+
+X, WEIGHT = InputType("float16", (None, 1408)), InputType("float16", (1408,))
+CODES, ROW_SCALE = InputType("float8_e4m3fn", (None, 1408)), InputType("float32", (None, 1))
+EPSILON = {"epsilon": 1e-6}
+
+
+asked: list[Build] = []
+
+
+@pytest.fixture(autouse=True)
+def builds() -> list[Build]:
+    """What would be compiled."""
+    asked.clear()
+    return asked
+
+
+def remember(build: Build) -> Kernel:
+    asked.append(build)
+    return Kernel(b"cubin", build.function, build.warps, 0, 0)
+
+
+def program_of(operator: str, *inputs: InputType, read: tuple[bool, ...] = (), **attributes: float) -> Program:
+    return FACTORIES[operator].program(Node(operator, inputs, attributes, "9.0", read, compile=remember))
+
+
+def fp8_linear(n: int, k: int, promotion: int = 0) -> Program:
+    codes = InputType("float8_e4m3fn", (None, k))
+    weight = (InputType("float8_e4m3fn", (n, k)), InputType("float32", (n,)))
+    return program_of("Fp8Linear", codes, ROW_SCALE, *weight, promotion=promotion)
+
+
+def test_a_norm_that_nobody_reads_is_no_output():
+    assert len(program_of("RmsNormQuantRow", X, WEIGHT, **EPSILON).outputs) == 3
+    assert len(program_of("RmsNormQuantRow", X, WEIGHT, read=(True, True, False), **EPSILON).outputs) == 2
+
+
+def test_block_codes_are_padded_to_whole_blocks():
+    program = program_of("RmsNormQuantBlock", InputType("float16", (None, 200)), InputType("float16", (200,)), **EPSILON)
+    assert program.output_shapes([(3, 200), (200,)]) == ((3, 256), (3, 2), (3, 200))
+
+
+def test_leading_dimensions_are_rows():
+    program = program_of("QuantRow", InputType("float16", (None, None, 64)))
+    assert program.output_shapes([(2, 3, 64)]) == ((2, 3, 64), (2, 3, 1))
+    grids = [evaluated(v.launches[0].grid, [(200, 300, 64)]) for v in program.variants]
+    assert grids[-1][0] * 4 == 60000
+
+
+def test_every_row_count_has_a_variant_and_few_rows_a_small_tile(builds):
+    program = fp8_linear(5632, 1408)
+    tiles = [build.constants["M_TILE"] for build in builds]
+    assert tiles == sorted(tiles)
+    assert len(tiles) > 2
+    for rows in (1, 16, 100, 1000, 16500):
+        assert program.variant([(rows, 1408), (rows, 1), (5632, 1408), (5632,)])
+
+
+def test_rows_of_zero_launch_nothing():
+    program = fp8_linear(5632, 1408)
+    shapes = [(0, 1408), (0, 1), (5632, 1408), (5632,)]
+    assert evaluated(program.variant(shapes).launches[0].grid, shapes)[0] == 0
+
+
+def test_odd_strides_go_without_descriptors(builds):
+    fp8_linear(72, 200)
+    assert {build.function for build in builds} == {"gemm_pointers"}
+    builds.clear()
+    fp8_linear(64, 640)
+    assert "gemm" in {build.function for build in builds}
+
+
+def test_promotion_in_another_interval_is_refused():
+    with pytest.raises(BuildError, match="promotion every 100 channels"):
+        fp8_linear(64, 640, promotion=100)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "message"),
+    [
+        ("RmsNorm", (X, WEIGHT), {}, "epsilon is missing"),
+        ("RmsNorm", (InputType("float32", (None, 64)), WEIGHT), EPSILON, "input 0 is float32, must be float16"),
+        ("RmsNorm", (X,), EPSILON, "it has 1 inputs, needs 2"),
+        ("QuantRow", (InputType("float16", (64, None)),), {}, "is dynamic"),
+        ("SwiGlu", (InputType("float16", (None, 65)),), {}, "cannot be 65 wide"),
+        ("Linear", (X, InputType("float16", (64, 640))), {}, "do not fit together"),
+        ("Fp8Linear", (CODES, ROW_SCALE, InputType("float8_e4m3fn", (64, 1408)), InputType("float32", (64,))), {}, "promotion is missing"),
+    ],
+)
+def test_bad_nodes_are_named(operator, inputs, attributes, message):
+    with pytest.raises(BuildError, match=message) as caught:
+        program_of(operator, *inputs, **attributes)
+    assert caught.value.where == operator
+    assert caught.value.hint
+
+
+def test_promotion_works_on_a_tile_in_two_halves():
+    build = Product("float8_e4m3fn", 64, 640, promotion=128).build(GemmTile(128, 128, 128, 3, 8, programs=132, parts=1), "9.0")
+    assert build.constants["PARTS"] == 2

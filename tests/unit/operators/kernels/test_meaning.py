@@ -1,0 +1,39 @@
+"""Every kernel against its operator's PyTorch meaning, on the CPU in Triton's interpreter, over ragged sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from onerec_trt.operators.kernels.factories import FACTORIES
+
+ROUNDED_DIFFERENTLY = 0.01  # share of FP16 results that another order of summation rounds differently
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[dict]:
+    script = Path(__file__).parent / "interpreted.py"
+    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_is_run(outcomes):
+    assert {outcome["operator"] for outcome in outcomes} == set(FACTORIES)
+
+
+def test_within_the_threshold_of_the_operator(outcomes):
+    assert [o for o in outcomes if o["difference"] > o["threshold"]] == []
+
+
+def test_bit_exact_where_nothing_is_summed_in_another_order(outcomes):
+    exact = [o for o in outcomes if o["operator"].startswith(("Quant", "SwiGlu"))]
+    assert exact
+    assert [o for o in exact if o["unequal"]] == []
+
+
+def test_products_and_fp16_norms_differ_in_roundings_only(outcomes):
+    assert [o for o in outcomes if "Linear" in o["operator"] and o["unequal"] > ROUNDED_DIFFERENTLY] == []

@@ -1,0 +1,150 @@
+"""Tuning and the benchmark of operators without a GPU: what is tried, how a winner is chosen and kept, what the result holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from onerec_trt.core.errors import BuildError, GateError, GpuError
+from onerec_trt.operators.kernels.program import Kernel
+from onerec_trt.operators.kernels.tiles import RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.tools import operator_bench, operator_cases, tune, tune_space
+from onerec_trt.tools.operator_cases import OperatorCase
+
+CASE = OperatorCase("QuantRow", 64, (256,))
+SCHEMA = {
+    *("operator", "shape", "variant", "samples_us", "microseconds", "tflops", "gbytes_per_s", "library", "library_microseconds"),
+}  # fmt: skip
+
+
+class Sampler:
+    """Stands for a captured graph that takes a given time."""
+
+    def __init__(self, microseconds: float) -> None:
+        self.microseconds = microseconds
+
+    def sample_us(self) -> float:
+        return self.microseconds
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch) -> None:
+    """Inputs on the CPU; nothing is compiled or launched; each kernel takes as many microseconds as its program has warps."""
+    monkeypatch.setattr(operator_cases, "normal", lambda *shape: torch.ones(shape, dtype=torch.float16))
+    monkeypatch.setattr(operator_cases, "positive", lambda *shape: torch.ones(shape))
+    operator_cases._types.cache_clear()
+    for module in (tune, operator_bench):
+        monkeypatch.setattr(module, "this_capability", lambda: "9.0")
+        monkeypatch.setattr(module, "new_outputs", lambda _, inputs: inputs[:1])
+        monkeypatch.setattr(module, "bind", lambda program, _, __: program)
+        monkeypatch.setattr(module, "captured", lambda runs, *_: Sampler(warps_of(runs[0])))
+        monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
+    monkeypatch.setattr(OperatorCase, "difference", lambda *_: 0.0)
+
+
+def warps_of(program) -> float:
+    return float(program.variants[0].launches[0].kernel.warps)
+
+
+def test_the_fastest_goes_into_the_table_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    committed_tiles().write(table := tmp_path / "tiles.json")
+    (tuned,) = tune.tune(table, tmp_path / "log.json", say=lambda _: None)
+    (logged,) = json.loads((tmp_path / "log.json").read_text())
+    assert [each["microseconds"] for each in logged["tried"]] == sorted(tuned.tried_us.values())
+    assert isinstance(tuned.tile, RowTile)
+    assert (tuned.tile.warps, tuned.microseconds, tuned.before_us) == (1, 1.0, 4.0)
+    written = read_tiles(table)
+    assert written.classes("9.0", "quant", (256,))[0].tile == tuned.tile
+    assert {e for e in committed_tiles().entries if e.family != "quant"} <= set(written.entries)
+
+
+def test_a_winner_that_differs_from_pytorch_leaves_the_table_alone(tmp_path, monkeypatch):
+    def differs(*_):
+        raise GateError("the kernel differs")
+
+    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(OperatorCase, "difference", differs)
+    committed_tiles().write(table := tmp_path / "tiles.json")
+    before = table.read_bytes()
+    with pytest.raises(GateError):
+        tune.tune(table, say=lambda _: None)
+    assert table.read_bytes() == before
+
+
+def test_no_candidate_that_compiles_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: BuildError("no") for n, _ in enumerate(builds)})
+    committed_tiles().write(table := tmp_path / "tiles.json")
+    with pytest.raises(BuildError, match="no candidate compiles"):
+        tune.tune(table, say=lambda _: None)
+
+
+def test_every_family_of_the_table_is_tuned():
+    tuned = {family for _, families in tune_space.cases() for family in families}
+    assert tuned == {entry.family for entry in committed_tiles().entries}
+
+
+@pytest.mark.parametrize("capability", ["8.9", "9.0", "12.0"])
+def test_candidates_make_programs(capability):
+    for case, families in tune_space.cases():
+        small = OperatorCase(case.operator, case.rows, tuple(size // 8 for size in case.shape), case.attributes, case.read)
+        for tile in tune_space.candidates(case, capability)[:3]:
+            tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None, {}).entries(capability)))
+            assert small.program(capability, tiles, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
+
+
+def measured(tmp_path: Path, monkeypatch, call) -> dict:
+    library = operator_bench.Library("torch", call)
+    monkeypatch.setattr(operator_bench, "measurements", lambda: iter([operator_bench.Measurement(CASE, "row scales", library)]))
+    monkeypatch.setattr(operator_bench, "_environment", lambda _: {"gpu": "none"})
+    monkeypatch.setattr(operator_bench, "_captured_library", lambda each, inputs: each.call(inputs[0]))
+    monkeypatch.setattr(operator_bench, "copies_of", lambda _: 2)
+    program = CASE.program("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    monkeypatch.setattr(OperatorCase, "program", lambda *_: program)
+    out = tmp_path / "operators.json"
+    assert operator_bench.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+def test_the_result_has_its_schema(tmp_path, monkeypatch):
+    report = measured(tmp_path, monkeypatch, lambda _: Sampler(9.0))
+    (result,) = report["results"]
+    assert set(result) == SCHEMA
+    assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
+    assert result["gbytes_per_s"] == pytest.approx(2 * 64 * 256 * 2 / 4e3, abs=0.1)
+    assert report["environment"]["differences"][0]["difference"] == 0
+    assert "us" in operator_bench.line(result)
+
+
+def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
+    def refuses(_):
+        raise RuntimeError("no kernel for this")
+
+    (result,) = measured(tmp_path, monkeypatch, refuses)["results"]
+    assert result["library"] == "torch; failed: no kernel for this"
+    assert result["library_microseconds"] is None
+
+
+def test_the_shapes_of_the_issue_are_measured():
+    labels = {(m.case.operator, m.case.label) for m in operator_bench.measurements()}
+    products = {("Fp8LinearAdd", f"16384x1408x{n}") for n in (1408, 4224, 5632)}
+    rows = {("RmsNormQuantRow", "65536x1408"), ("RmsNormQuantRow", "16384x1408"), ("SwiGluQuantRow", "16384x11264")}
+    assert products | rows <= labels
+
+
+def test_only_products_without_promotion_may_lose_what_the_accumulator_loses():
+    def threshold(operator: str, **attributes: int) -> float:
+        return OperatorCase(operator, 1, (1408, 1408), attributes).threshold
+
+    assert threshold("Fp8Linear", promotion=128) == threshold("Linear") == 1e-6
+    assert threshold("Fp8Linear", promotion=0) == pytest.approx((44 * 2**-13) ** 2 / 2)
+
+
+def test_without_a_gpu_there_is_a_typed_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(GpuError, match="no usable GPU"):
+        operator_cases.this_capability()

@@ -1,0 +1,208 @@
+"""`onerec-trt bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
+
+A kernel is measured only after it was held against its operator's PyTorch meaning.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.artefacts import write_json
+from ..operators.kernels.launch import bind, new_outputs
+from ..operators.registry import OPERATORS
+from .commit import git_commit
+from .kernel_timing import Captured, captured, interleaved_us
+from .operator_cases import EPSILON, OperatorCase, copies_of, this_capability
+
+SAMPLES = 21
+ROWS = 16384  # 32 requests of 512 beams
+TIMING = (
+    "CUDA events around a CUDA graph of at least 24 calls, kernel and library in turns; inputs and outputs rotate, at least three "
+    "sets and 200 MiB of them; gbytes_per_s counts every input and output once"
+)
+Call = Callable[[list[Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Another way to compute an operator. `call` takes the operator's inputs."""
+
+    name: str
+    call: Call
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the result."""
+
+    case: OperatorCase
+    variant: str
+    library: Library
+
+
+def measurements() -> Iterator[Measurement]:
+    """What the table of the documentation shows."""
+    for n in (1408, 4224, 5632):
+        yield _product(n, 0, Library("torch._scaled_mm, row-wise, fast accumulation, to BF16, without the residual", _row_wise))
+        yield _product(n, 128, Library("torch._scaled_mm, 1x128 x 128x128 blocks, to BF16, without the residual", _block_wise))
+    for rows in (65536, ROWS):
+        case = OperatorCase("RmsNormQuantRow", rows, (1408,), EPSILON, (True, True, False))
+        yield Measurement(case, "without the FP16 norm", _compiled(case))
+    case = OperatorCase("SwiGluQuantRow", ROWS, (5632,))
+    yield Measurement(case, "row scales", _compiled(case))
+    yield from _fp16_twins()
+
+
+def _product(n: int, promotion: int, library: Library) -> Measurement:
+    case = OperatorCase("Fp8LinearAdd", ROWS, (1408, n), {"promotion": promotion})
+    return Measurement(case, f"row scales, residual, promotion {f'every {promotion}' if promotion else 'never'}", library)
+
+
+def _fp16_twins() -> Iterator[Measurement]:
+    for n in (1408, 5632):
+        addmm = Library("torch.addmm", lambda i: torch.addmm(i[2], i[0], i[1].T))
+        yield Measurement(OperatorCase("LinearAdd", ROWS, (1408, n)), "FP16, residual", addmm)
+    norm = Library("torch.nn.functional.rms_norm", lambda i: torch.nn.functional.rms_norm(i[0], (1408,), i[1], EPSILON["epsilon"]))
+    yield Measurement(OperatorCase("RmsNorm", ROWS, (1408,), EPSILON), "FP16", norm)
+
+
+def _row_wise(inputs: list[Tensor]) -> Tensor:
+    codes, scale, weight, weight_scale = inputs[:4]
+    return torch._scaled_mm(codes, weight.T, scale, weight_scale[None], out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _block_wise(inputs: list[Tensor]) -> Tensor:
+    """Scales of other meaning and equal size in bytes as a quantiser would make them; made once per set of inputs."""
+    codes, _, weight, _ = inputs[:4]
+    blocks = weight.shape[1] // 128
+    key = codes.data_ptr()
+    if key not in _block_scales:
+        activation = torch.rand(blocks, codes.shape[0], device="cuda").T
+        _block_scales[key] = (activation, torch.rand(weight.shape[0] // 128, blocks, device="cuda").T)
+    activation, weights = _block_scales[key]
+    return torch._scaled_mm(codes, weight.T, activation, weights, out_dtype=torch.bfloat16)
+
+
+_block_scales: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+def _compiled(case: OperatorCase) -> Library:
+    meaning, outputs = OPERATORS[case.operator].meaning, len(case.read) - 1 if case.read else None
+
+    def read_outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return meaning(*inputs, **case.attributes)[:outputs]
+
+    fused = torch.compile(read_outputs, dynamic=False)
+    return Library("torch.compile", lambda inputs: fused(*inputs))
+
+
+def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Check and measure every case, and write the result; gives it, too.
+
+    Raises:
+        GpuError: There is no GPU, or it fails.
+        GateError: A kernel differs from PyTorch.
+        ArtefactError: The result cannot be written.
+    """
+    capability = this_capability()
+    torch.manual_seed(0)
+    results, differences = [], []
+    for each in measurements():
+        result, difference = _measure(each, capability, samples)
+        results.append(result)
+        differences.append({"operator": each.case.operator, "shape": each.case.label, "variant": each.variant, "difference": difference})
+        say(line(result))
+        _block_scales.clear()
+        torch.cuda.empty_cache()
+    report = {"environment": {**_environment(capability), "samples": samples, "differences": differences}, "results": results}
+    write_json(out, report)
+    return report
+
+
+def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str, Any], float]:
+    case = each.case
+    program = case.program(capability)
+    difference = case.difference(program)
+    first = case.inputs()
+    size = _bytes(first) + _bytes(new_outputs(program, first))
+    inputs = [first, *(case.inputs() for _ in range(copies_of(size) - 1))]
+    outputs = [new_outputs(program, i) for i in inputs]
+    contenders = {"kernel": captured([bind(program, i, o) for i, o in zip(inputs, outputs, strict=True)])}
+    name = each.library.name
+    try:
+        contenders["library"] = _captured_library(each.library, inputs)
+    except (RuntimeError, NotImplementedError) as error:
+        name += f"; failed: {str(error).splitlines()[0]}"
+    taken = interleaved_us(contenders, samples)
+    median = statistics.median(taken["kernel"])
+    return {
+        "operator": case.operator,
+        "shape": case.label,
+        "variant": each.variant,
+        "samples_us": [round(sample, 3) for sample in taken["kernel"]],
+        "microseconds": round(median, 3),
+        "tflops": round(case.flops / median / 1e6, 1) if case.flops else None,
+        "gbytes_per_s": round(size / median / 1e3, 1),
+        "library": name,
+        "library_microseconds": round(statistics.median(taken["library"]), 3) if "library" in taken else None,
+    }, difference
+
+
+def _captured_library(library: Library, inputs: list[list[Tensor]]) -> Captured:
+    library.call(inputs[0])  # compiles, and says what it cannot do, outside of a capture
+    return captured([lambda i=i: library.call(i) for i in inputs])  # type: ignore[misc]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def line(result: dict[str, Any]) -> str:
+    """One result in one line."""
+    rate = f"{result['tflops']:7.0f} TFLOP/s" if result["tflops"] else f"{result['gbytes_per_s']:7.0f} GB/s  "
+    library = result["library_microseconds"]
+    beside = f"{library:8.1f} us {result['library']}" if library else result["library"]
+    return f"{result['operator']:16} {result['shape']:18} {result['variant']:40} {result['microseconds']:8.1f} us {rate} | {beside}"
+
+
+def _environment(capability: str) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "compute_capability": capability,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        **{name: _version(name) for name in ("torch", "triton", "numpy")},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "commit": git_commit(),
+        "timing": TIMING,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _driver() -> str:
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
