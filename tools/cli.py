@@ -185,11 +185,12 @@ def bench(
 def bench_operators(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/operators.json"),
     samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
+    commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
 ) -> None:
     """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its meaning."""
     from .operator_bench import bench_operators as measure
 
-    measure(out, samples, typer.echo)
+    measure(out, samples, typer.echo, commit)
 
 
 @app.command()

@@ -107,8 +107,8 @@ def _compiled(case: OperatorCase) -> Library:
     return Library("torch.compile", lambda inputs: fused(*inputs))
 
 
-def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Check and measure every case, and write the result; gives it, too.
+def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print, commit: str = "") -> dict[str, Any]:
+    """Check and measure every case, and write the result; gives it, too. `commit` is read from git where none is given.
 
     Raises:
         GpuError: There is no GPU, or it fails.
@@ -125,7 +125,7 @@ def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None
         say(line(result))
         _block_scales.clear()
         torch.cuda.empty_cache()
-    report = {"environment": {**_environment(capability), "samples": samples, "differences": differences}, "results": results}
+    report = {"environment": {**_environment(capability, commit), "samples": samples, "differences": differences}, "results": results}
     write_json(out, report)
     return report
 
@@ -176,7 +176,7 @@ def line(result: dict[str, Any]) -> str:
     return f"{result['operator']:16} {result['shape']:18} {result['variant']:40} {result['microseconds']:8.1f} us {rate} | {beside}"
 
 
-def _environment(capability: str) -> dict[str, Any]:
+def _environment(capability: str, commit: str) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -188,7 +188,7 @@ def _environment(capability: str) -> dict[str, Any]:
         **{name: _version(name) for name in ("torch", "triton", "numpy")},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "commit": git_commit(),
+        "commit": commit or git_commit(),
         "timing": TIMING,
     }
 

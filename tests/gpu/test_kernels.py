@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 import torch
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels.compile import Build, compile_many, compiled
+from onerec_trt.operators.kernels.compile import Build, compile_many, compiled, default_cache
 from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
 from onerec_trt.operators.kernels.program import Kernel, Program
 from onerec_trt.operators.kernels.tiles import Entry, GemmTile, Tiles
@@ -64,9 +64,9 @@ ProgramOf = Callable[[OperatorCase], Program]
 
 
 @pytest.fixture(scope="module")
-def program_of(tmp_path_factory) -> ProgramOf:
+def program_of() -> ProgramOf:
     """Programs whose kernels were compiled together, in parallel."""
-    capability, cache = this_capability(), tmp_path_factory.mktemp("kernels")
+    capability, cache = this_capability(), default_cache()  # by what they are made of: compiled once per version of the source
     builds: dict[str, Build] = {}
 
     def remember(build: Build) -> Kernel:
