@@ -13,7 +13,7 @@ from ..builders.plan_record import PlanRecord
 from ..builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
 from ..calibration.quantised import open_quantised
 from ..calibration.random_checkpoint import random_quantised_checkpoint
-from ..core.artefacts import files_in
+from ..core.artefacts import files_in, read_json, write_json
 from ..core.precision import PRECISIONS
 from ..core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
 from ..core.records import run_stage
@@ -24,6 +24,7 @@ from .random_scales import input_amax
 
 SEED = 0  # of weights and features: the PyTorch opponent runs the same model
 MAX_CONTEXT = 3072
+AMAX_FILE = "amax.json"
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
 RECIPES: tuple[str, ...] = tuple(f"{name}{ending}" for ending in ("", WITH_KERNELS) for name in get_args(PrecisionName))
 
@@ -90,12 +91,22 @@ def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, 
 
 
 def _freeze(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, folder: Path) -> None:
-    amax = None
-    if PRECISIONS[precision].needs_activation_amax:
-        rows = folder / "fp8-row" / "checkpoint"
-        random_quantised_checkpoint(config, "fp8-row", rows, SEED)
-        amax = input_amax(open_quantised(rows), SEED)
+    amax = _input_amax(config, folder) if PRECISIONS[precision].needs_activation_amax else None
     random_quantised_checkpoint(config, precision, checkpoint, SEED, amax)
+
+
+def _input_amax(config: OneRecConfig, folder: Path) -> dict[str, float]:
+    """Of the groups of linears, from the model in fp8-row: a forward pass of a whole model takes minutes, and is made once."""
+    rows, scales = folder / "fp8-row" / "checkpoint", folder / "fp8-row" / "scales"
+    random_quantised_checkpoint(config, "fp8-row", rows, SEED)
+
+    def body(temporary: Path) -> dict[str, Any]:
+        write_json(temporary / AMAX_FILE, input_amax(open_quantised(rows), SEED))
+        return {}
+
+    run_stage("random-scales", scales, read={"rows": rows}, options={"seed": SEED}, tools=("torch",), body=body)
+    amax: dict[str, float] = read_json(scales / AMAX_FILE)
+    return amax
 
 
 def _build(source: Source, options: BuildOptions, machine: Machine, folder: Path) -> dict[str, Any]:

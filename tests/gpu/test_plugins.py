@@ -155,16 +155,17 @@ def test_a_kernel_runs_in_a_plan(plan: bytes, rows: int) -> None:
 
 
 def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
+    """The first shapes may grow what the driver and PyTorch keep; ten thousand more must not."""
     chain = Chain(plan)
-    counts = np.random.default_rng(0).integers(1, MOST_ROWS, 2000)
-    chain(_rows(MOST_ROWS))
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0]
-    for count in counts:
-        x = _rows(int(count))
-        assert torch.equal(chain(x), x + (3 if count >= 16 else 0))
-    torch.cuda.empty_cache()
-    assert free - torch.cuda.mem_get_info()[0] < 1 << 20
+    counts = np.random.default_rng(0).integers(1, MOST_ROWS, 11_000)
+    free = []
+    for part in (counts[:1000], counts[1000:]):
+        for count in part:
+            x = _rows(int(count))
+            assert torch.equal(chain(x), x + (3 if count >= 16 else 0))
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[1] >= free[0]
 
 
 def test_a_run_can_be_captured(plan: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ CASES = [*((precision, False) for precision in demo_run.DEMO_RECIPES), ("fp16", 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The demo's data and trained model, made once however many processes share the tests."""
+    """The demo's data and trained model, made once however many processes share the tests, or found in ONEREC_TRT_DEMO."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "demo"
+    folder = Path(os.environ.get("ONEREC_TRT_DEMO") or (base if worker_id == "master" else base.parent) / "demo")
     with FileLock(f"{folder}.lock"):
         for _ in demo_run.prepare(folder):
             pass
