@@ -29,25 +29,19 @@ _FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
 
 
 def plan_layers(
-    reports: Sequence[Mapping[str, Any]], multiplications: Collection[str], kernel_nodes: Sequence[KernelNode] = ()
+    report: Mapping[str, Any], multiplications: Collection[str], kernel_nodes: Sequence[KernelNode] = ()
 ) -> tuple[PlanLayer, ...]:
-    """The layers that compute multiplications.
+    """The layers that compute multiplications, in every profile.
 
     Args:
-        reports: The inspector's JSON for each profile.
+        report: The inspector's JSON.
         multiplications: Names of the graph's MatMul and Gemm nodes.
         kernel_nodes: Nodes that kernels of ours compute. Default: none.
     """
     products = {node.name: node for node in kernel_nodes if node.product}
-    found: dict[tuple[int, str], PlanLayer] = {}
-    for number, report in enumerate(reports):
-        entries = [entry for entry in report["Layers"] if isinstance(entry, dict)]  # a plan built with less detail gives names
-        unmarked = 0 if any(_PROFILE.search(entry["Name"]) for entry in entries) else number
-        for entry in entries:
-            layer = _layer(entry, unmarked, multiplications) or _plugin_layer(entry, unmarked, products)
-            if layer is not None and (layer.profile == number or (layer.profile, layer.name) not in found):
-                found[layer.profile, layer.name] = layer  # the shapes hold for the report's own profile
-    return tuple(found.values())
+    entries = [entry for entry in report["Layers"] if isinstance(entry, dict)]  # a plan built with less detail gives names
+    layers = (_layer(entry, multiplications) or _plugin_layer(entry, products) for entry in entries)
+    return tuple(layer for layer in layers if layer is not None)
 
 
 def computed_in_fp8(layers: Sequence[PlanLayer]) -> frozenset[str]:
@@ -77,23 +71,23 @@ def places_of_layers(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return places
 
 
-def _layer(entry: Mapping[str, Any], profile: int, multiplications: Collection[str]) -> PlanLayer | None:
+def _layer(entry: Mapping[str, Any], multiplications: Collection[str]) -> PlanLayer | None:
     kernel, kind = str(entry.get("TacticName", "")), str(entry.get("LayerType", ""))
     nodes = tuple(dict.fromkeys(node for node in _NODE.findall(str(entry.get("Metadata", ""))) if node in multiplications))
     if not nodes or not _multiplies(kernel, kind):
         return None
     inputs = _tensors(entry, "Inputs")
-    return _plan_layer(entry, profile, nodes, kernel, _in_fp8(kernel, kind, inputs))
+    return _plan_layer(entry, nodes, kernel, _in_fp8(kernel, kind, inputs))
 
 
-def _plugin_layer(entry: Mapping[str, Any], profile: int, products: Mapping[str, KernelNode]) -> PlanLayer | None:
+def _plugin_layer(entry: Mapping[str, Any], products: Mapping[str, KernelNode]) -> PlanLayer | None:
     """A product that the plugin host runs. The inspector knows nothing of its kernels; the launch program names them."""
     own = _plugin_name(entry)
     quoted = (*_NODE.findall(str(entry.get("Metadata", ""))), *own) if own else ()
     node = next((products[name] for name in quoted if name in products), None)
     if node is None:
         return None
-    return _plan_layer(entry, profile, (node.name,), ", ".join(node.kernels), node.in_fp8)
+    return _plan_layer(entry, (node.name,), ", ".join(node.kernels), node.in_fp8)
 
 
 def _plugin_name(entry: Mapping[str, Any]) -> list[str]:
@@ -101,11 +95,11 @@ def _plugin_name(entry: Mapping[str, Any]) -> list[str]:
     return [_PROFILE.sub("", str(entry["Name"]))] if _PLUGIN.search(str(entry.get("LayerType", ""))) else []
 
 
-def _plan_layer(entry: Mapping[str, Any], profile: int, nodes: tuple[str, ...], kernel: str, in_fp8: bool) -> PlanLayer:
+def _plan_layer(entry: Mapping[str, Any], nodes: tuple[str, ...], kernel: str, in_fp8: bool) -> PlanLayer:
     name = str(entry["Name"])
     mark = _PROFILE.search(name)
     return PlanLayer(
-        profile=int(mark[1]) if mark else profile,
+        profile=int(mark[1]) if mark else 0,
         name=_PROFILE.sub("", name),
         kind=str(entry.get("LayerType", "")),
         nodes=nodes,

@@ -68,7 +68,8 @@ class PlanLayer(_Part):
     """A layer of the plan that computes matrix multiplications, as the engine inspector describes it.
 
     `nodes`: the ONNX nodes it computes, such as `step0.blocks.0.cross.q/MatMul`; `kernel`: the tactic's name;
-    `inputs` and `outputs`: data type and shape at the profile's typical shapes; `kind`: the inspector's layer type.
+    `inputs` and `outputs`: data type and shape, at the typical shapes of a plan's only profile, -1 for what is dynamic in one with
+    several; `kind`: the inspector's layer type.
     """
 
     profile: int

@@ -130,8 +130,7 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
     timings = _keep_timings(job, network, built, known or b"")
     if job.layers is not None:
         engine = Engine(bindings, memoryview(built.plan), str(job.plan), host_code=bool(plugins))
-        reports = [json.loads(engine.layer_information(number)) for number in range(len(engine.profiles))]
-        job.layers.write_text(json.dumps(reports))
+        job.layers.write_text(engine.layer_information())
     return {
         "version": bindings.version,
         "tensors": [*_tensors("input", network.inputs), *_tensors("output", network.outputs)],

@@ -13,7 +13,6 @@ from .tensorrt_api import Bindings, ShapeRange, TensorInfo, dtype_name, layer_pr
 
 Shape = tuple[int, ...]
 
-_DEFAULT_STREAM = 0
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation")
 
 
@@ -72,18 +71,25 @@ class Engine:
             raise self.failure(f"TensorRT cannot select optimisation profile {profile}")
         return Execution(self, context)
 
-    def layer_information(self, profile: int) -> str:
-        """What the engine inspector says of every layer, as JSON: at the typical shapes of a profile, without memory to run."""
+    def layer_information(self) -> str:
+        """What the engine inspector says of every layer, as JSON. Needs no memory to run.
+
+        Of a plan with one profile at that profile's typical shapes. Of one with several, dynamic dimensions are -1 and the
+        layers of every profile but the first carry its number in their names: asked at shapes of a profile of such a plan,
+        the inspector of TensorRT 10.6 answers with nothing, or ends the process.
+        """
+        inspector = self._engine.create_engine_inspector()
+        if len(self.profiles) == 1:
+            inspector.execution_context = self._at_typical_shapes()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def _at_typical_shapes(self) -> Any:
+        """A context of the first profile, without memory to run."""
         context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self.failure("TensorRT cannot make an execution context")
-        execution = Execution(self, context)
-        if not context.set_optimization_profile_async(profile, _DEFAULT_STREAM):
-            raise self.failure(f"TensorRT cannot select optimisation profile {profile}")
-        execution.set_inputs({name: typical for name, (_, typical, _) in self.profiles[profile].items()})
-        inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = context
-        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        Execution(self, context).set_inputs({name: typical for name, (_, typical, _) in self.profiles[0].items()})
+        return context
 
     def _tensor(self, name: str) -> TensorInfo:
         return TensorInfo(name, dtype_name(self._engine.get_tensor_dtype(name)), tuple(self._engine.get_tensor_shape(name)))

@@ -151,7 +151,7 @@ class TensorRtRunner:
             RequestError: The shapes are beyond every profile.
         """
         profile = choose_profile(self.engine.profiles, {name: tuple(tensor.shape) for name, tensor in inputs.items()}, str(self.plan))
-        report = json.loads(self.engine.layer_information(profile))
+        report = json.loads(self.engine.layer_information())
         lane = self._lanes.get()
         try:
             with torch.cuda.device(self._device):

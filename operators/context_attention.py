@@ -9,6 +9,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
+from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
 
@@ -38,14 +39,15 @@ def ContextAttention(query, key, value, lengths, rows: int):
     query_rows = op.Reshape(stacked, op.Concat(batch, groups, rest, width, axis=0))
     root = op.Sqrt(op.Cast(width, to=1))
     scaled = op.Cast(op.Div(op.Cast(query_rows, to=1), root), to=10)  # before the product, whose FP16 result has less room
-    # No casts around the two products: with them TensorRT does not find its fused attention kernel, which accumulates in FP32.
-    score = op.Cast(op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
+    score = op.Cast(Product(scaled, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
     tokens = op.Squeeze(op.Shape(key, start=2, end=3))
     position = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
     valid = op.Unsqueeze(op.Less(position, op.Unsqueeze(lengths, op.Constant(value_ints=[1]))), op.Constant(value_ints=[1, 2]))
     # The lowest finite value instead of -inf: a context without tokens then gives no NaN but the mean of its values, all zero.
     probability = op.Softmax(op.Where(valid, score, op.Constant(value_float=-3.0e38)), axis=-1)
-    attended = op.MatMul(op.Cast(probability, to=10), value)
+    # Without the casts of Product TensorRT finds its fused attention kernel, but that one accumulates in FP16: on an H200 the
+    # error against FP32 grew to 1.2 x that of the frozen model with 512 tokens, and to 1.6 x with 3000.
+    attended = Product(op.Cast(probability, to=10), value)
     split_back = op.Reshape(attended, op.Concat(batch, groups, rest, row_count, width, axis=0))
     return op.Reshape(op.Transpose(split_back, perm=[0, 3, 1, 2, 4]), op.Shape(query))
 
@@ -54,5 +56,6 @@ context_attention = Operator(
     name="ContextAttention",
     meaning=context_attention_meaning,
     function=ContextAttention,
+    helpers=(Product,),
     outputs=lambda query, key, value, lengths, *, rows: (Spec(torch.float16, tuple(query.shape)),),
 )

@@ -60,7 +60,7 @@ import torch
 from onerec_trt.core.tensorrt_api import load
 from onerec_trt.core.tensorrt_engine import Engine
 torch.zeros(1, device="cuda")
-print(Engine(load("tensorrt"), Path(sys.argv[1]).read_bytes(), "plan", host_code=True).layer_information(0))
+print(Engine(load("tensorrt"), Path(sys.argv[1]).read_bytes(), "plan", host_code=True).layer_information())
 """
 
 

@@ -70,8 +70,8 @@ def test_serving_and_forced_plans_with_their_layers(exported: Path, recipe: Make
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (1, 1)
     first, second = plan.layers
     assert (first.profile, first.nodes, first.in_fp8) == (0, ("layer",), True)
-    assert (first.inputs, second.inputs) == (("FP8 [4, 16, 64]",), ("FP8 [1, 64, 64]",))
-    assert (second.profile, second.name) == (1, first.name)
+    assert first.inputs == second.inputs == ("FP8 [-1, -1, 16]",)  # of several profiles: dynamic
+    assert (second.profile, second.nodes) == (1, first.nodes)
     assert plan.made_from["model.onnx"] == read_record(exported).wrote["model.onnx"]
     assert plan.weight_ratio is not None
     assert plan.weight_ratio > 0
@@ -81,7 +81,9 @@ def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: P
     record = build(recipe(target="tensorrt", profiles=PROFILES, plan_per_profile=True), exported, tmp_path / "plans")
     plans = sorted(name for name in record.wrote if name.endswith(".plan"))
     assert plans == ["sm90-b1-1-s64-64-forced.plan", "sm90-b1-1-s64-64.plan", "sm90-b1-8-s1-32-forced.plan", "sm90-b1-8-s1-32.plan"]
-    assert len(inspect_plan(tmp_path / "plans" / plans[1]).profiles) == 1
+    plan = inspect_plan(tmp_path / "plans" / plans[1])
+    assert len(plan.profiles) == 1
+    assert plan.layers[0].inputs == ("FP8 [1, 64, 64]",)  # of one profile: at its typical shapes
 
 
 def test_two_plans_of_one_name_are_refused(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:

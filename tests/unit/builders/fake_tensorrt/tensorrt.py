@@ -218,7 +218,7 @@ class ICudaEngine:
         return IExecutionContext()
 
     def create_engine_inspector(self) -> EngineInspector:
-        return EngineInspector(self._plan["layers"])
+        return EngineInspector(self._plan["layers"], self.num_optimization_profiles)
 
 
 class IExecutionContext:
@@ -238,22 +238,27 @@ class IExecutionContext:
 
 
 class EngineInspector:
+    """Asked of an engine with several profiles at the shapes of a context, TensorRT 10.6 answers with nothing."""
+
     execution_context: Any = None
 
-    def __init__(self, layers: list[tuple[str, str]]) -> None:
-        self._layers = layers
+    def __init__(self, layers: list[tuple[str, str]], profiles: int) -> None:
+        self._layers, self._profiles = layers, profiles
 
     def get_engine_information(self, form: Any) -> str:
-        rows = self.execution_context._shapes["features"]
+        if self.execution_context is not None and self._profiles > 1:
+            return ""
         if MOOD == "brief":
             return json.dumps({"Layers": [name for name, _ in self._layers]})
-        return json.dumps({"Layers": [self._layer(number, *layer, rows) for number, layer in enumerate(self._layers)]})
+        rows = [-1, -1, 16] if self.execution_context is None else self.execution_context._shapes["features"]
+        entries = [self._layer(n, *layer, rows, p) for p in range(self._profiles) for n, layer in enumerate(self._layers)]
+        return json.dumps({"Layers": entries})
 
-    def _layer(self, number: int, name: str, kernel: str, rows: Any) -> dict[str, Any]:
+    def _layer(self, number: int, name: str, kernel: str, rows: Any, profile: int) -> dict[str, Any]:
         kind = "FP8" if "e4m3" in kernel else "Half"
-        mark = f" [profile {profile}]" if (profile := self.execution_context._profile) else ""
+        mark = f" [profile {profile}]" if profile else ""
         return {
-            "Name": f"{name}_myl0_{number}{mark}",
+            "Name": f"{name}_myl{profile}_{number}{mark}",
             "LayerType": "gemm" if kernel else "PluginV3",
             "Inputs": [{"Name": "x", "Dimensions": rows, "Format/Datatype": kind}],
             "Outputs": [{"Name": "y", "Dimensions": rows, "Format/Datatype": "Half"}],
