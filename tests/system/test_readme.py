@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
@@ -42,7 +43,22 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "make test",  # what runs this; see the next test
         "onerec-trt run recipe.yaml",
         "onerec-trt inspect out/NAME/plans/sm89.plan",
+        "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
+        "onerec-trt validate recipe.yaml --engine tensorrt",
+        "onerec-trt bench --size 1B",
     ]
+
+
+@pytest.mark.parametrize("command", readme_commands()[-3:])
+def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], tmp_path: Path, command: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one; tests/gpu runs the commands")
+    words = shlex.split(command.replace("recipe.yaml", str(OUT / "recipes" / "fp16.yaml")))
+    done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(r"NVIDIA driver|no (serving|forced) plan of TensorRT", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
