@@ -176,9 +176,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time plans against PyTorch with the same random weights, on this GPU; exits with 2 when the run is not valid."""
-    from . import bench_command
+    from .bench import command
 
-    bench_command.bench(out, size, case, recipe, opponent, samples, layers, work, commit, plans_only, as_json)
+    command.bench(out, size, case, recipe, opponent, samples, layers, work, commit, plans_only, as_json)
 
 
 @app.command("bench-operators")

@@ -10,10 +10,10 @@ from onerec_trt.calibration.random_checkpoint import RandomWeights
 from onerec_trt.models.beam_search import beam_search, path_log_probabilities
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
-from onerec_trt.tools.bench import BenchOptions, bench
-from onerec_trt.tools.bench_case import parse_case
-from onerec_trt.tools.contenders import TORCH_ENGINES, EngineName, batch_features, torch_contender
-from onerec_trt.tools.torch_baseline import TorchBaseline
+from onerec_trt.tools.bench.case import parse_case
+from onerec_trt.tools.bench.contenders import TORCH_ENGINES, EngineName, batch_features, torch_contender
+from onerec_trt.tools.bench.run import BenchOptions, bench
+from onerec_trt.tools.bench.torch_baseline import TorchBaseline
 
 DENSE = parse_config({"d_model": 256, "n_layers": 2, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": 256, "ffn_hidden": 512})
 MOE = parse_config(DENSE.model_dump() | {"moe": {"experts": 4, "top_k": 2, "hidden": 256, "shared": 1, "dense_layers": 1}})

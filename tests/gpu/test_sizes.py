@@ -20,7 +20,7 @@ from onerec_trt.export.serving import ForcedModel, ServingModel
 from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
-from onerec_trt.tools.bench_plans import SEED, make_graph
+from onerec_trt.tools.bench.plans import SEED, make_graph
 from torch import Tensor
 
 SCHEDULE, WIDE, ERROR_RATIO = (128, 256, 512), (512, 512, 512), 1.1

@@ -100,7 +100,7 @@ def test_candidates_make_programs(capability):
 def measured(tmp_path: Path, monkeypatch, call) -> dict:
     library = operator_bench.Library("torch", call)
     monkeypatch.setattr(operator_bench, "measurements", lambda: iter([operator_bench.Measurement(CASE, "row scales", library)]))
-    monkeypatch.setattr(operator_bench, "_environment", lambda _: {"gpu": "none"})
+    monkeypatch.setattr(operator_bench, "_environment", lambda *_: {"gpu": "none"})
     monkeypatch.setattr(operator_bench, "_captured_library", lambda each, inputs: each.call(inputs[0]))
     monkeypatch.setattr(operator_bench, "copies_of", lambda _: 2)
     program = CASE.program("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))

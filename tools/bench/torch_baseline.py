@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..calibration.freeze import TensorSource
-from ..export.serving import effective_widths
-from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
+from ...calibration.freeze import TensorSource
+from ...export.serving import effective_widths
+from ...models.config import LEVELS, NORM_EPSILON, PATHWAYS
 
 KeyValue = tuple[Tensor, Tensor]
 

@@ -14,7 +14,7 @@ from onerec_trt.core.precision import E4M3_MAX
 from onerec_trt.export.serving import ServingModel
 from onerec_trt.models.config import MoeConfig, parse_config
 from onerec_trt.operators.operator import recorded_calls
-from onerec_trt.tools.random_scales import input_amax
+from onerec_trt.tools.bench.random_scales import input_amax
 
 CONFIG = parse_config({"d_model": 32, "n_layers": 2, "n_heads": 2, "d_head": 16, "embed_dim": 4, "codebook": 32, "ffn_hidden": 64})
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ..core.progress import progress_bar
+from ...core.progress import progress_bar
 
 Run = Callable[[], object]  # one batch, from inputs on the GPU to outputs on the GPU
 

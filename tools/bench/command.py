@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..builders.machine import this_machine
-from ..core.errors import GateError, RecipeError
-from ..models.config import SIZES, OneRecConfig
-from . import bench as benchmark
-from .bench_case import parse_case
-from .bench_plans import RECIPES
+from ...builders.machine import this_machine
+from ...core.errors import GateError, RecipeError
+from ...models.config import SIZES, OneRecConfig
+from . import run as benchmark
+from .case import parse_case
 from .contenders import TORCH_ENGINES
+from .plans import RECIPES
 
 Word = TypeVar("Word", bound=str)
 

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..builders.machine import Machine, this_machine
-from ..calibration.random_checkpoint import RandomWeights
-from ..core.artefacts import write_json
-from ..core.recipe import Profile
-from ..core.records import tool_version
-from ..engines.layer_times import PlaceTime
-from ..models.config import OneRecConfig
-from .bench_case import Case
-from .bench_plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
-from .bench_result import Result, Sampled, invalid_because, limits_ms, result_of
-from .commit import git_commit
+from ...builders.machine import Machine, this_machine
+from ...calibration.random_checkpoint import RandomWeights
+from ...core.artefacts import write_json
+from ...core.recipe import Profile
+from ...core.records import tool_version
+from ...engines.layer_times import PlaceTime
+from ...models.config import OneRecConfig
+from ..commit import git_commit
+from .case import Case
 from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
+from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .random_scales import SCALES_FROM
+from .result import Result, Sampled, invalid_because, limits_ms, result_of
 from .sampling import interleaved_ms
 from .torch_baseline import TorchBaseline
 

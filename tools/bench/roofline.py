@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..export.serving import effective_widths
-from ..models.config import MoeConfig, OneRecConfig
+from ...export.serving import effective_widths
+from ...models.config import MoeConfig, OneRecConfig
 
 Bits = Literal[8, 16]
 

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..engines.layer_times import PlaceTime
-from ..engines.tensorrt_runner import TensorRtRunner
-from ..models.config import OneRecConfig
-from .bench_case import Case
-from .bench_plans import SEED, BenchPlan
+from ...engines.layer_times import PlaceTime
+from ...engines.tensorrt_runner import TensorRtRunner
+from ...models.config import OneRecConfig
+from .case import Case
+from .plans import SEED, BenchPlan
 from .torch_baseline import TorchBaseline
 
 EngineName = Literal["torch-eager", "torch-cuda-graph", "torch-compile", "tensorrt"]

@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ..builders.machine import Machine
-from ..builders.plan_record import PlanRecord
-from ..builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
-from ..calibration.quantised import open_quantised
-from ..calibration.random_checkpoint import random_quantised_checkpoint
-from ..core.artefacts import files_in, read_json, write_json
-from ..core.precision import PRECISIONS
-from ..core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
-from ..core.records import run_stage
-from ..engines.proof import inspect_proven
-from ..export.stage import export
-from ..models.config import OneRecConfig
+from ...builders.machine import Machine
+from ...builders.plan_record import PlanRecord
+from ...builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
+from ...calibration.quantised import open_quantised
+from ...calibration.random_checkpoint import random_quantised_checkpoint
+from ...core.artefacts import files_in, read_json, write_json
+from ...core.precision import PRECISIONS
+from ...core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
+from ...core.records import run_stage
+from ...engines.proof import inspect_proven
+from ...export.stage import export
+from ...models.config import OneRecConfig
 from .random_scales import input_amax
 
 SEED = 0  # of weights and features: the PyTorch opponent runs the same model

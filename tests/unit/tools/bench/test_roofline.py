@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from onerec_trt.models.config import SIZES
-from onerec_trt.tools.roofline import H200, Bits, Gpu, limit_ms, work
+from onerec_trt.tools.bench.roofline import H200, Bits, Gpu, limit_ms, work
 
 MOE, DENSE = SIZES["4B-A0.5B"], SIZES["1B"]
 

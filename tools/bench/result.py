@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from ..core.precision import PRECISIONS
-from ..models.config import OneRecConfig
-from .bench_case import Case
-from .bench_plans import WITH_KERNELS
+from ...core.precision import PRECISIONS
+from ...models.config import OneRecConfig
+from .case import Case
 from .contenders import EngineName
+from .plans import WITH_KERNELS
 from .roofline import limit_ms
 from .sampling import summary
 

@@ -9,7 +9,7 @@ import torch
 from onerec_trt.models.beam_search import beam_search
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
-from onerec_trt.tools.torch_baseline import TorchBaseline
+from onerec_trt.tools.bench.torch_baseline import TorchBaseline
 from torch import Tensor
 
 BASE: dict[str, Any] = {"d_model": 32, "n_layers": 3, "n_heads": 4, "d_head": 8, "embed_dim": 4, "codebook": 24, "ffn_hidden": 48}

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import RecipeError
-from ..models.config import LEVELS
+from ...core.errors import RecipeError
+from ...models.config import LEVELS
 
 _NUMBER = r"[1-9][0-9]*"
 _CASE = re.compile(rf"({_NUMBER})x({_NUMBER}|{_NUMBER}-{_NUMBER}-{_NUMBER})x({_NUMBER})")

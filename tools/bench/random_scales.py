@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from ..core.errors import CalibrationError
-from ..core.precision import E4M3_MAX
-from ..export.frozen import TensorSource
-from ..export.serving import ServingModel
-from ..models.config import PATHWAYS
-from ..operators.operator import Call, recorded_calls
+from ...core.errors import CalibrationError
+from ...core.precision import E4M3_MAX
+from ...export.frozen import TensorSource
+from ...export.serving import ServingModel
+from ...models.config import PATHWAYS
+from ...operators.operator import Call, recorded_calls
 
 SCALES_FROM = "random weights, static scales from one forward pass"  # as the benchmark's result says it
 _REQUESTS, _TOKENS, _BEAM = 2, 16, 8  # a few rows are enough: random values are much alike

@@ -14,13 +14,13 @@ from onerec_trt.builders.machine import Machine
 from onerec_trt.core.errors import GateError, RecipeError
 from onerec_trt.engines.layer_times import PlaceTime
 from onerec_trt.models.config import SIZES, parse_config
-from onerec_trt.tools import bench as benchmark
-from onerec_trt.tools import bench_command
-from onerec_trt.tools.bench_case import Case, parse_case
-from onerec_trt.tools.bench_result import Sampled, invalid_because, limits_ms, result_of
+from onerec_trt.tools.bench import command as bench_command
+from onerec_trt.tools.bench import run as benchmark
+from onerec_trt.tools.bench.case import Case, parse_case
+from onerec_trt.tools.bench.contenders import shared_items
+from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
+from onerec_trt.tools.bench.sampling import interleaved_ms, summary
 from onerec_trt.tools.commit import git_commit
-from onerec_trt.tools.contenders import shared_items
-from onerec_trt.tools.sampling import interleaved_ms, summary
 from rich.console import Console
 
 H200 = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")

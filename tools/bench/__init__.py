@@ -1,0 +1,1 @@
+"""The benchmark of whole models: plans against PyTorch on the same random weights, and against the physical limit."""
