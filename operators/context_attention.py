@@ -12,6 +12,8 @@ from torch import Tensor
 from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
+PRESCALE = 2.0**-3  # about 1 / sqrt of the usual head widths, 32 to 128
+
 
 def context_attention_meaning(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, lengths_B: Tensor, *, rows: int) -> tuple[Tensor]:
     """FP16 [B * rows, D]; a context of length 0 gives 0. Query head h reads group h // (H / G).
@@ -37,9 +39,10 @@ def ContextAttention(query, key, value, lengths, rows: int):
     split = op.Reshape(query, op.Concat(batch, row_count, groups, rest, width, axis=0))
     stacked = op.Transpose(split, perm=[0, 2, 3, 1, 4])
     query_rows = op.Reshape(stacked, op.Concat(batch, groups, rest, width, axis=0))
-    root = op.Sqrt(op.Cast(width, to=1))
-    scaled = op.Cast(op.Div(op.Cast(query_rows, to=1), root), to=10)  # before the product, whose FP16 result has less room
-    score = op.Cast(Product(scaled, op.Transpose(key, perm=[0, 1, 3, 2])), to=1)
+    # Before the product, whose FP16 result has less room, only a power of two, which rounds nothing; the rest in FP32.
+    smaller = op.Cast(op.Mul(op.Cast(query_rows, to=1), op.Constant(value_float=PRESCALE)), to=10)
+    rest_of_scale = op.Div(op.Constant(value_float=1 / PRESCALE), op.Sqrt(op.Cast(width, to=1)))
+    score = op.Mul(op.Cast(Product(smaller, op.Transpose(key, perm=[0, 1, 3, 2])), to=1), rest_of_scale)
     tokens = op.Squeeze(op.Shape(key, start=2, end=3))
     position = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
     valid = op.Unsqueeze(op.Less(position, op.Unsqueeze(lengths, op.Constant(value_ints=[1]))), op.Constant(value_ints=[1, 2]))
