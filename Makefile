@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FOLDERS := core models operators calibration export builders engines tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
-.PHONY: demo test lint unit lock clean
+.PHONY: demo test lint unit gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/onerec-trt demo --out out/demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
+gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/gpu -n 6
 
 # The package is installed as users get it, as a wheel; build/ is removed so that no stale file travels in it.
 $(VENV)/.installed: $(VENV)/.locked $(SOURCES)
