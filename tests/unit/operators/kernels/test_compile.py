@@ -44,6 +44,12 @@ def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
     assert compiled(quant_build(), tmp_path).shared_bytes == 0
 
 
+def test_a_plan_carries_no_line_numbers(tmp_path):
+    cubin = compiled(PRODUCT.build(PERSISTENT, "9.0"), tmp_path).cubin
+    assert b".debug_line" not in cubin
+    assert len(cubin) < 40 << 10
+
+
 def test_the_second_time_it_comes_from_the_cache(tmp_path, monkeypatch):
     first = compiled(quant_build(), tmp_path)
     monkeypatch.setattr(ahead, "_compile", lambda *_: pytest.fail("compiled again"))
