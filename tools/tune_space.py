@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..operators.kernels.tiles import GemmTile, RowTile, Tile
+from ..operators.kernels.tiles import AttentionTile, GemmTile, RowTile, Tile
 from ..operators.operator import Attributes
-from .operator_cases import EPSILON, OperatorCase
+from .operator_cases import EPSILON, OperatorCase, context_attention_case
 
 MANY_ROWS = 16384  # 32 requests of 512 beams
 HOPPER = "9.0"
@@ -16,6 +16,9 @@ FEW_ROW_SHAPES = ((1408, 5632), (5632, 1408))
 FEW_ROWS = (16, 128, 768)
 ROW_WIDTHS = (1408, 3584)
 HIDDEN_WIDTHS = (5632, 14336)
+BEAMS = (1, 128, 512)
+HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
+TOKENS = 512
 
 
 NONE: Attributes = {}
@@ -45,10 +48,15 @@ def cases() -> Iterator[tuple[OperatorCase, tuple[str, ...]]]:
         few = () if name == "fp8_linear_promoted" else [(rows, shape) for rows in FEW_ROWS for shape in FEW_ROW_SHAPES]
         for rows, shape in (*few, *((MANY_ROWS, shape) for shape in PRODUCT_SHAPES)):
             yield OperatorCase(operator, rows, shape, attributes), both
+    for head, heads in HEADS.items():
+        for beam in BEAMS:
+            yield context_attention_case(32, beam, heads, heads, TOKENS, head), ("context_attention",)
 
 
 def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     """Tiles worth a try. Those that do not compile or fit are left out later."""
+    if case.operator == "ContextAttention":
+        return list(_attention_candidates(case.tile_rows, capability))
     if "Linear" not in case.operator:
         return list(_row_candidates(case.shape[0]))
     step = 64 if case.operator.startswith("Linear") else 128  # 128 bytes
@@ -60,6 +68,22 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
     return list(_persistent_many(step, scaled=case.operator.startswith("Fp8"), promoted=promoted))
+
+
+def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]:
+    """For one row a tile of the smallest instruction; for many rows tiles of which two programs share a multiprocessor, too."""
+    if rows <= 32:
+        for n in (32, 64, 128):
+            for stages in (2, 3):
+                yield AttentionTile(16, n, stages, 4)
+        yield AttentionTile(16, 64, 3, 2)
+        yield AttentionTile(16, 128, 3, 8)
+        return
+    for m, n, warps in ((64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8), (256, 64, 8)):
+        for stages in (2, 3):
+            for descriptors in (False, True) if capability == HOPPER else (False,):
+                if m <= max(64, rows):
+                    yield AttentionTile(m, n, stages, warps, descriptors)
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:

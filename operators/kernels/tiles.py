@@ -70,12 +70,31 @@ class GemmTile:
     whole: bool = False
 
 
-Tile = RowTile | GemmTile
+@dataclass(frozen=True)
+class AttentionTile:
+    """How an attention is cut.
+
+    Attributes:
+        m: Query rows of a program: those of all heads that share keys and values.
+        n: Tokens of one step of the loop over the context.
+        stages: Steps in flight.
+        warps: Of a program.
+        descriptors: Whether keys and values come through tensor-memory-accelerator descriptors, not by ordinary loads.
+    """
+
+    m: int
+    n: int
+    stages: int
+    warps: int
+    descriptors: bool = False
+
+
+Tile = RowTile | GemmTile | AttentionTile
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table. `shape` is (width,) of a row kernel, (K, N) of a product."""
+    """One line of the table. `shape` is (width,) of a row kernel, (K, N) of a product, (d,) of an attention with so many query rows."""
 
     capability: str
     family: str
@@ -115,6 +134,14 @@ class Tiles:
         bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]
         nearest = [min((e for e in known if e.rows == rows), key=lambda e: (_distance(e.shape, shape), e.shape)).tile for rows in counts]
         return _merged([RowClass(most, tile) for most, tile in zip([*bounds, None], nearest, strict=True)])
+
+    def tile(self, capability: str, family: str, shape: Sequence[int], rows: int) -> Tile:
+        """The tile for one row count, which must be known.
+
+        Raises:
+            BuildError: The table has no tiles of this family for this compute capability.
+        """
+        return next(e.tile for e in self.classes(capability, family, shape) if e.most is None or rows <= e.most)
 
     def with_entries(self, new: Sequence[Entry]) -> Tiles:
         """A table in which the new entries take the place of those they are for."""
@@ -157,7 +184,8 @@ def read_tiles(path: Path = TABLE) -> Tiles:
 
 def _entry(values: dict[str, Any]) -> Entry:
     shape, rows = tuple(values["shape"]), values["rows"]
-    tile = GemmTile(**values["tile"]) if "m" in values["tile"] else RowTile(**values["tile"])
+    cut = values["tile"]
+    tile: Tile = GemmTile(**cut) if "k" in cut else AttentionTile(**cut) if "m" in cut else RowTile(**cut)
     numbers = (rows, *shape, *(value for value in asdict(tile).values()))
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or min(rows, *shape) < 1:
         raise ValueError(f"an entry holds something else than positive numbers: {values}")

@@ -13,6 +13,7 @@ from onerec_trt.operators.kernels.compile import Build, compile_many, compiled, 
 from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
 from onerec_trt.operators.kernels.program import Kernel, Program
 from onerec_trt.operators.kernels.tiles import Entry, GemmTile, Tiles
+from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.tools.operator_cases import EPSILON, OperatorCase, this_capability
 from torch import Tensor
 
@@ -174,7 +175,6 @@ def test_a_static_scale_and_leading_dimensions(program_of):
     from onerec_trt.operators.kernels.factories import FACTORIES
     from onerec_trt.operators.kernels.factory import Node
     from onerec_trt.operators.kernels.program import InputType
-    from onerec_trt.operators.registry import OPERATORS
 
     inputs = OperatorCase("Fp8Linear", 60, (1408, 1408)).inputs()
     inputs[0], inputs[1] = inputs[0].view(3, 20, 1408), torch.tensor([0.01], device="cuda")
@@ -184,5 +184,4 @@ def test_a_static_scale_and_leading_dimensions(program_of):
     program = FACTORIES["Fp8Linear"].program(Node("Fp8Linear", tuple(types), {"promotion": 0}, this_capability()))
     (expected,) = OPERATORS["Fp8Linear"].meaning(*inputs, promotion=0)
     (actual,) = execute(program, inputs)
-    threshold = OperatorCase("Fp8Linear", 60, (1408, 1408), {"promotion": 0}).threshold
-    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= threshold
+    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= OPERATORS["Fp8Linear"].threshold
