@@ -51,10 +51,11 @@ class GemmTile:
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
         programs: Programs of the persistent kernel, which loads through tensor-memory-accelerator descriptors;
             0 is the kernel with one program per tile and ordinary loads.
-        parts: The epilogue works on the tile in this many parts along n, in so much less shared memory.
+        parts: The persistent kernel's epilogue works on the tile in this many parts along n, at least 2, in so much less shared memory.
         tail: Tiles of the last, incomplete wave are cut into this many along m. 1 leaves them whole.
         prefetch: Whether the residual is fetched into the L2 cache while the product is computed.
-        whole: Whether the epilogue waits once for all of the residual's tile, not in each part, for more shared memory.
+        early: Steps before the end of the main loop at which the residual is asked for, to wait in registers until the product is done;
+            0 reads it afterwards, through a descriptor.
     """
 
     m: int
@@ -67,7 +68,7 @@ class GemmTile:
     parts: int = 1
     tail: int = 1
     prefetch: bool = False
-    whole: bool = False
+    early: int = 0
 
 
 @dataclass(frozen=True)
