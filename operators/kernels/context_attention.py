@@ -41,9 +41,8 @@ def context_attention(
     length = tl.minimum(tl.maximum(tl.load(lengths_B + request), 0), tokens).to(tl.int32)
     channel = tl.arange(0, HEAD_TILE)
     number = tl.program_id(0) % BLOCKS * M_TILE + tl.arange(0, M_TILE)  # SHARE heads of a row, then the next row
-    row = request.to(tl.int64) * ROWS + number // SHARE
-    head = group % GROUPS * SHARE + number % SHARE
-    place = (row * (GROUPS * SHARE) + head)[:, None] * HEAD + channel[None, :]
+    place = (number // SHARE * (GROUPS * SHARE) + number % SHARE)[:, None] * HEAD + channel[None, :]
+    place += (request.to(tl.int64) * ROWS * (GROUPS * SHARE) + group % GROUPS * SHARE) * HEAD
     inside = (number < ROWS * SHARE)[:, None] & (channel < HEAD)[None, :]
     query = tl.load(query_ND + place, mask=inside, other=0.0)
     start = group.to(tl.int64) * tokens * HEAD
@@ -85,7 +84,7 @@ def _tile(
         mask = token < length
         if HEAD_TILE > HEAD:
             mask = mask & (channel < HEAD)
-        tile = tl.load(pointer + token.to(tl.int64) * HEAD + channel, mask=mask, other=0.0)
+        tile = tl.load(pointer + (token * HEAD + channel), mask=mask, other=0.0)
     return tile
 
 
