@@ -85,14 +85,39 @@ def _walk(
                         added_right = _pairs(residual_RN, row, channel + HALF, rows, N, M_TILE, HALF)
                 accumulator = tl.dot(x.load([row, step * K_TILE]), weight.load([channel, step * K_TILE]).T, accumulator)
             left, right = _halves(accumulator, M_TILE, HALF)
-        _finish(
-            left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
-        )  # fmt: skip
-        _finish(
-            right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
-        )  # fmt: skip
+        if PARTS == 2 and (EARLY > 0 or not RESIDUAL):
+            # All is computed before the first store: what the right half reads would wait for it. It takes more registers.
+            left = _scaled(left, added_left, row, channel, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF)
+            right = _scaled(
+                right, added_right, row, channel + HALF, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF
+            )
+            output.store([row, channel], left)
+            output.store([row, channel + HALF], right)
+        else:
+            _finish(
+                left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
+            )  # fmt: skip
+            _finish(
+                right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
+                N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
+            )  # fmt: skip
+
+
+@triton.jit
+def _scaled(
+    accumulator, added, row, channel, scale, weight_scale_N, rows,
+    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr,
+):  # fmt: skip
+    """FP16 of a part, its residual added: either FP16 or in pairs."""
+    if SCALED:
+        accumulator *= scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
+    if RESIDUAL:
+        if added.dtype == tl.int32:
+            added = _unpacked(added, M_TILE, N_TILE)
+        accumulator += added.to(tl.float32)
+    return accumulator.to(tl.float16)
 
 
 @triton.jit
@@ -101,16 +126,12 @@ def _finish(
     N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Scale, add the residual, round and store, in 1 or 2 parts along n. `added` is the residual in pairs where it was read EARLY."""
+    """Compute and store a part, then the next: 1 or 2 along n. `added` is the residual in pairs where it was read EARLY."""
     if PARTS == 1:
-        factor = 1.0
-        if SCALED:
-            factor = scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
-        accumulator = accumulator * factor
-        if RESIDUAL:
-            tile = _unpacked(added, M_TILE, N_TILE) if EARLY else residual.load([row, channel])
-            accumulator = accumulator + tile.to(tl.float32)
-        output.store([row, channel], accumulator.to(tl.float16))
+        if RESIDUAL and EARLY == 0:
+            added = residual.load([row, channel])
+        result = _scaled(accumulator, added, row, channel, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE)
+        output.store([row, channel], result)
     else:
         HALF: tl.constexpr = N_TILE // 2
         left, right = _halves(accumulator, M_TILE, HALF)
