@@ -22,6 +22,7 @@ HIDDEN_WIDTHS = (5632, 14336)
 BEAMS = (1, 128, 512)
 HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
 TOKENS = 512
+FP8_STEP = 128  # channels of a step of the main loop: 128 bytes
 
 
 NONE: Attributes = {}
@@ -64,16 +65,16 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
         return list(_attention_candidates(case.tile_rows, capability))
     if "Linear" not in case.operator:
         return list(_row_candidates(case.shape[0]))
-    step = 64 if case.operator.startswith("Linear") else 128  # 128 bytes
+    step = FP8_STEP // 2 if case.operator.startswith("Linear") else FP8_STEP
     promoted = bool(case.attributes.get("promotion"))
     if capability != HOPPER:
         return list(_plain(case.rows, step // 2 if not promoted else step, stages=(2, 3)))
     if case.rows < 256:
-        return list(_plain(case.rows, step, stages=(4, 6)))
+        return list(_plain(case.rows, step, stages=(6,) if case.rows <= 16 else (4, 6)))
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
     if case.operator.endswith("Add"):
-        return list(_persistent_residual(step, early=(1, 2) if promoted else (3, 8), promoted=promoted))
+        return list(_persistent_residual(step, promoted))
     return list(_persistent_plain(step, promoted))
 
 
@@ -119,22 +120,26 @@ def _persistent_few(k: int) -> Iterator[GemmTile]:
         yield GemmTile(m, n, k, 4 if m * n < 128 * 256 else 3, warps, programs=MULTIPROCESSORS, parts=2)
 
 
-def _persistent_residual(k: int, early: tuple[int, int], promoted: bool) -> Iterator[GemmTile]:
-    """The residual asked for at two moments of the main loop, beside tiles that read it afterwards."""
+def _persistent_residual(k: int, promoted: bool) -> Iterator[GemmTile]:
+    """The residual asked for at some moments of the main loop, beside tiles that read it afterwards.
+
+    One step before the end two products of a step are still to be done; earlier, the next step's branch waits for it.
+    """
     wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
     pair = GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)  # two programs take turns on a multiprocessor
-    yield from (wide, pair)
-    for steps in early:
-        yield replace(wide, early=steps)
-        yield replace(wide, early=steps, prefetch=True)
-        yield replace(pair, early=steps)  # with a prefetch, too, it would have too many registers for two programs
-        yield replace(pair, early=steps, warps=4)
-    yield replace(wide, early=early[1], group=16)
-    yield replace(wide, early=early[1], tail=2)
+    yield from (wide, pair, replace(wide, early=4))
+    for early in (1, 2):
+        yield replace(wide, early=early)
+        yield replace(wide, early=early, prefetch=True)
+        yield replace(pair, early=early)  # with a prefetch, too, it would have too many registers for two programs
+        yield replace(pair, early=early, warps=4)
+    wide = replace(wide, early=1, prefetch=True)
+    yield from (replace(wide, group=16), replace(wide, tail=2))
     if not promoted:
-        yield replace(wide, early=early[0], stages=4, parts=4)
-        yield GemmTile(256, 128, k, 3, 8, programs=MULTIPROCESSORS, parts=2, early=early[0])
-        yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2, early=early[0], prefetch=True)
+        yield replace(wide, n=128, stages=4)
+        if k == FP8_STEP:
+            yield replace(wide, stages=4, parts=4)
+            yield replace(wide, m=256, n=128)
 
 
 def _persistent_plain(k: int, promoted: bool) -> Iterator[GemmTile]:
