@@ -70,7 +70,7 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     if capability != HOPPER:
         return list(_plain(case.rows, step // 2 if not promoted else step, stages=(2, 3)))
     if case.rows < 256:
-        return list(_plain(case.rows, step, stages=(6,) if case.rows <= 16 else (4, 6)))
+        return list(_plain(case.rows, step, stages=(6,)))
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
     if case.operator.endswith("Add"):
@@ -84,7 +84,7 @@ def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]
         for n, stages, warps in ((32, 4, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4), (128, 3, 8), (64, 3, 2)):
             yield AttentionTile(16, n, stages, warps)
         return
-    for m, n, warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)):
+    for m, n, warps in ((64, 64, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)):
         for descriptors in (False, True) if capability == HOPPER else (False,):
             yield AttentionTile(m, n, 2, warps, descriptors)
     if capability == HOPPER:
@@ -93,7 +93,7 @@ def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
-    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it; more rows per program never won.
+    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it; more than two rows per program never won.
 
     Half a chunk moves 8 bytes per lane instead of 16 and wastes no lane where the width is an odd multiple of it.
     """
@@ -127,12 +127,13 @@ def _persistent_residual(k: int, promoted: bool) -> Iterator[GemmTile]:
     """
     wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
     pair = GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)  # two programs take turns on a multiprocessor
-    yield from (wide, pair, replace(wide, early=4))
+    yield from (wide, pair)
     for early in (1, 2):
         yield replace(wide, early=early)
         yield replace(wide, early=early, prefetch=True)
-        yield replace(pair, early=early)  # with a prefetch, too, it would have too many registers for two programs
-        yield replace(pair, early=early, warps=4)
+        yield replace(pair, early=early, prefetch=True, registers=128)  # left alone, the compiler takes too many for two programs
+    yield from (replace(pair, early=1), replace(pair, early=1, warps=4))
+    yield replace(pair, early=1, tail=2, registers=128)
     wide = replace(wide, early=1, prefetch=True)
     yield from (replace(wide, group=16), replace(wide, tail=2))
     if not promoted:
@@ -147,6 +148,7 @@ def _persistent_plain(k: int, promoted: bool) -> Iterator[GemmTile]:
     wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
     yield from (replace(wide, group=group) for group in (4, 8, 16))
     yield replace(wide, tail=2)
+    yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4, tail=2)
     yield replace(wide, stages=4, parts=4)
     yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2)
     yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)

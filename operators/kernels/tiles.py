@@ -56,6 +56,7 @@ class GemmTile:
         prefetch: Whether the residual is fetched into the L2 cache while the product is computed.
         early: Steps before the end of the main loop at which the residual is asked for, to wait in registers until the product is done;
             0 reads it afterwards, through a descriptor.
+        registers: Most per thread; 0 leaves it to the compiler. 128 let two programs of 8 warps share a multiprocessor.
     """
 
     m: int
@@ -69,6 +70,7 @@ class GemmTile:
     tail: int = 1
     prefetch: bool = False
     early: int = 0
+    registers: int = 0
 
 
 @dataclass(frozen=True)

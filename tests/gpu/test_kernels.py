@@ -142,6 +142,8 @@ def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
         GemmTile(128, 256, 128, 4, 8, programs=132, parts=4, early=20),
         GemmTile(256, 128, 128, 3, 8, programs=132, parts=2, early=1),
         GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=2),
+        GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, prefetch=True, registers=128),
+        GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, tail=2, registers=128),
         GemmTile(128, 128, 128, 3, 4, programs=264, parts=4, early=4),
         GemmTile(128, 128, 128, 3, 8, group=4, programs=264, parts=4, prefetch=True),
         GemmTile(64, 64, 128, 4, 4),

