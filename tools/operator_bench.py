@@ -23,7 +23,7 @@ from ..operators.kernels.launch import bind, new_outputs
 from ..operators.registry import OPERATORS
 from .commit import git_commit
 from .kernel_timing import Captured, captured, interleaved_us
-from .operator_cases import EPSILON, OperatorCase, copies_of, this_capability
+from .operator_cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
 
 SAMPLES = 21
 ROWS = 16384  # 32 requests of 512 beams
@@ -61,6 +61,7 @@ def measurements() -> Iterator[Measurement]:
         yield Measurement(case, "without the FP16 norm", _compiled(case))
     case = OperatorCase("SwiGluQuantRow", ROWS, (5632,))
     yield Measurement(case, "row scales", _compiled(case))
+    yield from _attentions()
     yield from _fp16_twins()
 
 
@@ -75,6 +76,22 @@ def _fp16_twins() -> Iterator[Measurement]:
         yield Measurement(OperatorCase("LinearAdd", ROWS, (1408, n)), "FP16, residual", addmm)
     norm = Library("torch.nn.functional.rms_norm", lambda i: torch.nn.functional.rms_norm(i[0], (1408,), i[1], EPSILON["epsilon"]))
     yield Measurement(OperatorCase("RmsNorm", ROWS, (1408,), EPSILON), "FP16", norm)
+
+
+def _attentions() -> Iterator[Measurement]:
+    """Of the 1B size."""
+    for tokens in (512, 3000):
+        case = context_attention_case(32, 512, heads=14, groups=14, tokens=tokens, head=128)
+        yield Measurement(case, "every context full", Library("scaled_dot_product_attention, without lengths", _attend))
+    case = beam_attention_case("BeamSelfAttention2", 32, 512, heads=14, head=128)
+    yield Measurement(case, "FP16", _compiled(case))
+
+
+def _attend(inputs: list[Tensor]) -> Tensor:
+    query, key, value, _ = inputs
+    requests, heads, _, head = key.shape
+    rows = query.view(requests, -1, heads, head).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(rows, key, value)
 
 
 def _row_wise(inputs: list[Tensor]) -> Tensor:

@@ -25,14 +25,14 @@ from ..operators.single_node import as_arrays
 DISTINCT_BYTES = 200 << 20  # inputs and outputs in rotation; the L2 cache of an H200 holds 60 MB
 LEAST_COPIES = 3
 CHECKED_ROWS = 256
-STEP_CHANNELS = 32  # of an FP8 tensor core instruction
-ACCUMULATOR_UNIT = 2.0**-13
-NAMES: dict[torch.dtype, DType] = {DTYPES[name]: name for name in ("float16", "float32", "float8_e4m3fn")}
+CHECKED_REQUESTS = 4
+DEVICE = "cuda"
+NAMES: dict[torch.dtype, DType] = {DTYPES[name]: name for name in ("float16", "float32", "float8_e4m3fn", "int64")}
 EPSILON: Attributes = {"epsilon": 1e-6}
 
 
 def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=torch.float16)
+    return torch.randn(shape, device=DEVICE, dtype=torch.float16)
 
 
 def codes(*shape: int) -> Tensor:
@@ -40,7 +40,7 @@ def codes(*shape: int) -> Tensor:
 
 
 def positive(*shape: int) -> Tensor:
-    return torch.rand(shape, device="cuda").mul_(0.01).add_(0.001)
+    return torch.rand(shape, device=DEVICE).mul_(0.01).add_(0.001)
 
 
 def _linear(rows: int, k: int, n: int) -> list[Tensor]:
@@ -49,6 +49,23 @@ def _linear(rows: int, k: int, n: int) -> list[Tensor]:
 
 def _fp8_linear(rows: int, k: int, n: int) -> list[Tensor]:
     return [codes(rows, k), positive(rows, 1), codes(n, k), positive(n)]
+
+
+def _context_attention(rows: int, beam: int, heads: int, groups: int, tokens: int, head: int) -> list[Tensor]:
+    """Every context fills its tokens."""
+    requests = rows // beam
+    context = (requests, groups, tokens, head)
+    return [normal(rows, heads * head), normal(*context), normal(*context), torch.full((requests,), tokens, device=DEVICE)]
+
+
+def _beam_self_attention(rows: int, beam: int, heads: int, head: int) -> list[Tensor]:
+    width = 3 * heads * head
+    return [normal(rows, width), normal(rows // beam, width)]
+
+
+def _beam_self_attention_2(rows: int, beam: int, heads: int, head: int) -> list[Tensor]:
+    parent = torch.randint(beam, (rows // beam, beam), device=DEVICE)
+    return [*_beam_self_attention(rows, beam, heads, head), normal(rows, 3 * heads * head), parent]
 
 
 INPUTS: dict[str, Callable[..., list[Tensor]]] = {
@@ -65,6 +82,9 @@ INPUTS: dict[str, Callable[..., list[Tensor]]] = {
     "LinearAdd": lambda rows, k, n: [*_linear(rows, k, n), normal(rows, n)],
     "Fp8Linear": _fp8_linear,
     "Fp8LinearAdd": lambda rows, k, n: [*_fp8_linear(rows, k, n), normal(rows, n)],
+    "ContextAttention": _context_attention,
+    "BeamSelfAttention1": _beam_self_attention,
+    "BeamSelfAttention2": _beam_self_attention_2,
 }
 
 
@@ -75,7 +95,7 @@ class OperatorCase:
     Attributes:
         operator: Its name.
         rows: Rows of its first input.
-        shape: (width,), for SwiGLU that of its result, or (K, N).
+        shape: (width,), for SwiGLU that of its result; (K, N); or what `context_attention_case` and `beam_attention_case` put there.
         attributes: Of the node.
         read: Outputs somebody reads. Default: all.
     """
@@ -88,14 +108,41 @@ class OperatorCase:
 
     @property
     def label(self) -> str:
-        """Shape in words: rows x width of the input, or M x K x N."""
-        shape = (2 * self.shape[0],) if self.operator.startswith("SwiGlu") else self.shape
-        return "x".join(map(str, (self.rows, *shape)))
+        """Shape in words: rows x width of the input, M x K x N, or requests x heads x beam x tokens x channels of a head."""
+        shape: tuple[int, ...] = (self.rows, *self.shape)
+        if self.operator.startswith("SwiGlu"):
+            shape = (self.rows, 2 * self.shape[0])
+        elif self.operator == "ContextAttention":
+            beam, heads, _, tokens, head = self.shape
+            shape = (self.rows // beam, heads, beam, tokens, head)
+        elif self.is_attention:
+            shape = (self.rows, self.shape[1] * self.shape[2])
+        return "x".join(map(str, shape))
+
+    @property
+    def is_attention(self) -> bool:
+        return "Attention" in self.operator
 
     @property
     def flops(self) -> int:
-        """Of a product; 0 where the bytes count."""
+        """Of products; 0 where the bytes count."""
+        if self.operator == "ContextAttention":
+            _, heads, _, tokens, head = self.shape
+            return 4 * self.rows * heads * tokens * head
         return 2 * self.rows * math.prod(self.shape) if "Linear" in self.operator else 0
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows under which its tile stands in the table."""
+        if self.operator == "ContextAttention":
+            beam, heads, groups, _, _ = self.shape
+            return beam * heads // groups
+        return self.rows
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Shape under which its tile stands in the table."""
+        return self.shape[-1:] if self.operator == "ContextAttention" else self.shape
 
     def inputs(self) -> list[Tensor]:
         """Random inputs on the GPU."""
@@ -105,7 +152,7 @@ class OperatorCase:
         """The launch program of the node with a dynamic number of rows. `tiles` defaults to the committed table."""
         node = Node(
             self.operator,
-            _types(self.operator, self.shape),
+            _types(self.operator, self.shape, DEVICE),
             self.attributes,
             capability,
             self.read,
@@ -123,40 +170,62 @@ class OperatorCase:
             GateError: It is above the threshold.
         """
         truth, inputs = OPERATORS[self.operator], self.inputs()
-        step = max(1, self.rows // CHECKED_ROWS)
-        rows = slice((self.rows - 1) % step, None, step)  # ends with the last row
-        chosen = [t[rows] if t.dim() == 2 and len(t) == self.rows and not self._is_weight(n) else t for n, t in enumerate(inputs)]
+        chosen, rows = self._sampled(inputs)
         expected = as_arrays([t.cpu() for t in truth.meaning(*chosen, **self.attributes)])
         actual = as_arrays([output[rows].cpu() for output in execute(program, inputs)])
         actual += expected[len(actual) :]  # outputs that nobody reads are not made
         difference = truth.compare(actual, expected, [], self.attributes)
-        if difference > self.threshold:
+        if difference > truth.threshold:
             where = f"{self.operator} {self.label} {self.attributes}"
-            raise GateError(f"the kernel differs from PyTorch by {difference:.2g}, at most {self.threshold:.2g}", where=where)
+            raise GateError(f"the kernel differs from PyTorch by {difference:.2g}, at most {truth.threshold:.2g}", where=where)
         return difference
 
-    @property
-    def threshold(self) -> float:
-        """The operator's own; where an FP8 product is never promoted, what the tensor core's accumulator may lose, if that is more.
+    def _sampled(self, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Inputs of rows, or of whole requests, spread across the batch and ending with its last; and which rows those are."""
+        unit, most = (self.shape[0], CHECKED_REQUESTS) if self.is_attention else (1, CHECKED_ROWS)
+        count = self.rows // unit
+        step = max(1, count // most)
+        units = slice((count - 1) % step, None, step)
 
-        The PyTorch meaning accumulates in FP32. Hopper keeps about 14 bits (arXiv 2412.19437, section 3.3.2): at most one unit
-        of 2^-13 in each step of 32 channels, and the metric is half of the squared relative error.
-        """
-        own = OPERATORS[self.operator].threshold
-        if self.attributes.get("promotion") != 0:
-            return own
-        return max(own, (self.shape[0] / STEP_CHANNELS * ACCUMULATOR_UNIT) ** 2 / 2)
+        def of_units(tensor: Tensor) -> Tensor:
+            chosen: Tensor = tensor.unflatten(0, (count, -1))[units]
+            return chosen.flatten(0, 1)
+
+        def by_rows(index: int, tensor: Tensor) -> bool:
+            return self.is_attention or (tensor.dim() == 2 and len(tensor) == self.rows and not self._is_weight(index))
+
+        rows = of_units(torch.arange(self.rows, device=DEVICE))
+        return [of_units(t) if by_rows(n, t) else t for n, t in enumerate(inputs)], rows
 
     def _is_weight(self, index: int) -> bool:
         return "Linear" in self.operator and index == (2 if self.operator.startswith("Fp8") else 1)
 
 
+def context_attention_case(requests: int, beam: int, heads: int, groups: int, tokens: int, head: int) -> OperatorCase:
+    """Rows of `requests` beams over contexts of `tokens`, all of them valid."""
+    return OperatorCase("ContextAttention", requests * beam, (beam, heads, groups, tokens, head), {"rows": beam})
+
+
+def beam_attention_case(operator: str, requests: int, beam: int, heads: int, head: int) -> OperatorCase:
+    """BeamSelfAttention1 or 2, where as many beams lived in the step before."""
+    return OperatorCase(operator, requests * beam, (beam, heads, head), {"rows": beam, "heads": heads})
+
+
 @cache
-def _types(operator: str, shape: tuple[int, ...]) -> tuple[InputType, ...]:
-    """Types of the inputs with a dynamic number of rows, read off inputs of two rows."""
-    two = INPUTS[operator](2, *shape)
-    by_rows = [number == 0 or (tensor.dim() == 2 and tensor.shape[0] == 2) for number, tensor in enumerate(two)]
-    return tuple(InputType(NAMES[t.dtype], (None if by else t.shape[0], *t.shape[1:])) for t, by in zip(two, by_rows, strict=True))
+def _types(operator: str, shape: tuple[int, ...], _device: str) -> tuple[InputType, ...]:
+    """Types of the inputs with a dynamic number of rows, requests and tokens, read off inputs of two rows or requests."""
+    attention = "Attention" in operator
+    rows = 2 * shape[0] if attention else 2
+
+    def dynamic(number: int, tensor: Tensor, axis: int) -> bool:
+        if attention:
+            return axis == 0 or (tensor.dim() == 4 and axis == 2)
+        return axis == 0 and (number == 0 or (tensor.dim() == 2 and tensor.shape[0] == rows))
+
+    def type_of(number: int, tensor: Tensor) -> InputType:
+        return InputType(NAMES[tensor.dtype], tuple(None if dynamic(number, tensor, n) else size for n, size in enumerate(tensor.shape)))
+
+    return tuple(type_of(number, tensor) for number, tensor in enumerate(INPUTS[operator](rows, *shape)))
 
 
 def copies_of(bytes_of_one: int) -> int:

@@ -47,7 +47,7 @@ class Tuned:
 
     def entries(self, capability: str) -> list[Entry]:
         """What the table gets."""
-        return [Entry(capability, family, self.case.rows, self.case.shape, self.tile) for family in self.families]
+        return [Entry(capability, family, self.case.tile_rows, self.case.tile_shape, self.tile) for family in self.families]
 
     def as_json(self) -> dict[str, Any]:
         """Every candidate with its time, fastest first."""
@@ -96,8 +96,7 @@ class _Search:
 
     def __init__(self, case: OperatorCase, families: tuple[str, ...], capability: str, tiles: Tiles) -> None:
         self.case, self.families, self.capability = case, families, capability
-        classes = tiles.classes(capability, families[0], case.shape)
-        self.now = next(each.tile for each in classes if each.most is None or case.rows <= each.most)
+        self.now = tiles.tile(capability, families[0], case.tile_shape, case.tile_rows)
         self.builds = {tile: self._builds(tile) for tile in dict.fromkeys([self.now, *tune_space.candidates(case, capability)])}
 
     def best(self, compiled: Compiled) -> Tuned:
@@ -114,7 +113,7 @@ class _Search:
         return Tuned(self.case, self.families, winner, medians[winner], medians.get(self.now), quick)
 
     def _program(self, tile: Tile, compile_with: Callable[[Build], Kernel]) -> Program:
-        entries = (Entry(self.capability, family, self.case.rows, self.case.shape, tile) for family in self.families)
+        entries = (Entry(self.capability, family, self.case.tile_rows, self.case.tile_shape, tile) for family in self.families)
         return self.case.program(self.capability, Tiles(tuple(entries)), compile_with)
 
     def _builds(self, tile: Tile) -> list[Build]:

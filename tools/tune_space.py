@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 
-from ..operators.kernels.tiles import GemmTile, RowTile, Tile
+from ..operators.kernels.tiles import AttentionTile, GemmTile, RowTile, Tile
 from ..operators.operator import Attributes
-from .operator_cases import EPSILON, OperatorCase
+from .operator_cases import EPSILON, OperatorCase, context_attention_case
 
 MANY_ROWS = 16384  # 32 requests of 512 beams
 HOPPER = "9.0"
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 PRODUCT_SHAPES = ((1408, 1408), (1408, 4224), (1408, 5632), (5632, 1408))  # (K, N): o, q k v, gate or up, down of 0.5B and of experts
+PLAIN_SHAPES = PRODUCT_SHAPES[:3]  # a model's down projection always has a residual
 FEW_ROW_SHAPES = ((1408, 5632), (5632, 1408))
 FEW_ROWS = (16, 128, 768)
 ROW_WIDTHS = (1408, 3584)
 HIDDEN_WIDTHS = (5632, 14336)
+BEAMS = (1, 128, 512)
+HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
+TOKENS = 512
+FP8_STEP = 128  # channels of a step of the main loop: 128 bytes
 
 
 NONE: Attributes = {}
 PRODUCTS: tuple[tuple[str, str, Attributes], ...] = (
-    ("Fp8LinearAdd", "fp8_linear", {"promotion": 0}),
-    ("Fp8LinearAdd", "fp8_linear_promoted", {"promotion": 128}),
-    ("LinearAdd", "linear", NONE),
+    ("Fp8Linear", "fp8_linear", {"promotion": 0}),
+    ("Fp8Linear", "fp8_linear_promoted", {"promotion": 128}),
+    ("Linear", "linear", NONE),
 )
 
 
 def cases() -> Iterator[tuple[OperatorCase, tuple[str, ...]]]:
-    """Each case, and the families of the table its tile is for. A product with a residual stands for the one without."""
+    """Each case, and the families of the table its tile is for. Of few rows a product with a residual stands for the one without."""
     for operator, families, attributes, read in (
         ("RmsNormQuantRow", ("rms_norm_quant",), EPSILON, (True, True, False)),
         ("RmsNorm", ("rms_norm",), EPSILON, ()),
@@ -41,46 +48,67 @@ def cases() -> Iterator[tuple[OperatorCase, tuple[str, ...]]]:
             for width in HIDDEN_WIDTHS:
                 yield OperatorCase(operator, rows, (width,)), families
     for operator, name, attributes in PRODUCTS:
-        both = (f"{name}_add", name)
-        few = () if name == "fp8_linear_promoted" else [(rows, shape) for rows in FEW_ROWS for shape in FEW_ROW_SHAPES]
-        for rows, shape in (*few, *((MANY_ROWS, shape) for shape in PRODUCT_SHAPES)):
-            yield OperatorCase(operator, rows, shape, attributes), both
+        for rows, shape in product(() if name == "fp8_linear_promoted" else FEW_ROWS, FEW_ROW_SHAPES):
+            yield OperatorCase(f"{operator}Add", rows, shape, attributes), (f"{name}_add", name)
+        for shape in PRODUCT_SHAPES:
+            yield OperatorCase(f"{operator}Add", MANY_ROWS, shape, attributes), (f"{name}_add",)
+        for shape in PLAIN_SHAPES:
+            yield OperatorCase(operator, MANY_ROWS, shape, attributes), (name,)
+    for head, heads in HEADS.items():
+        for beam in BEAMS:
+            yield context_attention_case(32, beam, heads, heads, TOKENS, head), ("context_attention",)
 
 
 def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     """Tiles worth a try. Those that do not compile or fit are left out later."""
+    if case.operator == "ContextAttention":
+        return list(_attention_candidates(case.tile_rows, capability))
     if "Linear" not in case.operator:
         return list(_row_candidates(case.shape[0]))
-    step = 64 if case.operator.startswith("Linear") else 128  # 128 bytes
+    step = FP8_STEP // 2 if case.operator.startswith("Linear") else FP8_STEP
     promoted = bool(case.attributes.get("promotion"))
     if capability != HOPPER:
         return list(_plain(case.rows, step // 2 if not promoted else step, stages=(2, 3)))
     if case.rows < 256:
-        return list(_plain(case.rows, step, stages=(4, 6)))
+        return list(_plain(case.rows, step, stages=(6,)))
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
-    return list(_persistent_many(step, scaled=case.operator.startswith("Fp8"), promoted=promoted))
+    if case.operator.endswith("Add"):
+        return list(_persistent_residual(step, promoted))
+    return list(_persistent_plain(step, promoted))
+
+
+def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]:
+    """For one row a tile of the smallest instruction; for many rows tiles of which two programs share a multiprocessor, too."""
+    if rows <= 32:
+        for n, stages, warps in ((32, 4, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4), (128, 3, 8), (64, 3, 2)):
+            yield AttentionTile(16, n, stages, warps)
+        return
+    for m, n, warps in ((64, 64, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)):
+        for descriptors in (False, True) if capability == HOPPER else (False,):
+            yield AttentionTile(m, n, 2, warps, descriptors)
+    if capability == HOPPER:
+        yield AttentionTile(128, 32, 3, 4, descriptors=True)
+        yield AttentionTile(256, 64, 2, 8, descriptors=True)
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
-    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it.
+    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it; more than two rows per program never won.
 
     Half a chunk moves 8 bytes per lane instead of 16 and wastes no lane where the width is an odd multiple of it.
     """
-    for warps_of_row in (1, 2, 4, 8):
-        if not 8 <= width / (32 * warps_of_row) <= 112:
+    for warps in (1, 2, 4, 8):
+        if not 8 <= width / (32 * warps) <= 112:
             continue
-        chunk = 256 * warps_of_row
-        for warps in (1, 2, 4, 8):
-            if warps >= warps_of_row:
-                yield RowTile(warps // warps_of_row, chunk, warps)
-                if 0 < width % chunk <= chunk // 2:
-                    yield RowTile(warps // warps_of_row, chunk // 2, warps)
-        yield RowTile(max(1, 4 // warps_of_row), 2 * chunk, max(4, warps_of_row))
+        chunk = 256 * warps
+        yield RowTile(1, chunk, warps)
+        if 0 < width % chunk <= chunk // 2:
+            yield RowTile(1, chunk // 2, warps)
+        yield RowTile(1, 2 * chunk, warps) if warps >= 4 else RowTile(2, chunk, 2 * warps)
 
 
 def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
-    heights = (16,) if rows <= 16 else (32, 64) if rows <= 128 else (64, 128)
+    heights = (16,) if rows <= 16 else (64,) if rows <= 128 else (64, 128)
     for m in heights:
         for n in (32, 64, 128):
             for depth in stages:
@@ -92,16 +120,38 @@ def _persistent_few(k: int) -> Iterator[GemmTile]:
         yield GemmTile(m, n, k, 4 if m * n < 128 * 256 else 3, warps, programs=MULTIPROCESSORS, parts=2)
 
 
-def _persistent_many(k: int, scaled: bool, promoted: bool) -> Iterator[GemmTile]:
+def _persistent_residual(k: int, promoted: bool) -> Iterator[GemmTile]:
+    """The residual asked for at some moments of the main loop, beside tiles that read it afterwards.
+
+    One step before the end two products of a step are still to be done; earlier, the next step's branch waits for it.
+    """
+    wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
+    pair = GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)  # two programs take turns on a multiprocessor
+    yield from (wide, pair)
+    for early in (1, 2):
+        yield replace(wide, early=early)
+        yield replace(wide, early=early, prefetch=True)
+        yield replace(pair, early=early, prefetch=True, registers=128)  # left alone, the compiler takes too many for two programs
+    yield from (replace(pair, early=1), replace(pair, early=1, warps=4))
+    yield replace(pair, early=1, tail=2, registers=128)
+    wide = replace(wide, early=1, prefetch=True)
+    yield from (replace(wide, group=16), replace(wide, tail=2))
+    if not promoted:
+        yield replace(wide, n=128, stages=4)
+        if k == FP8_STEP:
+            yield replace(wide, stages=4, parts=4)
+            yield replace(wide, m=256, n=128)
+
+
+def _persistent_plain(k: int, promoted: bool) -> Iterator[GemmTile]:
     """Large tiles live with what the L2 cache delivers; of small ones two blocks take turns on a multiprocessor."""
-    epilogues = ((3, 2, False, False), (3, 2, True, False), (4, 4, False, False), (4, 4, True, False), (3, 4, True, True))
-    for m, n in ((128, 256), (256, 128)):
-        for stages, parts, prefetch, whole in epilogues:
-            for tail in (1, 2) if scaled else (1,):
-                yield GemmTile(m, n, k, stages, 8, programs=MULTIPROCESSORS, parts=parts, tail=tail, prefetch=prefetch, whole=whole)
-    for group in (4, 16):
-        yield GemmTile(128, 256, k, 3, 8, group=group, programs=MULTIPROCESSORS, parts=2, prefetch=True)
-    for prefetch in (False, True):
-        yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2, prefetch=prefetch)
-        for warps in (8,) if promoted else (4, 8):
-            yield GemmTile(128, 128, k, 3, warps, programs=2 * MULTIPROCESSORS, parts=4, prefetch=prefetch)
+    wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
+    yield from (replace(wide, group=group) for group in (4, 8, 16))
+    yield replace(wide, tail=2)
+    yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4, tail=2)
+    yield replace(wide, stages=4, parts=4)
+    yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2)
+    yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)
+    if not promoted:
+        yield GemmTile(256, 128, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
+        yield GemmTile(128, 128, k, 3, 4, programs=2 * MULTIPROCESSORS, parts=4)

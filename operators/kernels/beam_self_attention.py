@@ -60,8 +60,7 @@ def beam_self_attention_1_program(node: Node) -> Program:
 
 def beam_self_attention_2_program(node: Node) -> Program:
     """BeamSelfAttention2: the same with those of the step between, FP16 [M, 3 D], and a parent index INT64 [B, rows]."""
-    if node.inputs[3].dtype != "int64":
-        raise BuildError(f"input 3 is {node.inputs[3].dtype}, must be int64", where=node.operator, hint="correct the graph")
+    expect(node, 3, "int64")
     return _program(node, 2)
 
 

@@ -22,7 +22,7 @@ from ...core.artefacts import read_json, write_json
 from ...core.errors import ArtefactError, BuildError
 from .program import Kernel
 
-FORMAT = 1  # of the files in the cache
+FORMAT = 2  # of the files in the cache
 WARP = 32
 MOST_SHARED = {
     "8.9": 101376,
@@ -127,8 +127,9 @@ def _compile(build: Build, source: Any) -> Kernel:
 
     major, minor = build.capability.split(".")
     where = f"{build.function} for compute capability {build.capability}, {dict(build.constants)}, {build.warps} warps"
-    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope(), triton.knobs.compilation.scope():
         triton.knobs.cache.dir = folder  # its own cache would grow without bound beside ours
+        triton.knobs.compilation.disable_line_info = True  # two thirds of a cubin, and every node of a plan carries its own
         try:
             result = triton.compile(source, target=GPUTarget("cuda", int(major) * 10 + int(minor), WARP), options=_options(build))
         except Exception as error:  # the compiler raises what it likes

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..operator import Array
 from .beam_self_attention import beam_self_attention_1_program, beam_self_attention_2_program
+from .context_attention import context_attention_program
 from .factory import Node
 from .fp8_linear import fp8_linear_add_program, fp8_linear_program
 from .linear import linear_add_program, linear_program
@@ -48,6 +49,7 @@ FACTORIES: dict[str, KernelFactory] = {
     "LinearAdd": KernelFactory(linear_add_program),
     "Fp8Linear": KernelFactory(fp8_linear_program),
     "Fp8LinearAdd": KernelFactory(fp8_linear_add_program),
+    "ContextAttention": KernelFactory(context_attention_program),
     "BeamSelfAttention1": KernelFactory(beam_self_attention_1_program),
     "BeamSelfAttention2": KernelFactory(beam_self_attention_2_program),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ...core.errors import BuildError
@@ -63,10 +63,15 @@ class Product:
         name = "gemm_pointers"
         if tile.programs:
             name = "gemm"
-            parts = max(tile.parts, 2) if self.promotion else tile.parts  # promotion computes a tile in two halves anyway
-            constants |= {"PROGRAMS": tile.programs, "PARTS": parts, "TAIL": tile.tail, "PREFETCH": tile.prefetch, "WHOLE": tile.whole}
+            constants |= {
+                "PROGRAMS": tile.programs,
+                "PARTS": max(tile.parts, 2),
+                "TAIL": tile.tail,
+                "PREFETCH": tile.prefetch,
+                "EARLY": tile.early,
+            }
         types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
-        return Build(name, name, types, constants, capability, tile.warps, tile.stages)
+        return Build(name, name, types, constants, capability, tile.warps, tile.stages, tile.registers)
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""
@@ -74,7 +79,7 @@ class Product:
         aligned = self.k * operand_bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
         if aligned or not tile.programs:
             return tile
-        return replace(tile, programs=0, parts=1, tail=1, prefetch=False, whole=False, stages=min(tile.stages, POINTER_STAGES))
+        return GemmTile(tile.m, tile.n, tile.k, min(tile.stages, POINTER_STAGES), tile.warps, tile.group)
 
     def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:
         """The launch for a node: one program per tile, or as many as the GPU runs at a time."""

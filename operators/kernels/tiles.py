@@ -51,10 +51,12 @@ class GemmTile:
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
         programs: Programs of the persistent kernel, which loads through tensor-memory-accelerator descriptors;
             0 is the kernel with one program per tile and ordinary loads.
-        parts: The epilogue works on the tile in this many parts along n, in so much less shared memory.
+        parts: The persistent kernel's epilogue works on the tile in this many parts along n, at least 2, in so much less shared memory.
         tail: Tiles of the last, incomplete wave are cut into this many along m. 1 leaves them whole.
         prefetch: Whether the residual is fetched into the L2 cache while the product is computed.
-        whole: Whether the epilogue waits once for all of the residual's tile, not in each part, for more shared memory.
+        early: Steps before the end of the main loop at which the residual is asked for, to wait in registers until the product is done;
+            0 reads it afterwards, through a descriptor.
+        registers: Most per thread; 0 leaves it to the compiler. 128 let two programs of 8 warps share a multiprocessor.
     """
 
     m: int
@@ -67,15 +69,35 @@ class GemmTile:
     parts: int = 1
     tail: int = 1
     prefetch: bool = False
-    whole: bool = False
+    early: int = 0
+    registers: int = 0
 
 
-Tile = RowTile | GemmTile
+@dataclass(frozen=True)
+class AttentionTile:
+    """How an attention is cut.
+
+    Attributes:
+        m: Query rows of a program: those of all heads that share keys and values.
+        n: Tokens of one step of the loop over the context.
+        stages: Steps in flight.
+        warps: Of a program.
+        descriptors: Whether keys and values come through tensor-memory-accelerator descriptors, not by ordinary loads.
+    """
+
+    m: int
+    n: int
+    stages: int
+    warps: int
+    descriptors: bool = False
+
+
+Tile = RowTile | GemmTile | AttentionTile
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table. `shape` is (width,) of a row kernel, (K, N) of a product."""
+    """One line of the table. `shape` is (width,) of a row kernel, (K, N) of a product, (d,) of an attention with so many query rows."""
 
     capability: str
     family: str
@@ -115,6 +137,14 @@ class Tiles:
         bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]
         nearest = [min((e for e in known if e.rows == rows), key=lambda e: (_distance(e.shape, shape), e.shape)).tile for rows in counts]
         return _merged([RowClass(most, tile) for most, tile in zip([*bounds, None], nearest, strict=True)])
+
+    def tile(self, capability: str, family: str, shape: Sequence[int], rows: int) -> Tile:
+        """The tile for one row count, which must be known.
+
+        Raises:
+            BuildError: The table has no tiles of this family for this compute capability.
+        """
+        return next(e.tile for e in self.classes(capability, family, shape) if e.most is None or rows <= e.most)
 
     def with_entries(self, new: Sequence[Entry]) -> Tiles:
         """A table in which the new entries take the place of those they are for."""
@@ -157,7 +187,8 @@ def read_tiles(path: Path = TABLE) -> Tiles:
 
 def _entry(values: dict[str, Any]) -> Entry:
     shape, rows = tuple(values["shape"]), values["rows"]
-    tile = GemmTile(**values["tile"]) if "m" in values["tile"] else RowTile(**values["tile"])
+    cut = values["tile"]
+    tile: Tile = GemmTile(**cut) if "k" in cut else AttentionTile(**cut) if "m" in cut else RowTile(**cut)
     numbers = (rows, *shape, *(value for value in asdict(tile).values()))
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or min(rows, *shape) < 1:
         raise ValueError(f"an entry holds something else than positive numbers: {values}")

@@ -13,6 +13,7 @@ from onerec_trt.operators.kernels.compile import Build, compile_many, compiled, 
 from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
 from onerec_trt.operators.kernels.program import Kernel, Program
 from onerec_trt.operators.kernels.tiles import Entry, GemmTile, Tiles
+from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.tools.operator_cases import EPSILON, OperatorCase, this_capability
 from torch import Tensor
 
@@ -137,7 +138,13 @@ def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
     [
         GemmTile(128, 256, 128, 3, 8, programs=132, parts=2, tail=2, prefetch=True),
         GemmTile(256, 128, 128, 3, 8, programs=132, parts=4, tail=2),
-        GemmTile(128, 256, 128, 3, 8, programs=132, parts=4, tail=2, prefetch=True, whole=True),
+        GemmTile(128, 256, 128, 3, 8, programs=132, parts=2, tail=2, prefetch=True, early=4),
+        GemmTile(128, 256, 128, 4, 8, programs=132, parts=4, early=20),
+        GemmTile(256, 128, 128, 3, 8, programs=132, parts=2, early=1),
+        GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=2),
+        GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, prefetch=True, registers=128),
+        GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, tail=2, registers=128),
+        GemmTile(128, 128, 128, 3, 4, programs=264, parts=4, early=4),
         GemmTile(128, 128, 128, 3, 8, group=4, programs=264, parts=4, prefetch=True),
         GemmTile(64, 64, 128, 4, 4),
     ],
@@ -174,7 +181,6 @@ def test_a_static_scale_and_leading_dimensions(program_of):
     from onerec_trt.operators.kernels.factories import FACTORIES
     from onerec_trt.operators.kernels.factory import Node
     from onerec_trt.operators.kernels.program import InputType
-    from onerec_trt.operators.registry import OPERATORS
 
     inputs = OperatorCase("Fp8Linear", 60, (1408, 1408)).inputs()
     inputs[0], inputs[1] = inputs[0].view(3, 20, 1408), torch.tensor([0.01], device="cuda")
@@ -184,5 +190,4 @@ def test_a_static_scale_and_leading_dimensions(program_of):
     program = FACTORIES["Fp8Linear"].program(Node("Fp8Linear", tuple(types), {"promotion": 0}, this_capability()))
     (expected,) = OPERATORS["Fp8Linear"].meaning(*inputs, promotion=0)
     (actual,) = execute(program, inputs)
-    threshold = OperatorCase("Fp8Linear", 60, (1408, 1408), {"promotion": 0}).threshold
-    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= threshold
+    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= OPERATORS["Fp8Linear"].threshold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,7 @@ class Sampler:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch) -> None:
     """Inputs on the CPU; nothing is compiled or launched; each kernel takes as many microseconds as its program has warps."""
-    monkeypatch.setattr(operator_cases, "normal", lambda *shape: torch.ones(shape, dtype=torch.float16))
-    monkeypatch.setattr(operator_cases, "positive", lambda *shape: torch.ones(shape))
-    operator_cases._types.cache_clear()
+    monkeypatch.setattr(operator_cases, "DEVICE", "cpu")
     for module in (tune, operator_bench):
         monkeypatch.setattr(module, "this_capability", lambda: "9.0")
         monkeypatch.setattr(module, "new_outputs", lambda _, inputs: inputs[:1])
@@ -91,7 +90,7 @@ def test_every_family_of_the_table_is_tuned():
 @pytest.mark.parametrize("capability", ["8.9", "9.0", "12.0"])
 def test_candidates_make_programs(capability):
     for case, families in tune_space.cases():
-        small = OperatorCase(case.operator, case.rows, tuple(size // 8 for size in case.shape), case.attributes, case.read)
+        small = case if case.is_attention else replace(case, shape=tuple(size // 8 for size in case.shape))
         for tile in tune_space.candidates(case, capability)[:3]:
             tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None, {}).entries(capability)))
             assert small.program(capability, tiles, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
@@ -133,15 +132,28 @@ def test_the_shapes_of_the_issue_are_measured():
     labels = {(m.case.operator, m.case.label) for m in operator_bench.measurements()}
     products = {("Fp8LinearAdd", f"16384x1408x{n}") for n in (1408, 4224, 5632)}
     rows = {("RmsNormQuantRow", "65536x1408"), ("RmsNormQuantRow", "16384x1408"), ("SwiGluQuantRow", "16384x11264")}
-    assert products | rows <= labels
+    attentions = {("ContextAttention", f"32x14x512x{tokens}x128") for tokens in (512, 3000)} | {("BeamSelfAttention2", "16384x1792")}
+    assert products | rows | attentions <= labels
 
 
-def test_only_products_without_promotion_may_lose_what_the_accumulator_loses():
-    def threshold(operator: str, **attributes: int) -> float:
-        return OperatorCase(operator, 1, (1408, 1408), attributes).threshold
+def test_a_sample_holds_whole_requests_and_the_last():
+    case = operator_cases.context_attention_case(9, 3, heads=2, groups=1, tokens=5, head=4)
+    inputs = case.inputs()
+    (query, key, value, lengths), rows = case._sampled(inputs)
+    assert rows.tolist() == [row for request in (0, 2, 4, 6, 8) for row in range(3 * request, 3 * request + 3)]
+    assert torch.equal(query, inputs[0][rows])
+    assert torch.equal(key[-1], inputs[1][8])
+    assert (value.shape, lengths.tolist()) == ((5, 1, 5, 4), [5] * 5)
+    assert (case.label, case.flops) == ("9x2x3x5x4", 4 * 9 * 2 * 3 * 5 * 4)
+    assert (case.tile_rows, case.tile_shape) == (6, (4,))
 
-    assert threshold("Fp8Linear", promotion=128) == threshold("Linear") == 1e-6
-    assert threshold("Fp8Linear", promotion=0) == pytest.approx((44 * 2**-13) ** 2 / 2)
+
+def test_a_sample_of_rows_keeps_weights_whole():
+    case = OperatorCase("LinearAdd", 1000, (8, 1000))
+    inputs = case.inputs()
+    (x, weight, residual), rows = case._sampled(inputs)
+    assert rows[-1] == 999
+    assert (len(x), len(weight), len(residual)) == (len(rows), 1000, len(rows))
 
 
 def test_without_a_gpu_there_is_a_typed_error(monkeypatch):

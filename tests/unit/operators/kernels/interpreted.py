@@ -2,7 +2,7 @@
 
 A process of its own: TRITON_INTERPRET must be set before the kernels are imported. What the interpreter of Triton 3.6 does not
 compute as a GPU does is replaced here: its cast to E4M3 neither rounds to even nor saturates, its fma rounds twice, and it
-has no inline assembly (the sigmoid of SwiGLU).
+has no inline assembly (the sigmoid of SwiGLU, the powers of two of attention, the early residual of products).
 """
 
 from __future__ import annotations
@@ -20,19 +20,29 @@ import numpy as np
 import torch
 import triton.language as tl
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels import gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
+from onerec_trt.operators.kernels import (
+    beam_self_attention,
+    context_attention,
+    gemm,
+    gemm_pointers,
+    quant,
+    rms_norm,
+    rms_norm_quant,
+    swiglu,
+)
 from onerec_trt.operators.kernels.compile import Build
 from onerec_trt.operators.kernels.factories import FACTORIES
 from onerec_trt.operators.kernels.factory import Node
 from onerec_trt.operators.kernels.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, evaluated
-from onerec_trt.operators.kernels.tiles import Entry, GemmTile, RowTile, Tiles
+from onerec_trt.operators.kernels.tiles import AttentionTile, Entry, GemmTile, RowTile, Tile, Tiles
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
 
-MODULES = {m.__name__.rpartition(".")[2]: m for m in (gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)}
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": torch.float8_e4m3fn}
+KERNELS = (beam_self_attention, context_attention, gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
+MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": torch.float8_e4m3fn, "int64": torch.int64}
 E4M3 = torch.float8_e4m3fn
 builds: list[Build] = []
 
@@ -62,6 +72,15 @@ def emulate_gpu() -> None:
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_fma = fma
     swiglu.sigmoid = lambda x: 1.0 / (1.0 + tl.exp(-x))
+    context_attention.exp2 = lambda x: tl.exp2(x)
+    gemm._pairs = pairs
+
+
+def pairs(residual_RN, row, channel, rows, n, m_tile, n_tile):
+    """gemm._pairs with an ordinary load."""
+    numbers = tl.minimum(row + tl.arange(0, m_tile), rows - 1)[:, None]
+    columns = tl.minimum(channel // 2 + tl.arange(0, n_tile // 2), n // 2 - 1)[None, :]
+    return tl.load(residual_RN.to(tl.pointer_type(tl.int32), bitcast=True) + numbers * (n // 2) + columns)
 
 
 def remember(build: Build) -> Kernel:
@@ -93,25 +112,43 @@ def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def node_of(operator: str, inputs: list[Tensor], attributes: Attributes, tile: RowTile | GemmTile, read: tuple[bool, ...] = ()) -> Node:
+def node_of(operator: str, inputs: list[Tensor], attributes: Attributes, tile: Tile, read: tuple[bool, ...] = ()) -> Node:
+    entries = (Entry("9.0", family, 1, shape, tile) for family, shape in families(tile))
+    return Node(operator, types_of(operator, inputs), attributes, "9.0", tiles=Tiles(tuple(entries)), read=read, compile=remember)
+
+
+def families(tile: Tile) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every family such a tile can stand for, at some shape."""
+    if isinstance(tile, AttentionTile):
+        yield "context_attention", (64,)
+    elif isinstance(tile, RowTile):
+        yield from ((family, (64,)) for family in ("rms_norm", "rms_norm_quant", "quant", "swiglu", "swiglu_quant"))
+    else:
+        for base, middle, end in combinations(("linear", "fp8_linear"), ("", "_promoted"), ("", "_add")):
+            yield base + middle + end, (64, 64)
+
+
+def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
     names = {dtype: name for name, dtype in DTYPES.items()}
-    dynamic = {0: tuple(inputs[0].shape[:-1])}
-    types = tuple(
-        InputType(names[t.dtype], tuple(None if n < t.dim() - 1 and t.shape[:-1] == dynamic[0] else s for n, s in enumerate(t.shape)))
-        for t in inputs
-    )
-    families = ("rms_norm", "rms_norm_quant", "quant", "swiglu", "swiglu_quant") if isinstance(tile, RowTile) else tuple(
-        base + middle + end for base, middle, end in combinations(("linear", "fp8_linear"), ("", "_promoted"), ("", "_add"))
-    )  # fmt: skip
-    shape = (64,) if isinstance(tile, RowTile) else (64, 64)
-    tiles = Tiles(tuple(Entry("9.0", family, 1, shape, tile) for family in families))
-    return Node(operator, types, attributes, "9.0", tiles=tiles, read=read, compile=remember)
+    leading = inputs[0].shape[:-1]
+
+    def dynamic(tensor: Tensor, axis: int) -> bool:
+        if "Attention" in operator:
+            return axis == 0 or (tensor.dim() == 4 and axis == 2)  # requests, rows and tokens
+        return axis < tensor.dim() - 1 and tensor.shape[:-1] == leading
+
+    return tuple(InputType(names[t.dtype], tuple(None if dynamic(t, n) else size for n, size in enumerate(t.shape))) for t in inputs)
 
 
-def check(operator: str, inputs: list[Tensor], attributes: Attributes, tile: RowTile | GemmTile, read: tuple[bool, ...] = ()) -> dict:
-    """Distance to the PyTorch meaning by the operator's own comparison, and how many codes differ."""
+def check(
+    operator: str, inputs: list[Tensor], attributes: Attributes, tile: Tile, read: tuple[bool, ...] = (), given: list[Tensor] | None = None
+) -> dict:
+    """Distance to the PyTorch meaning by the operator's own comparison, and how many values differ.
+
+    `given` is what the kernel gets in the place of `inputs`, where it must make no difference.
+    """
     program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile, read))
-    actual = execute(program, inputs)
+    actual = execute(program, given or inputs)
     truth = OPERATORS[operator]
     expected = list(truth.meaning(*inputs, **attributes))[: len(actual)]
     compare = truth.compare if len(actual) == len(truth.meaning(*inputs, **attributes)) else lambda a, e, *_: max(map(difference, a, e))
@@ -151,17 +188,20 @@ def cases() -> Iterator[tuple]:
     for operator, more in (("RmsNorm", []), ("RmsNormQuantRow", []), ("RmsNormQuantTensor", [torch.tensor([0.5])])):
         yield operator, [bad, torch.ones(256).half(), *more], {"epsilon": 1e-6}, RowTile(4, 256, 4)
     yield from products()
+    yield from context_attentions()
+    yield from beam_attentions()
 
 
 def products() -> Iterator[tuple]:
     pointers, persistent = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2, programs=3, parts=2, tail=2)
-    whole = replace(persistent, parts=4, tail=1, whole=True)
+    early = replace(persistent, parts=4, tail=1, early=2)
     for rows, k, n, tile in (
         (1, 96, 40, pointers),
         (37, 200, 72, pointers),
         (70, 272, 136, persistent),
-        (45, 136, 104, whole),
-        (1, 640, 64, whole),
+        (45, 136, 104, early),
+        (1, 640, 64, early),
+        (33, 64, 64, replace(early, parts=2)),  # one step of the main loop
     ):
         x, weight, residual = torch.randn(rows, k).half(), torch.randn(n, k).half(), torch.randn(rows, n).mul(100).half()
         yield "Linear", [x, weight], {}, tile
@@ -175,6 +215,73 @@ def products() -> Iterator[tuple]:
     yield "Linear", [x, torch.randn(24, 64).half()], {}, pointers
 
 
+def context(lengths: list[int], groups: int, tokens: int, head: int, fill: float) -> tuple[Tensor, Tensor]:
+    """Keys or values as ContextNorm leaves them, and the same with something else beyond the lengths."""
+    beyond = (torch.arange(tokens) >= torch.tensor(lengths)[:, None])[:, None, :, None]
+    values = torch.randn(len(lengths), groups, tokens, head).half()
+    return values.masked_fill(beyond, 0), values.masked_fill(beyond, fill)
+
+
+def context_attentions() -> Iterator[tuple]:
+    pointers, descriptors = AttentionTile(16, 16, 2, 4), AttentionTile(32, 16, 2, 4, descriptors=True)
+    for rows, heads, groups, head, tokens in (
+        (1, 4, 2, 48, 20),
+        (1, 14, 14, 32, 1),
+        (37, 1, 1, 64, 37),
+        (5, 6, 2, 128, 33),
+        (3, 6, 1, 4, 16),  # rows of 8 bytes: no descriptors
+        (2, 2, 2, 40, 7),
+    ):
+        lengths = [tokens, 0, (tokens + 1) // 2]
+        query = torch.randn(len(lengths) * rows, heads * head).half()
+        (key, bad_key), (value, bad_value) = (context(lengths, groups, tokens, head, float("nan")) for _ in range(2))
+        for tile in (pointers, descriptors):
+            rest = [torch.tensor(lengths)]
+            given = [query, bad_key, bad_value, *rest]
+            yield "ContextAttention", [query, key, value, *rest], {"rows": rows}, tile, (), given
+            yield "ContextAttention", [query, key, key, *rest], {"rows": rows}, tile
+    query, key = torch.randn(4, 64).mul(100).half(), torch.randn(2, 1, 33, 64).mul(100).half()  # one token takes all
+    key[1, 0, 30, 5] = float("nan")
+    yield "ContextAttention", [query, key, key, torch.tensor([33, 31])], {"rows": 2}, pointers
+
+
+def beam_attentions() -> Iterator[tuple]:
+    none = RowTile(1, 64, 1)
+    for requests, rows, earlier, heads, head in ((1, 1, 1, 1, 32), (3, 5, 2, 3, 48), (2, 7, 7, 14, 64)):
+        width = 3 * heads * head
+        qkv, bos = torch.randn(requests * rows, width).half(), torch.randn(requests, width).half()
+        yield "BeamSelfAttention1", [qkv, bos], {"rows": rows, "heads": heads}, none
+        first, parent = torch.randn(requests * earlier, width).half(), torch.randint(0, earlier, (requests, rows))
+        yield "BeamSelfAttention2", [qkv, bos, first, parent], {"rows": rows, "heads": heads}, none
+        bad = bos.clone()
+        bad[-1, -1] = float("nan")
+        yield "BeamSelfAttention2", [qkv, bad, first, parent], {"rows": rows, "heads": heads}, none
+
+
+def neighbours_moved() -> Iterator[dict]:
+    """Spoils one request of three; which of the others' values then have other bits?"""
+    rows, heads, head = 5, 2, 32
+    qkv, bos, first = (torch.randn(3 * n, 3 * heads * head).half() for n in (rows, 1, 2))
+    parent = torch.randint(0, 2, (3, rows))
+    key, value = torch.randn(3, 1, 20, head).half(), torch.randn(3, 1, 20, head).half()
+    attended = [torch.randn(3 * rows, heads * head).half(), key, value, torch.tensor([20, 17, 9])]
+    for operator, inputs, attributes, tile in (
+        ("BeamSelfAttention1", [qkv, bos], {"rows": rows, "heads": heads}, RowTile(1, 64, 1)),
+        ("BeamSelfAttention2", [qkv, bos, first, parent], {"rows": rows, "heads": heads}, RowTile(1, 64, 1)),
+        ("ContextAttention", attended, {"rows": rows}, AttentionTile(16, 16, 2, 4)),
+        ("ContextAttention", attended, {"rows": rows}, AttentionTile(16, 16, 2, 4, descriptors=True)),
+    ):
+        program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile))
+        poisoned = [each.clone() for each in inputs]
+        for each in poisoned:
+            if each.is_floating_point():
+                each.unflatten(0, (3, -1))[1] = float("nan")
+        (clean,), (dirty,) = execute(program, inputs), execute(program, poisoned)
+        bits = [each.view(torch.int16).view(3, rows, -1)[[0, 2]] for each in (clean, dirty)]
+        moved = not torch.equal(*bits) or not dirty.view(3, rows, -1)[1].isnan().all()
+        yield {"case": f"{operator} {tile}", "moved": moved}
+
+
 if __name__ == "__main__":
     emulate_gpu()
-    print(json.dumps([check(*case) for case in cases()]))
+    print(json.dumps({"meaning": [check(*case) for case in cases()], "neighbours": list(neighbours_moved())}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import replace
 
 import pytest
+import triton
 from onerec_trt.core.errors import ArtefactError, BuildError
 from onerec_trt.operators.kernels import compile as ahead
 from onerec_trt.operators.kernels.compile import Build, compile_many, compiled
@@ -40,8 +43,37 @@ def test_the_persistent_product_asks_for_scratch_for_its_descriptors(tmp_path, p
     assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
 
 
+@pytest.mark.parametrize(
+    ("tile", "promotion", "most"),
+    [
+        (replace(PERSISTENT, early=3), 0, 255),
+        (replace(PERSISTENT, prefetch=False, early=2), 128, 255),
+        (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=3), 0, 128),
+        (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=2), 128, 128),
+        (GemmTile(128, 128, 128, 3, 8, programs=264, parts=4, early=1, tail=2, registers=128), 0, 128),
+    ],
+    ids=str,
+)
+def test_an_early_residual_waits_in_registers(tmp_path, tile, promotion, most):
+    """Neither in shared memory nor, spilled, in local memory; with 128 registers two programs of 8 warps share a multiprocessor."""
+    early, late = (compiled(replace(PRODUCT, promotion=promotion).build(t, "9.0"), tmp_path) for t in (tile, replace(tile, early=0)))
+    assert early.shared_bytes < late.shared_bytes
+    assert early.global_scratch_bytes < late.global_scratch_bytes, "it has no descriptor"
+    (tmp_path / "kernel.cubin").write_bytes(early.cubin)
+    usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+    assert (registers <= most, stack) == (True, 0)
+
+
 def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
     assert compiled(quant_build(), tmp_path).shared_bytes == 0
+
+
+def test_a_plan_carries_no_line_numbers(tmp_path):
+    cubin = compiled(PRODUCT.build(PERSISTENT, "9.0"), tmp_path).cubin
+    assert b".debug_line" not in cubin
+    assert len(cubin) < 40 << 10
 
 
 def test_the_second_time_it_comes_from_the_cache(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ from onerec_trt.operators.kernels.compile import Build
 from onerec_trt.operators.kernels.factories import FACTORIES
 from onerec_trt.operators.kernels.factory import Node
 from onerec_trt.operators.kernels.product import Product
-from onerec_trt.operators.kernels.program import InputType, Kernel, Program, evaluated
+from onerec_trt.operators.kernels.program import InputType, Int32, Kernel, Program, evaluated
 from onerec_trt.operators.kernels.tiles import GemmTile
 
 X, WEIGHT = InputType("float16", (None, 1408)), InputType("float16", (1408,))
 CODES, ROW_SCALE = InputType("float8_e4m3fn", (None, 1408)), InputType("float32", (None, 1))
+CONTEXT, LENGTHS = InputType("float16", (None, 11, None, 128)), InputType("int64", (None,))
 EPSILON = {"epsilon": 1e-6}
 
 
@@ -51,11 +52,11 @@ def test_block_codes_are_padded_to_whole_blocks():
     assert program.output_shapes([(3, 200), (200,)]) == ((3, 256), (3, 2), (3, 200))
 
 
-def test_leading_dimensions_are_rows():
+def test_leading_dimensions_are_rows(builds):
     program = program_of("QuantRow", InputType("float16", (None, None, 64)))
     assert program.output_shapes([(2, 3, 64)]) == ((2, 3, 64), (2, 3, 1))
     grids = [evaluated(v.launches[0].grid, [(200, 300, 64)]) for v in program.variants]
-    assert grids[-1][0] * 4 == 60000
+    assert grids[-1][0] * int(builds[-1].constants["ROWS"]) == 60000
 
 
 def test_every_row_count_has_a_variant_and_few_rows_a_small_tile(builds):
@@ -86,6 +87,43 @@ def test_promotion_in_another_interval_is_refused():
         fp8_linear(64, 640, promotion=100)
 
 
+def context_attention(rows: int, heads: int, groups: int, head: int = 128) -> Program:
+    context = InputType("float16", (None, groups, None, head))
+    return program_of("ContextAttention", InputType("float16", (None, heads * head)), context, context, LENGTHS, rows=rows)
+
+
+def test_heads_that_share_keys_fill_a_tile_together(builds):
+    for rows, groups in ((1, 14), (1, 2), (512, 14), (512, 2)):
+        program = context_attention(rows, 14, groups)
+        (build,) = builds
+        tile = int(build.constants["M_TILE"])
+        blocks = -(-rows * 14 // groups // tile)
+        shapes = [(3 * rows, 14 * 128), (3, groups, 700, 128), (3, groups, 700, 128), (3,)]
+        (launch,) = program.variant(shapes).launches
+        assert evaluated(launch.grid, shapes) == (3 * groups * blocks, 1, 1)
+        assert program.output_shapes(shapes) == ((3 * rows, 14 * 128),)
+        assert (tile == 16) == (rows == 1)
+        builds.clear()
+
+
+def test_short_rows_of_a_head_go_without_descriptors(builds):
+    context_attention(512, 4, 4, head=4)
+    context_attention(512, 4, 4, head=64)
+    assert [build.constants["DESCRIPTORS"] for build in builds] == [False, True]
+    assert builds[0].constants["HEAD_TILE"] == 16
+
+
+def test_beams_have_one_program_each():
+    bos = InputType("float16", (None, 192))
+    inputs = (InputType("float16", (None, 192)), bos, bos, InputType("int64", (None, 5)))
+    program = program_of("BeamSelfAttention2", *inputs, rows=5, heads=2)
+    shapes = [(15, 192), (3, 192), (6, 192), (3, 5)]
+    (launch,) = program.variant(shapes).launches
+    assert evaluated(launch.grid, shapes) == (15, 1, 1)
+    assert program.output_shapes(shapes) == ((15, 64),)
+    assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("operator", "inputs", "attributes", "message"),
     [
@@ -94,6 +132,10 @@ def test_promotion_in_another_interval_is_refused():
         ("RmsNorm", (X,), EPSILON, "it has 1 inputs, needs 2"),
         ("QuantRow", (InputType("float16", (64, None)),), {}, "is dynamic"),
         ("SwiGlu", (InputType("float16", (None, 65)),), {}, "cannot be 65 wide"),
+        ("ContextAttention", (X, CONTEXT, CONTEXT, LENGTHS), {}, "rows is missing"),
+        ("ContextAttention", (X, CONTEXT, CONTEXT, CODES), {"rows": 1}, "input 3 is float8_e4m3fn, must be int64"),
+        ("ContextAttention", (InputType("float16", (None, 1400)), CONTEXT, CONTEXT, LENGTHS), {"rows": 1}, "do not fit together"),
+        ("BeamSelfAttention1", (X, X), {"rows": 1, "heads": 10}, "not 3 x 10 heads"),
         ("Linear", (X, InputType("float16", (64, 640))), {}, "do not fit together"),
         ("Fp8Linear", (CODES, ROW_SCALE, InputType("float8_e4m3fn", (64, 1408)), InputType("float32", (64,))), {}, "promotion is missing"),
     ],

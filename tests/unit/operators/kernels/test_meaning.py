@@ -14,11 +14,16 @@ ROUNDED_DIFFERENTLY = 0.01  # share of FP16 results that another order of summat
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[dict]:
+def interpreted() -> dict[str, list[dict]]:
     script = Path(__file__).parent / "interpreted.py"
     done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def outcomes(interpreted) -> list[dict]:
+    return interpreted["meaning"]
 
 
 def test_every_kernel_is_run(outcomes):
@@ -37,3 +42,12 @@ def test_bit_exact_where_nothing_is_summed_in_another_order(outcomes):
 
 def test_products_and_fp16_norms_differ_in_roundings_only(outcomes):
     assert [o for o in outcomes if "Linear" in o["operator"] and o["unequal"] > ROUNDED_DIFFERENTLY] == []
+
+
+def test_attentions_of_beams_differ_in_roundings_only(outcomes):
+    assert [o for o in outcomes if o["operator"].startswith("BeamSelfAttention") and o["unequal"] > ROUNDED_DIFFERENTLY] == []
+
+
+def test_a_bad_request_moves_no_bit_of_its_neighbours(interpreted):
+    assert len(interpreted["neighbours"]) == 4
+    assert [each for each in interpreted["neighbours"] if each["moved"]] == []

@@ -8,7 +8,17 @@ import pytest
 from onerec_trt.core.errors import ArtefactError, BuildError
 from onerec_trt.models.config import SIZES
 from onerec_trt.operators.kernels.product import Product
-from onerec_trt.operators.kernels.tiles import CAPABILITIES, Entry, GemmTile, RowClass, RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.operators.kernels.tiles import (
+    CAPABILITIES,
+    AttentionTile,
+    Entry,
+    GemmTile,
+    RowClass,
+    RowTile,
+    Tiles,
+    committed_tiles,
+    read_tiles,
+)
 
 SMALL, LARGE, WIDE = RowTile(1, 1024, 4), RowTile(4, 256, 4), RowTile(2, 512, 4)
 TABLE = Tiles(
@@ -25,6 +35,10 @@ def test_nearest_shape_and_rows_in_ratio():
     assert TABLE.classes("9.0", "quant", (2944,)) == [RowClass(1024, SMALL), RowClass(None, WIDE)]
 
 
+def test_the_tile_of_one_row_count():
+    assert [TABLE.tile("9.0", "quant", (640,), rows) for rows in (1, 1024, 1025)] == [SMALL, SMALL, LARGE]
+
+
 def test_neighbours_with_one_tile_are_one_class():
     table = Tiles(tuple(Entry("9.0", "quant", rows, (64,), LARGE) for rows in (1, 16, 256)))
     assert table.classes("9.0", "quant", (64,)) == [RowClass(None, LARGE)]
@@ -38,11 +52,13 @@ def test_unknown_capability_or_family_says_what_to_do(capability, family):
 
 
 def test_written_table_reads_back(tmp_path):
-    table = TABLE.with_entries([Entry("9.0", "quant", 64, (1408,), WIDE), Entry("8.9", "linear", 1, (64, 32), GemmTile(16, 32, 64, 2, 4))])
+    attention = Entry("9.0", "context_attention", 7, (64,), AttentionTile(16, 32, 2, 4, descriptors=True))
+    product = Entry("8.9", "linear", 1, (64, 32), GemmTile(16, 32, 64, 2, 4))
+    table = TABLE.with_entries([Entry("9.0", "quant", 64, (1408,), WIDE), product, attention])
     table.write(path := tmp_path / "tiles.json")
     assert read_tiles(path) == table
-    assert len(table.entries) == 4
-    assert len(path.read_text().splitlines()) == 4 + 2, "one entry per line"
+    assert len(table.entries) == 5
+    assert len(path.read_text().splitlines()) == 5 + 2, "one entry per line"
 
 
 @pytest.mark.parametrize("spoil", [{"tile": {"rows": 4}}, {"rows": 0}, {"shape": ["wide"]}, {"tile": {"m": 16, "x": 1}}])
@@ -61,6 +77,8 @@ def test_committed_table_has_tiles_for_every_kernel(capability):
             assert committed_tiles().classes(capability, family, (config.d_model,))
         for family in ("swiglu", "swiglu_quant"):
             assert committed_tiles().classes(capability, family, (config.ffn_hidden,))
+        for rows in (1, 512, 512 * config.n_heads):
+            assert isinstance(committed_tiles().tile(capability, "context_attention", (config.d_head,), rows), AttentionTile)
     for dtype, promotion in (("float16", 0), ("float8_e4m3fn", 0), ("float8_e4m3fn", 128)):
         for residual in (False, True):
             family = Product(dtype, 64, 64, residual=residual, promotion=promotion).family

@@ -1,0 +1,107 @@
+"""Kernels of both attentions from their ahead-of-time cubins: against PyTorch, bit for bit over runs, and beside bad requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from onerec_trt.core.difference import difference
+from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
+from onerec_trt.operators.kernels.program import Program
+from onerec_trt.operators.kernels.tiles import AttentionTile, Entry, Tiles
+from onerec_trt.operators.registry import OPERATORS
+from onerec_trt.tools.operator_cases import OperatorCase, beam_attention_case, context_attention_case, this_capability
+from torch import Tensor
+
+BEAMS = (1, 16, 130, 512)
+CONTEXTS = (1, 37, 512, 777, 3000)
+RUNS = 200
+REQUESTS = 5
+TILES = (
+    AttentionTile(16, 64, 3, 4),
+    AttentionTile(64, 128, 2, 4, descriptors=True),
+    AttentionTile(128, 64, 2, 4),
+    AttentionTile(128, 64, 2, 4, descriptors=True),
+    AttentionTile(128, 128, 2, 8, descriptors=True),
+    AttentionTile(128, 128, 2, 8),
+)
+
+
+def ragged(case: OperatorCase, fill: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs with contexts of all lengths from none to full: as the operator's meaning wants them, and with `fill` in the padding."""
+    inputs = case.inputs()
+    query, key, value, lengths = inputs
+    tokens = key.shape[2]
+    lengths.copy_(torch.tensor([tokens, 0, tokens // 2, 1, max(0, tokens - 1)], device="cuda"))
+    beyond = (torch.arange(tokens, device="cuda") >= lengths[:, None])[:, None, :, None]
+    return tuple([query, key.masked_fill(beyond, v), value.masked_fill(beyond, v), lengths] for v in (0.0, fill))
+
+
+def hold(case: OperatorCase, program: Program, inputs: list[Tensor], given: list[Tensor]) -> None:
+    truth = OPERATORS[case.operator]
+    (expected,), (actual,) = truth.meaning(*inputs, **case.attributes), execute(program, given)
+    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= truth.threshold
+
+
+@pytest.mark.parametrize("beam", BEAMS)
+@pytest.mark.parametrize(("heads", "groups", "head"), [(14, 14, 128), (14, 2, 64), (6, 3, 48), (2, 1, 32)])
+def test_context_attention_is_its_meaning(beam, heads, groups, head):
+    torch.manual_seed(1)
+    program = context_attention_case(REQUESTS, beam, heads, groups, 2, head).program(this_capability())
+    for tokens in CONTEXTS:
+        case = context_attention_case(REQUESTS, beam, heads, groups, tokens, head)
+        clean, given = ragged(case, float("nan"))
+        hold(case, program, clean, given)
+        hold(case, program, [clean[0], clean[1], clean[1], clean[3]], [given[0], given[1], given[1], given[3]])
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_way_to_cut_a_context_attention(tile):
+    for head, tokens in ((128, 777), (64, 512), (48, 100)):
+        case = context_attention_case(REQUESTS, 130, 4, 2, tokens, head)
+        tiles = Tiles((Entry(this_capability(), "context_attention", 1, (head,), tile),))
+        hold(case, case.program(this_capability(), tiles), *ragged(case, float("nan")))
+
+
+@pytest.mark.parametrize("operator", ["BeamSelfAttention1", "BeamSelfAttention2"])
+@pytest.mark.parametrize(("beam", "heads", "head"), [(1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128)])
+def test_beam_self_attention_is_its_meaning(operator, beam, heads, head):
+    case = beam_attention_case(operator, REQUESTS, beam, heads, head)
+    case.difference(case.program(this_capability()))
+
+
+CASES: tuple[Callable[[], OperatorCase], ...] = (
+    lambda: context_attention_case(32, 512, 14, 14, 777, 128),
+    lambda: context_attention_case(32, 1, 14, 2, 3000, 128),
+    lambda: beam_attention_case("BeamSelfAttention2", 32, 512, 14, 128),
+)
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_same_input_same_bits(make):
+    case = make()
+    program, inputs = case.program(this_capability()), case.inputs()
+    (expected,) = execute(program, inputs)
+    outputs = new_outputs(program, inputs)
+    run = bind(program, inputs, outputs)
+    for _ in range(RUNS):
+        outputs[0].view(torch.uint8).fill_(0x55)
+        run()
+        assert torch.equal(outputs[0].view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_a_bad_request_stays_alone(make):
+    case = make()
+    program, inputs = case.program(this_capability()), case.inputs()
+    requests, bad = case.rows // case.shape[0], 7
+    poisoned = [each.clone() for each in inputs]
+    for each in poisoned:
+        if each.is_floating_point():
+            each.unflatten(0, (requests, -1))[bad] = float("nan")
+    (clean,), (dirty,) = execute(program, inputs), execute(program, poisoned)
+    others = torch.arange(requests, device="cuda") != bad
+    bits = [each.view(torch.int16).unflatten(0, (requests, -1))[others] for each in (clean, dirty)]
+    assert torch.equal(*bits)
+    assert dirty.unflatten(0, (requests, -1))[bad].isnan().all()
