@@ -188,7 +188,7 @@ def bench_operators(
     commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
 ) -> None:
     """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its meaning."""
-    from .operator_bench import bench_operators as measure
+    from .tuning.benchmark import bench_operators as measure
 
     measure(out, samples, typer.echo, commit)
 
@@ -198,7 +198,7 @@ def tune(
     log: Annotated[Path | None, typer.Option(help="Write what each candidate took into this JSON file.", show_default=False)] = None,
 ) -> None:
     """Time candidate tiles of every kernel on this GPU and rewrite operators/kernels/tiles.json."""
-    from .tune import tune as choose
+    from .tuning.tune import tune as choose
 
     choose(log=log, say=typer.echo)
 

@@ -11,7 +11,7 @@ from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
 from onerec_trt.operators.kernels.program import Program
 from onerec_trt.operators.kernels.tiles import AttentionTile, Entry, Tiles
 from onerec_trt.operators.registry import OPERATORS
-from onerec_trt.tools.operator_cases import OperatorCase, beam_attention_case, context_attention_case, this_capability
+from onerec_trt.tools.tuning.cases import OperatorCase, beam_attention_case, context_attention_case, this_capability
 from torch import Tensor
 
 BEAMS = (1, 16, 130, 512)

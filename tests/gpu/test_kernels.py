@@ -14,7 +14,7 @@ from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
 from onerec_trt.operators.kernels.program import Kernel, Program
 from onerec_trt.operators.kernels.tiles import Entry, GemmTile, Tiles
 from onerec_trt.operators.registry import OPERATORS
-from onerec_trt.tools.operator_cases import EPSILON, OperatorCase, this_capability
+from onerec_trt.tools.tuning.cases import EPSILON, OperatorCase, this_capability
 from torch import Tensor
 
 WIDTHS = (640, 896, 1408, 1792, 2304, 2944, 3584)  # of the eight published sizes

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.artefacts import write_json
-from ..operators.kernels.launch import bind, new_outputs
-from ..operators.registry import OPERATORS
-from .commit import git_commit
-from .kernel_timing import Captured, captured, interleaved_us
-from .operator_cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
+from ...core.artefacts import write_json
+from ...operators.kernels.launch import bind, new_outputs
+from ...operators.registry import OPERATORS
+from ..commit import git_commit
+from .cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
+from .timing import Captured, captured, interleaved_us
 
 SAMPLES = 21
 ROWS = 16384  # 32 requests of 512 beams

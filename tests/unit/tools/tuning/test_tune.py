@@ -11,8 +11,8 @@ import torch
 from onerec_trt.core.errors import BuildError, GateError, GpuError
 from onerec_trt.operators.kernels.program import Kernel
 from onerec_trt.operators.kernels.tiles import RowTile, Tiles, committed_tiles, read_tiles
-from onerec_trt.tools import operator_bench, operator_cases, tune, tune_space
-from onerec_trt.tools.operator_cases import OperatorCase
+from onerec_trt.tools.tuning import benchmark, cases, space, tune
+from onerec_trt.tools.tuning.cases import OperatorCase
 
 CASE = OperatorCase("QuantRow", 64, (256,))
 SCHEMA = {
@@ -33,8 +33,8 @@ class Sampler:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch) -> None:
     """Inputs on the CPU; nothing is compiled or launched; each kernel takes as many microseconds as its program has warps."""
-    monkeypatch.setattr(operator_cases, "DEVICE", "cpu")
-    for module in (tune, operator_bench):
+    monkeypatch.setattr(cases, "DEVICE", "cpu")
+    for module in (tune, benchmark):
         monkeypatch.setattr(module, "this_capability", lambda: "9.0")
         monkeypatch.setattr(module, "new_outputs", lambda _, inputs: inputs[:1])
         monkeypatch.setattr(module, "bind", lambda program, _, __: program)
@@ -49,7 +49,7 @@ def warps_of(program) -> float:
 
 
 def test_the_fastest_goes_into_the_table_and_others_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
     committed_tiles().write(table := tmp_path / "tiles.json")
     (tuned,) = tune.tune(table, tmp_path / "log.json", say=lambda _: None)
     (logged,) = json.loads((tmp_path / "log.json").read_text())
@@ -65,7 +65,7 @@ def test_a_winner_that_differs_from_pytorch_leaves_the_table_alone(tmp_path, mon
     def differs(*_):
         raise GateError("the kernel differs")
 
-    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
     monkeypatch.setattr(OperatorCase, "difference", differs)
     committed_tiles().write(table := tmp_path / "tiles.json")
     before = table.read_bytes()
@@ -75,7 +75,7 @@ def test_a_winner_that_differs_from_pytorch_leaves_the_table_alone(tmp_path, mon
 
 
 def test_no_candidate_that_compiles_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune_space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: BuildError("no") for n, _ in enumerate(builds)})
     committed_tiles().write(table := tmp_path / "tiles.json")
     with pytest.raises(BuildError, match="no candidate compiles"):
@@ -83,29 +83,29 @@ def test_no_candidate_that_compiles_is_an_error(tmp_path, monkeypatch):
 
 
 def test_every_family_of_the_table_is_tuned():
-    tuned = {family for _, families in tune_space.cases() for family in families}
+    tuned = {family for _, families in space.cases() for family in families}
     assert tuned == {entry.family for entry in committed_tiles().entries}
 
 
 @pytest.mark.parametrize("capability", ["8.9", "9.0", "12.0"])
 def test_candidates_make_programs(capability):
-    for case, families in tune_space.cases():
+    for case, families in space.cases():
         small = case if case.is_attention else replace(case, shape=tuple(size // 8 for size in case.shape))
-        for tile in tune_space.candidates(case, capability)[:3]:
+        for tile in space.candidates(case, capability)[:3]:
             tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None, {}).entries(capability)))
             assert small.program(capability, tiles, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
 def measured(tmp_path: Path, monkeypatch, call) -> dict:
-    library = operator_bench.Library("torch", call)
-    monkeypatch.setattr(operator_bench, "measurements", lambda: iter([operator_bench.Measurement(CASE, "row scales", library)]))
-    monkeypatch.setattr(operator_bench, "_environment", lambda *_: {"gpu": "none"})
-    monkeypatch.setattr(operator_bench, "_captured_library", lambda each, inputs: each.call(inputs[0]))
-    monkeypatch.setattr(operator_bench, "copies_of", lambda _: 2)
+    library = benchmark.Library("torch", call)
+    monkeypatch.setattr(benchmark, "measurements", lambda: iter([benchmark.Measurement(CASE, "row scales", library)]))
+    monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
+    monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.call(inputs[0]))
+    monkeypatch.setattr(benchmark, "copies_of", lambda _: 2)
     program = CASE.program("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
     monkeypatch.setattr(OperatorCase, "program", lambda *_: program)
     out = tmp_path / "operators.json"
-    assert operator_bench.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
+    assert benchmark.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
     return json.loads(out.read_text())
 
 
@@ -116,7 +116,7 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
     assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
     assert result["gbytes_per_s"] == pytest.approx(2 * 64 * 256 * 2 / 4e3, abs=0.1)
     assert report["environment"]["differences"][0]["difference"] == 0
-    assert "us" in operator_bench.line(result)
+    assert "us" in benchmark.line(result)
 
 
 def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
 
 
 def test_the_shapes_of_the_issue_are_measured():
-    labels = {(m.case.operator, m.case.label) for m in operator_bench.measurements()}
+    labels = {(m.case.operator, m.case.label) for m in benchmark.measurements()}
     products = {("Fp8LinearAdd", f"16384x1408x{n}") for n in (1408, 4224, 5632)}
     rows = {("RmsNormQuantRow", "65536x1408"), ("RmsNormQuantRow", "16384x1408"), ("SwiGluQuantRow", "16384x11264")}
     attentions = {("ContextAttention", f"32x14x512x{tokens}x128") for tokens in (512, 3000)} | {("BeamSelfAttention2", "16384x1792")}
@@ -137,7 +137,7 @@ def test_the_shapes_of_the_issue_are_measured():
 
 
 def test_a_sample_holds_whole_requests_and_the_last():
-    case = operator_cases.context_attention_case(9, 3, heads=2, groups=1, tokens=5, head=4)
+    case = cases.context_attention_case(9, 3, heads=2, groups=1, tokens=5, head=4)
     inputs = case.inputs()
     (query, key, value, lengths), rows = case._sampled(inputs)
     assert rows.tolist() == [row for request in (0, 2, 4, 6, 8) for row in range(3 * request, 3 * request + 3)]
@@ -159,4 +159,4 @@ def test_a_sample_of_rows_keeps_weights_whole():
 def test_without_a_gpu_there_is_a_typed_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(GpuError, match="no usable GPU"):
-        operator_cases.this_capability()
+        cases.this_capability()

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.artefacts import write_json
-from ..core.errors import BuildError
-from ..operators.kernels.compile import Build, compile_many
-from ..operators.kernels.launch import bind, new_outputs
-from ..operators.kernels.program import Kernel, Program
-from ..operators.kernels.tiles import TABLE, Entry, Tile, Tiles, read_tiles
-from . import tune_space
-from .kernel_timing import captured
-from .operator_cases import OperatorCase, copies_of, this_capability
+from ...core.artefacts import write_json
+from ...core.errors import BuildError
+from ...operators.kernels.compile import Build, compile_many
+from ...operators.kernels.launch import bind, new_outputs
+from ...operators.kernels.program import Kernel, Program
+from ...operators.kernels.tiles import TABLE, Entry, Tile, Tiles, read_tiles
+from . import space
+from .cases import OperatorCase, copies_of, this_capability
+from .timing import captured
 
 FINALISTS = 4
 ROUNDS = 5  # of each finalist
@@ -60,7 +60,7 @@ class Tuned:
 
 
 def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
-    """Tune every case of tune_space for the GPU at hand and write the table; into `log`, what each candidate took.
+    """Tune every case of space.py for the GPU at hand and write the table; into `log`, what each candidate took.
 
     Raises:
         GpuError: There is no GPU, or it fails.
@@ -70,7 +70,7 @@ def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None
     capability = this_capability()
     tiles = read_tiles(table)
     torch.manual_seed(0)
-    searches = [_Search(case, families, capability, tiles) for case, families in tune_space.cases()]
+    searches = [_Search(case, families, capability, tiles) for case, families in space.cases()]
     started = time.perf_counter()
     compiled = _compile_all([build for search in searches for builds in search.builds.values() for build in builds], cache)
     say(f"{len(compiled)} kernels compiled in {time.perf_counter() - started:.0f} s")
@@ -97,7 +97,7 @@ class _Search:
     def __init__(self, case: OperatorCase, families: tuple[str, ...], capability: str, tiles: Tiles) -> None:
         self.case, self.families, self.capability = case, families, capability
         self.now = tiles.tile(capability, families[0], case.tile_shape, case.tile_rows)
-        self.builds = {tile: self._builds(tile) for tile in dict.fromkeys([self.now, *tune_space.candidates(case, capability)])}
+        self.builds = {tile: self._builds(tile) for tile in dict.fromkeys([self.now, *space.candidates(case, capability)])}
 
     def best(self, compiled: Compiled) -> Tuned:
         """Time all candidates briefly, the fastest again in turns, and check the winner."""
@@ -136,7 +136,7 @@ class _Search:
 
         usable = [t for t, builds in self.builds.items() if all(isinstance(compiled[repr(b)], Kernel) for b in builds)]
         if not usable:
-            raise BuildError("no candidate compiles", where=f"{self.case.operator} {self.case.label}", hint="extend tools/tune_space.py")
+            raise BuildError("no candidate compiles", where=f"{self.case.operator} {self.case.label}", hint="extend tools/tuning/space.py")
         return {tile: self._program(tile, find) for tile in usable}
 
     def _samplers(self, programs: dict[Tile, Program]) -> dict[Tile, Callable[[], float]]:

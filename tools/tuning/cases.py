@@ -10,17 +10,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..core.errors import GateError, GpuError
-from ..operators import fp8
-from ..operators.kernels.compile import Build, compiled
-from ..operators.kernels.factories import FACTORIES
-from ..operators.kernels.factory import Node
-from ..operators.kernels.launch import DTYPES, execute
-from ..operators.kernels.program import DType, InputType, Kernel, Program
-from ..operators.kernels.tiles import Tiles, committed_tiles
-from ..operators.operator import Attributes
-from ..operators.registry import OPERATORS
-from ..operators.single_node import as_arrays
+from ...core.errors import GateError, GpuError
+from ...operators import fp8
+from ...operators.kernels.compile import Build, compiled
+from ...operators.kernels.factories import FACTORIES
+from ...operators.kernels.factory import Node
+from ...operators.kernels.launch import DTYPES, execute
+from ...operators.kernels.program import DType, InputType, Kernel, Program
+from ...operators.kernels.tiles import Tiles, committed_tiles
+from ...operators.operator import Attributes
+from ...operators.registry import OPERATORS
+from ...operators.single_node import as_arrays
 
 DISTINCT_BYTES = 200 << 20  # inputs and outputs in rotation; the L2 cache of an H200 holds 60 MB
 LEAST_COPIES = 3

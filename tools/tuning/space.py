@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from ..operators.kernels.tiles import AttentionTile, GemmTile, RowTile, Tile
-from ..operators.operator import Attributes
-from .operator_cases import EPSILON, OperatorCase, context_attention_case
+from ...operators.kernels.tiles import AttentionTile, GemmTile, RowTile, Tile
+from ...operators.operator import Attributes
+from .cases import EPSILON, OperatorCase, context_attention_case
 
 MANY_ROWS = 16384  # 32 requests of 512 beams
 HOPPER = "9.0"
