@@ -59,4 +59,4 @@ def test_a_whole_run_gives_a_whole_result(tmp_path: Path) -> None:
     assert all(result["latency_ms"]["median"] > result["limit_ms"] for result in report["results"])
     assert {plan["recipe"] for plan in report["environment"]["plans"]} == {"fp16", "fp8-static", "fp8-row"}
     shared = report["environment"]["agreement"][0]["share_of_items_of_the_first"]
-    assert shared["tensorrt fp16"] > 0.5  # two 16-bit types on near-ties of random weights; chance gives none
+    assert shared["tensorrt fp16"] > 0.8
