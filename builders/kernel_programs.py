@@ -5,16 +5,13 @@ Operators without a kernel keep their function and are built natively. Runs befo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import helper
 
-from ..core.artefacts import sha256
 from ..core.errors import BuildError
 from ..operators.kernels.encoding import encode
 from ..operators.kernels.factory import Node
@@ -174,13 +171,6 @@ def _description(graph: _Graph, operator: str, made: onnx.NodeProto, program: Pr
         in_fp8=product and any(constant.data_type in FP8_TYPES for constant in constants),
         fp8_outputs=tuple(name for name, tensor in zip(made.output, program.outputs, strict=True) if tensor.dtype == FP8),
     )
-
-
-def sources_hash() -> str:
-    """Changes when a kernel, its tiles or the plugin host do: plans built with others are built again."""
-    package = Path(__file__).parents[1]
-    files = [*(package / "operators" / "kernels").glob("*.*"), *(package / "builders" / "plugin_host").glob("*.*")]
-    return hashlib.sha256("".join(f"{file.name}\0{sha256(file)}\n" for file in sorted(files)).encode()).hexdigest()
 
 
 class _Graph:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from ..core.artefacts import read_json, sha256, write_json
 from ..core.errors import BuildError
 from ..core.recipe import BuildOptions, Profile
+from ..core.sources import sources_hash
 from . import native_graph
 from .block_scales import without_block_scales
 from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import multiplications, weight_bytes
 from .host_library import HostLibrary, host_library
-from .kernel_programs import Kernels, sources_hash
+from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .machine import Machine
 from .native_graph import NativeGraph
@@ -68,7 +69,7 @@ def working_folder(folder: Path) -> Iterator[Path]:
 def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
     """What decides the plans beside the files they are made from; where timings come from is no property of theirs."""
     facts = options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine)}
-    return facts | ({"kernels": sources_hash()} if options.plugins else {})
+    return facts | ({"kernels": sources_hash("operators/kernels", "builders/plugin_host")} if options.plugins else {})
 
 
 def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:

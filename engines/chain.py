@@ -8,6 +8,7 @@ from ..core.artefacts import sha256
 from ..core.errors import ArtefactError
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record
+from ..export.stage import identity
 
 
 def require_chain(recipe: Recipe, quantised: Path, exported: Path) -> None:
@@ -24,8 +25,11 @@ def require_chain(recipe: Recipe, quantised: Path, exported: Path) -> None:
         raise _made_from_another("precision", quantised, calibrated)
     if graph.read.get("quantised") != sha256(quantised):
         raise _made_from_another("quantised checkpoint", exported, graph)
-    if graph.options != recipe.export.model_dump(mode="json"):
+    wanted = identity(recipe.export)
+    if graph.options.get("beam") != wanted["beam"]:
         raise _made_from_another("beam", exported, graph)
+    if graph.options != wanted:
+        raise _made_from_another("version of the exporter", exported, graph)
 
 
 def _calibration_inputs(recipe: Recipe) -> dict[str, Path]:
@@ -37,7 +41,7 @@ def _calibration_inputs(recipe: Recipe) -> dict[str, Path]:
 
 def _made_from_another(what: str, folder: Path, record: Record) -> ArtefactError:
     return ArtefactError(
-        f"the result of the stage '{record.stage}' was made from another {what} than the recipe's",
+        f"the result of the stage '{record.stage}' was made from another {what}",
         where=str(folder),
         hint=f"run `onerec-trt {record.stage}` with this recipe",
     )

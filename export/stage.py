@@ -16,6 +16,7 @@ from ..core.errors import ExportError
 from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.records import Record, run_stage
+from ..core.sources import sources_hash
 from .frozen import TensorSource
 from .graph import FORCED, SERVING, export_graph
 from .lint import Finding, expected_quantised_gemms, lint
@@ -50,7 +51,12 @@ def export(options: ExportOptions, quantised: Path, folder: Path) -> Record:
         return write_graphs(open_quantised(quantised), options, temporary).model_dump(mode="json")
 
     tools = ("torch", "onnx", "onnxscript")
-    return run_stage("export", folder, read={"quantised": quantised}, options=options.model_dump(mode="json"), tools=tools, body=body)
+    return run_stage("export", folder, read={"quantised": quantised}, options=identity(options), tools=tools, body=body)
+
+
+def identity(options: ExportOptions) -> dict[str, Any]:
+    """What decides the graphs beside the checkpoint: the options, and how this version writes operators and graphs."""
+    return options.model_dump(mode="json") | {"sources": sources_hash("operators", "export")}
 
 
 def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:

@@ -11,6 +11,7 @@ from onerec_trt.core.errors import ArtefactError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.engines.chain import require_chain
 from onerec_trt.engines.reference import heldout_requests
+from onerec_trt.export import stage
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
@@ -61,6 +62,13 @@ def test_another_precision_is_refused(recipe: Recipe) -> None:
 def test_another_beam_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ArtefactError, match="'export' was made from another beam"):
         require(recipe.model_copy(update={"export": recipe.export.model_copy(update={"beam": (8, 8, 8)})}))
+
+
+def test_a_graph_that_another_version_wrote_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "sources_hash", lambda *_: "other")
+    with pytest.raises(ArtefactError, match="'export' was made from another version of the exporter") as caught:
+        require(recipe)
+    assert caught.value.hint == "run `onerec-trt export` with this recipe"
 
 
 def test_a_graph_of_another_quantised_checkpoint_is_refused(recipe: Recipe, world: Path) -> None:
