@@ -7,8 +7,6 @@ the result says that it is not valid.
 from __future__ import annotations
 
 import gc
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +19,9 @@ from ...builders.machine import Machine, this_machine
 from ...calibration.random_checkpoint import RandomWeights
 from ...core.artefacts import write_json
 from ...core.recipe import Profile
-from ...core.records import tool_version
 from ...engines.layer_times import PlaceTime
 from ...models.config import OneRecConfig
-from ..commit import git_commit
+from ..environment import software
 from .case import Case
 from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
 from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
@@ -178,11 +175,7 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
     return {
         **{name: value for name, value in asdict(machine).items() if name not in ("target", "library_version")},
         "tensorrt": machine.library_version,
-        **{name: tool_version(name) for name in tools},
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "commit": options.commit or git_commit(),
+        **software(tools, options.commit),
         "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in map(precision_of, options.recipes) else ""),
         "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},

@@ -5,23 +5,20 @@ A kernel is measured only after it was held against its operator's PyTorch meani
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...builders.machine import driver_version
 from ...core.artefacts import write_json
 from ...operators.kernels.launch import bind, new_outputs
 from ...operators.registry import OPERATORS
-from ..commit import git_commit
+from ..environment import software
 from .cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
 from .timing import Captured, captured, interleaved_us
 
@@ -200,26 +197,7 @@ def _environment(capability: str, commit: str) -> dict[str, Any]:
         "compute_capability": capability,
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "driver": _driver(),
-        "cuda": torch.version.cuda,
-        **{name: _version(name) for name in ("torch", "triton", "numpy")},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "commit": commit or git_commit(),
+        "driver": driver_version(),
+        **software(("onerec-trt", "torch", "triton", "numpy"), commit),
         "timing": TIMING,
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _driver() -> str:
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

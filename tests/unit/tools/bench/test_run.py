@@ -20,7 +20,7 @@ from onerec_trt.tools.bench.case import Case, parse_case
 from onerec_trt.tools.bench.contenders import shared_items
 from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
 from onerec_trt.tools.bench.sampling import interleaved_ms, summary
-from onerec_trt.tools.commit import git_commit
+from onerec_trt.tools.environment import git_commit
 from rich.console import Console
 
 H200 = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
