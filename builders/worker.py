@@ -130,7 +130,10 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
     timings = _keep_timings(job, network, built, known or b"")
     if job.layers is not None:
         engine = Engine(bindings, memoryview(built.plan), str(job.plan), host_code=bool(plugins))
-        job.layers.write_text(engine.layer_information())
+        report = engine.layer_information()
+        if not report:  # the plan is built and good; its record will say that nothing is known of its layers
+            log("WARNING", "the engine inspector gives no report")
+        job.layers.write_text(report or json.dumps({"Layers": []}))
     return {
         "version": bindings.version,
         "tensors": [*_tensors("input", network.inputs), *_tensors("output", network.outputs)],

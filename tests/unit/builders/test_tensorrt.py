@@ -123,10 +123,11 @@ def test_layers_that_lost_fp8_refuse_the_plan_unless_the_recipe_allows_them(
     assert inspect_plan(tmp_path / "plans" / "sm90.plan").fp8_gemms.missing == ("layer",)
 
 
+@pytest.mark.parametrize("mood", ["brief", "mute"])
 def test_without_details_the_coverage_is_unknown(
-    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path, mood: str
 ) -> None:
-    monkeypatch.setenv("FAKE_TENSORRT", "brief")
+    monkeypatch.setenv("FAKE_TENSORRT", mood)
     build(recipe(target="tensorrt"), exported, tmp_path / "plans")
     plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
     assert (plan.fp8_gemms.found, plan.layers) == (None, ())

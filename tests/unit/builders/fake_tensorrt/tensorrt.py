@@ -246,7 +246,7 @@ class EngineInspector:
         self._layers, self._profiles = layers, profiles
 
     def get_engine_information(self, form: Any) -> str:
-        if self.execution_context is not None and self._profiles > 1:
+        if MOOD == "mute" or (self.execution_context is not None and self._profiles > 1):
             return ""
         if MOOD == "brief":
             return json.dumps({"Layers": [name for name, _ in self._layers]})
