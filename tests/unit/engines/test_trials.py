@@ -94,7 +94,7 @@ class StandIn:
 @pytest.fixture
 def recipe(world: Path) -> Recipe:
     chosen = with_build_options(load_recipe(world / "fp16.yaml"), target="tensorrt")
-    return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 16})})
+    return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 64})})
 
 
 @pytest.fixture(autouse=True)
