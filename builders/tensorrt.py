@@ -76,8 +76,8 @@ def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: 
     """Every plan a recipe asks for, checked before the first build starts.
 
     Names: `sm90.plan`, `sm90-forced.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
-    shapes; those of the FP16 twin begin with `sm90-fp16`. `working` is a
-    `working_folder` that lives until the plans are built.
+    shapes; those of the FP16 twin begin with `sm90-fp16`.
+    `working` is a `working_folder` that lives until the plans are built.
 
     Raises:
         BuildError: A graph cannot be built, a profile does not fit it, or a strict timing cache is missing.

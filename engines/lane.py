@@ -67,24 +67,25 @@ class Lane:
             profile: An optimisation profile that takes these shapes.
             inputs: On the GPU, or in pinned memory.
         """
-        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
         with torch.cuda.stream(self.stream):
-            for name, shape in shapes.items():
-                self._view(name, shape).copy_(inputs[name], non_blocking=True)
-            outputs = self._execute(profile, shapes)
+            outputs = self._execute(profile, self._fill(inputs))
         return {name: self._view(name, shape) for name, shape in outputs.items()}
 
     def layer_milliseconds(self, profile: int, inputs: Mapping[str, Tensor]) -> list[tuple[str, float]]:
         """Run one batch twice without a graph; gives the name and milliseconds of each layer of the second time."""
         execution = self._execution(profile)
         self._bind(execution)
-        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
         with torch.cuda.stream(self.stream):
-            for name, shape in shapes.items():
-                self._view(name, shape).copy_(inputs[name], non_blocking=True)
-            execution.set_inputs(shapes)
+            execution.set_inputs(self._fill(inputs))
             execution.enqueue(self.stream.cuda_stream)
             return execution.layer_milliseconds(self.stream.cuda_stream, self.stream.synchronize)
+
+    def _fill(self, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:
+        """Copy a batch into the input buffers, on the current stream; gives its shapes."""
+        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
+        for name, shape in shapes.items():
+            self._view(name, shape).copy_(inputs[name], non_blocking=True)
+        return shapes
 
     def _execute(self, profile: int, shapes: Shapes) -> dict[str, Shape]:
         key = (profile, tuple(shapes.values()))

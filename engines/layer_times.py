@@ -5,7 +5,6 @@ Timed layers run one after the other without a CUDA graph, so their sum exceeds 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,23 +32,21 @@ def times_by_place(times: Sequence[tuple[str, float]], report: Mapping[str, Any]
 
     Args:
         times: Name and milliseconds of every layer that ran.
-        report: The engine inspector's JSON of the profile that ran.
+        report: The engine inspector's JSON.
     """
     known = places_of_layers(report)
-    milliseconds: defaultdict[str, float] = defaultdict(float)
-    layers: defaultdict[str, int] = defaultdict(int)
-    kernels: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name, taken in times:
+    taken: dict[str, dict[str, list[float]]] = {}  # milliseconds by place and kernel
+    for name, milliseconds in times:
         places, kernel = known.get(name, ("elsewhere", name))
-        milliseconds[places] += taken
-        layers[places] += 1
-        kernels[places][kernel].append(taken)
-    ordered = sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)
-    return [
-        PlaceTime(places=place, layers=layers[place], milliseconds=round(milliseconds[place], 4), kernels=_slowest_first(kernels[place]))
-        for place in ordered
-    ]
+        taken.setdefault(places, {}).setdefault(kernel, []).append(milliseconds)
+    return sorted((_place_time(places, kernels) for places, kernels in taken.items()), key=lambda place: -place.milliseconds)
 
 
-def _slowest_first(kernels: Mapping[str, Sequence[float]]) -> dict[str, int]:
-    return {kernel: len(taken) for kernel, taken in sorted(kernels.items(), key=lambda entry: -sum(entry[1]))}
+def _place_time(places: str, kernels: Mapping[str, Sequence[float]]) -> PlaceTime:
+    slowest_first = sorted(kernels, key=lambda kernel: -sum(kernels[kernel]))
+    return PlaceTime(
+        places=places,
+        layers=sum(map(len, kernels.values())),
+        milliseconds=round(sum(map(sum, kernels.values())), 4),
+        kernels={kernel: len(kernels[kernel]) for kernel in slowest_first},
+    )
