@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,9 @@ def test_what_a_node_costs_the_cpu(record_property: Callable[[str, object], None
 CONFIG = {"d_model": 256, "n_layers": 2, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": 256, "ffn_hidden": 512}
 
 
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Folders of plans of one export, with and without plugins."""
@@ -247,6 +251,39 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 def _forced(folder: Path) -> Path:
     return next(folder.glob("*-forced.plan"))
+
+
+def _serving(folder: Path) -> Path:
+    return next(path for path in folder.glob("*.plan") if not path.stem.endswith("forced"))
+
+
+def _batch(batch: int, context: int) -> Arrays:
+    rng = np.random.default_rng(1000 * batch + context)
+    features = rng.standard_normal((batch, context, parse_config(CONFIG).feature_width)).astype(np.float16)
+    return {"features": features, "lengths": rng.integers(0, context // 3 + 1, (batch, 3))}
+
+
+def _same_bits(actual: Arrays, expected: Arrays) -> bool:
+    return all(actual[name].tobytes() == array.tobytes() for name, array in expected.items())
+
+
+def test_threads_and_shapes_come_and_go_without_growth(plans: dict[bool, Path]) -> None:
+    """Four threads and more shapes than there is room for CUDA graphs. The first thousand batches may grow what is kept."""
+    shapes = [(batch, context) for batch in (1, 2, 5, 8) for context in (1, 17, 64, 100, 128)]
+    alone = TensorRtRunner(_serving(plans[True]), graphs=0)
+    batches = [_batch(*shape) for shape in shapes]
+    expected = [alone(batch) for batch in batches]
+    runner = TensorRtRunner(_serving(plans[True]), executions=4, graphs=2)
+    used = []
+    with ThreadPoolExecutor(4) as pool:
+        for count in (1000, 10_000):
+            order = np.random.default_rng(count).integers(len(batches), size=count)
+            answers = pool.map(lambda number: _same_bits(runner(batches[number]), expected[number]), order)
+            assert all(answers)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            used.append(_used_bytes())
+    assert used[1] <= used[0]
 
 
 def test_every_product_of_a_plan_with_plugins_is_counted(plans: dict[bool, Path]) -> None:
