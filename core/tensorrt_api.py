@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -117,7 +118,8 @@ class Network:
         self._builder = trt.Builder(self._logger)
         self._network = self._builder.create_network(_strongly_typed(trt))
         self._plugin_libraries = [str(path) for path in plugin_libraries]
-        self._load_plugins()
+        for path in self._plugin_libraries:
+            _load_plugins(trt, path)
         self._parser = trt.OnnxParser(self._network, self._logger)
         if not self._parser.parse(model, path=str(beside)):
             raise BuildError("TensorRT cannot read the graph: " + "; ".join(self._parser_errors()), where=str(beside))
@@ -181,12 +183,6 @@ class Network:
             raise BuildError("TensorRT cannot merge the timing caches: they are of different libraries or GPUs", hint=_NEW_CACHE)
         return _content(merged.serialize())
 
-    def _load_plugins(self) -> None:
-        for path in self._plugin_libraries:
-            registry = self._trt.get_plugin_registry()
-            if registry.load_library(path) is None:
-                raise BuildError("TensorRT cannot load the plugin library", where=path, hint=_SEE_LOG)
-
     def _use_timing_cache(self, config: Any, content: bytes, strict: bool) -> None:
         if not config.set_timing_cache(self._timing_cache(config, content), ignore_mismatch=False):
             raise BuildError("TensorRT refuses the timing cache: it is of another library or GPU", hint=_NEW_CACHE)
@@ -229,6 +225,13 @@ def load(target: Target) -> Bindings:
         raise MissingExtraError(
             f"{target} is installed but does not load: {error}", where=module, hint=f"install it anew: {hint}"
         ) from error
+
+
+@cache
+def _load_plugins(trt: Any, path: str) -> None:
+    """Register the plugins of a library, once in a process: the registry refuses those that it has already."""
+    if trt.get_plugin_registry().load_library(path) is None:
+        raise BuildError("TensorRT cannot load the plugin library", where=path, hint=_SEE_LOG)
 
 
 def _content(memory: Any) -> bytes:

@@ -79,8 +79,9 @@ class Engine:
         the inspector of TensorRT 10.6 answers with nothing, or ends the process.
         """
         inspector = self._engine.create_engine_inspector()
-        if len(self.profiles) == 1:
-            inspector.execution_context = self._at_typical_shapes()
+        context = self._at_typical_shapes() if len(self.profiles) == 1 else None  # must outlive the question: nobody else holds it
+        if context is not None:
+            inspector.execution_context = context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _at_typical_shapes(self) -> Any:

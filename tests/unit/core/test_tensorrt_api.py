@@ -101,3 +101,21 @@ class _Progress:
 
     def finished(self, phase: str) -> None:
         self.open.remove(phase)
+
+
+def test_a_plugin_library_is_loaded_once_in_a_process() -> None:
+    """The registry refuses a plugin that it has already, so a second load of the same library would fail."""
+    loaded: list[str] = []
+
+    def load_library(path: str) -> object | None:
+        loaded.append(path)
+        return object() if loaded.count(path) == 1 and path != "bad.so" else None
+
+    library = ModuleType("tensorrt")
+    library.__dict__["get_plugin_registry"] = lambda: SimpleNamespace(load_library=load_library)
+    for path in ("first.so", "first.so", "second.so", "first.so"):
+        tensorrt_api._load_plugins(library, path)
+    assert loaded == ["first.so", "second.so"]
+    for _ in range(2):
+        with pytest.raises(BuildError, match="cannot load the plugin library"):
+            tensorrt_api._load_plugins(library, "bad.so")

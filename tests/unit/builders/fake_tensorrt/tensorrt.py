@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import weakref
 from enum import IntEnum
 from typing import Any
 
@@ -64,8 +66,9 @@ class IPluginRegistry:
         self._libraries: list[str] = []
 
     def load_library(self, plugin_path: str) -> Any:
+        known = plugin_path in self._libraries
         self._libraries.append(plugin_path)
-        return None if MOOD == "no-library" else object()
+        return None if known or MOOD == "no-library" else object()
 
 
 _REGISTRY = IPluginRegistry()
@@ -238,12 +241,26 @@ class IExecutionContext:
 
 
 class EngineInspector:
-    """Asked of an engine with several profiles at the shapes of a context, TensorRT 10.6 answers with nothing."""
+    """Asked of an engine with several profiles at the shapes of a context, TensorRT 10.6 answers with nothing.
 
-    execution_context: Any = None
+    It does not own the context, and ends the process when asked after the context is gone.
+    """
 
     def __init__(self, layers: list[tuple[str, str]], profiles: int) -> None:
         self._layers, self._profiles = layers, profiles
+        self._context: Any = None
+
+    @property
+    def execution_context(self) -> Any:
+        if self._context is None:
+            return None
+        if (context := self._context()) is None:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return context
+
+    @execution_context.setter
+    def execution_context(self, context: Any) -> None:
+        self._context = weakref.ref(context)
 
     def get_engine_information(self, form: Any) -> str:
         if MOOD == "mute" or (self.execution_context is not None and self._profiles > 1):
