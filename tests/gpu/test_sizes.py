@@ -34,7 +34,6 @@ KINDS: dict[str, Kind] = {
     "1B-fp16-kernels": (CUT["1B"], "fp16", SCHEDULE, True),
     "1B-fp8-row": (CUT["1B"], "fp8-row", SCHEDULE, False),
     "1B-fp8-row-kernels": (CUT["1B"], "fp8-row", SCHEDULE, True),
-    "1B-2-groups-kernels": (CUT["1B"].with_changes(g_kv=2), "fp8-row", SCHEDULE, True),
     "1B-2-groups": (CUT["1B"].with_changes(g_kv=2), "fp8-row", SCHEDULE, False),
     "1B-keys-and-values-apart": (CUT["1B"].with_changes(l_kv=1, s_kv=2), "fp8-static", SCHEDULE, False),
     "1B-3-sets": (CUT["1B"].with_changes(l_kv=3, s_kv=1), "fp8-row", SCHEDULE, False),
