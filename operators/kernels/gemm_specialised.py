@@ -74,6 +74,9 @@ class _Work:
     STAGES: gl.constexpr
     SLABS: gl.constexpr
     STEPS: gl.constexpr
+    PART: gl.constexpr
+    PARTS: gl.constexpr
+    NARROW: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(
@@ -91,6 +94,10 @@ class _Work:
         self.M_TILE, self.N_TILE, self.K_TILE = gl.constexpr(M_TILE), gl.constexpr(N_TILE), gl.constexpr(K_TILE)
         self.GROUP, self.PROGRAMS = gl.constexpr(GROUP), gl.constexpr(PROGRAMS)
         self.STAGES, self.SLABS = gl.constexpr(STAGES), gl.constexpr(SLABS)
+        # A tile is finished in parts along n, at most 128 wide. The last column of tiles may fill no more than the first of two.
+        part = min(N_TILE, 128)
+        self.PART, self.PARTS = gl.constexpr(part), gl.constexpr(N_TILE // part)
+        self.NARROW = gl.constexpr(N_TILE > part and N > N_TILE and 0 < N % N_TILE <= part)
 
     @gluon.jit
     def tiles(self):
@@ -98,8 +105,16 @@ class _Work:
 
     @gluon.jit
     def place(self, tile):
-        """First row and output channel of a tile."""
-        return tile_of(tile, self.rows, self.N, self.M_TILE, self.N_TILE, self.GROUP)
+        """First row and output channel of a tile. A column of narrow tiles comes last: half the work, to even out the programs'."""
+        if not self.NARROW:
+            row, channel = tile_of(tile, self.rows, self.N, self.M_TILE, self.N_TILE, self.GROUP)
+        else:
+            WIDE: gl.constexpr = self.N // self.N_TILE * self.N_TILE
+            wide = gl.cdiv(self.rows, self.M_TILE) * (self.N // self.N_TILE)
+            row, channel = tile_of(gl.minimum(tile, wide - 1), self.rows, WIDE, self.M_TILE, self.N_TILE, self.GROUP)
+            row = gl.where(tile < wide, row, (tile - wide) * self.M_TILE)
+            channel = gl.where(tile < wide, channel, WIDE)
+        return row, channel
 
 
 @gluon.jit
@@ -211,82 +226,118 @@ def _carry(slab: gl.constexpr, work):
 @gluon.jit
 def _consume(slab: gl.constexpr, work):
     """Multiply and finish a slab of every tile."""
-    HALF: gl.constexpr = work.N_TILE // 2
-    CHANNELS: gl.constexpr = 256 // work.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
-    WHOLE_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, CHANNELS])
-    HALF_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HALF, CHANNELS])
-    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, HALF_LAYOUT)
-    CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    staging = work.staging.index(slab)
-    staged = work.staged.index(slab)
-    finished = work.finished.index(slab)
     number = 0
     parity = 0
     for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
         row, channel = work.place(tile)
-        # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
-        row_scale = 0.0
-        left_scale = 0.0
-        right_scale = 0.0
-        if work.SCALED:
-            if work.ROW_SCALES:
-                numbers = row + slab * SLAB + gl.arange(0, SLAB, ROW_LAYOUT)
-                row_scale = gl.load(work.scale + numbers, mask=numbers < work.rows, other=0.0)
+        if work.NARROW:
+            if channel + work.PART < work.N:
+                _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
             else:
-                row_scale = gl.load(work.scale)
-            channels = channel + gl.arange(0, HALF, CHANNEL_LAYOUT)
-            left_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
-            right_scale = gl.load(work.weight_scale_N + HALF + channels, mask=channels + HALF < work.N, other=0.0)
-        if work.PROMOTE:
-            left = gl.zeros([SLAB, HALF], gl.float32, HALF_LAYOUT)
-            right = gl.zeros([SLAB, HALF], gl.float32, HALF_LAYOUT)
-            zeros = gl.zeros([SLAB, HALF], gl.float32, HALF_LAYOUT)
-            for _ in range(work.STEPS):
-                stage = number % work.STAGES
-                x = work.x_stages.index(stage * work.SLABS + slab)
-                weight = work.weight_stages.index(stage)
-                mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
-                left += warpgroup_mma(x, weight.slice(0, HALF, 0).permute((1, 0)), zeros, use_acc=False)
-                part = warpgroup_mma(x, weight.slice(HALF, HALF, 0).permute((1, 0)), zeros, use_acc=False)
-                mbarrier.arrive(work.empty.index(stage), count=1)
-                right += part
-                number += 1
+                _multiply_and_finish(row, channel, number, parity, slab, work, 1)
         else:
-            accumulator = gl.zeros([SLAB, work.N_TILE], gl.float32, WHOLE_LAYOUT)
-            for step in range(work.STEPS):
-                stage = number % work.STAGES
-                x = work.x_stages.index(stage * work.SLABS + slab)
-                mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
-                accumulator = warpgroup_mma(x, work.weight_stages.index(stage).permute((1, 0)), accumulator, use_acc=step > 0, is_async=True)
-                # One product stays in flight; the one before it has left its stage.
-                accumulator = warpgroup_mma_wait(1, deps=[accumulator])
-                mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
-                number += 1
-            accumulator = warpgroup_mma_wait(0, deps=[accumulator])
-            mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
-            left, right = gl.reshape(accumulator, [SLAB, 2, HALF]).permute([0, 2, 1]).split()
-            left = gl.convert_layout(left, HALF_LAYOUT, assert_trivial=True)
-            right = gl.convert_layout(right, HALF_LAYOUT, assert_trivial=True)
-        mbarrier.wait(staged, parity)
-        _finish(left, row_scale, left_scale, staging.slice(0, HALF, 1), work.SCALED, work.ROW_SCALES, work.RESIDUAL)
-        _finish(right, row_scale, right_scale, staging.slice(HALF, HALF, 1), work.SCALED, work.ROW_SCALES, work.RESIDUAL)
+            _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
         fence_async_shared()  # the store reads what was written here
         gl.thread_barrier()  # by all threads, for one of which the next line speaks
-        mbarrier.arrive(finished, count=1)
+        mbarrier.arrive(work.finished.index(slab), count=1)
+        number += work.STEPS
         parity ^= 1
 
 
 @gluon.jit
-def _finish(accumulator, row_scale, channel_scale, staging, SCALED: gl.constexpr, ROW_SCALES: gl.constexpr, RESIDUAL: gl.constexpr):
+def _multiply_and_finish(row, channel, number, parity, slab: gl.constexpr, work, PARTS: gl.constexpr):
+    """A slab of a tile, PARTS parts wide."""
+    CHANNELS: gl.constexpr = 256 // work.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.PART, CHANNELS])
+    CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    staging = work.staging.index(slab)
+    # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
+    row_scale = 0.0
+    left_scale = 0.0
+    right_scale = 0.0
+    if work.SCALED:
+        if work.ROW_SCALES:
+            numbers = row + slab * SLAB + gl.arange(0, SLAB, gl.SliceLayout(1, LAYOUT))
+            row_scale = gl.load(work.scale + numbers, mask=numbers < work.rows, other=0.0)
+        else:
+            row_scale = gl.load(work.scale)
+        channels = channel + gl.arange(0, work.PART, CHANNEL_LAYOUT)
+        left_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
+        if PARTS == 2:
+            channels += work.PART
+            right_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
+    if work.PROMOTE:
+        left, right = _promoted(number, slab, work, PARTS, LAYOUT)
+    else:
+        left, right = _product(number, slab, work, PARTS, LAYOUT)
+    mbarrier.wait(work.staged.index(slab), parity)
+    _finish(left, row_scale, left_scale, staging.slice(0, work.PART, 1), work)
+    if PARTS == 2:
+        _finish(right, row_scale, right_scale, staging.slice(work.PART, work.PART, 1), work)
+
+
+@gluon.jit
+def _product(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """One product stays in flight; the one before it has left its stage, which is given back."""
+    WIDTH: gl.constexpr = PARTS * work.PART
+    WHOLE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, LAYOUT.instr_shape[2]])
+    accumulator = gl.zeros([SLAB, WIDTH], gl.float32, WHOLE)
+    for step in range(work.STEPS):
+        stage = number % work.STAGES
+        mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
+        weight = work.weight_stages.index(stage).slice(0, WIDTH, 0).permute((1, 0))
+        accumulator = warpgroup_mma(
+            work.x_stages.index(stage * work.SLABS + slab), weight, accumulator, use_acc=step > 0, is_async=True
+        )
+        accumulator = warpgroup_mma_wait(1, deps=[accumulator])
+        mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
+        number += 1
+    accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+    mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
+    left = accumulator
+    right = accumulator
+    if PARTS == 2:
+        left, right = gl.reshape(accumulator, [SLAB, 2, work.PART]).permute([0, 2, 1]).split()
+        left = gl.convert_layout(left, LAYOUT, assert_trivial=True)
+        right = gl.convert_layout(right, LAYOUT, assert_trivial=True)
+    return left, right
+
+
+@gluon.jit
+def _promoted(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Each step's product starts anew and is added to an FP32 sum; meanwhile the tensor core works for another consumer."""
+    zeros = gl.zeros([SLAB, work.PART], gl.float32, LAYOUT)
+    left = zeros
+    right = zeros
+    for _ in range(work.STEPS):
+        stage = number % work.STAGES
+        x = work.x_stages.index(stage * work.SLABS + slab)
+        weight = work.weight_stages.index(stage)
+        mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
+        part = warpgroup_mma(x, weight.slice(0, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
+        if PARTS == 2:
+            left += part
+            part = warpgroup_mma(x, weight.slice(work.PART, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
+        mbarrier.arrive(work.empty.index(stage), count=1)  # every product that reads the stage is done
+        if PARTS == 2:
+            right += part
+        else:
+            left += part
+        number += 1
+    return left, right
+
+
+@gluon.jit
+def _finish(accumulator, row_scale, channel_scale, staging, work):
     """Scale a part, add the residual that stands in the buffer, and put the result in its place."""
     LAYOUT: gl.constexpr = accumulator.type.layout
-    if SCALED:
+    if work.SCALED:
         factor = gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]
-        if ROW_SCALES:
-            accumulator *= row_scale[:, None] * factor
+        if work.ROW_SCALES:
+            factor = row_scale[:, None] * factor
         else:
-            accumulator *= row_scale * factor
-    if RESIDUAL:
+            factor = row_scale * factor
+        accumulator *= factor
+    if work.RESIDUAL:
         accumulator += staging.load(LAYOUT).to(gl.float32)
     staging.store(accumulator.to(gl.float16))
-
