@@ -97,7 +97,7 @@ class _Work:
         # A tile is finished in parts along n, at most 128 wide. The last column of tiles may fill no more than the first of two.
         part = min(N_TILE, 128)
         self.PART, self.PARTS = gl.constexpr(part), gl.constexpr(N_TILE // part)
-        self.NARROW = gl.constexpr(N_TILE > part and N > N_TILE and 0 < N % N_TILE <= part)
+        self.NARROW = gl.constexpr(part < N_TILE < N and N % N_TILE in range(1, part + 1))
 
     @gluon.jit
     def tiles(self):
@@ -182,7 +182,8 @@ def _produce(work):
     """Fill the ring, tile after tile."""
     BYTES: gl.constexpr = (work.M_TILE + work.N_TILE) * work.K_TILE * (work.x_RK.dtype.element_ty.primitive_bitwidth // 8)
     x = tma.make_tensor_descriptor(work.x_RK, [work.rows, work.K], [work.K, 1], [SLAB, work.K_TILE], work.x_stages.layout)
-    weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], [work.N_TILE, work.K_TILE], work.weight_stages.layout)
+    BOX: gl.constexpr = [work.N_TILE, work.K_TILE]
+    weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], BOX, work.weight_stages.layout)
     number = 0
     for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
         row, channel = work.place(tile)
@@ -286,9 +287,7 @@ def _product(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.c
         stage = number % work.STAGES
         mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
         weight = work.weight_stages.index(stage).slice(0, WIDTH, 0).permute((1, 0))
-        accumulator = warpgroup_mma(
-            work.x_stages.index(stage * work.SLABS + slab), weight, accumulator, use_acc=step > 0, is_async=True
-        )
+        accumulator = warpgroup_mma(work.x_stages.index(stage * work.SLABS + slab), weight, accumulator, use_acc=step > 0, is_async=True)
         accumulator = warpgroup_mma_wait(1, deps=[accumulator])
         mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
         number += 1
@@ -333,10 +332,7 @@ def _finish(accumulator, row_scale, channel_scale, staging, work):
     LAYOUT: gl.constexpr = accumulator.type.layout
     if work.SCALED:
         factor = gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]
-        if work.ROW_SCALES:
-            factor = row_scale[:, None] * factor
-        else:
-            factor = row_scale * factor
+        factor = row_scale[:, None] * factor if work.ROW_SCALES else row_scale * factor
         accumulator *= factor
     if work.RESIDUAL:
         accumulator += staging.load(LAYOUT).to(gl.float32)
