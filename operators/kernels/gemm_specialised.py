@@ -7,15 +7,16 @@ A tile is M_TILE / 64 slabs of 64 rows. Roles of a program, which is alone on it
 
 - A consumer per slab: four warps that multiply and finish their slab. They do not wait for each other, so that one finishes its
   slab while the tensor core works for the others.
-- The producer: a warp that loads x and weight into a ring of STAGES stages. It runs ahead into the next tile.
+- Producers, two for two slabs, else one: a warp that loads x, weight or both into a ring of STAGES stages. It runs ahead into the
+  next tile. Two make their descriptors at the same time.
 - A carrier per slab: a warp that brings the slab's residual into a staging buffer during the main loop, and from there takes the
   result to memory while the next tile is multiplied.
 
 Barriers and who completes them (each arrival below is one thread's):
 
 | barrier         | arrivals | from                                                | waited for by       |
-| full[stage]     | 1        | producer, and the bytes of x and weight             | every consumer      |
-| empty[stage]    | slabs    | each consumer, once no product reads the stage      | producer            |
+| full[stage]     | 1 or 2   | each producer, and the bytes of x and weight        | every consumer      |
+| empty[stage]    | slabs    | each consumer, once no product reads the stage      | every producer      |
 | staged[slab]    | 1        | carrier: the residual's bytes, or the buffer's free | the slab's consumer |
 | finished[slab]  | 1        | consumer, once the result stands in the buffer      | the slab's carrier  |
 
@@ -46,58 +47,23 @@ WARPS = gl.constexpr(4)  # that issue it together
 class _Work:
     """What every role is given."""
 
-    x_RK: gl.tensor
-    weight_NK: gl.tensor
-    output_RN: gl.tensor
-    scale: gl.tensor
-    weight_scale_N: gl.tensor
-    residual_RN: gl.tensor
-    rows: gl.tensor
-    x_stages: gl.shared_memory_descriptor
-    weight_stages: gl.shared_memory_descriptor
-    staging: gl.shared_memory_descriptor
-    full: gl.shared_memory_descriptor
-    empty: gl.shared_memory_descriptor
-    staged: gl.shared_memory_descriptor
-    finished: gl.shared_memory_descriptor
-    N: gl.constexpr
-    K: gl.constexpr
-    SCALED: gl.constexpr
-    ROW_SCALES: gl.constexpr
-    RESIDUAL: gl.constexpr
-    PROMOTE: gl.constexpr
-    M_TILE: gl.constexpr
-    N_TILE: gl.constexpr
-    K_TILE: gl.constexpr
-    GROUP: gl.constexpr
-    PROGRAMS: gl.constexpr
-    STAGES: gl.constexpr
-    SLABS: gl.constexpr
-    STEPS: gl.constexpr
-    PART: gl.constexpr
-    PARTS: gl.constexpr
-    NARROW: gl.constexpr
+    __annotations__ = {
+        **dict.fromkeys(("x_RK", "weight_NK", "output_RN", "scale", "weight_scale_N", "residual_RN", "rows"), gl.tensor),
+        **dict.fromkeys(("x_stages", "weight_stages", "staging", "full", "empty", "staged", "finished"), gl.shared_memory_descriptor),
+        **dict.fromkeys(("N", "K", "SCALED", "ROW_SCALES", "RESIDUAL", "PROMOTE"), gl.constexpr),
+        **dict.fromkeys(("M_TILE", "N_TILE", "K_TILE", "GROUP", "PROGRAMS", "STAGES"), gl.constexpr),
+        **dict.fromkeys(("SLABS", "STEPS", "PART", "PARTS", "NARROW"), gl.constexpr),
+    }
 
     @gluon.constexpr_function
-    def __init__(
-        self, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-        x_stages, weight_stages, staging, full, empty, staged, finished,
-        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, STAGES, SLABS,
-    ):  # fmt: skip
-        self.x_RK, self.weight_NK, self.output_RN = x_RK, weight_NK, output_RN
-        self.scale, self.weight_scale_N, self.residual_RN, self.rows = scale, weight_scale_N, residual_RN, rows
-        self.x_stages, self.weight_stages, self.staging = x_stages, weight_stages, staging
-        self.full, self.empty, self.staged, self.finished = full, empty, staged, finished
-        self.N, self.K, self.STEPS = gl.constexpr(N), gl.constexpr(K), gl.constexpr(-(-K // K_TILE))
-        self.SCALED, self.ROW_SCALES = gl.constexpr(SCALED), gl.constexpr(ROW_SCALES)
-        self.RESIDUAL, self.PROMOTE = gl.constexpr(RESIDUAL), gl.constexpr(PROMOTE)
-        self.M_TILE, self.N_TILE, self.K_TILE = gl.constexpr(M_TILE), gl.constexpr(N_TILE), gl.constexpr(K_TILE)
-        self.GROUP, self.PROGRAMS = gl.constexpr(GROUP), gl.constexpr(PROGRAMS)
-        self.STAGES, self.SLABS = gl.constexpr(STAGES), gl.constexpr(SLABS)
+    def __init__(self, **given):
         # A tile is finished in parts along n, at most 128 wide. The last column of tiles may fill no more than the first of two.
-        part = min(N_TILE, 128)
-        self.PART, self.PARTS = gl.constexpr(part), gl.constexpr(N_TILE // part)
-        self.NARROW = gl.constexpr(part < N_TILE < N and N % N_TILE in range(1, part + 1))
+        n, width = given["N"], given["N_TILE"]
+        part = min(width, 128)
+        given |= {"SLABS": given["M_TILE"] // 64, "STEPS": -(-given["K"] // given["K_TILE"]), "PART": part, "PARTS": width // part}
+        given["NARROW"] = part < width < n and n % width in range(1, part + 1)
+        for name, value in given.items():
+            setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
     @gluon.jit
     def tiles(self):
@@ -137,65 +103,64 @@ def gemm_specialised(
     staged = gl.allocate_shared_memory(gl.int64, [SLABS, 1], mbarrier.MBarrierLayout())
     finished = gl.allocate_shared_memory(gl.int64, [SLABS, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(full.index(stage), count=2 if SLABS == 2 else 1)
         mbarrier.init(empty.index(stage), count=SLABS)
     for slab in gl.static_range(SLABS):
         mbarrier.init(staged.index(slab), count=1)
         mbarrier.init(finished.index(slab), count=1)
     fence_async_shared()  # the tensor memory accelerator sees them, too
     work = _Work(
-        x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-        x_stages, weight_stages, staging, full, empty, staged, finished,
-        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, STAGES, SLABS,
+        x_RK=x_RK, weight_NK=weight_NK, output_RN=output_RN, scale=scale, weight_scale_N=weight_scale_N, residual_RN=residual_RN, rows=rows,
+        x_stages=x_stages, weight_stages=weight_stages, staging=staging, full=full, empty=empty, staged=staged, finished=finished,
+        N=N, K=K, SCALED=SCALED, ROW_SCALES=ROW_SCALES, RESIDUAL=RESIDUAL, PROMOTE=PROMOTE,
+        M_TILE=M_TILE, N_TILE=N_TILE, K_TILE=K_TILE, GROUP=GROUP, PROGRAMS=PROGRAMS, STAGES=STAGES,
     )  # fmt: skip
     if SLABS == 2:
         gl.warp_specialize(
             [
-                (_consume, (0, work)),
-                (_consume, (1, work)),
-                (_produce, (work,)),
-                (_carry, (0, work)),
-                (_carry, (1, work)),
+                (_consume, (0, work)), (_consume, (1, work)),
+                (_produce, (True, False, work)), (_produce, (False, True, work)), (_carry, (0, work)), (_carry, (1, work)),
             ],
-            [WARPS, 1, 1, 1],
-            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )
+            [WARPS, 1, 1, 1, 1],
+            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
+        )  # fmt: skip
     else:
         gl.static_assert(SLABS == 3)
         gl.warp_specialize(
             [
-                (_consume, (0, work)),
-                (_consume, (1, work)),
-                (_consume, (2, work)),
-                (_produce, (work,)),
-                (_carry, (0, work)),
-                (_carry, (1, work)),
-                (_carry, (2, work)),
+                (_consume, (0, work)), (_consume, (1, work)), (_consume, (2, work)),
+                (_produce, (True, True, work)), (_carry, (0, work)), (_carry, (1, work)), (_carry, (2, work)),
             ],
             [WARPS, WARPS, 1, 1, 1, 1],
             [REGISTERS, REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )
+        )  # fmt: skip
 
 
 @gluon.jit
-def _produce(work):
-    """Fill the ring, tile after tile."""
-    BYTES: gl.constexpr = (work.M_TILE + work.N_TILE) * work.K_TILE * (work.x_RK.dtype.element_ty.primitive_bitwidth // 8)
-    x = tma.make_tensor_descriptor(work.x_RK, [work.rows, work.K], [work.K, 1], [SLAB, work.K_TILE], work.x_stages.layout)
+def _produce(X: gl.constexpr, WEIGHT: gl.constexpr, work):
+    """Fill the ring, tile after tile, with x, weight or both."""
+    WIDTH: gl.constexpr = work.x_RK.dtype.element_ty.primitive_bitwidth // 8
+    BYTES: gl.constexpr = (X * work.M_TILE + WEIGHT * work.N_TILE) * work.K_TILE * WIDTH
     BOX: gl.constexpr = [work.N_TILE, work.K_TILE]
-    weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], BOX, work.weight_stages.layout)
+    if WEIGHT:
+        weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], BOX, work.weight_stages.layout)
+    if X:
+        x = tma.make_tensor_descriptor(work.x_RK, [work.rows, work.K], [work.K, 1], [SLAB, work.K_TILE], work.x_stages.layout)
     number = 0
     for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
         row, channel = work.place(tile)
         for step in range(work.STEPS):
             stage = number % work.STAGES
+            full = work.full.index(stage)
             mbarrier.wait(work.empty.index(stage), (number // work.STAGES & 1) ^ 1)
             # Boxes beyond the edges are filled with zeros: the bytes are always those of whole boxes.
-            mbarrier.expect(work.full.index(stage), BYTES)
-            tma.async_copy_global_to_shared(weight, [channel, step * work.K_TILE], work.full.index(stage), work.weight_stages.index(stage))
-            for slab in gl.static_range(work.SLABS):
-                target = work.x_stages.index(stage * work.SLABS + slab)
-                tma.async_copy_global_to_shared(x, [row + slab * SLAB, step * work.K_TILE], work.full.index(stage), target)
+            mbarrier.expect(full, BYTES)
+            if WEIGHT:
+                tma.async_copy_global_to_shared(weight, [channel, step * work.K_TILE], full, work.weight_stages.index(stage))
+            if X:
+                for slab in gl.static_range(work.SLABS):
+                    target = work.x_stages.index(stage * work.SLABS + slab)
+                    tma.async_copy_global_to_shared(x, [row + slab * SLAB, step * work.K_TILE], full, target)
             number += 1
 
 
