@@ -42,7 +42,7 @@ class Build:
         types: Triton's type of each argument that is no constant, in order: "*fp16", "i32", "fp32".
         constants: The values of the others.
         capability: Compute capability, such as "9.0".
-        warps: Per program.
+        warps: Per program; of a Gluon kernel those of its first role, to which it adds the others'.
         stages: Of the main loop's loads.
         registers: Most per thread; 0 leaves it to the compiler.
     """
@@ -97,8 +97,9 @@ def _attempt(build: Build, cache: Path | None) -> Kernel | BuildError:
 
 
 def _source(build: Build) -> Any:
-    """Triton's source object. Pointers are 16-byte aligned: TensorRT's are, and so are scratch buffers."""
+    """Triton's source object, or Gluon's. Pointers are 16-byte aligned: TensorRT's are, and so are scratch buffers."""
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     function = getattr(importlib.import_module(f".{build.module}", __package__), build.function)
     variables = [name for name in function.arg_names if name not in build.constants]
@@ -106,7 +107,8 @@ def _source(build: Build) -> Any:
     types = dict(zip(variables, build.types, strict=True))
     signature = {name: types.get(name, "constexpr") for name in function.arg_names}
     aligned = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind.startswith("*")}
-    return ASTSource(fn=function, signature=signature, constexprs=dict(build.constants), attrs=aligned)
+    kind = GluonASTSource if function.is_gluon() else ASTSource
+    return kind(fn=function, signature=signature, constexprs=dict(build.constants), attrs=aligned)
 
 
 def _options(build: Build) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Launch programs of matrix products: which of the two kernels, in which tile, for which row counts."""
+"""Launch programs of matrix products: which of the three kernels, in which tile, for which row counts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from .tiles import GemmTile
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor are multiples of it
 OUTPUT_BYTES = 2
 POINTER_STAGES = 3
+SPECIALISED = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve
+SPECIALISED_CAPABILITY = "9.0"
+WARPGROUP = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,16 @@ class Product:
             "K_TILE": tile.k,
             "GROUP": tile.group,
         }
+        types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
         name = "gemm_pointers"
+        if tile.specialised:
+            name = "gemm_specialised"
+            if tile.m not in SPECIALISED or capability != SPECIALISED_CAPABILITY:
+                hint = f"choose one of {', '.join(map(str, SPECIALISED))} rows for {SPECIALISED_CAPABILITY}, or another kernel"
+                raise BuildError(f"no warps with roles for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
+            at_launch, many, few = SPECIALISED[tile.m]
+            constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
+            return Build(name, name, types, constants, capability, WARPGROUP, registers=at_launch)
         if tile.programs:
             name = "gemm"
             constants |= {
@@ -70,7 +82,6 @@ class Product:
                 "PREFETCH": tile.prefetch,
                 "EARLY": tile.early,
             }
-        types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
         return Build(name, name, types, constants, capability, tile.warps, tile.stages, tile.registers)
 
     def usable(self, tile: GemmTile) -> GemmTile:
@@ -79,6 +90,8 @@ class Product:
         aligned = self.k * operand_bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
         if aligned or not tile.programs:
             return tile
+        if tile.specialised:
+            return GemmTile(128, 128, tile.k, POINTER_STAGES, 8, tile.group)
         return GemmTile(tile.m, tile.n, tile.k, min(tile.stages, POINTER_STAGES), tile.warps, tile.group)
 
     def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:

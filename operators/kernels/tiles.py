@@ -57,6 +57,8 @@ class GemmTile:
         early: Steps before the end of the main loop at which the residual is asked for, to wait in registers until the product is done;
             0 reads it afterwards, through a descriptor.
         registers: Most per thread; 0 leaves it to the compiler. 128 let two programs of 8 warps share a multiprocessor.
+        specialised: Whether the persistent kernel is the one whose warps have roles: 4 warps multiply for every 64 rows, 4 serve them;
+            it takes no parts, tail, prefetch, early and registers.
     """
 
     m: int
@@ -71,6 +73,7 @@ class GemmTile:
     prefetch: bool = False
     early: int = 0
     registers: int = 0
+    specialised: bool = False
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,9 @@ def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
         GemmTile(128, 128, 128, 3, 4, programs=264, parts=4, early=4),
         GemmTile(128, 128, 128, 3, 8, group=4, programs=264, parts=4, prefetch=True),
         GemmTile(64, 64, 128, 4, 4),
+        GemmTile(128, 256, 128, 3, 12, programs=132, specialised=True),
+        GemmTile(128, 128, 128, 5, 12, group=16, programs=132, specialised=True),
+        GemmTile(192, 128, 128, 4, 16, programs=132, specialised=True),
     ],
     ids=str,
 )

@@ -74,8 +74,8 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     if case.rows < MANY_ROWS // 4:
         return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
     if case.operator.endswith("Add"):
-        return list(_persistent_residual(step, promoted))
-    return list(_persistent_plain(step, promoted))
+        return [*_specialised(step, promoted), *_persistent_residual(step, promoted)]
+    return [*_specialised(step, promoted), *_persistent_plain(step, promoted)]
 
 
 def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]:
@@ -118,6 +118,14 @@ def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
 def _persistent_few(k: int) -> Iterator[GemmTile]:
     for m, n, warps in ((64, 128, 4), (128, 64, 4), (128, 128, 8), (64, 256, 4), (128, 256, 8)):
         yield GemmTile(m, n, k, 4 if m * n < 128 * 256 else 3, warps, programs=MULTIPROCESSORS, parts=2)
+
+
+def _specialised(k: int, promoted: bool) -> Iterator[GemmTile]:
+    """Warps with roles. A narrow tile leaves room for more stages."""
+    wide = GemmTile(128, 256, k, 3, 12, programs=MULTIPROCESSORS, specialised=True)
+    yield from (wide, replace(wide, group=16))
+    yield replace(wide, n=128, stages=5)
+    yield GemmTile(192, 128, k, 4, 16, programs=MULTIPROCESSORS, specialised=True)
 
 
 def _persistent_residual(k: int, promoted: bool) -> Iterator[GemmTile]:

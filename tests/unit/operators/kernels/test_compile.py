@@ -19,6 +19,7 @@ from onerec_trt.operators.kernels.tiles import CAPABILITIES, GemmTile, RowTile
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
 ELF = b"\x7fELF"
 PERSISTENT = GemmTile(128, 256, 128, 3, 8, programs=132, parts=2, prefetch=True)
+SPECIALISED = GemmTile(128, 256, 128, 3, 12, programs=132, specialised=True)
 POINTERS = GemmTile(64, 64, 128, 2, 4)
 PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
 
@@ -64,6 +65,41 @@ def test_an_early_residual_waits_in_registers(tmp_path, tile, promotion, most):
     text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
     assert (registers <= most, stack) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("tile", "product", "descriptors"),
+    [
+        (SPECIALISED, PRODUCT, 6),
+        (SPECIALISED, replace(PRODUCT, residual=False, row_scales=False), 4),
+        (SPECIALISED, replace(PRODUCT, promotion=128), 6),
+        (SPECIALISED, replace(PRODUCT, n=4096), 6),
+        (replace(SPECIALISED, n=128, stages=5), replace(PRODUCT, promotion=128), 6),
+        (replace(SPECIALISED, m=192, n=128, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
+        (replace(SPECIALISED, k=64), Product("float16", 1408, 640, residual=True), 6),
+    ],
+    ids=str,
+)
+def test_warps_with_roles(tmp_path, tile, product, descriptors):
+    kernel = compiled(product.build(tile, "9.0"), tmp_path)
+    assert kernel.warps == tile.warps
+    assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
+    (tmp_path / "kernel.cubin").write_bytes(kernel.cubin)
+    usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+    assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
+
+
+@pytest.mark.parametrize(("tile", "capability"), [("rows", "9.0"), ("capability", "12.0")])
+def test_warps_with_roles_are_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no warps with roles"):
+        PRODUCT.build(replace(SPECIALISED, m=64) if tile == "rows" else SPECIALISED, capability)
+
+
+def test_without_aligned_strides_there_are_no_roles():
+    tile = replace(PRODUCT, k=200).usable(replace(SPECIALISED, m=192))
+    assert (tile.programs, tile.m, tile.warps) == (0, 128, 8)
 
 
 def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
