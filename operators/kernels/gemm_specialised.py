@@ -47,13 +47,37 @@ WARPS = gl.constexpr(4)  # that issue it together
 class _Work:
     """What every role is given."""
 
-    __annotations__ = {
-        **dict.fromkeys(("x_RK", "weight_NK", "output_RN", "scale", "weight_scale_N", "residual_RN", "rows"), gl.tensor),
-        **dict.fromkeys(("x_stages", "weight_stages", "staging", "full", "empty", "staged", "finished"), gl.shared_memory_descriptor),
-        **dict.fromkeys(("N", "K", "SCALED", "ROW_SCALES", "RESIDUAL", "PROMOTE"), gl.constexpr),
-        **dict.fromkeys(("M_TILE", "N_TILE", "K_TILE", "GROUP", "PROGRAMS", "STAGES"), gl.constexpr),
-        **dict.fromkeys(("SLABS", "STEPS", "PART", "PARTS", "NARROW"), gl.constexpr),
-    }
+    x_RK: gl.tensor
+    weight_NK: gl.tensor
+    output_RN: gl.tensor
+    scale: gl.tensor
+    weight_scale_N: gl.tensor
+    residual_RN: gl.tensor
+    rows: gl.tensor
+    x_stages: gl.shared_memory_descriptor
+    weight_stages: gl.shared_memory_descriptor
+    staging: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    staged: gl.shared_memory_descriptor
+    finished: gl.shared_memory_descriptor
+    N: gl.constexpr
+    K: gl.constexpr
+    SCALED: gl.constexpr
+    ROW_SCALES: gl.constexpr
+    RESIDUAL: gl.constexpr
+    PROMOTE: gl.constexpr
+    M_TILE: gl.constexpr
+    N_TILE: gl.constexpr
+    K_TILE: gl.constexpr
+    GROUP: gl.constexpr
+    PROGRAMS: gl.constexpr
+    STAGES: gl.constexpr
+    SLABS: gl.constexpr
+    STEPS: gl.constexpr
+    PART: gl.constexpr
+    PARTS: gl.constexpr
+    NARROW: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):

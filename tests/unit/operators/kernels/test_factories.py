@@ -107,8 +107,8 @@ def test_heads_that_share_keys_fill_a_tile_together(builds):
 
 
 def test_short_rows_of_a_head_go_without_descriptors(builds):
-    context_attention(512, 4, 4, head=4)
-    context_attention(512, 4, 4, head=64)
+    context_attention(128, 4, 4, head=4)
+    context_attention(128, 4, 4, head=64)
     assert [build.constants["DESCRIPTORS"] for build in builds] == [False, True]
     assert builds[0].constants["HEAD_TILE"] == 16
 
