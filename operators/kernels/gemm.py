@@ -1,184 +1,328 @@
-"""The persistent matrix product for compute capability 9.0: descriptors made on the device, epilogue under the next tile's loads.
+"""The matrix product for compute capability 9.0 whose warps have roles: some load, some multiply, some carry tiles in and out.
 
-FP8 and FP16, with or without scales and residual. TensorRT-side layouts as they are: x [rows, K], weight [N, K].
+Written in Gluon, Triton's language one level below, because Triton waits for each tile it stores. FP8 and FP16, with or without
+scales and residual. TensorRT-side layouts as they are: x [rows, K], weight [N, K].
+
+A tile is M_TILE / 64 slabs of 64 rows. Roles of a program, which is alone on its multiprocessor:
+
+- A consumer per slab: four warps that multiply and finish their slab. They do not wait for each other, so that one finishes its
+  slab while the tensor core works for the others.
+- Producers, two for two slabs, else one: a warp that loads x, weight or both into a ring of STAGES stages. It runs ahead into the
+  next tile. Two make their descriptors at the same time.
+- A carrier per slab: a warp that brings the slab's residual into a staging buffer during the main loop, and from there takes the
+  result to memory while the next tile is multiplied.
+
+Barriers and who completes them (each arrival below is one thread's):
+
+| barrier         | arrivals | from                                                | waited for by       |
+| full[stage]     | 1 or 2   | each producer, and the bytes of x and weight        | every consumer      |
+| empty[stage]    | slabs    | each consumer, once no product reads the stage      | every producer      |
+| staged[slab]    | 1        | carrier: the residual's bytes, or the buffer's free | the slab's consumer |
+| finished[slab]  | 1        | consumer, once the result stands in the buffer      | the slab's carrier  |
+
+Phases: every role walks the same tiles in the same order, so that all agree on the number of a step (counted over all tiles of the
+program) and of a tile. Step s uses stage s % STAGES in turn s / STAGES: `full` is waited for with the turn's parity, `empty` with the
+opposite one, which a new barrier counts as over: the first turn waits for nobody. `staged` and `finished` complete once per tile, so
+the parity is the tile's. A role without tiles waits for nothing.
 """
 
-from __future__ import annotations
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.core import _aggregate as aggregate
 
-import triton
-import triton.language as tl
+from .epilogue import tile_of
 
-from .epilogue import scales_of, tile_of
+SLAB = gl.constexpr(64)  # rows of a tensor core instruction
+WARPS = gl.constexpr(4)  # that issue it together
 
 
-@triton.jit
+@aggregate
+class _Work:
+    """What every role is given."""
+
+    x_RK: gl.tensor
+    weight_NK: gl.tensor
+    output_RN: gl.tensor
+    scale: gl.tensor
+    weight_scale_N: gl.tensor
+    residual_RN: gl.tensor
+    rows: gl.tensor
+    x_stages: gl.shared_memory_descriptor
+    weight_stages: gl.shared_memory_descriptor
+    staging: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    staged: gl.shared_memory_descriptor
+    finished: gl.shared_memory_descriptor
+    N: gl.constexpr
+    K: gl.constexpr
+    SCALED: gl.constexpr
+    ROW_SCALES: gl.constexpr
+    RESIDUAL: gl.constexpr
+    PROMOTE: gl.constexpr
+    M_TILE: gl.constexpr
+    N_TILE: gl.constexpr
+    K_TILE: gl.constexpr
+    GROUP: gl.constexpr
+    PROGRAMS: gl.constexpr
+    STAGES: gl.constexpr
+    SLABS: gl.constexpr
+    STEPS: gl.constexpr
+    PART: gl.constexpr
+    PARTS: gl.constexpr
+    NARROW: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, **given):
+        # A tile is finished in parts along n, at most 128 wide. The last column of tiles may fill no more than the first of two.
+        n, width = given["N"], given["N_TILE"]
+        part = min(width, 128)
+        given |= {"SLABS": given["M_TILE"] // 64, "STEPS": -(-given["K"] // given["K_TILE"]), "PART": part, "PARTS": width // part}
+        given["NARROW"] = part < width < n and n % width in range(1, part + 1)
+        for name, value in given.items():
+            setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
+
+    @gluon.jit
+    def tiles(self):
+        return gl.cdiv(self.rows, self.M_TILE) * ((self.N + self.N_TILE - 1) // self.N_TILE)
+
+    @gluon.jit
+    def place(self, tile):
+        """First row and output channel of a tile. A column of narrow tiles comes last: half the work, to even out the programs'."""
+        if not self.NARROW:
+            row, channel = tile_of(tile, self.rows, self.N, self.M_TILE, self.N_TILE, self.GROUP)
+        else:
+            WIDE: gl.constexpr = self.N // self.N_TILE * self.N_TILE
+            wide = gl.cdiv(self.rows, self.M_TILE) * (self.N // self.N_TILE)
+            row, channel = tile_of(gl.minimum(tile, wide - 1), self.rows, WIDE, self.M_TILE, self.N_TILE, self.GROUP)
+            row = gl.where(tile < wide, row, (tile - wide) * self.M_TILE)
+            channel = gl.where(tile < wide, channel, WIDE)
+        return row, channel
+
+
+@gluon.jit
 def gemm(
     x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-    N: tl.constexpr, K: tl.constexpr,
-    SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, TAIL: tl.constexpr, PREFETCH: tl.constexpr, EARLY: tl.constexpr,
+    N: gl.constexpr, K: gl.constexpr,
+    SCALED: gl.constexpr, ROW_SCALES: gl.constexpr, RESIDUAL: gl.constexpr, PROMOTE: gl.constexpr,
+    M_TILE: gl.constexpr, N_TILE: gl.constexpr, K_TILE: gl.constexpr,
+    GROUP: gl.constexpr, PROGRAMS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Whole waves of tiles, then the tiles that are left, cut into TAIL along m so that more programs have work."""
-    tiles = tl.cdiv(rows, M_TILE) * ((N + N_TILE - 1) // N_TILE)
-    whole = tiles
-    if TAIL > 1:
-        whole = tiles // PROGRAMS * PROGRAMS
-    _walk(
-        0, whole, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-        N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, 1, PREFETCH, EARLY,
+    """Give every role its warps. REGISTERS are a consumer's per thread, FEW_REGISTERS the others'."""
+    SLABS: gl.constexpr = M_TILE // SLAB
+    OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, x_RK.dtype.element_ty.primitive_bitwidth)
+    STAGING: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    x_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES * SLABS, SLAB, K_TILE], OPERAND)
+    weight_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES, N_TILE, K_TILE], OPERAND)
+    staging = gl.allocate_shared_memory(gl.float16, [SLABS, SLAB, N_TILE], STAGING)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    staged = gl.allocate_shared_memory(gl.int64, [SLABS, 1], mbarrier.MBarrierLayout())
+    finished = gl.allocate_shared_memory(gl.int64, [SLABS, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=2 if SLABS == 2 else 1)
+        mbarrier.init(empty.index(stage), count=SLABS)
+    for slab in gl.static_range(SLABS):
+        mbarrier.init(staged.index(slab), count=1)
+        mbarrier.init(finished.index(slab), count=1)
+    fence_async_shared()  # the tensor memory accelerator sees them, too
+    work = _Work(
+        x_RK=x_RK, weight_NK=weight_NK, output_RN=output_RN, scale=scale, weight_scale_N=weight_scale_N, residual_RN=residual_RN, rows=rows,
+        x_stages=x_stages, weight_stages=weight_stages, staging=staging, full=full, empty=empty, staged=staged, finished=finished,
+        N=N, K=K, SCALED=SCALED, ROW_SCALES=ROW_SCALES, RESIDUAL=RESIDUAL, PROMOTE=PROMOTE,
+        M_TILE=M_TILE, N_TILE=N_TILE, K_TILE=K_TILE, GROUP=GROUP, PROGRAMS=PROGRAMS, STAGES=STAGES,
     )  # fmt: skip
-    if TAIL > 1:
-        _walk(
-            whole * TAIL, tiles * TAIL, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-            N, K, SCALED, ROW_SCALES, RESIDUAL, PROMOTE, M_TILE // TAIL, N_TILE, K_TILE, GROUP, PROGRAMS, PARTS, TAIL, PREFETCH, EARLY,
+    if SLABS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (0, work)), (_consume, (1, work)),
+                (_produce, (True, False, work)), (_produce, (False, True, work)), (_carry, (0, work)), (_carry, (1, work)),
+            ],
+            [WARPS, 1, 1, 1, 1],
+            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )  # fmt: skip
-
-
-@triton.jit
-def _walk(
-    start, stop, x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
-    N: tl.constexpr, K: tl.constexpr,
-    SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, SLICES: tl.constexpr, PREFETCH: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """This program's share of the pieces from `start` to `stop`; SLICES pieces of M_TILE rows make a tile of the walk."""
-    # With promotion a tile is two products side by side: each has a fresh accumulator and one that is kept, and all four of
-    # a wide tile would not fit in registers. Both read the same x from shared memory.
-    HALF: tl.constexpr = N_TILE // 2
-    x = tl.make_tensor_descriptor(x_RK, [rows, K], [K, 1], [M_TILE, K_TILE])
-    weight = tl.make_tensor_descriptor(weight_NK, [N, K], [K, 1], [HALF if PROMOTE else N_TILE, K_TILE])
-    output = tl.make_tensor_descriptor(output_RN, [rows, N], [N, 1], [M_TILE, N_TILE // PARTS])
-    residual = output
-    if RESIDUAL and EARLY == 0:
-        residual = tl.make_tensor_descriptor(residual_RN, [rows, N], [N, 1], [M_TILE, N_TILE // PARTS])
-    STEPS: tl.constexpr = (K + K_TILE - 1) // K_TILE
-    ASK: tl.constexpr = STEPS - EARLY if EARLY < STEPS else 0
-    for piece in tl.range(start + tl.program_id(0), stop, PROGRAMS, flatten=True):
-        tile_row, channel = tile_of(piece // SLICES, rows, N, M_TILE * SLICES, N_TILE, GROUP)
-        row = tile_row + piece % SLICES * M_TILE
-        if RESIDUAL and PREFETCH:
-            _prefetch(residual_RN, row, channel, rows, N, M_TILE, N_TILE)
-        added_left = tl.zeros((M_TILE, HALF // 2), tl.int32)
-        added_right = added_left
-        if PROMOTE:
-            left = tl.zeros((M_TILE, HALF), tl.float32)
-            right = tl.zeros((M_TILE, HALF), tl.float32)
-            for step in range(STEPS):
-                if RESIDUAL and EARLY:  # noqa: SIM102 (known at compile time, unlike the step)
-                    if step == ASK:
-                        added_left = _pairs(residual_RN, row, channel, rows, N, M_TILE, HALF)
-                x_tile = x.load([row, step * K_TILE])
-                left += tl.dot(x_tile, weight.load([channel, step * K_TILE]).T)
-                right += tl.dot(x_tile, weight.load([channel + HALF, step * K_TILE]).T)
-            if RESIDUAL and EARLY:  # no register was free for it before
-                added_right = _pairs(residual_RN, row, channel + HALF, rows, N, M_TILE, HALF)
-        else:
-            accumulator = tl.zeros((M_TILE, N_TILE), tl.float32)
-            for step in range(STEPS):
-                if RESIDUAL and EARLY:
-                    if step == ASK:
-                        added_left = _pairs(residual_RN, row, channel, rows, N, M_TILE, HALF)
-                    if step == min(ASK + 1, STEPS - 1):
-                        added_right = _pairs(residual_RN, row, channel + HALF, rows, N, M_TILE, HALF)
-                accumulator = tl.dot(x.load([row, step * K_TILE]), weight.load([channel, step * K_TILE]).T, accumulator)
-            left, right = _halves(accumulator, M_TILE, HALF)
-        if PARTS == 2 and (EARLY > 0 or not RESIDUAL):
-            # All is computed before the first store: what the right half reads would wait for it. It takes more registers.
-            left = _scaled(left, added_left, row, channel, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF)
-            right = _scaled(
-                right, added_right, row, channel + HALF, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, HALF
-            )
-            output.store([row, channel], left)
-            output.store([row, channel + HALF], right)
-        else:
-            _finish(
-                left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
-                N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
-            )  # fmt: skip
-            _finish(
-                right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
-                N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
-            )  # fmt: skip
-
-
-@triton.jit
-def _scaled(
-    accumulator, added, row, channel, scale, weight_scale_N, rows,
-    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr,
-):  # fmt: skip
-    """FP16 of a part, its residual added: either FP16 or in pairs."""
-    if SCALED:
-        accumulator *= scales_of(row, channel, scale, weight_scale_N, rows, N, ROW_SCALES, M_TILE, N_TILE)
-    if RESIDUAL:
-        if added.dtype == tl.int32:
-            added = _unpacked(added, M_TILE, N_TILE)
-        accumulator += added.to(tl.float32)
-    return accumulator.to(tl.float16)
-
-
-@triton.jit
-def _finish(
-    accumulator, added, row, channel, output, residual, scale, weight_scale_N, rows,
-    N: tl.constexpr, SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Compute and store a part, then the next: 1 or 2 along n. `added` is the residual in pairs where it was read EARLY."""
-    if PARTS == 1:
-        if RESIDUAL and EARLY == 0:
-            added = residual.load([row, channel])
-        result = _scaled(accumulator, added, row, channel, scale, weight_scale_N, rows, N, SCALED, ROW_SCALES, RESIDUAL, M_TILE, N_TILE)
-        output.store([row, channel], result)
     else:
-        HALF: tl.constexpr = N_TILE // 2
-        left, right = _halves(accumulator, M_TILE, HALF)
-        added_left, added_right = _halves(added, M_TILE, HALF // 2)
-        _finish(
-            left, added_left, row, channel, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
-        )  # fmt: skip
-        _finish(
-            right, added_right, row, channel + HALF, output, residual, scale, weight_scale_N, rows,
-            N, SCALED, ROW_SCALES, RESIDUAL, EARLY, M_TILE, HALF, PARTS // 2,
+        gl.static_assert(SLABS == 3)
+        gl.warp_specialize(
+            [
+                (_consume, (0, work)), (_consume, (1, work)), (_consume, (2, work)),
+                (_produce, (True, True, work)), (_carry, (0, work)), (_carry, (1, work)), (_carry, (2, work)),
+            ],
+            [WARPS, WARPS, 1, 1, 1, 1],
+            [REGISTERS, REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )  # fmt: skip
 
 
-@triton.jit
-def _halves(tile, M_TILE: tl.constexpr, HALF: tl.constexpr):
-    """Left and right half of a tile [M_TILE, 2 HALF]; registers only change their names."""
-    return tl.reshape(tile, (M_TILE, 2, HALF)).permute(0, 2, 1).split()
+@gluon.jit
+def _produce(X: gl.constexpr, WEIGHT: gl.constexpr, work):
+    """Fill the ring, tile after tile, with x, weight or both."""
+    WIDTH: gl.constexpr = work.x_RK.dtype.element_ty.primitive_bitwidth // 8
+    BYTES: gl.constexpr = (X * work.M_TILE + WEIGHT * work.N_TILE) * work.K_TILE * WIDTH
+    BOX: gl.constexpr = [work.N_TILE, work.K_TILE]
+    if WEIGHT:
+        weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], BOX, work.weight_stages.layout)
+    if X:
+        x = tma.make_tensor_descriptor(work.x_RK, [work.rows, work.K], [work.K, 1], [SLAB, work.K_TILE], work.x_stages.layout)
+    number = 0
+    for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
+        row, channel = work.place(tile)
+        for step in range(work.STEPS):
+            stage = number % work.STAGES
+            full = work.full.index(stage)
+            mbarrier.wait(work.empty.index(stage), (number // work.STAGES & 1) ^ 1)
+            # Boxes beyond the edges are filled with zeros: the bytes are always those of whole boxes.
+            mbarrier.expect(full, BYTES)
+            if WEIGHT:
+                tma.async_copy_global_to_shared(weight, [channel, step * work.K_TILE], full, work.weight_stages.index(stage))
+            if X:
+                for slab in gl.static_range(work.SLABS):
+                    target = work.x_stages.index(stage * work.SLABS + slab)
+                    tma.async_copy_global_to_shared(x, [row + slab * SLAB, step * work.K_TILE], full, target)
+            number += 1
 
 
-@triton.jit
-def _prefetch(residual_RN, row, channel, rows, N: tl.constexpr, M_TILE: tl.constexpr, N_TILE: tl.constexpr):
-    """Ask for the lines of the residual's tile; beyond the edge the last row and channel again."""
-    LINE: tl.constexpr = 64  # FP16 values of 128 bytes
-    numbers = tl.minimum(row + tl.arange(0, M_TILE), rows - 1).to(tl.int64)[:, None]
-    channels = tl.minimum(channel + tl.arange(0, N_TILE // LINE) * LINE, N - 1)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [residual_RN + numbers * N + channels], dtype=tl.int32, is_pure=False, pack=1
-    )
+@gluon.jit
+def _carry(slab: gl.constexpr, work):
+    """Bring residuals, take results away."""
+    staging = work.staging.index(slab)
+    staged = work.staged.index(slab)
+    finished = work.finished.index(slab)
+    output = tma.make_tensor_descriptor(work.output_RN, [work.rows, work.N], [work.N, 1], [SLAB, work.N_TILE], staging.layout)
+    residual = output
+    if work.RESIDUAL:
+        residual = tma.make_tensor_descriptor(work.residual_RN, [work.rows, work.N], [work.N, 1], [SLAB, work.N_TILE], staging.layout)
+    parity = 0
+    for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
+        row, channel = work.place(tile)
+        row += slab * SLAB
+        if work.RESIDUAL:
+            mbarrier.expect(staged, SLAB * work.N_TILE * 2)
+            tma.async_copy_global_to_shared(residual, [row, channel], staged, staging)
+        else:
+            mbarrier.arrive(staged, count=1)
+        mbarrier.wait(finished, parity)
+        tma.async_copy_shared_to_global(output, [row, channel], staging)
+        tma.store_wait(0)  # until the buffer has been read
+        parity ^= 1
 
 
-@triton.jit
-def _pairs(residual_RN, row, channel, rows, N: tl.constexpr, M_TILE: tl.constexpr, N_TILE: tl.constexpr):
-    """The residual's tile on its way to registers, two FP16 values in each [M_TILE, N_TILE / 2]; beyond the edge the last ones again.
+@gluon.jit
+def _consume(slab: gl.constexpr, work):
+    """Multiply and finish a slab of every tile."""
+    number = 0
+    parity = 0
+    for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
+        row, channel = work.place(tile)
+        if work.NARROW:
+            if channel + work.PART < work.N:
+                _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
+            else:
+                _multiply_and_finish(row, channel, number, parity, slab, work, 1)
+        else:
+            _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
+        fence_async_shared()  # the store reads what was written here
+        gl.thread_barrier()  # by all threads, for one of which the next line speaks
+        mbarrier.arrive(work.finished.index(slab), count=1)
+        number += work.STEPS
+        parity ^= 1
 
-    Inline assembly has no layout of its own: values arrive where the accumulator has its, not where a coalesced load would put
-    them, which would cost a way through shared memory. Impure, so that the compiler does not put it off to where it is needed.
-    """
-    numbers = tl.minimum(row + tl.arange(0, M_TILE), rows - 1).to(tl.int64)[:, None]
-    pairs = tl.minimum(channel // 2 + tl.arange(0, N_TILE // 2), N // 2 - 1)[None, :]
-    pointer = residual_RN.to(tl.pointer_type(tl.int32), bitcast=True) + numbers * (N // 2) + pairs
-    return tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [pointer], dtype=tl.int32, is_pure=False, pack=1)
+
+@gluon.jit
+def _multiply_and_finish(row, channel, number, parity, slab: gl.constexpr, work, PARTS: gl.constexpr):
+    """A slab of a tile, PARTS parts wide."""
+    CHANNELS: gl.constexpr = 256 // work.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.PART, CHANNELS])
+    CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    staging = work.staging.index(slab)
+    # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
+    row_scale = 0.0
+    left_scale = 0.0
+    right_scale = 0.0
+    if work.SCALED:
+        if work.ROW_SCALES:
+            numbers = row + slab * SLAB + gl.arange(0, SLAB, gl.SliceLayout(1, LAYOUT))
+            row_scale = gl.load(work.scale + numbers, mask=numbers < work.rows, other=0.0)
+        else:
+            row_scale = gl.load(work.scale)
+        channels = channel + gl.arange(0, work.PART, CHANNEL_LAYOUT)
+        left_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
+        if PARTS == 2:
+            channels += work.PART
+            right_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
+    if work.PROMOTE:
+        left, right = _promoted(number, slab, work, PARTS, LAYOUT)
+    else:
+        left, right = _product(number, slab, work, PARTS, LAYOUT)
+    mbarrier.wait(work.staged.index(slab), parity)
+    _finish(left, row_scale, left_scale, staging.slice(0, work.PART, 1), work)
+    if PARTS == 2:
+        _finish(right, row_scale, right_scale, staging.slice(work.PART, work.PART, 1), work)
 
 
-@triton.jit
-def _unpacked(pairs, M_TILE: tl.constexpr, N_TILE: tl.constexpr):
-    """FP16 [M_TILE, N_TILE] of pairs."""
-    low = pairs.to(tl.int16).to(tl.float16, bitcast=True)
-    high = (pairs >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    return tl.reshape(tl.join(low, high), (M_TILE, N_TILE))
+@gluon.jit
+def _product(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """One product stays in flight; the one before it has left its stage, which is given back."""
+    WIDTH: gl.constexpr = PARTS * work.PART
+    WHOLE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, LAYOUT.instr_shape[2]])
+    accumulator = gl.zeros([SLAB, WIDTH], gl.float32, WHOLE)
+    for step in range(work.STEPS):
+        stage = number % work.STAGES
+        mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
+        weight = work.weight_stages.index(stage).slice(0, WIDTH, 0).permute((1, 0))
+        accumulator = warpgroup_mma(work.x_stages.index(stage * work.SLABS + slab), weight, accumulator, use_acc=step > 0, is_async=True)
+        accumulator = warpgroup_mma_wait(1, deps=[accumulator])
+        mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
+        number += 1
+    accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+    mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
+    left = accumulator
+    right = accumulator
+    if PARTS == 2:
+        left, right = gl.reshape(accumulator, [SLAB, 2, work.PART]).permute([0, 2, 1]).split()
+        left = gl.convert_layout(left, LAYOUT, assert_trivial=True)
+        right = gl.convert_layout(right, LAYOUT, assert_trivial=True)
+    return left, right
+
+
+@gluon.jit
+def _promoted(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Each step's product starts anew and is added to an FP32 sum; meanwhile the tensor core works for another consumer."""
+    zeros = gl.zeros([SLAB, work.PART], gl.float32, LAYOUT)
+    left = zeros
+    right = zeros
+    for _ in range(work.STEPS):
+        stage = number % work.STAGES
+        x = work.x_stages.index(stage * work.SLABS + slab)
+        weight = work.weight_stages.index(stage)
+        mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
+        part = warpgroup_mma(x, weight.slice(0, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
+        if PARTS == 2:
+            left += part
+            part = warpgroup_mma(x, weight.slice(work.PART, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
+        mbarrier.arrive(work.empty.index(stage), count=1)  # every product that reads the stage is done
+        if PARTS == 2:
+            right += part
+        else:
+            left += part
+        number += 1
+    return left, right
+
+
+@gluon.jit
+def _finish(accumulator, row_scale, channel_scale, staging, work):
+    """Scale a part, add the residual that stands in the buffer, and put the result in its place."""
+    LAYOUT: gl.constexpr = accumulator.type.layout
+    if work.SCALED:
+        factor = gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]
+        factor = row_scale[:, None] * factor if work.ROW_SCALES else row_scale * factor
+        accumulator *= factor
+    if work.RESIDUAL:
+        accumulator += staging.load(LAYOUT).to(gl.float32)
+    staging.store(accumulator.to(gl.float16))

@@ -1,4 +1,4 @@
-"""Launch programs of matrix products: which of the three kernels, in which tile, for which row counts."""
+"""Launch programs of matrix products: which of the two kernels, in which tile, for which row counts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .tiles import GemmTile
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor are multiples of it
 OUTPUT_BYTES = 2
 POINTER_STAGES = 3
-SPECIALISED = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve
-SPECIALISED_CAPABILITY = "9.0"
+PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve
+PERSISTENT_CAPABILITY = "9.0"
 WARPGROUP = 4
 
 
@@ -64,25 +64,14 @@ class Product:
             "GROUP": tile.group,
         }
         types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
-        name = "gemm_pointers"
-        if tile.specialised:
-            name = "gemm_specialised"
-            if tile.m not in SPECIALISED or capability != SPECIALISED_CAPABILITY:
-                hint = f"choose one of {', '.join(map(str, SPECIALISED))} rows for {SPECIALISED_CAPABILITY}, or another kernel"
-                raise BuildError(f"no warps with roles for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
-            at_launch, many, few = SPECIALISED[tile.m]
-            constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
-            return Build(name, name, types, constants, capability, WARPGROUP, registers=at_launch)
-        if tile.programs:
-            name = "gemm"
-            constants |= {
-                "PROGRAMS": tile.programs,
-                "PARTS": max(tile.parts, 2),
-                "TAIL": tile.tail,
-                "PREFETCH": tile.prefetch,
-                "EARLY": tile.early,
-            }
-        return Build(name, name, types, constants, capability, tile.warps, tile.stages, tile.registers)
+        if not tile.programs:
+            return Build("gemm_pointers", "gemm_pointers", types, constants, capability, tile.warps, tile.stages)
+        if tile.m not in PERSISTENT or capability != PERSISTENT_CAPABILITY:
+            hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {PERSISTENT_CAPABILITY}, or programs = 0"
+            raise BuildError(f"no persistent kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
+        at_launch, many, few = PERSISTENT[tile.m]
+        constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
+        return Build("gemm", "gemm", types, constants, capability, WARPGROUP, registers=at_launch)
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""
@@ -90,9 +79,7 @@ class Product:
         aligned = self.k * operand_bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
         if aligned or not tile.programs:
             return tile
-        if tile.specialised:
-            return GemmTile(128, 128, tile.k, POINTER_STAGES, 8, tile.group)
-        return GemmTile(tile.m, tile.n, tile.k, min(tile.stages, POINTER_STAGES), tile.warps, tile.group)
+        return GemmTile(128, 128, tile.k, POINTER_STAGES, 8, tile.group)
 
     def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:
         """The launch for a node: one program per tile, or as many as the GPU runs at a time."""
@@ -102,7 +89,7 @@ class Product:
 
     def grid(self, tile: GemmTile, rows: Expr) -> Expr:
         tiles = cdiv(rows, tile.m) * -(-self.n // tile.n)
-        return minimum(tiles * tile.tail, tile.programs) if tile.programs else tiles
+        return minimum(tiles, tile.programs) if tile.programs else tiles
 
 
 def product_program(node: Node, product: Product, weight: int, scales: tuple[int, int] | None, residual: int | None) -> Program:

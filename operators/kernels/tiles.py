@@ -49,16 +49,8 @@ class GemmTile:
         stages: Steps in flight.
         warps: Of a program.
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
-        programs: Programs of the persistent kernel, which loads through tensor-memory-accelerator descriptors;
-            0 is the kernel with one program per tile and ordinary loads.
-        parts: The persistent kernel's epilogue works on the tile in this many parts along n, at least 2, in so much less shared memory.
-        tail: Tiles of the last, incomplete wave are cut into this many along m. 1 leaves them whole.
-        prefetch: Whether the residual is fetched into the L2 cache while the product is computed.
-        early: Steps before the end of the main loop at which the residual is asked for, to wait in registers until the product is done;
-            0 reads it afterwards, through a descriptor.
-        registers: Most per thread; 0 leaves it to the compiler. 128 let two programs of 8 warps share a multiprocessor.
-        specialised: Whether the persistent kernel is the one whose warps have roles: 4 warps multiply for every 64 rows, 4 serve them;
-            it takes no parts, tail, prefetch, early and registers.
+        programs: Programs of the persistent kernel, whose warps have roles: of every 8 warps per 64 rows, or a few less, 4 multiply.
+            It is for compute capability 9.0. 0 is the kernel with one program per tile and ordinary loads.
     """
 
     m: int
@@ -68,12 +60,6 @@ class GemmTile:
     warps: int
     group: int = 8
     programs: int = 0
-    parts: int = 1
-    tail: int = 1
-    prefetch: bool = False
-    early: int = 0
-    registers: int = 0
-    specialised: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,8 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
     if case.rows < 256:
         return list(_plain(case.rows, step, stages=(6,)))
     if case.rows < MANY_ROWS // 4:
-        return [*_plain(case.rows, step, stages=(4,)), *_persistent_few(step)]
-    if case.operator.endswith("Add"):
-        return [*_specialised(step, promoted), *_persistent_residual(step, promoted)]
-    return [*_specialised(step, promoted), *_persistent_plain(step, promoted)]
+        return [*_plain(case.rows, step, stages=(4,)), *_persistent(step)]
+    return list(_persistent(step))
 
 
 def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]:
@@ -115,51 +113,10 @@ def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
                 yield GemmTile(m, n, k, depth, 4 if m * n <= 128 * 64 else 8)
 
 
-def _persistent_few(k: int) -> Iterator[GemmTile]:
-    for m, n, warps in ((64, 128, 4), (128, 64, 4), (128, 128, 8), (64, 256, 4), (128, 256, 8)):
-        yield GemmTile(m, n, k, 4 if m * n < 128 * 256 else 3, warps, programs=MULTIPROCESSORS, parts=2)
-
-
-def _specialised(k: int, promoted: bool) -> Iterator[GemmTile]:
-    """Warps with roles. A narrow tile leaves room for more stages."""
-    wide = GemmTile(128, 256, k, 3, 12, programs=MULTIPROCESSORS, specialised=True)
-    yield from (wide, replace(wide, group=16))
-    yield replace(wide, n=128, stages=5)
-    yield GemmTile(192, 128, k, 4, 16, programs=MULTIPROCESSORS, specialised=True)
-
-
-def _persistent_residual(k: int, promoted: bool) -> Iterator[GemmTile]:
-    """The residual asked for at some moments of the main loop, beside tiles that read it afterwards.
-
-    One step before the end two products of a step are still to be done; earlier, the next step's branch waits for it.
-    """
-    wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
-    pair = GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)  # two programs take turns on a multiprocessor
-    yield from (wide, pair)
-    for early in (1, 2):
-        yield replace(wide, early=early)
-        yield replace(wide, early=early, prefetch=True)
-        yield replace(pair, early=early, prefetch=True, registers=128)  # left alone, the compiler takes too many for two programs
-    yield from (replace(pair, early=1), replace(pair, early=1, warps=4))
-    yield replace(pair, early=1, tail=2, registers=128)
-    wide = replace(wide, early=1, prefetch=True)
-    yield from (replace(wide, group=16), replace(wide, tail=2))
-    if not promoted:
-        yield replace(wide, n=128, stages=4)
-        if k == FP8_STEP:
-            yield replace(wide, stages=4, parts=4)
-            yield replace(wide, m=256, n=128)
-
-
-def _persistent_plain(k: int, promoted: bool) -> Iterator[GemmTile]:
-    """Large tiles live with what the L2 cache delivers; of small ones two blocks take turns on a multiprocessor."""
-    wide = GemmTile(128, 256, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
-    yield from (replace(wide, group=group) for group in (4, 8, 16))
-    yield replace(wide, tail=2)
-    yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4, tail=2)
-    yield replace(wide, stages=4, parts=4)
-    yield GemmTile(128, 128, k, 4, 8, programs=MULTIPROCESSORS, parts=2)
-    yield GemmTile(128, 128, k, 3, 8, programs=2 * MULTIPROCESSORS, parts=4)
-    if not promoted:
-        yield GemmTile(256, 128, k, 3, 8, programs=MULTIPROCESSORS, parts=2)
-        yield GemmTile(128, 128, k, 3, 4, programs=2 * MULTIPROCESSORS, parts=4)
+def _persistent(k: int) -> Iterator[GemmTile]:
+    """Wide tiles ask less of the L2 cache, narrow ones leave room for more stages, and of high ones three slabs take turns."""
+    wide = GemmTile(128, 256, k, 3, 12, programs=MULTIPROCESSORS)
+    narrow = replace(wide, n=128, stages=5)
+    high = GemmTile(192, 128, k, 4, 16, programs=MULTIPROCESSORS)
+    yield from (replace(tile, group=group) for tile in (narrow, high, wide) for group in (8, 16))
+    yield from (replace(narrow, group=4), replace(narrow, group=32))

@@ -2,7 +2,8 @@
 
 A process of its own: TRITON_INTERPRET must be set before the kernels are imported. What the interpreter of Triton 3.6 does not
 compute as a GPU does is replaced here: its cast to E4M3 neither rounds to even nor saturates, its fma rounds twice, and it
-has no inline assembly (the sigmoid of SwiGLU, the powers of two of attention, the early residual of products).
+has no inline assembly (the sigmoid of SwiGLU, the powers of two of attention). It knows no Gluon: the persistent product is
+held against PyTorch on a GPU alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product as combinations
 
 import numpy as np
@@ -23,7 +23,6 @@ from onerec_trt.core.difference import difference
 from onerec_trt.operators.kernels import (
     beam_self_attention,
     context_attention,
-    gemm,
     gemm_pointers,
     quant,
     rms_norm,
@@ -40,7 +39,7 @@ from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
 
-KERNELS = (beam_self_attention, context_attention, gemm, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
+KERNELS = (beam_self_attention, context_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
 MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": torch.float8_e4m3fn, "int64": torch.int64}
 E4M3 = torch.float8_e4m3fn
@@ -73,14 +72,6 @@ def emulate_gpu() -> None:
     interpreter.InterpreterBuilder.create_fma = fma
     swiglu.sigmoid = lambda x: 1.0 / (1.0 + tl.exp(-x))
     context_attention.exp2 = lambda x: tl.exp2(x)
-    gemm._pairs = pairs
-
-
-def pairs(residual_RN, row, channel, rows, n, m_tile, n_tile):
-    """gemm._pairs with an ordinary load."""
-    numbers = tl.minimum(row + tl.arange(0, m_tile), rows - 1)[:, None]
-    columns = tl.minimum(channel // 2 + tl.arange(0, n_tile // 2), n // 2 - 1)[None, :]
-    return tl.load(residual_RN.to(tl.pointer_type(tl.int32), bitcast=True) + numbers * (n // 2) + columns)
 
 
 def remember(build: Build) -> Kernel:
@@ -193,16 +184,8 @@ def cases() -> Iterator[tuple]:
 
 
 def products() -> Iterator[tuple]:
-    pointers, persistent = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2, programs=3, parts=2, tail=2)
-    early = replace(persistent, parts=4, tail=1, early=2)
-    for rows, k, n, tile in (
-        (1, 96, 40, pointers),
-        (37, 200, 72, pointers),
-        (70, 272, 136, persistent),
-        (45, 136, 104, early),
-        (1, 640, 64, early),
-        (33, 64, 64, replace(early, parts=2)),  # one step of the main loop
-    ):
+    small, large = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2)
+    for rows, k, n, tile in ((1, 96, 40, small), (37, 200, 72, small), (70, 272, 136, large), (1, 640, 64, large)):
         x, weight, residual = torch.randn(rows, k).half(), torch.randn(n, k).half(), torch.randn(rows, n).mul(100).half()
         yield "Linear", [x, weight], {}, tile
         yield "LinearAdd", [x, weight, residual], {}, tile
@@ -212,7 +195,7 @@ def products() -> Iterator[tuple]:
             static = [codes[0], torch.tensor([0.3]), *codes[2:], residual]
             yield "Fp8LinearAdd", static, {"promotion": promotion}, tile
     x = torch.randn(2, 3, 64).half()  # leading dimensions are rows
-    yield "Linear", [x, torch.randn(24, 64).half()], {}, pointers
+    yield "Linear", [x, torch.randn(24, 64).half()], {}, small
 
 
 def context(lengths: list[int], groups: int, tokens: int, head: int, fill: float) -> tuple[Tensor, Tensor]:

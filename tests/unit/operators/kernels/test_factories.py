@@ -7,9 +7,7 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.compile import Build
 from onerec_trt.operators.kernels.factories import FACTORIES
 from onerec_trt.operators.kernels.factory import Node
-from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.program import InputType, Int32, Kernel, Program, evaluated
-from onerec_trt.operators.kernels.tiles import GemmTile
 
 X, WEIGHT = InputType("float16", (None, 1408)), InputType("float16", (1408,))
 CODES, ROW_SCALE = InputType("float8_e4m3fn", (None, 1408)), InputType("float32", (None, 1))
@@ -145,8 +143,3 @@ def test_bad_nodes_are_named(operator, inputs, attributes, message):
         program_of(operator, *inputs, **attributes)
     assert caught.value.where == operator
     assert caught.value.hint
-
-
-def test_promotion_works_on_a_tile_in_two_halves():
-    build = Product("float8_e4m3fn", 64, 640, promotion=128).build(GemmTile(128, 128, 128, 3, 8, programs=132, parts=1), "9.0")
-    assert build.constants["PARTS"] == 2
