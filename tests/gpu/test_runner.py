@@ -93,7 +93,7 @@ def assert_same_bits(actual: Mapping[str, Any], expected: Mapping[str, Any], row
         assert np.asarray(actual[name])[rows].tobytes() == np.asarray(array)[rows].tobytes(), name
 
 
-@pytest.mark.parametrize(("batch", "context"), [(1, 1), (1, 64), (5, 33), (32, 64)])
+@pytest.mark.parametrize(("batch", "context"), [(1, 1), (3, 1), (1, 64), (5, 33), (32, 64)])
 def test_forced_scores_are_those_of_onnx_runtime(forced: TensorRtRunner, exported: Path, batch: int, context: int) -> None:
     inputs = batch_of(batch, context, form="forced")
     expected = OnnxRuntimeRunner(exported / "forced.onnx")(inputs)["log_probabilities"]
@@ -166,6 +166,19 @@ def test_shapes_may_change_all_the_time(plan_of: Callable[[str], Path]) -> None:
         for batch, wanted in list(zip(batches, expected, strict=True))[::order]:
             for _ in range(3):
                 assert_same_bits(runner(batch), wanted)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x42, 0xFF])
+def test_what_scratch_memory_held_before_changes_nothing(serving: TensorRtRunner, byte: int) -> None:
+    """0xFFFF is NaN in FP16. Contexts of one token leave most requests of a batch without any."""
+    batches = [batch_of(*shape) for shape in ((1, 1), (3, 1), (3, 17), (32, 64))]
+    expected = [serving(batch) for batch in batches]
+    lane = serving._lanes.get()
+    lane._scratch.fill_(byte)
+    torch.cuda.synchronize()
+    serving._lanes.put(lane)
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert_same_bits(serving(batch), wanted)
 
 
 @pytest.fixture
