@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -134,6 +135,22 @@ class PlanRecord(_Part):
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
     plugins: PluginUse | None = None
+
+
+def facts_of_build(plan: Path, built: Mapping[str, Any], profiles: Sequence[Mapping[str, ShapeRange]]) -> dict[str, Any]:
+    """What the record of any plan says of its file and of its build; `built` is the worker's last word. No plan is validated yet."""
+    return {
+        "plan": plan.name,
+        "sha256": sha256(plan),
+        "bytes": plan.stat().st_size,
+        "library_version": built["version"],
+        "tensors": tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
+        "profiles": tuple(profiles),
+        "builder_flags": tuple(built["builder_flags"]),
+        "build_seconds": built["build_seconds"],
+        "peak_memory_bytes": built["peak_memory_bytes"],
+        "validated": False,
+    }
 
 
 def record_path(plan: Path) -> Path:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, set_external_data
 
+from ..export.weights import ALIGNMENT, INLINE_BYTES
+
 Array = NDArray[np.generic]
 Prepare = Callable[[Array], Array]
 
 FILE = "prepared.data"
-ALIGNMENT = 4096  # as in the exported file, so that it can be mapped into memory
-INLINE_BYTES = 1024  # smaller tensors stay in the graph
 
 
 class PreparedWeights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.artefacts import sha256, write_json
+from ..core.artefacts import write_json
 from ..core.recipe import BuildOptions
 from ..core.tensorrt_api import load
 from . import native_graph
@@ -12,7 +12,7 @@ from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import QuantisedGemms, weight_bytes
 from .native_graph import NativeGraph
-from .plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
+from .plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
 from .preconditions import check_capabilities, has_fp8
 from .program_text import ProgramFacts, read_program
 from .worker import Job
@@ -66,22 +66,13 @@ def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float,
     native.unlink()
     program = read_program(plan)
     record = PlanRecord(
-        plan=plan.name,
-        sha256=sha256(plan),
-        bytes=plan.stat().st_size,
+        **facts_of_build(plan, built, graph.profiles),
         target="tensorrt-rtx",
-        library_version=built["version"],
         compute_capability=compute_capability,
         driver=None,
         gpu=None,
-        tensors=tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
-        profiles=tuple(graph.profiles),
-        builder_flags=tuple(built["builder_flags"]),
         fp8_gemms=_fp8_gemms(graph.gemms, program),
         weight_bytes=WeightBytes(graph=weight_bytes(graph.model), plan=program.constant_bytes if program else None),
-        build_seconds=built["build_seconds"],
-        peak_memory_bytes=built["peak_memory_bytes"],
-        validated=False,
         reason=NOT_VALIDATED,
     )
     require_fp8(record, fp8_coverage)

@@ -24,7 +24,17 @@ from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .machine import Machine
 from .native_graph import NativeGraph
-from .plan_record import NOT_YET_VALIDATED, Fp8Gemms, PlanLayer, PlanRecord, PlanTensor, PluginUse, TimingCacheUse, WeightBytes, record_path
+from .plan_record import (
+    NOT_YET_VALIDATED,
+    Fp8Gemms,
+    PlanLayer,
+    PlanRecord,
+    PluginUse,
+    TimingCacheUse,
+    WeightBytes,
+    facts_of_build,
+    record_path,
+)
 from .prepared_weights import PreparedWeights
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
@@ -131,22 +141,13 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
     weights = weight_bytes(job.graph.model)
     timings = built["timing_cache"]
     record = PlanRecord(
-        plan=plan.name,
-        sha256=sha256(plan),
-        bytes=plan.stat().st_size,
+        **facts_of_build(plan, built, job.graph.profiles),
         target="tensorrt",
-        library_version=built["version"],
         compute_capability=machine.compute_capability,
         driver=machine.driver,
         gpu=machine.gpu,
-        tensors=tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
-        profiles=tuple(job.graph.profiles),
-        builder_flags=tuple(built["builder_flags"]),
         fp8_gemms=_fp8_gemms(job.graph, layers),
         weight_bytes=WeightBytes(graph=weights, plan=None),
-        build_seconds=built["build_seconds"],
-        peak_memory_bytes=built["peak_memory_bytes"],
-        validated=False,
         reason=NOT_YET_VALIDATED,
         form=job.form,
         precision=job.source.precision,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from onerec_trt.calibration.random_checkpoint import RandomWeights
+from onerec_trt.models.config import OneRecConfig
+from onerec_trt.models.onerec import OneRec
+from onerec_trt.tools.bench.plans import SEED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,3 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[[OneRecConfig], OneRec]:
+    """The FP32 model, on the CPU, with the weights that random checkpoints of benchmark plans hold."""
+
+    def make(config: OneRecConfig) -> OneRec:
+        weights = RandomWeights(config, SEED)
+        model = OneRec(config)
+        model.load_state_dict({name: weights.tensor(name) for name in weights.names})
+        return model.eval()
+
+    return make

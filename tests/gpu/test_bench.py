@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.tools.bench.case import parse_case
 from onerec_trt.tools.bench.contenders import TORCH_ENGINES, EngineName, batch_features, torch_contender
+from onerec_trt.tools.bench.plans import SEED
 from onerec_trt.tools.bench.run import BenchOptions, bench
 from onerec_trt.tools.bench.torch_baseline import TorchBaseline
 
@@ -23,21 +25,16 @@ CASE = parse_case("4x16-32-32x64")
 REGRET_NAT = 0.02  # of items found in BF16, whose scores are about -16 nat; items picked blindly are worse by more than 1
 
 
-def _model(config: OneRecConfig) -> OneRec:
-    weights = RandomWeights(config, 0)
-    model = OneRec(config)
-    model.load_state_dict({name: weights.tensor(name) for name in weights.names})
-    return model.eval()
-
-
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "experts"])
 @pytest.mark.parametrize("engine", TORCH_ENGINES)
-def test_every_way_to_run_the_opponent_finds_the_best_items(config: OneRecConfig, engine: EngineName) -> None:
+def test_every_way_to_run_the_opponent_finds_the_best_items(
+    config: OneRecConfig, engine: EngineName, random_model: Callable[[OneRecConfig], OneRec]
+) -> None:
     """By their mean FP32 score: the order of near-ties does not matter, wrong items do."""
-    model, lengths = _model(config), torch.tensor([CASE.lengths] * CASE.batch)
+    model, lengths = random_model(config), torch.tensor([CASE.lengths] * CASE.batch)
     features = batch_features(CASE, config).float().cpu()
     best = float(beam_search(model, features, lengths, CASE.beam).scores_BW.mean())
-    run = torch_contender(engine, TorchBaseline(RandomWeights(config, 0)), CASE)
+    run = torch_contender(engine, TorchBaseline(RandomWeights(config, SEED)), CASE)
     for _ in range(3):
         found = path_log_probabilities(model, features, lengths, run().cpu()).sum(-1)
         assert float(found.mean()) >= best - REGRET_NAT

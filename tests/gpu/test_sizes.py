@@ -13,14 +13,13 @@ from onerec_trt.builders.machine import this_machine
 from onerec_trt.builders.plan_record import PlanRecord
 from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs, working_folder
 from onerec_trt.calibration.quantised import open_quantised
-from onerec_trt.calibration.random_checkpoint import RandomWeights
 from onerec_trt.core.recipe import BuildOptions, PrecisionName, Profile
 from onerec_trt.engines.tensorrt_runner import TensorRtRunner
 from onerec_trt.export.serving import ForcedModel, ServingModel
 from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
-from onerec_trt.tools.bench.plans import SEED, make_graph
+from onerec_trt.tools.bench.plans import make_graph
 from torch import Tensor
 
 SCHEDULE, WIDE, ERROR_RATIO = (128, 256, 512), (512, 512, 512), 1.1
@@ -84,21 +83,14 @@ def forced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     torch.cuda.empty_cache()
 
 
-def fp32_model(config: OneRecConfig) -> OneRec:
-    weights = RandomWeights(config, SEED)
-    model = OneRec(config)
-    model.load_state_dict({name: weights.tensor(name) for name in weights.names})
-    return model.cuda().eval()
-
-
 @torch.no_grad()
-def test_a_plan_is_no_further_from_fp32_than_the_quantised_model(forced: Made) -> None:
+def test_a_plan_is_no_further_from_fp32_than_the_quantised_model(forced: Made, random_model: Callable[[OneRecConfig], OneRec]) -> None:
     """Mean over requests of the error of log-probabilities against FP32, engine over frozen PyTorch model.
 
     Over all shapes together: the paths of a request share its context and err together, so that one shape with a request or
     five says little.
     """
-    exact = fp32_model(forced.config)
+    exact = random_model(forced.config).cuda()
     frozen = ForcedModel(ServingModel(open_quantised(forced.quantised), forced.beam).decoder, forced.beam[-1]).cuda().eval()
     runner = TensorRtRunner(forced.plan)
     engine, quantised = [], []
