@@ -22,10 +22,9 @@ lint: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
-# On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy,
-# so several run at a time; tests that share plans share a process.
+# On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
 gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/gpu -n 6 --dist loadgroup
+	$(BIN)/python -m pytest tests/gpu -n 6
 
 # The package is installed as users get it, as a wheel; build/ is removed so that no stale file travels in it.
 $(VENV)/.installed: $(VENV)/.locked $(SOURCES)

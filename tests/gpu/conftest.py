@@ -12,18 +12,13 @@ from onerec_trt.models.config import OneRecConfig
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.tools.bench.plans import SEED
 
-BUILDERS = ("plans", "plan", "twins", "forced", "serving")  # fixtures that build plans for several tests of their module
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in this folder, and skip it where there is no GPU. Tests that share plans run in one process (--dist loadgroup)."""
+    """Mark what lies in this folder, and skip it where there is no GPU."""
     here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents and isinstance(item, pytest.Function):
+        if here in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if (built := next((name for name in BUILDERS if name in item.fixturenames), None)) is not None:
-                which = item.callspec.params.get(built, "") if hasattr(item, "callspec") else ""
-                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}.{built}.{which}"))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
