@@ -75,17 +75,10 @@ class _Work:
     STAGES: gl.constexpr
     SLABS: gl.constexpr
     STEPS: gl.constexpr
-    PART: gl.constexpr
-    PARTS: gl.constexpr
-    NARROW: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):
-        # A tile is finished in parts along n, at most 128 wide. The last column of tiles may fill no more than the first of two.
-        n, width = given["N"], given["N_TILE"]
-        part = min(width, 128)
-        given |= {"SLABS": given["M_TILE"] // 64, "STEPS": -(-given["K"] // given["K_TILE"]), "PART": part, "PARTS": width // part}
-        given["NARROW"] = part < width < n and n % width in range(1, part + 1)
+        given |= {"SLABS": given["M_TILE"] // 64, "STEPS": -(-given["K"] // given["K_TILE"])}
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
@@ -95,15 +88,8 @@ class _Work:
 
     @gluon.jit
     def place(self, tile):
-        """First row and output channel of a tile. A column of narrow tiles comes last: half the work, to even out the programs'."""
-        if not self.NARROW:
-            row, channel = tile_of(tile, self.rows, self.N, self.M_TILE, self.N_TILE, self.GROUP)
-        else:
-            WIDE: gl.constexpr = self.N // self.N_TILE * self.N_TILE
-            wide = gl.cdiv(self.rows, self.M_TILE) * (self.N // self.N_TILE)
-            row, channel = tile_of(gl.minimum(tile, wide - 1), self.rows, WIDE, self.M_TILE, self.N_TILE, self.GROUP)
-            row = gl.where(tile < wide, row, (tile - wide) * self.M_TILE)
-            channel = gl.where(tile < wide, channel, WIDE)
+        """First row and output channel of a tile."""
+        row, channel = tile_of(tile, self.rows, self.N, self.M_TILE, self.N_TILE, self.GROUP)
         return row, channel
 
 
@@ -220,13 +206,7 @@ def _consume(slab: gl.constexpr, work):
     parity = 0
     for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
         row, channel = work.place(tile)
-        if work.NARROW:
-            if channel + work.PART < work.N:
-                _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
-            else:
-                _multiply_and_finish(row, channel, number, parity, slab, work, 1)
-        else:
-            _multiply_and_finish(row, channel, number, parity, slab, work, work.PARTS)
+        _multiply_and_finish(row, channel, number, parity, slab, work)
         fence_async_shared()  # the store reads what was written here
         gl.thread_barrier()  # by all threads, for one of which the next line speaks
         mbarrier.arrive(work.finished.index(slab), count=1)
@@ -235,89 +215,63 @@ def _consume(slab: gl.constexpr, work):
 
 
 @gluon.jit
-def _multiply_and_finish(row, channel, number, parity, slab: gl.constexpr, work, PARTS: gl.constexpr):
-    """A slab of a tile, PARTS parts wide."""
+def _multiply_and_finish(row, channel, number, parity, slab: gl.constexpr, work):
+    """A slab of a tile."""
     CHANNELS: gl.constexpr = 256 // work.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.PART, CHANNELS])
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, CHANNELS])
     CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    staging = work.staging.index(slab)
     # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
     row_scale = 0.0
-    left_scale = 0.0
-    right_scale = 0.0
+    channel_scale = 0.0
     if work.SCALED:
         if work.ROW_SCALES:
             numbers = row + slab * SLAB + gl.arange(0, SLAB, gl.SliceLayout(1, LAYOUT))
             row_scale = gl.load(work.scale + numbers, mask=numbers < work.rows, other=0.0)
         else:
             row_scale = gl.load(work.scale)
-        channels = channel + gl.arange(0, work.PART, CHANNEL_LAYOUT)
-        left_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
-        if PARTS == 2:
-            channels += work.PART
-            right_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
-    if work.PROMOTE:
-        left, right = _promoted(number, slab, work, PARTS, LAYOUT)
-    else:
-        left, right = _product(number, slab, work, PARTS, LAYOUT)
+        channels = channel + gl.arange(0, work.N_TILE, CHANNEL_LAYOUT)
+        channel_scale = gl.load(work.weight_scale_N + channels, mask=channels < work.N, other=0.0)
+    accumulator = _promoted(number, slab, work, LAYOUT) if work.PROMOTE else _product(number, slab, work, LAYOUT)
     mbarrier.wait(work.staged.index(slab), parity)
-    _finish(left, row_scale, left_scale, staging.slice(0, work.PART, 1), work)
-    if PARTS == 2:
-        _finish(right, row_scale, right_scale, staging.slice(work.PART, work.PART, 1), work)
+    _finish(accumulator, row_scale, channel_scale, work.staging.index(slab), work)
 
 
 @gluon.jit
-def _product(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+def _product(number, slab: gl.constexpr, work, LAYOUT: gl.constexpr):
     """One product stays in flight; the one before it has left its stage, which is given back."""
-    WIDTH: gl.constexpr = PARTS * work.PART
-    WHOLE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, LAYOUT.instr_shape[2]])
-    accumulator = gl.zeros([SLAB, WIDTH], gl.float32, WHOLE)
+    accumulator = gl.zeros([SLAB, work.N_TILE], gl.float32, LAYOUT)
     for step in range(work.STEPS):
         stage = number % work.STAGES
         mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
-        weight = work.weight_stages.index(stage).slice(0, WIDTH, 0).permute((1, 0))
+        weight = work.weight_stages.index(stage).permute((1, 0))
         accumulator = warpgroup_mma(work.x_stages.index(stage * work.SLABS + slab), weight, accumulator, use_acc=step > 0, is_async=True)
         accumulator = warpgroup_mma_wait(1, deps=[accumulator])
         mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
         number += 1
     accumulator = warpgroup_mma_wait(0, deps=[accumulator])
     mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
-    left = accumulator
-    right = accumulator
-    if PARTS == 2:
-        left, right = gl.reshape(accumulator, [SLAB, 2, work.PART]).permute([0, 2, 1]).split()
-        left = gl.convert_layout(left, LAYOUT, assert_trivial=True)
-        right = gl.convert_layout(right, LAYOUT, assert_trivial=True)
-    return left, right
+    return accumulator
 
 
 @gluon.jit
-def _promoted(number, slab: gl.constexpr, work, PARTS: gl.constexpr, LAYOUT: gl.constexpr):
+def _promoted(number, slab: gl.constexpr, work, LAYOUT: gl.constexpr):
     """Each step's product starts anew and is added to an FP32 sum; meanwhile the tensor core works for another consumer."""
-    zeros = gl.zeros([SLAB, work.PART], gl.float32, LAYOUT)
-    left = zeros
-    right = zeros
+    zeros = gl.zeros([SLAB, work.N_TILE], gl.float32, LAYOUT)
+    total = zeros
     for _ in range(work.STEPS):
         stage = number % work.STAGES
-        x = work.x_stages.index(stage * work.SLABS + slab)
-        weight = work.weight_stages.index(stage)
         mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
-        part = warpgroup_mma(x, weight.slice(0, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
-        if PARTS == 2:
-            left += part
-            part = warpgroup_mma(x, weight.slice(work.PART, work.PART, 0).permute((1, 0)), zeros, use_acc=False)
-        mbarrier.arrive(work.empty.index(stage), count=1)  # every product that reads the stage is done
-        if PARTS == 2:
-            right += part
-        else:
-            left += part
+        weight = work.weight_stages.index(stage).permute((1, 0))
+        product = warpgroup_mma(work.x_stages.index(stage * work.SLABS + slab), weight, zeros, use_acc=False)
+        mbarrier.arrive(work.empty.index(stage), count=1)  # the product that reads the stage is done
+        total += product
         number += 1
-    return left, right
+    return total
 
 
 @gluon.jit
 def _finish(accumulator, row_scale, channel_scale, staging, work):
-    """Scale a part, add the residual that stands in the buffer, and put the result in its place."""
+    """Scale a slab, add the residual that stands in the buffer, and put the result in its place."""
     LAYOUT: gl.constexpr = accumulator.type.layout
     if work.SCALED:
         factor = gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]

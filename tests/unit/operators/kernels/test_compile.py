@@ -18,7 +18,7 @@ from onerec_trt.operators.kernels.tiles import CAPABILITIES, GemmTile, RowTile
 
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
 ELF = b"\x7fELF"
-PERSISTENT = GemmTile(128, 256, 128, 3, 12, programs=132)
+PERSISTENT = GemmTile(128, 128, 128, 5, 12, programs=132)
 POINTERS = GemmTile(64, 64, 128, 2, 4)
 PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
 
@@ -42,9 +42,7 @@ def test_every_compute_capability(tmp_path, capability):
         (PERSISTENT, PRODUCT, 6),
         (PERSISTENT, replace(PRODUCT, residual=False, row_scales=False), 4),
         (PERSISTENT, replace(PRODUCT, promotion=128), 6),
-        (PERSISTENT, replace(PRODUCT, n=4096), 6),
-        (replace(PERSISTENT, n=128, stages=5), replace(PRODUCT, promotion=128), 6),
-        (replace(PERSISTENT, m=192, n=128, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
+        (replace(PERSISTENT, m=192, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
         (replace(PERSISTENT, k=64), Product("float16", 1408, 640, residual=True), 6),
     ],
     ids=str,
@@ -114,7 +112,7 @@ def test_a_spoilt_file_is_named(tmp_path, monkeypatch):
 
 def test_too_much_shared_memory_is_refused(tmp_path):
     with pytest.raises(BuildError, match="shared memory"):
-        compiled(PRODUCT.build(replace(PERSISTENT, stages=6), "9.0"), tmp_path)
+        compiled(PRODUCT.build(replace(PERSISTENT, stages=7), "9.0"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
