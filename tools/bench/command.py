@@ -18,7 +18,9 @@ from ...models.config import SIZES, OneRecConfig
 from . import run as benchmark
 from .case import parse_case
 from .contenders import TORCH_ENGINES
+from .page import write_page
 from .plans import RECIPES
+from .table import HEADINGS, WORDS, contender_rows
 
 Word = TypeVar("Word", bound=str)
 
@@ -49,36 +51,23 @@ def bench(
         benchmark.prepare(options, this_machine("tensorrt"))
         return
     report = benchmark.bench(options, out)
+    write_page(report, page := out.with_suffix(".html"))
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True, allow_nan=False))
     else:
         Console().print(table(report))
+        Console().print(f"with plots: {page}", highlight=False)
     if problems := report["environment"]["invalid_because"]:
         raise GateError("this run does not count:\n    " + "\n    ".join(problems), where=str(out), hint="is anything else using the GPU?")
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Latency, throughput and distance from the limits, one row per contender."""
+    """One row per contender."""
     shown = Table(title=escape(f"{report['environment']['gpu']}, TensorRT {report['environment']['tensorrt']}"), title_justify="left")
-    for heading in ("model", "batch x beam x context", "engine", "recipe"):
-        shown.add_column(heading)
-    for heading in ("median, ms", "p10 to p90", "requests/s", "x limit", "x limit, FP8 linears only"):
-        shown.add_column(heading, justify="right")
-    for result, limits in benchmark.rows(report):
-        latency, partly = result.latency_ms, limits["fp8, attention and heads in 16-bit"]
-        beam = result.beam if isinstance(result.beam, int) else "-".join(map(str, result.beam))
-        quantised = result.recipe.startswith("fp8")
-        shown.add_row(
-            escape(result.model),
-            f"{result.batch} x {beam} x {result.context}",
-            result.engine,
-            result.recipe,
-            f"{latency.median:.1f}",
-            f"{latency.p10:.1f} to {latency.p90:.1f}",
-            f"{result.requests_per_s:.0f}",
-            f"{latency.median / result.limit_ms:.2f}",
-            f"{latency.median / partly:.2f}" if quantised else "",
-        )
+    for place, heading in enumerate(HEADINGS):
+        shown.add_column(heading, justify="left" if place < WORDS else "right")
+    for row in contender_rows(report):
+        shown.add_row(*map(escape, row))
     return shown
 
 

@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from ...core.artefacts import atomic_file
 from ...core.errors import ArtefactError
 from ...engines.gates import Gate
-from ..formats import number_text, sign_text
 from . import content
 from .distributions import coverage_plots, distribution_plots, snr_plots
-from .plot import Plot, get_plotlyjs
+from .plot import Plot
 from .run import RecipeRun
-from .theme import FONT, colours, templates
+from .shell import page
+from .theme import colours
 from .validation_plots import gate_plot, layer_error_plot, operator_plot, size_plot
 
 
@@ -41,34 +38,27 @@ def write_report(
     if not runs or len(set(names)) < len(names):
         problem = f"two recipes are named alike: {', '.join(sorted(names))}" if runs else "there is no recipe to report on"
         raise ArtefactError(problem, where=str(path), hint="give the report one folder per recipe, each of its own name")
-    page = render(runs, title=title, context=context, extra_gates=extra_gates)
+    text = render(runs, title=title, context=context, extra_gates=extra_gates)
     with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def render(runs: Sequence[RecipeRun], *, title: str, context: Mapping[str, Any], extra_gates: Sequence[Gate] = ()) -> str:
     """The page as text."""
-    plots, groups = _plots(runs), content.gate_groups(runs, extra_gates)
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=title,
-            runs=runs,
-            colours=colours(runs),
-            verdict=content.verdict(runs, groups),
-            groups=groups,
-            facts=content.facts(context),
-            comparison=content.comparison(runs),
-            remarks=content.remarks(runs),
-            tools=content.tools_of(runs),
-            chapters=plots,
-            plots={plot.slug: plot.data for chapter in plots.values() for plot in chapter},
-            templates=templates(),
-            font=Markup(FONT),
-            plotly=Markup(get_plotlyjs()),
-        )
-    )
+    chapters, groups = _plots(runs), content.gate_groups(runs, extra_gates)
+    values = {
+        "runs": runs,
+        "colours": colours(runs),
+        "verdict": content.verdict(runs, groups),
+        "groups": groups,
+        "facts": content.facts(context),
+        "comparison": content.comparison(runs),
+        "remarks": content.remarks(runs),
+        "tools": content.tools_of(runs),
+        "chapters": chapters,
+        "chain_of": content.chain_of,
+    }
+    return page("report.html", title, [plot for chapter in chapters.values() for plot in chapter], values)
 
 
 def _plots(runs: Sequence[RecipeRun]) -> dict[str, list[Plot]]:
@@ -81,12 +71,3 @@ def _plots(runs: Sequence[RecipeRun]) -> dict[str, list[Plot]]:
         "experts": coverage_plots(runs),
         "sizes": size_plot(runs),
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("onerec_trt.tools.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=number_text, sign=sign_text)
-    environment.globals["chain_of"] = content.chain_of
-    return environment

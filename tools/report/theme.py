@@ -21,7 +21,12 @@ _DARK = {"text": "#dfe5ec", "soft": "#97a3b1", "grid": "#2a323c", "line": "#3d47
 
 def colours(runs: Sequence[RecipeRun]) -> dict[str, str]:
     """One colour per recipe, by its place in the report."""
-    return {run.name: _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)] for place, run in enumerate(runs)}
+    return {run.name: colour(place) for place, run in enumerate(runs)}
+
+
+def colour(place: int) -> str:
+    """The colour of whatever stands at a place of a list."""
+    return _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)]
 
 
 def symbols(runs: Sequence[RecipeRun]) -> dict[str, str]:

@@ -201,6 +201,7 @@ def test_a_run_that_does_not_count_is_written_and_exits_with_2(tmp_path: Path, c
     assert caught.value.exit_code == 2
     report = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == report
+    assert "This run does not count" in out.with_suffix(".html").read_text()
     assert not report["environment"]["valid"]
     assert report["environment"]["models"]["1B-4layers"]["n_layers"] == 4
 

@@ -1,0 +1,101 @@
+"""The page of a benchmark's result, and the figures in docs/performance.md: both say what the committed measurement says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onerec_trt.tools.bench.page import write_page
+from onerec_trt.tools.bench.parts import ELSEWHERE, PARTS, PRODUCTS, milliseconds_by_part, part_of
+
+DOCS = Path(__file__).parents[4] / "docs"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((DOCS / "measurements" / "h200-dense.json").read_text())
+    return report
+
+
+def table_after(heading: str) -> dict[str, list[str]]:
+    """The rows of the first table below a heading of docs/performance.md, by their first cell, without bold."""
+    text = (DOCS / "performance.md").read_text().split(heading, 1)[1]
+    rows = [line.replace("**", "").strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    end = next((n for n, row in enumerate(rows) if n > 2 and set(row[0]) <= {"-"}), len(rows) + 1) - 1  # where the next table begins
+    return {" ".join(row[:2]) if heading.endswith("512") else row[0]: row for row in rows[:end]}
+
+
+def test_the_page_says_what_was_measured(measured: dict[str, Any], tmp_path: Path) -> None:
+    write_page(measured, tmp_path / "bench.html")
+    html = (tmp_path / "bench.html").read_text()
+    for result in measured["results"]:
+        assert f">{result['latency_ms']['median']:.1f}</td>" in html
+        assert result["recipe"] in html
+    data = json.loads(re.search(r'id="plots-data">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
+    assert set(data) == {"latency-0", "parts"}
+    assert len(data["latency-0"]["data"][0]["x"]) == len(measured["results"])
+    assert [trace["name"] for trace in data["parts"]["data"]] == list(PARTS)
+    assert "This run counts" in html
+    assert not re.search(r'(src|href)="(?!#)', html.split("<script", 1)[0]), "nothing is loaded from anywhere"
+
+
+def test_a_run_that_does_not_count_says_so_and_takes_nothing_for_markup(measured: dict[str, Any], tmp_path: Path) -> None:
+    bad = copy.deepcopy(measured)
+    bad["environment"]["invalid_because"] = ["the <opponent> was slow"]
+    bad["environment"]["layer_times"] = []
+    write_page(bad, tmp_path / "bench.html")
+    html = (tmp_path / "bench.html").read_text()
+    assert "This run does not count" in html
+    assert "the &lt;opponent&gt; was slow" in html
+
+
+@pytest.mark.parametrize(
+    ("places", "part"),
+    [
+        ("blocks.*.ffn.gate_up", PRODUCTS),
+        ("blocks.*.cross.o, blocks.*.self.o, blocks.*.self.norm", "norms and residuals"),
+        ("blocks.*.ffn.gate_up, blocks.*.ffn.activation", "SwiGLU"),
+        ("blocks.*.self.qkv, blocks.*.self.attention, blocks.*.self.quantise", "self-attention"),
+        ("blocks.*.cross.q, blocks.*.cross.attention", "attention to the context"),
+        ("context.key_norm_0, node_pad_2", "attention to the context"),
+        ("beam, blocks.*.self.attention, node_embedding_2", "beam steps, heads, embedding"),
+        ("elsewhere", ELSEWHERE),
+        ("node_add_1", ELSEWHERE),
+    ],
+)
+def test_fused_layers_count_once(places: str, part: str) -> None:
+    assert part_of(places) == part
+
+
+def test_no_time_is_lost(measured: dict[str, Any]) -> None:
+    for times in measured["environment"]["layer_times"]:
+        assert sum(milliseconds_by_part(times).values()) == pytest.approx(times["milliseconds"], rel=1e-3)
+
+
+def test_the_documentation_shows_these_latencies(measured: dict[str, Any]) -> None:
+    names = {
+        "torch-eager": "PyTorch eager",
+        "torch-cuda-graph": "PyTorch, CUDA graph",
+        "torch-compile": "torch.compile, CUDA graph",
+        "tensorrt": "TensorRT",
+    }
+    shown = table_after("## 1B, batch 32, beam 512, context 512")
+    for result in measured["results"]:
+        engine, recipe = names[result["engine"]], result["recipe"].removesuffix("+kernels")
+        row = shown[f"{engine}{' with kernels' if result['recipe'] != recipe else ''} {recipe}"]
+        latency = result["latency_ms"]
+        assert row[2:4] == [f"{latency['median']:.1f}", f"{latency['p10']:.1f} to {latency['p90']:.1f}"]
+        assert row[4:] == [f"{result['requests_per_s']:.0f}", f"{latency['median'] / result['limit_ms']:.2f}"]
+
+
+def test_the_documentation_shows_these_parts(measured: dict[str, Any]) -> None:
+    shown = table_after("## Where the time goes")
+    recipes = shown["part"][1:]
+    by_recipe = {times["recipe"]: milliseconds_by_part(times) for times in measured["environment"]["layer_times"]}
+    assert set(recipes) == set(by_recipe)
+    for part in PARTS:
+        assert shown[part][1:] == [f"{by_recipe[recipe][part]:.1f}" for recipe in recipes]

@@ -1,0 +1,106 @@
+"""The result of a benchmark as one HTML page: the table, who takes how long, and where the time of each plan goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ...core.artefacts import atomic_file
+from ..report.plot import Plot, rows_axis, rows_height
+from ..report.shell import page
+from ..report.theme import LIMIT_COLOUR, colour, label
+from .parts import PARTS, milliseconds_by_part
+from .result import Result
+from .table import HEADINGS, WORDS, case_text, contender_rows
+
+_FACTS = ("gpu", "driver", "cuda", "tensorrt", "torch", "triton", "onerec-trt", "commit", "weights")
+
+
+def write_page(report: dict[str, Any], path: Path) -> None:
+    """Write the page of a benchmark's result; it appears whole or not at all.
+
+    Raises:
+        ArtefactError: The disk is full.
+    """
+    environment = report["environment"]
+    figures = [*_latency_plots(report), *_part_plots(environment["layer_times"])]
+    values = {
+        "machine": f"{environment['gpu']}, TensorRT {environment['tensorrt']}",
+        "problems": environment["invalid_because"],
+        "timing": environment["timing"],
+        "headings": HEADINGS,
+        "words": WORDS,
+        "rows": contender_rows(report),
+        "figures": figures,
+        "facts": [(name, environment[name]) for name in _FACTS if name in environment],
+    }
+    with atomic_file(path) as temporary:
+        temporary.write_text(page("bench.html", "onerec-trt bench", figures, values), encoding="utf-8")
+
+
+def _latency_plots(report: dict[str, Any]) -> Iterable[Plot]:
+    """One plot for each model and batch shape."""
+    results = [Result.model_validate(values) for values in report["results"]]
+    for number, shape in enumerate(dict.fromkeys(map(case_text, results))):
+        yield _latency_plot([result for result in results if case_text(result) == shape], shape, number)
+
+
+def _latency_plot(results: Sequence[Result], shape: str, number: int) -> Plot:
+    names = [label(f"{result.engine} {result.recipe}") for result in results]
+    medians = [result.latency_ms.median for result in results]
+    figure = go.Figure()
+    figure.add_bar(
+        x=medians,
+        y=names,
+        orientation="h",
+        name="median, p10 to p90",
+        marker={"color": [colour(1) if result.engine == "tensorrt" else colour(0) for result in results]},
+        text=[f"{median:.1f}" for median in medians],
+        textposition="inside",
+        insidetextanchor="start",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [result.latency_ms.p90 - result.latency_ms.median for result in results],
+            "arrayminus": [result.latency_ms.median - result.latency_ms.p10 for result in results],
+        },
+        hovertemplate="%{y}: %{x:.2f} ms<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[result.limit_ms for result in results],
+        y=names,
+        mode="markers",
+        name="physical limit of its number format",
+        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": LIMIT_COLOUR}},
+        hovertemplate="limit: %{x:.1f} ms<extra></extra>",
+    )
+    figure.update_xaxes(title_text="ms per batch", rangemode="tozero")
+    figure.update_yaxes(rows_axis(len(results)), categoryorder="array", categoryarray=names)
+    figure.update_layout(height=rows_height(len(results), per_row=40), bargap=0.35)
+    caption = "From inputs on the GPU to items on the GPU. Grey: PyTorch. Blue: TensorRT. The red line is as fast as the GPU could be."
+    return Plot(f"latency-{number}", f"Latency of {shape}", caption, figure)
+
+
+def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
+    """Where the time of each plan goes, one bar per plan."""
+    if not layer_times:
+        return
+    names = [label(f"{times['recipe']}, {case_text(times)}") for times in layer_times]
+    figure = go.Figure()
+    for place, part in enumerate(PARTS):
+        figure.add_bar(
+            x=[milliseconds_by_part(times)[part] for times in layer_times],
+            y=names,
+            orientation="h",
+            name=part,
+            marker={"color": colour(place) if place < len(PARTS) - 1 else LIMIT_COLOUR},
+            hovertemplate=f"{part}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
+        )
+    figure.update_xaxes(title_text="ms, layers timed one by one")
+    figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=names)
+    figure.update_layout(height=rows_height(len(names), per_row=44), barmode="stack", bargap=0.35)
+    caption = "A layer that computes several places of the model counts for one part. Timed one by one, layers take longer than together."
+    yield Plot("parts", "Where the time goes", caption, figure)

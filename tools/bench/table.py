@@ -1,0 +1,48 @@
+"""The rows that the terminal and the page show of a benchmark's result: latency, throughput, distance from the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .result import Result
+from .run import rows
+
+HEADINGS = (
+    *("model", "batch x beam x context", "engine", "recipe"),
+    *("median, ms", "p10 to p90", "requests/s", "x limit", "x limit, FP8 linears only"),
+)
+WORDS = 4  # columns of words; the others hold numbers
+
+
+def contender_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per contender, as many cells as there are headings."""
+    shown: list[tuple[str, ...]] = []
+    for result, limits in rows(report):
+        latency, partly = result.latency_ms, limits["fp8, attention and heads in 16-bit"]
+        shown.append(
+            (
+                result.model,
+                shape_text(result),
+                result.engine,
+                result.recipe,
+                f"{latency.median:.1f}",
+                f"{latency.p10:.1f} to {latency.p90:.1f}",
+                f"{result.requests_per_s:.0f}",
+                f"{latency.median / result.limit_ms:.2f}",
+                f"{latency.median / partly:.2f}" if result.recipe.startswith("fp8") else "",
+            )
+        )
+    return shown
+
+
+def shape_text(measured: Result | Mapping[str, Any]) -> str:
+    """Batch, beam and context of a result or of an entry with the same keys: '32 x 512 x 512'."""
+    values = measured.model_dump() if isinstance(measured, Result) else measured
+    beam = values["beam"] if isinstance(values["beam"], int) else "-".join(map(str, values["beam"]))
+    return f"{values['batch']} x {beam} x {values['context']}"
+
+
+def case_text(measured: Result | Mapping[str, Any]) -> str:
+    """The same with the model's name before it."""
+    return f"{measured.model if isinstance(measured, Result) else measured['model']}, {shape_text(measured)}"
