@@ -189,8 +189,10 @@ def bench_operators(
 ) -> None:
     """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its meaning."""
     from .tuning.benchmark import bench_operators as measure
+    from .tuning.page import write_page
 
-    measure(out, samples, typer.echo, commit)
+    write_page(measure(out, samples, typer.echo, commit), page := out.with_suffix(".html"))
+    typer.echo(f"with plots: {page}")
 
 
 @app.command()

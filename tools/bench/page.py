@@ -8,9 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...core.artefacts import atomic_file
+from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
-from ..report.shell import page
 from ..report.theme import LIMIT_COLOUR, colour, label
 from .parts import PARTS, milliseconds_by_part
 from .result import Result
@@ -26,19 +25,20 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         ArtefactError: The disk is full.
     """
     environment = report["environment"]
-    figures = [*_latency_plots(report), *_part_plots(environment["layer_times"])]
-    values = {
-        "machine": f"{environment['gpu']}, TensorRT {environment['tensorrt']}",
-        "problems": environment["invalid_because"],
-        "timing": environment["timing"],
-        "headings": HEADINGS,
-        "words": WORDS,
-        "rows": contender_rows(report),
-        "figures": figures,
-        "facts": [(name, environment[name]) for name in _FACTS if name in environment],
-    }
-    with atomic_file(path) as temporary:
-        temporary.write_text(page("bench.html", "onerec-trt bench", figures, values), encoding="utf-8")
+    problems = environment["invalid_because"]
+    measured = Measured(
+        title="onerec-trt bench",
+        machine=f"{environment['gpu']}, TensorRT {environment['tensorrt']}",
+        good=not problems,
+        headline="This run does not count" if problems else "This run counts",
+        remarks=[*problems, environment["timing"]],
+        headings=HEADINGS,
+        words=WORDS,
+        rows=contender_rows(report),
+        figures=[*_latency_plots(report), *_part_plots(environment["layer_times"])],
+        facts=[(name, environment[name]) for name in _FACTS if name in environment],
+    )
+    write_measurement(measured, path)
 
 
 def _latency_plots(report: dict[str, Any]) -> Iterable[Plot]:

@@ -1,0 +1,51 @@
+"""The page of a measurement: what it is worth, its table, its plots, and where it was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.artefacts import atomic_file
+from .plot import Plot
+from .shell import page
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the page shows.
+
+    Attributes:
+        title: Heading of the page.
+        machine: Where it was measured, in a line.
+        good: Whether the measurement counts.
+        headline: That in words.
+        remarks: Sentences below it.
+        headings: Of the table's columns.
+        words: How many of them, from the left, hold words; the others hold numbers.
+        rows: As many cells as there are headings.
+        figures: In this order.
+        facts: Names and values of the environment.
+    """
+
+    title: str
+    machine: str
+    good: bool
+    headline: str
+    remarks: Sequence[str]
+    headings: Sequence[str]
+    words: int
+    rows: Sequence[Sequence[str]]
+    figures: Sequence[Plot]
+    facts: Sequence[tuple[str, Any]]
+
+
+def write_measurement(measured: Measured, path: Path) -> None:
+    """Write the page; it appears whole or not at all.
+
+    Raises:
+        ArtefactError: The disk is full.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(page("measurement.html", measured.title, measured.figures, {"measured": measured}), encoding="utf-8")

@@ -1,0 +1,70 @@
+"""The result of `bench-operators` as one HTML page: the table, and each kernel beside its library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..report.measurement import Measured, write_measurement
+from ..report.plot import Plot, rows_axis, rows_height
+from ..report.theme import colour, label
+
+_HEADINGS = ("operator", "shape", "variant", "beside it", "us", "TFLOP/s", "GB/s", "beside it, us", "x as fast")
+_WORDS = 4
+_FACTS = ("gpu", "driver", "cuda", "torch", "triton", "onerec-trt", "commit", "samples")
+
+
+def write_page(report: dict[str, Any], path: Path) -> None:
+    """Write the page; it appears whole or not at all.
+
+    Raises:
+        ArtefactError: The disk is full.
+    """
+    environment, results = report["environment"], report["results"]
+    largest = max((each["difference"] for each in environment["differences"]), default=0.0)
+    measured = Measured(
+        title="onerec-trt bench-operators",
+        machine=f"{environment['gpu']}, compute capability {environment['compute_capability']}",
+        good=True,
+        headline="Every kernel was held against PyTorch before it was timed",
+        remarks=[f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.", f"{environment['timing']}."],
+        headings=_HEADINGS,
+        words=_WORDS,
+        rows=[_row(result) for result in results],
+        figures=[_plot(results)],
+        facts=[(name, environment[name]) for name in _FACTS if name in environment],
+    )
+    write_measurement(measured, path)
+
+
+def _row(result: dict[str, Any]) -> tuple[str, ...]:
+    library = result["library_microseconds"]
+    return (
+        *(result["operator"], result["shape"], result["variant"], result["library"]),
+        f"{result['microseconds']:.1f}",
+        f"{result['tflops']:.0f}" if result["tflops"] else "",
+        f"{result['gbytes_per_s']:.0f}",
+        f"{library:.1f}" if library else "",
+        f"{library / result['microseconds']:.2f}" if library else "",
+    )
+
+
+def _plot(results: list[dict[str, Any]]) -> Plot:
+    names = [label(f"{result['operator']} {result['shape']}, {result['variant']}") for result in results]
+    figure = go.Figure()
+    for place, (name, key) in enumerate((("beside it", "library_microseconds"), ("kernel", "microseconds"))):
+        figure.add_bar(
+            x=[result[key] for result in results],
+            y=names,
+            orientation="h",
+            name=name,
+            marker={"color": colour(place)},
+            customdata=[label(result["library"]) if place == 0 else "" for result in results],
+            hovertemplate="%{x:.1f} us %{customdata}<extra>%{y}</extra>",
+        )
+    figure.update_xaxes(title_text="us per call", rangemode="tozero")
+    figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=names)
+    figure.update_layout(height=rows_height(len(names), per_row=40), barmode="group", bargap=0.3)
+    return Plot("operators", "Kernels beside libraries", "Shorter is faster. The table says what stands beside each kernel.", figure)
