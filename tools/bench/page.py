@@ -102,5 +102,8 @@ def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
     figure.update_xaxes(title_text="ms, layers timed one by one")
     figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=names)
     figure.update_layout(height=rows_height(len(names), per_row=44), barmode="stack", bargap=0.35, legend_traceorder="normal")
-    caption = "A layer that computes several places of the model counts for one part. Layers were timed one by one: their sum need not be the latency."
+    caption = (
+        "A layer that computes several places of the model counts for one part. "
+        "Layers were timed one by one: their sum need not be the latency."
+    )
     yield Plot("parts", "Where the time goes", caption, figure)
