@@ -1,6 +1,6 @@
 """Where a plan's time goes: each layer timed by TensorRT itself, summed by the places in the model that it computes.
 
-Timed layers run one after the other without a CUDA graph, so their sum exceeds the latency a little.
+Timed layers run one after the other without a CUDA graph, so their sum need not be the latency.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ import triton.language as tl
 
 from ...core.errors import BuildError
 from .compile import Build
-from .factory import Node, expect, static
+from .factory import TMA_ALIGNMENT, Node, expect, static
 from .program import Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
 from .tiles import AttentionTile
 
 LEAST_HEAD = 16  # channels of a tensor core instruction
-TMA_ALIGNMENT = 16  # bytes; strides of a descriptor are multiples of it
 FP16_BYTES = 2
 LOG2_E = math.log2(math.e)
 

@@ -7,11 +7,10 @@ from typing import Literal
 
 from ...core.errors import BuildError
 from .compile import Build
-from .factory import NO_ADDRESS, TRITON_TYPES, Node, by_rows, static
+from .factory import NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, Node, by_rows, static
 from .program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from .tiles import GemmTile
 
-TMA_ALIGNMENT = 16  # bytes; strides of a descriptor are multiples of it
 OUTPUT_BYTES = 2
 POINTER_STAGES = 3
 PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve

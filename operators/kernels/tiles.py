@@ -47,10 +47,10 @@ class GemmTile:
         n: Output channels of a tile.
         k: Input channels of one step of the main loop.
         stages: Steps in flight.
-        warps: Of a program.
+        warps: Of a program; of the persistent kernel those of all roles, which follow from m.
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
-        programs: Programs of the persistent kernel, whose warps have roles: of every 8 warps per 64 rows, or a few less, 4 multiply.
-            It is for compute capability 9.0. 0 is the kernel with one program per tile and ordinary loads.
+        programs: Programs of the persistent kernel, which is for compute capability 9.0; 0 is the kernel with one program per tile and
+            ordinary loads.
     """
 
     m: int

@@ -13,7 +13,7 @@ from ..report.plot import Plot, rows_axis, rows_height
 from ..report.theme import LIMIT_COLOUR, colour, label
 from .parts import PARTS, milliseconds_by_part
 from .result import Result
-from .table import HEADINGS, WORDS, case_text, contender_rows
+from .table import HEADINGS, WORDS, case_text, contender_rows, results_with_limits
 
 _FACTS = ("gpu", "driver", "cuda", "tensorrt", "torch", "triton", "onerec-trt", "commit", "weights")
 
@@ -43,7 +43,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 
 def _latency_plots(report: dict[str, Any]) -> Iterable[Plot]:
     """One plot for each model and batch shape."""
-    results = [Result.model_validate(values) for values in report["results"]]
+    results = [result for result, _ in results_with_limits(report)]
     for number, shape in enumerate(dict.fromkeys(map(case_text, results))):
         yield _latency_plot([result for result in results if case_text(result) == shape], shape, number)
 
@@ -89,10 +89,11 @@ def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
     if not layer_times:
         return
     names = [label(f"{times['recipe']}, {case_text(times)}") for times in layer_times]
+    by_part = list(map(milliseconds_by_part, layer_times))
     figure = go.Figure()
     for place, part in enumerate(PARTS):
         figure.add_bar(
-            x=[milliseconds_by_part(times)[part] for times in layer_times],
+            x=[milliseconds[part] for milliseconds in by_part],
             y=names,
             orientation="h",
             name=part,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 PRODUCTS = "matrix products"
@@ -37,8 +37,7 @@ def part_of(places: str) -> str:
 def milliseconds_by_part(times: Mapping[str, Any]) -> dict[str, float]:
     """Milliseconds of every part, from an entry of `layer_times`; what its places do not list is elsewhere."""
     found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    listed: Iterable[Mapping[str, Any]] = times["places"]
-    for place in listed:
+    for place in times["places"]:
         found[part_of(place["places"])] += place["milliseconds"]
     found[ELSEWHERE] += max(0.0, times["milliseconds"] - sum(found.values()))
     return found

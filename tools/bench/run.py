@@ -7,7 +7,7 @@ the result says that it is not valid.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -180,12 +180,3 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }
-
-
-def rows(report: dict[str, Any]) -> Iterator[tuple[Result, dict[str, float]]]:
-    """Each result with the limits of its shape, for the table."""
-    limits = report["environment"]["limits_ms"]
-    for values in report["results"]:
-        result = Result.model_validate(values)
-        key = {"model": result.model, "batch": result.batch, "beam": values["beam"], "context": result.context}
-        yield result, next(entry for entry in limits if all(entry[name] == value for name, value in key.items()))

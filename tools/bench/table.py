@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .result import Result
-from .run import rows
 
 HEADINGS = (
     *("model", "batch x beam x context", "engine", "recipe"),
@@ -15,10 +14,18 @@ HEADINGS = (
 WORDS = 4  # columns of words; the others hold numbers
 
 
+def results_with_limits(report: dict[str, Any]) -> Iterator[tuple[Result, dict[str, float]]]:
+    """Each result with the limits of its shape."""
+    limits = report["environment"]["limits_ms"]
+    for values in report["results"]:
+        same = (entry for entry in limits if all(entry[name] == values[name] for name in ("model", "batch", "beam", "context")))
+        yield Result.model_validate(values), next(same)
+
+
 def contender_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per contender, as many cells as there are headings."""
     shown: list[tuple[str, ...]] = []
-    for result, limits in rows(report):
+    for result, limits in results_with_limits(report):
         latency, partly = result.latency_ms, limits["fp8, attention and heads in 16-bit"]
         shown.append(
             (
