@@ -12,10 +12,13 @@ from ..core.tensorrt_api import ShapeRange
 
 # The dynamic dimensions of the serving graph and its forced form: features [B, S, F], lengths [B, 3], sids [B, W, 3].
 _RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
+# With one token TensorRT 10.6 lays the keys and values of all requests of a batch over each other, and whichever is written last
+# serves them all (seen on an H200). Runners fill a shorter context up.
+LEAST_CONTEXT = 2
 
 
 def profile_shapes(model: onnx.ModelProto, profiles: Sequence[Profile]) -> list[dict[str, ShapeRange]]:
-    """For each profile the (minimum, typical, maximum) shape of every input.
+    """For each profile the (minimum, typical, maximum) shape of every input. A context has two tokens at least.
 
     Raises:
         BuildError: An input is not one of the serving graph's, has a dynamic dimension that no range
@@ -45,7 +48,8 @@ def _range(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension, name: s
         return fixed, fixed, fixed
     low, typical, high = getattr(profile, name)
     if fixed is None:
-        return low, typical, high
+        least = LEAST_CONTEXT if name == "context" else 1
+        return max(low, least), max(typical, least), max(high, least)
     if not low == typical == high == fixed:
         raise BuildError(
             f"the graph fixes {name} to {fixed}, the profile asks for {low} to {high}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ _capturing = threading.Lock()  # torch empties its allocator's caches when a cap
 
 @dataclass(frozen=True)
 class Captured:
-    """A CUDA graph, the shapes of its outputs, and the context it was captured from.
+    """A CUDA graph, the shapes of its outputs, and the context it was captured from, which is of a profile.
 
     TensorRT's guide wants one context per graph: a context whose shapes change afterwards invalidates its graph.
     """
@@ -31,6 +31,7 @@ class Captured:
     graph: torch.cuda.CUDAGraph
     outputs: dict[str, Shape]
     execution: Execution
+    profile: int
 
 
 class Lane:
@@ -49,10 +50,9 @@ class Lane:
         self._engine = engine
         self.stream = torch.cuda.Stream()
         self._scratch = torch.empty(max(1, engine.scratch_bytes), dtype=torch.uint8, device="cuda")
-        self._plain = [self._execution(number) for number in range(len(engine.profiles))]
-        self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest()}
-        for execution in self._plain:
-            self._bind(execution)
+        unbound = [self._unbound(number) for number in range(len(engine.profiles))]
+        self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest(unbound)}
+        self._plain = [self._bound(execution) for execution in unbound]
         self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
 
     @property
@@ -73,8 +73,7 @@ class Lane:
 
     def layer_milliseconds(self, profile: int, inputs: Mapping[str, Tensor]) -> list[tuple[str, float]]:
         """Run one batch twice without a graph; gives the name and milliseconds of each layer of the second time."""
-        execution = self._execution(profile)
-        self._bind(execution)
+        execution = self._bound(self._unbound(profile))
         with torch.cuda.stream(self.stream):
             execution.set_inputs(self._fill(inputs))
             execution.enqueue(self.stream.cuda_stream)
@@ -101,30 +100,37 @@ class Lane:
 
     def _capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
         """Run once, which settles what follows from the shapes, then capture the same again without running it."""
-        execution = self._execution(key[0])
-        self._bind(execution)
+        profile = key[0]
+        execution = self._freed(profile) or self._bound(self._unbound(profile))
         outputs = execution.set_inputs(shapes)
         execution.enqueue(self.stream.cuda_stream)
         graph = torch.cuda.CUDAGraph()
         with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             execution.enqueue(self.stream.cuda_stream)
-        evicted = self._captured.put(key, Captured(graph, outputs, execution))
-        if evicted:
-            self.stream.synchronize()  # an evicted graph may still be running
+        self._captured.put(key, Captured(graph, outputs, execution, profile))
         return outputs
 
-    def _execution(self, profile: int) -> Execution:
+    def _freed(self, profile: int) -> Execution | None:
+        """Make room for a graph; gives the context of the one that had to go, if it is of this profile."""
+        evicted = self._captured.make_room()
+        if evicted is None:
+            return None
+        self.stream.synchronize()  # its graph may still be running
+        return evicted.execution if evicted.profile == profile else None
+
+    def _unbound(self, profile: int) -> Execution:
         scratch = self._scratch
         return self._engine.execution(profile, scratch.data_ptr(), scratch.numel(), self.stream.cuda_stream)
 
-    def _bind(self, execution: Execution) -> None:
+    def _bound(self, execution: Execution) -> Execution:
         for name, buffer in self._buffers.items():
             execution.bind(name, buffer.data_ptr())
+        return execution
 
-    def _largest(self) -> list[tuple[TensorInfo, int]]:
-        """The most elements of every input and output in any profile."""
+    def _largest(self, executions: Sequence[Execution]) -> list[tuple[TensorInfo, int]]:
+        """The most elements of every input and output in any profile; each profile has an execution."""
         most: dict[str, int] = {}
-        for profile, execution in zip(self._engine.profiles, self._plain, strict=True):
+        for profile, execution in zip(self._engine.profiles, executions, strict=True):
             inputs = {name: shapes[2] for name, shapes in profile.items()}
             for name, shape in (inputs | execution.set_inputs(inputs)).items():
                 most[name] = max(most.get(name, 0), math.prod(shape))

@@ -28,6 +28,12 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, where: str) -> i
     return min(fitting, key=lambda number: _volume(profiles[number]))
 
 
+def missing_tokens(tensors: Sequence[TensorInfo], profiles: Sequence[Profile], shapes: Shapes) -> dict[str, int]:
+    """By input with a context, its dynamic axis after the batch: how many tokens it is shorter than the plan takes."""
+    names = [tensor.name for tensor in tensors if tensor.shape[1:2] == (-1,)]
+    return {name: max(0, min(profile[name][0][1] for profile in profiles) - shapes[name][1]) for name in names}
+
+
 def shapes_of(tensors: Sequence[TensorInfo], batch: int, context: int) -> dict[str, Shape]:
     """Input shapes of a request batch: dynamic first axes are the batch, other dynamic axes the context."""
     return {t.name: tuple((context if axis else batch) if size < 0 else size for axis, size in enumerate(t.shape)) for t in tensors}

@@ -41,7 +41,11 @@ class ShapeCache(Generic[Key, Value]):
             self._seen.popitem(last=False)
         return False
 
-    def put(self, key: Key, value: Value) -> list[Value]:
-        """Keep a value; gives those that had to make room."""
+    def make_room(self) -> Value | None:
+        """Let go of the value not used for longest, if one more has no room; gives it."""
+        return self._kept.popitem(last=False)[1] if len(self._kept) == self.capacity else None
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value, for which there must be room."""
+        assert len(self._kept) < self.capacity
         self._kept[key] = value
-        return [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - self.capacity)]

@@ -24,7 +24,7 @@ from ..core.tensorrt_engine import Engine
 from ..operators.operator import Array
 from .lane import Lane
 from .layer_times import PlaceTime, times_by_place
-from .plan_shapes import check_inputs, choose_profile, shapes_of
+from .plan_shapes import check_inputs, choose_profile, missing_tokens, shapes_of
 from .preflight import preflight
 from .proof import inspect_proven
 
@@ -100,6 +100,7 @@ class TensorRtRunner:
     def submit(self, inputs: Mapping[str, Input]) -> Pending:
         """Enqueue a batch and return at once; it may be fetched, or dropped, at any time.
 
+        A context shorter than the plan takes is filled up; `lengths` say what of it counts.
         NumPy arrays may change as soon as this returns, tensors once the result is there.
 
         Raises:
@@ -108,7 +109,9 @@ class TensorRtRunner:
         """
         arrays = {name: value if isinstance(value, np.ndarray) else _tensor(value) for name, value in inputs.items()}
         check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
-        profile = choose_profile(self.engine.profiles, {name: tuple(a.shape) for name, a in arrays.items()}, str(self.plan))
+        for name, tokens in missing_tokens(self.engine.inputs, self.engine.profiles, _shapes(arrays)).items():
+            arrays[name] = _filled_up(arrays[name], tokens)
+        profile = choose_profile(self.engine.profiles, _shapes(arrays), str(self.plan))
         on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
         lane = self._lanes.get()
         try:
@@ -127,6 +130,8 @@ class TensorRtRunner:
         """
         tensors = {t.name: t for t in self.engine.inputs}
         shapes = shapes_of(self.engine.inputs, batch, context)
+        missing = missing_tokens(self.engine.inputs, self.engine.profiles, shapes)
+        shapes = shapes_of(self.engine.inputs, batch, context + max(missing.values(), default=0))
         profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
         with self._warming, torch.cuda.device(self._device):
             zeros = {name: torch.zeros(shape, dtype=getattr(torch, tensors[name].dtype), device="cuda") for name, shape in shapes.items()}
@@ -177,6 +182,19 @@ class TensorRtRunner:
 
 def _tensor(value: Input) -> Tensor:
     return value if isinstance(value, Tensor) else from_dlpack(value)
+
+
+def _shapes(arrays: Mapping[str, Array | Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def _filled_up(array: Array | Tensor, tokens: int) -> Array | Tensor:
+    """With tokens of zeros behind every context; what lies behind a context changes nothing."""
+    if not tokens:
+        return array
+    if isinstance(array, np.ndarray):
+        return np.pad(array, [(0, 0), (0, tokens), *[(0, 0)] * (array.ndim - 2)])
+    return torch.nn.functional.pad(array, [0, 0] * (array.dim() - 2) + [0, tokens])
 
 
 def _dtype(array: Array | Tensor) -> str:

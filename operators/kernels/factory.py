@@ -14,6 +14,8 @@ from .tiles import RowClass, RowTile, Tiles, committed_tiles
 NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
 LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
+HOPPER = "9.0"  # for which kernels exist whose warps have roles
+WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
 TRITON_TYPES = {"float16": "*fp16", "float32": "*fp32", "float8_e4m3fn": "*fp8e4nv", "int64": "*i64"}
 
 

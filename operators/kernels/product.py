@@ -7,15 +7,13 @@ from typing import Literal
 
 from ...core.errors import BuildError
 from .compile import Build
-from .factory import NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, Node, by_rows, static
+from .factory import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, static
 from .program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from .tiles import GemmTile
 
 OUTPUT_BYTES = 2
 POINTER_STAGES = 3
 PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve
-PERSISTENT_CAPABILITY = "9.0"
-WARPGROUP = 4
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Product:
         types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
         if not tile.programs:
             return Build("gemm_pointers", "gemm_pointers", types, constants, capability, tile.warps, tile.stages)
-        if tile.m not in PERSISTENT or capability != PERSISTENT_CAPABILITY:
-            hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {PERSISTENT_CAPABILITY}, or programs = 0"
+        if tile.m not in PERSISTENT or capability != HOPPER:
+            hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {HOPPER}, or programs = 0"
             raise BuildError(f"no persistent kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
         at_launch, many, few = PERSISTENT[tile.m]
         constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}

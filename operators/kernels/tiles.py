@@ -70,8 +70,10 @@ class AttentionTile:
         m: Query rows of a program: those of all heads that share keys and values.
         n: Tokens of one step of the loop over the context.
         stages: Steps in flight.
-        warps: Of a program.
+        warps: Of a program; of the kernel whose warps have roles those of all roles.
         descriptors: Whether keys and values come through tensor-memory-accelerator descriptors, not by ordinary loads.
+        programs: Programs of the kernel whose warps have roles, which is for compute capability 9.0; 0 is the kernel with one program
+            per tile.
     """
 
     m: int
@@ -79,6 +81,7 @@ class AttentionTile:
     stages: int
     warps: int
     descriptors: bool = False
+    programs: int = 0
 
 
 Tile = RowTile | GemmTile | AttentionTile

@@ -87,6 +87,8 @@ def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]
     if capability == HOPPER:
         yield AttentionTile(128, 32, 3, 4, descriptors=True)
         yield AttentionTile(256, 64, 2, 8, descriptors=True)
+        yield AttentionTile(128, 128, 2, 12, programs=MULTIPROCESSORS)
+        yield AttentionTile(128, 64, 4, 12, programs=MULTIPROCESSORS)
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:

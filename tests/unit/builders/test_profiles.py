@@ -37,6 +37,12 @@ def test_each_profile_gets_its_own_shapes(make_model: Make) -> None:
     assert second["features"] == ((1, 64, 64),) * 3
 
 
+def test_a_context_has_two_tokens_at_least(make_model: Make) -> None:
+    one, many = profile_shapes(make_model(), [Profile(batch=(1, 1, 1), context=(1, 1, 1)), Profile(batch=(1, 4, 8), context=(1, 16, 32))])
+    assert one["features"] == ((1, 2, 64),) * 3
+    assert many["features"] == ((1, 2, 64), (4, 16, 64), (8, 32, 64))
+
+
 def test_a_fixed_batch_must_be_the_profile_s(make_model: Make) -> None:
     assert profile_shapes(make_model(batch=4), [Profile(batch=(4, 4, 4))])[0]["lengths"] == ((4, 3),) * 3
     with pytest.raises(BuildError, match="fixes batch to 4, the profile asks for 1 to 8") as caught:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onerec_trt.core.errors import RequestError
 from onerec_trt.core.tensorrt_api import TensorInfo
-from onerec_trt.engines.plan_shapes import check_inputs, choose_profile, shapes_of
+from onerec_trt.engines.plan_shapes import check_inputs, choose_profile, missing_tokens, shapes_of
 
 F = 6
 TENSORS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", "int64", (-1, 3)))
@@ -26,6 +26,12 @@ PROFILES = [profile((1, 32), (1, 512)), profile((1, 1), (1, 512)), profile((1, 8
 )
 def test_the_narrowest_profile_that_fits(batch: int, context: int, expected: int) -> None:
     assert choose_profile(PROFILES, shapes_of(TENSORS, batch, context), "p") == expected
+
+
+@pytest.mark.parametrize(("context", "missing"), [(0, 2), (1, 1), (2, 0), (500, 0)])
+def test_a_short_context_lacks_tokens_up_to_the_least_of_any_profile(context: int, missing: int) -> None:
+    profiles = [profile((1, 8), (64, 512)), profile((1, 8), (2, 64))]
+    assert missing_tokens(TENSORS, profiles, shapes_of(TENSORS, 4, context)) == {"features": missing}
 
 
 @pytest.mark.parametrize(("batch", "context"), [(33, 1), (9, 513), (1, 3073), (0, 5), (1, 0)])

@@ -14,10 +14,12 @@ def test_a_place_is_earned_at_the_second_use() -> None:
 
 def test_the_one_not_used_for_longest_gives_way() -> None:
     cache: ShapeCache[str, int] = ShapeCache(2)
-    assert cache.put("a", 1) == []
-    assert cache.put("b", 2) == []
+    for key, value in (("a", 1), ("b", 2)):
+        assert cache.make_room() is None
+        cache.put(key, value)
     assert cache.get("a") == 1
-    assert cache.put("c", 3) == [2]
+    assert cache.make_room() == 2
+    cache.put("c", 3)
     assert [cache.get(key) for key in "abc"] == [1, None, 3]
 
 
@@ -26,6 +28,7 @@ def test_an_evicted_key_must_earn_its_place_again() -> None:
     cache.earns_place("a")
     assert cache.earns_place("a")
     cache.put("a", 1)
+    assert cache.make_room() == 1
     cache.put("b", 2)
     assert not cache.earns_place("a")
 
@@ -42,6 +45,7 @@ def test_it_stays_bounded_and_returns_what_was_put(uses: list[int], capacity: in
         value = cache.get(key)
         assert value in (None, f"value {key}")
         if value is None and cache.earns_place(key):
+            cache.make_room()
             cache.put(key, f"value {key}")
         assert len(cache) <= capacity
         assert len(cache._seen) <= 8 * capacity

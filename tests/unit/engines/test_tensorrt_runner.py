@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from onerec_trt.builders import machine
@@ -13,7 +14,7 @@ from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes, r
 from onerec_trt.core.artefacts import sha256, write_json
 from onerec_trt.core.errors import ArtefactError, GpuError
 from onerec_trt.engines import tensorrt_runner
-from onerec_trt.engines.tensorrt_runner import TensorRtRunner
+from onerec_trt.engines.tensorrt_runner import TensorRtRunner, _filled_up
 
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 
@@ -53,6 +54,15 @@ def make_plan(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_runner, "this_machine", lambda _: HERE)
+
+
+def test_a_context_is_filled_up_behind_its_tokens() -> None:
+    features = np.arange(1, 7, dtype=np.float16).reshape(2, 1, 3)
+    expected = [[[1, 2, 3], [0, 0, 0]], [[4, 5, 6], [0, 0, 0]]]
+    for filled in (_filled_up(features, 1), _filled_up(torch.from_numpy(features), 1)):
+        assert filled.tolist() == expected
+        assert filled.dtype in (np.float16, torch.float16)
+    assert _filled_up(features, 0) is features
 
 
 @pytest.mark.usefixtures("on_this_machine")

@@ -11,15 +11,17 @@ import triton
 from onerec_trt.core.errors import ArtefactError, BuildError
 from onerec_trt.operators.kernels import compile as ahead
 from onerec_trt.operators.kernels.compile import Build, compile_many, compiled
+from onerec_trt.operators.kernels.context_attention import attention_build, usable
 from onerec_trt.operators.kernels.factory import row_build
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
-from onerec_trt.operators.kernels.tiles import CAPABILITIES, GemmTile, RowTile
+from onerec_trt.operators.kernels.tiles import CAPABILITIES, AttentionTile, GemmTile, RowTile
 
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
 ELF = b"\x7fELF"
 PERSISTENT = GemmTile(128, 128, 128, 5, 12, programs=132)
 POINTERS = GemmTile(64, 64, 128, 2, 4)
+ATTENTION = AttentionTile(128, 128, 2, 12, programs=132)
 PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
 
 
@@ -50,13 +52,37 @@ def test_every_compute_capability(tmp_path, capability):
 def test_the_persistent_product_fits_and_spills_nothing(tmp_path, tile, product, descriptors):
     kernel = compiled(product.build(tile, "9.0"), tmp_path)
     assert kernel.warps == tile.warps
-    assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
     assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
-    (tmp_path / "kernel.cubin").write_bytes(kernel.cubin)
-    usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("tile", [ATTENTION, replace(ATTENTION, n=64, stages=4)], ids=str)
+@pytest.mark.parametrize(("share", "head"), [(1, 128), (7, 128), (1, 64)])
+def test_the_attention_with_roles_fits_and_spills_nothing(tmp_path, tile, share, head):
+    kernel = compiled(attention_build(512, 2, share, head, usable(tile, head), "9.0"), tmp_path)
+    assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 2 * 128), "descriptors of keys and values"
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+def assert_fits_and_spills_nothing(kernel, folder):
+    assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
+    (folder / "kernel.cubin").write_bytes(kernel.cubin)
+    usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
     text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
+
+
+@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=64), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
+def test_the_attention_with_roles_is_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no attention with roles"):
+        attention_build(512, 2, 1, 128, tile, capability)
+
+
+@pytest.mark.parametrize(("head", "descriptors"), [(48, True), (4, False)])
+def test_other_heads_have_no_roles(head, descriptors):
+    tile = usable(ATTENTION, head)
+    assert (tile.programs, tile.m, tile.descriptors) == (0, 128, descriptors)
 
 
 @pytest.mark.parametrize(("tile", "capability"), [("rows", "9.0"), ("capability", "12.0")])

@@ -92,21 +92,32 @@ def context_attention(rows: int, heads: int, groups: int, head: int = 128) -> Pr
 
 def test_heads_that_share_keys_fill_a_tile_together(builds):
     for rows, groups in ((1, 14), (1, 2), (512, 14), (512, 2)):
-        program = context_attention(rows, 14, groups)
+        program = context_attention(rows, 14, groups, head=48)
         (build,) = builds
         tile = int(build.constants["M_TILE"])
         blocks = -(-rows * 14 // groups // tile)
-        shapes = [(3 * rows, 14 * 128), (3, groups, 700, 128), (3, groups, 700, 128), (3,)]
+        shapes = [(3 * rows, 14 * 48), (3, groups, 700, 48), (3, groups, 700, 48), (3,)]
         (launch,) = program.variant(shapes).launches
         assert evaluated(launch.grid, shapes) == (3 * groups * blocks, 1, 1)
-        assert program.output_shapes(shapes) == ((3 * rows, 14 * 128),)
+        assert program.output_shapes(shapes) == ((3 * rows, 14 * 48),)
         assert (tile == 16) == (rows == 1)
         builds.clear()
 
 
+def test_an_attention_with_roles_has_a_program_per_tile_as_long_as_all_run_at_once(builds):
+    program = context_attention(512, 14, 2)
+    (build,) = builds
+    assert build.module == "attention"
+    for requests, programs in ((1, 2 * 28), (3, 132)):
+        shapes = [(requests * 512, 14 * 128), (requests, 2, 700, 128), (requests, 2, 700, 128), (requests,)]
+        (launch,) = program.variant(shapes).launches
+        assert evaluated(launch.grid, shapes) == (programs, 1, 1)
+        assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (requests, 700)
+
+
 def test_short_rows_of_a_head_go_without_descriptors(builds):
     context_attention(128, 4, 4, head=4)
-    context_attention(128, 4, 4, head=64)
+    context_attention(128, 4, 4, head=48)
     assert [build.constants["DESCRIPTORS"] for build in builds] == [False, True]
     assert builds[0].constants["HEAD_TILE"] == 16
 
