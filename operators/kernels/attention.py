@@ -1,19 +1,23 @@
 """Context attention for compute capability 9.0 whose warps have roles: two load keys and values, eight attend.
 
-Written in Gluon, like the matrix product in gemm.py, whose barriers work the same. A tile is 128 query rows of a group, two slabs of 64;
-a program is alone on its multiprocessor and walks tile after tile.
+Flash attention forward in Gluon, with the means of gemm.py, which explains phases of barriers. A tile is 128 query rows of a group of
+a request, the rows of all heads that share keys and values: two slabs of 64. A step is N_TILE tokens. A program is alone on its
+multiprocessor and walks tile after tile.
 
 - A consumer per slab: four warps. While the tensor core weighs the values of one step, they turn the scores of the next into
-  probabilities; while it waits for them, it works for the other consumer.
-- A producer for keys and one for values: a warp that fills a ring of STAGES stages. Its descriptor ends with the request's own tokens,
-  so that what lies beyond reads as zero: 0 times the NaN of a padding would be NaN. It is made anew for every tile, once nothing
-  reads through the one before.
+  probabilities. While it has nothing to do for one consumer, it works for the other.
+- A producer for keys and one for values: a warp that fills a ring of STAGES stages, ahead into the next tile. Its descriptor ends with
+  the request's own tokens, so that what lies beyond reads as zero: 0 times the NaN of a padding would be NaN.
 
-| barrier             | arrivals | from                                           | waited for by     |
-| full_*[stage]       | 1        | the producer, and the bytes of its tile        | both consumers    |
-| empty_*[stage]      | 2        | each consumer, once no product reads the stage | that producer     |
+Barriers and who completes them, one set for keys and one for values:
 
-Every role walks the same tiles in the same order and counts their steps; step s uses stage s % STAGES in turn s / STAGES.
+| barrier      | arrivals | from                                           | waited for by  |
+| ------------ | -------- | ---------------------------------------------- | -------------- |
+| full[stage]  | 1        | the producer, and the bytes of its tokens      | both consumers |
+| empty[stage] | 2        | each consumer, once no product reads the stage | the producer   |
+
+Every role walks the same tiles in the same order and counts their steps: step s, over all tiles of the program, uses stage s % STAGES
+in turn s / STAGES.
 """
 
 from triton.experimental import gluon
@@ -34,6 +38,36 @@ LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context w
 
 
 @aggregate
+class _Ring:
+    """Stages of keys or values, which a producer fills and both consumers read, and their barriers."""
+
+    stages: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    COUNT: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, stages, full, empty):
+        self.stages = stages
+        self.full = full
+        self.empty = empty
+        self.COUNT = gl.constexpr(stages.shape[0])
+
+    @gluon.jit
+    def wait(self, step, needed=True):
+        """Until the tokens of a step are there."""
+        mbarrier.wait(self.full.index(step % self.COUNT), step // self.COUNT & 1, pred=needed)
+
+    @gluon.jit
+    def tokens(self, step):
+        return self.stages.index(step % self.COUNT)
+
+    @gluon.jit
+    def give_back(self, step):
+        mbarrier.arrive(self.empty.index(step % self.COUNT), count=1)
+
+
+@aggregate
 class _Work:
     """What every role is given."""
 
@@ -46,24 +80,19 @@ class _Work:
     tokens: gl.tensor
     scale: gl.tensor
     query_slabs: gl.shared_memory_descriptor
-    key_stages: gl.shared_memory_descriptor
-    value_stages: gl.shared_memory_descriptor
-    full_keys: gl.shared_memory_descriptor
-    empty_keys: gl.shared_memory_descriptor
-    full_values: gl.shared_memory_descriptor
-    empty_values: gl.shared_memory_descriptor
+    keys: _Ring
+    values: _Ring
     ROWS: gl.constexpr
     GROUPS: gl.constexpr
     SHARE: gl.constexpr
     HEAD: gl.constexpr
     N_TILE: gl.constexpr
-    STAGES: gl.constexpr
     PROGRAMS: gl.constexpr
     BLOCKS: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):
-        given |= {"BLOCKS": -(-given["ROWS"] * given["SHARE"] // 128)}
+        given |= {"BLOCKS": -(-given["ROWS"] * given["SHARE"] // (SLABS.value * SLAB.value))}
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
@@ -102,55 +131,55 @@ def attention(
     """Give every role its warps. `scale` is log2(e) / sqrt(HEAD); REGISTERS are a consumer's per thread, FEW_REGISTERS the others'."""
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     query_slabs = gl.allocate_shared_memory(gl.float16, [SLABS, SLAB, HEAD], OPERAND)
-    key_stages = gl.allocate_shared_memory(gl.float16, [STAGES, N_TILE, HEAD], OPERAND)
-    value_stages = gl.allocate_shared_memory(gl.float16, [STAGES, N_TILE, HEAD], OPERAND)
-    full_keys = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty_keys = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    full_values = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty_values = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    keys = _ring(STAGES, N_TILE, HEAD, OPERAND)
+    values = _ring(STAGES, N_TILE, HEAD, OPERAND)
     for stage in gl.static_range(STAGES):
-        mbarrier.init(full_keys.index(stage), count=1)
-        mbarrier.init(full_values.index(stage), count=1)
-        mbarrier.init(empty_keys.index(stage), count=SLABS)
-        mbarrier.init(empty_values.index(stage), count=SLABS)
+        mbarrier.init(keys.full.index(stage), count=1)
+        mbarrier.init(values.full.index(stage), count=1)
+        mbarrier.init(keys.empty.index(stage), count=SLABS)
+        mbarrier.init(values.empty.index(stage), count=SLABS)
     fence_async_shared()  # the tensor memory accelerator sees them, too
     work = _Work(
         query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND,
-        requests=requests, tokens=tokens, scale=scale,
-        query_slabs=query_slabs, key_stages=key_stages, value_stages=value_stages,
-        full_keys=full_keys, empty_keys=empty_keys, full_values=full_values, empty_values=empty_values,
-        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, N_TILE=N_TILE, STAGES=STAGES, PROGRAMS=PROGRAMS,
+        requests=requests, tokens=tokens, scale=scale, query_slabs=query_slabs, keys=keys, values=values,
+        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, N_TILE=N_TILE, PROGRAMS=PROGRAMS,
     )  # fmt: skip
     gl.warp_specialize(
-        [
-            (_attend, (0, work)), (_attend, (1, work)),
-            (_produce, (key_BGSd, key_stages, full_keys, empty_keys, work)),
-            (_produce, (value_BGSd, value_stages, full_values, empty_values, work)),
-        ],
+        [(_attend, (0, work)), (_attend, (1, work)), (_produce, (key_BGSd, keys, work)), (_produce, (value_BGSd, values, work))],
         [WARPS, 1, 1],
         [REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-    )  # fmt: skip
+    )
 
 
 @gluon.jit
-def _produce(source_BGSd, stages, full, empty, work):
-    """Fill the ring, tile after tile, with keys or values."""
+def _ring(STAGES: gl.constexpr, N_TILE: gl.constexpr, HEAD: gl.constexpr, LAYOUT: gl.constexpr):
+    """A ring without a token."""
+    stages = gl.allocate_shared_memory(gl.float16, [STAGES, N_TILE, HEAD], LAYOUT)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    return _Ring(stages, full, empty)
+
+
+@gluon.jit
+def _produce(source_BGSd, ring, work):
+    """Fill a ring, tile after tile, with keys or values."""
     BYTES: gl.constexpr = work.N_TILE * work.HEAD * 2
     number = 0
     for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
         length = work.length(tile)
-        for before in gl.static_range(work.STAGES):  # nothing reads through the descriptor any more
-            last = number - 1 - before
-            mbarrier.wait(full.index(last % work.STAGES), last // work.STAGES & 1, pred=last >= 0)
+        for back in gl.static_range(ring.COUNT):  # until nothing reads through the descriptor, which is made anew in its place
+            last = number - 1 - back
+            ring.wait(last, last >= 0)
         start = source_BGSd + (tile // work.BLOCKS).to(gl.int64) * work.tokens * work.HEAD
         shape = [gl.maximum(length, 1), work.HEAD]
-        rows = tma.make_tensor_descriptor(start, shape, [work.HEAD, 1], [work.N_TILE, work.HEAD], stages.layout)
+        rows = tma.make_tensor_descriptor(start, shape, [work.HEAD, 1], [work.N_TILE, work.HEAD], ring.stages.layout)
         first = (length == 0).to(gl.int32)  # a descriptor has a row at least
         for _ in range(work.steps(length)):
-            stage = number % work.STAGES
-            mbarrier.wait(empty.index(stage), (number // work.STAGES & 1) ^ 1)
-            mbarrier.expect(full.index(stage), BYTES)  # always those of a whole tile
-            tma.async_copy_global_to_shared(rows, [first, 0], full.index(stage), stages.index(stage))
+            stage = number % ring.COUNT
+            full = ring.full.index(stage)
+            mbarrier.wait(ring.empty.index(stage), (number // ring.COUNT & 1) ^ 1)
+            mbarrier.expect(full, BYTES)  # beyond the last row zeros arrive: the bytes are always those of all tokens
+            tma.async_copy_global_to_shared(rows, [first, 0], full, ring.stages.index(stage))
             first += work.N_TILE
             number += 1
 
@@ -187,10 +216,12 @@ def _attention_of(query, length, number, work):
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.HEAD, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
+    keys = work.keys
+    values = work.values
     attended = gl.zeros([SLAB, work.HEAD], gl.float32, VALUES)
     score = _scores(query, number, work)
     score = warpgroup_mma_wait(0, deps=[score])
-    mbarrier.arrive(work.empty_keys.index(number % work.STAGES), count=1)
+    keys.give_back(number)
     largest = gl.full([SLAB], LOWEST, gl.float32, gl.SliceLayout(1, score.type.layout))
     probability, largest, _ = _softmax(score, largest, 0, length, work)
     total = gl.sum(probability, 1)
@@ -198,22 +229,22 @@ def _attention_of(query, length, number, work):
     for step in range(1, work.steps(length)):
         score = _scores(query, number + step, work)
         before = number + step - 1
-        mbarrier.wait(work.full_values.index(before % work.STAGES), before // work.STAGES & 1)
-        attended = warpgroup_mma(weights, work.value_stages.index(before % work.STAGES), attended, is_async=True)
+        values.wait(before)
+        attended = warpgroup_mma(weights, values.tokens(before), attended, is_async=True)
         score = warpgroup_mma_wait(1, deps=[score])
-        mbarrier.arrive(work.empty_keys.index((number + step) % work.STAGES), count=1)
+        keys.give_back(number + step)
         probability, largest, shrink = _softmax(score, largest, step * work.N_TILE, length, work)
         total = total * shrink + gl.sum(probability, 1)
         weights = gl.convert_layout(probability.to(gl.float16), WEIGHTS)
-        after = number + step + 1
-        mbarrier.wait(work.full_keys.index(after % work.STAGES), after // work.STAGES & 1, pred=step + 1 < work.steps(length))
+        # ptxas would move the wait for the product to before the softmax, which does not depend on it, but not past this loop.
+        keys.wait(number + step + 1, step + 1 < work.steps(length))
         attended = warpgroup_mma_wait(0, deps=[attended])
-        mbarrier.arrive(work.empty_values.index(before % work.STAGES), count=1)
+        values.give_back(before)
         attended *= gl.convert_layout(shrink, ROW)[:, None]
     before = number + work.steps(length) - 1
-    mbarrier.wait(work.full_values.index(before % work.STAGES), before // work.STAGES & 1)
-    attended = warpgroup_mma(weights, work.value_stages.index(before % work.STAGES), attended)
-    mbarrier.arrive(work.empty_values.index(before % work.STAGES), count=1)
+    values.wait(before)
+    attended = warpgroup_mma(weights, values.tokens(before), attended)
+    values.give_back(before)
     return attended, gl.convert_layout(total, ROW)
 
 
@@ -221,10 +252,9 @@ def _attention_of(query, length, number, work):
 def _scores(query, number, work):
     """The product of a slab's rows with the keys of a step, under way."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, 16])
-    stage = number % work.STAGES
-    mbarrier.wait(work.full_keys.index(stage), number // work.STAGES & 1)
+    work.keys.wait(number)
     zeros = gl.zeros([SLAB, work.N_TILE], gl.float32, SCORES)
-    return warpgroup_mma(query, work.key_stages.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    return warpgroup_mma(query, work.keys.tokens(number).permute((1, 0)), zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit

@@ -78,7 +78,7 @@ class _Work:
 
     @gluon.constexpr_function
     def __init__(self, **given):
-        given |= {"SLABS": given["M_TILE"] // 64, "STEPS": -(-given["K"] // given["K_TILE"])}
+        given |= {"SLABS": given["M_TILE"] // SLAB.value, "STEPS": -(-given["K"] // given["K_TILE"])}
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
