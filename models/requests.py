@@ -82,8 +82,9 @@ class Requests:
         """One batch of the chosen requests, padded with zeros to its longest context (at least one token)."""
         index = np.asarray(rows, dtype=np.int64)
         counts = self.offsets[index + 1] - self.offsets[index]
-        features = np.zeros((len(index), max(1, int(counts.max(initial=0))), self.values_NF.shape[1]), np.float32)
-        for place, row in enumerate(index):
+        longest = max([1, *counts.tolist()])
+        features = np.zeros((len(index), longest, self.values_NF.shape[1]), np.float32)
+        for place, row in enumerate(rows):
             features[place, : counts[place]] = self.values_NF[self.offsets[row] : self.offsets[row + 1]]
         targets = None if self.targets_n3 is None else torch.from_numpy(self.targets_n3[index])
         return Batch(torch.from_numpy(features), torch.from_numpy(self.lengths_n3[index]), targets)

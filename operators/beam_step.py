@@ -44,7 +44,8 @@ def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array
     shifted = logits - logits.max(1, keepdims=True)
     total = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).reshape(*scores.shape, -1) + scores[..., None]
     parent, token = actual[1].astype(np.int64), actual[2].astype(np.int64)
-    if parent.min() < 0 or parent.max() >= scores.shape[1] or token.min() < 0 or token.max() >= total.shape[2]:
+    beyond = (parent < 0) | (parent >= scores.shape[1]) | (token < 0) | (token >= total.shape[2])
+    if beyond.any():
         return float("inf")
     claimed = total[np.arange(len(total))[:, None], parent, token]
     wrong = np.abs(claimed - expected[0].astype(np.float64)) > TIE_BAND * np.maximum(1, np.abs(expected[0]))
