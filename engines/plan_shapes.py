@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from ..builders.profiles import LEAST_CONTEXT
 from ..core.errors import RequestError
 from ..core.tensorrt_api import ShapeRange, TensorInfo
 
@@ -12,14 +13,19 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Profile = Mapping[str, ShapeRange]
 
+_FEATURES = "features"  # [B, S, F], the input that has the context
+
 
 def choose_profile(profiles: Sequence[Profile], shapes: Shapes, where: str) -> int:
     """Number of the narrowest profile that takes these shapes: the one whose largest shapes are smallest.
 
+    A context shorter than a profile takes is no obstacle: `filled_up` says how long it must become.
+
     Raises:
         RequestError: No profile takes them; names the limits of each.
     """
-    fitting = [number for number, profile in enumerate(profiles) if _fits(profile, shapes)]
+    some = shapes[_FEATURES][1] >= 1
+    fitting = [number for number, profile in enumerate(profiles) if some and _fits(profile, filled_up(profile, shapes))]
     if not fitting:
         asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         limits = "; ".join(f"profile {number}: {_limits(profile)}" for number, profile in enumerate(profiles))
@@ -28,10 +34,10 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, where: str) -> i
     return min(fitting, key=lambda number: _volume(profiles[number]))
 
 
-def missing_tokens(tensors: Sequence[TensorInfo], profiles: Sequence[Profile], shapes: Shapes) -> dict[str, int]:
-    """By input with a context, its dynamic axis after the batch: how many tokens it is shorter than the plan takes."""
-    names = [tensor.name for tensor in tensors if tensor.shape[1:2] == (-1,)]
-    return {name: max(0, min(profile[name][0][1] for profile in profiles) - shapes[name][1]) for name in names}
+def filled_up(profile: Profile, shapes: Shapes) -> dict[str, Shape]:
+    """The shapes with a context as long as the profile takes at least, and never shorter than any plan takes."""
+    batch, tokens, width = shapes[_FEATURES]
+    return {**shapes, _FEATURES: (batch, max(tokens, LEAST_CONTEXT, profile[_FEATURES][0][1]), width)}
 
 
 def shapes_of(tensors: Sequence[TensorInfo], batch: int, context: int) -> dict[str, Shape]:

@@ -1,4 +1,5 @@
-"""Whether a plan was seen passing the gates: its hash stands in a validation that passed, kept beside the folder of plans.
+"""Whether a plan was seen passing the gates: its hash stands in a validation that passed, kept beside the folder of plans, and all
+its profiles have run there.
 
 The plan's own record is never changed, since other records hold its hash.
 """
@@ -26,6 +27,7 @@ class _Validation(BaseModel):
     """The part of a validation that says which plans passed; the whole of it is `validate.Validation`."""
 
     plans: dict[str, str] = {}
+    unseen: dict[str, list[int]] = {}
     gates: list[_GateResult]
 
 
@@ -43,6 +45,9 @@ def inspect_proven(plan: Path) -> PlanRecord:
     validation = _Validation.model_validate(read_json(folder / VALIDATION_FILE))
     if validation.plans.get(plan.name) != record.sha256:
         return record
+    if unseen := validation.unseen.get(plan.name):
+        reason = f"no request of its validation took its profile {' or '.join(map(str, unseen))}"
+        return record.model_copy(update={"reason": reason})
     failed = [gate.name for gate in validation.gates if not gate.passed]
     if not failed and validation.gates:
         return record.model_copy(update={"validated": True, "reason": ""})

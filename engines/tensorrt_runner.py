@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from ..core.tensorrt_engine import Engine
 from ..operators.operator import Array
 from .lane import Lane
 from .layer_times import PlaceTime, times_by_place
-from .plan_shapes import check_inputs, choose_profile, missing_tokens, shapes_of
+from .plan_shapes import Shape, Shapes, check_inputs, choose_profile, filled_up, shapes_of
 from .preflight import preflight
 from .proof import inspect_proven
 
@@ -109,14 +109,12 @@ class TensorRtRunner:
         """
         arrays = {name: value if isinstance(value, np.ndarray) else _tensor(value) for name, value in inputs.items()}
         check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
-        for name, tokens in missing_tokens(self.engine.inputs, self.engine.profiles, _shapes(arrays)).items():
-            arrays[name] = _filled_up(arrays[name], tokens)
-        profile = choose_profile(self.engine.profiles, _shapes(arrays), str(self.plan))
+        profile, shapes = self._fitted(_shapes(arrays))
         on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
         lane = self._lanes.get()
         try:
             with torch.cuda.device(self._device):
-                return self._run(lane, profile, arrays, on_gpu)
+                return self._run(lane, profile, {name: _filled_up(array, shapes[name]) for name, array in arrays.items()}, on_gpu)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(error, self.plan) from error
         finally:
@@ -129,10 +127,7 @@ class TensorRtRunner:
             RequestError: The shape is beyond every profile.
         """
         tensors = {t.name: t for t in self.engine.inputs}
-        shapes = shapes_of(self.engine.inputs, batch, context)
-        missing = missing_tokens(self.engine.inputs, self.engine.profiles, shapes)
-        shapes = shapes_of(self.engine.inputs, batch, context + max(missing.values(), default=0))
-        profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
+        profile, shapes = self._fitted(shapes_of(self.engine.inputs, batch, context))
         with self._warming, torch.cuda.device(self._device):
             zeros = {name: torch.zeros(shape, dtype=getattr(torch, tensors[name].dtype), device="cuda") for name, shape in shapes.items()}
             lanes = [self._lanes.get() for _ in range(self.executions)]
@@ -155,15 +150,21 @@ class TensorRtRunner:
         Raises:
             RequestError: The shapes are beyond every profile.
         """
-        profile = choose_profile(self.engine.profiles, {name: tuple(tensor.shape) for name, tensor in inputs.items()}, str(self.plan))
+        profile, shapes = self._fitted(_shapes(inputs))
         report = json.loads(self.engine.layer_information())
         lane = self._lanes.get()
         try:
             with torch.cuda.device(self._device):
                 lane.stream.wait_stream(torch.cuda.current_stream())
-                return times_by_place(lane.layer_milliseconds(profile, inputs), report)
+                filled = {name: cast(Tensor, _filled_up(tensor, shapes[name])) for name, tensor in inputs.items()}
+                return times_by_place(lane.layer_milliseconds(profile, filled), report)
         finally:
             self._lanes.put(lane)
+
+    def _fitted(self, shapes: Shapes) -> tuple[int, dict[str, Shape]]:
+        """Number of the profile that serves these shapes, and what they are once a short context is filled up."""
+        profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
+        return profile, filled_up(self.engine.profiles[profile], shapes)
 
     def _run(self, lane: Lane, profile: int, arrays: Mapping[str, Array | Tensor], on_gpu: bool) -> Pending:
         """The outputs are copies, so that the lane is free for the next batch at once."""
@@ -188,13 +189,14 @@ def _shapes(arrays: Mapping[str, Array | Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
-def _filled_up(array: Array | Tensor, tokens: int) -> Array | Tensor:
-    """With tokens of zeros behind every context; what lies behind a context changes nothing."""
-    if not tokens:
+def _filled_up(array: Array | Tensor, shape: Shape) -> Array | Tensor:
+    """With zeros behind every context up to this shape; what lies behind a context changes nothing."""
+    if tuple(array.shape) == shape:
         return array
+    tokens = shape[1] - array.shape[1]
     if isinstance(array, np.ndarray):
-        return np.pad(array, [(0, 0), (0, tokens), *[(0, 0)] * (array.ndim - 2)])
-    return torch.nn.functional.pad(array, [0, 0] * (array.dim() - 2) + [0, tokens])
+        return np.pad(array, [(0, 0), (0, tokens), (0, 0)])
+    return torch.nn.functional.pad(array, [0, 0, 0, tokens])
 
 
 def _dtype(array: Array | Tensor) -> str:

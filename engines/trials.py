@@ -34,11 +34,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class UnderTest:
-    """An engine and every way it is to be run. `plans`: name to SHA-256 of the plans that run."""
+    """An engine and every way it is to be run.
+
+    Attributes:
+        engine: Its name.
+        trials: The ways.
+        plans: By file name the plans that may run.
+        ran: Plan and number of the profile of every batch so far.
+    """
 
     engine: EngineName
     trials: tuple[Trial, ...]
-    plans: Mapping[str, str] = field(default_factory=dict)
+    plans: Mapping[str, PlanRecord] = field(default_factory=dict)
+    ran: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def unseen(self) -> dict[str, list[int]]:
+        """Numbers of the profiles that no batch has taken, of every plan that has some."""
+        missing = {name: [n for n in range(len(plan.profiles)) if (name, n) not in self.ran] for name, plan in self.plans.items()}
+        return {name: numbers for name, numbers in missing.items() if numbers}
 
 
 def onnxruntime_under_test(recipe: Recipe, exported: Path) -> UnderTest:
@@ -56,15 +70,19 @@ def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTes
     """The plans of the exported graphs, once at the largest batch of every profile that takes the recipe's longest context.
 
     Raises:
-        ArtefactError: There is no plan of one of the forms, or a plan does not match its record.
+        ArtefactError: There is no plan of one of the forms, a plan does not match its record, or none takes the longest context.
     """
     serving, forced = (plans_of(exported, plans, recipe.precision, form) for form in ("serving", "forced"))
     batches = _largest_batches([profile for record in serving.values() for profile in record.profiles], recipe.max_context)
+    if not batches:
+        problem = f"no plan takes {recipe.max_context} tokens, the recipe's longest context"
+        raise ArtefactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
+    ran: set[tuple[str, int]] = set()
     trials = tuple(
-        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, lambda: PlanSet(list(serving)), lambda: PlanSet(list(forced)))
+        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, lambda: PlanSet(list(serving), ran), lambda: PlanSet(list(forced), ran))
         for batch in batches
     )
-    return UnderTest("tensorrt", trials, {path.name: record.sha256 for path, record in (serving | forced).items()})
+    return UnderTest("tensorrt", trials, {path.name: record for path, record in (serving | forced).items()}, ran)
 
 
 def plans_of(exported: Path, plans: Path, precision: str, form: str) -> dict[Path, PlanRecord]:
@@ -88,11 +106,17 @@ def plans_of(exported: Path, plans: Path, precision: str, form: str) -> dict[Pat
 
 
 class PlanSet:
-    """Several plans of one graph as one runner: each batch goes to the narrowest profile of any of them."""
+    """Several plans of one graph as one runner: each batch goes to the narrowest profile of any of them.
 
-    def __init__(self, plans: Sequence[Path]) -> None:
-        self._runners = [TensorRtRunner(plan) for plan in plans]
-        self._profiles = [(runner, profile) for runner in self._runners for profile in runner.engine.profiles]
+    Args:
+        plans: Their paths.
+        ran: Gets the plan's name and the number of the profile of every batch.
+    """
+
+    def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]]) -> None:
+        self._ran = ran
+        runners = [TensorRtRunner(plan) for plan in plans]
+        self._profiles = [(runner, number, profile) for runner in runners for number, profile in enumerate(runner.engine.profiles)]
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         """Outputs by name.
@@ -101,13 +125,13 @@ class PlanSet:
             RequestError: No plan takes these shapes.
         """
         shapes = {name: tuple(array.shape) for name, array in inputs.items()}
-        where = ", ".join(runner.plan.name for runner in self._runners)
-        chosen = choose_profile([profile for _, profile in self._profiles], shapes, where)
-        return self._profiles[chosen][0](inputs)
+        where = ", ".join(dict.fromkeys(runner.plan.name for runner, _, _ in self._profiles))
+        runner, number, _ = self._profiles[choose_profile([profile for _, _, profile in self._profiles], shapes, where)]
+        outputs = runner(inputs)
+        self._ran.add((runner.plan.name, number))
+        return outputs
 
 
 def _largest_batches(profiles: Sequence[Profile], context: int) -> list[int]:
-    """The largest batches of the profiles that take the longest context; the recipe has at least one such profile."""
-    largest = sorted({profile["features"][2][0] for profile in profiles if profile["features"][2][1] >= context})
-    assert largest, "the recipe's longest context is that of one of its profiles, and the plan was built from it"
-    return largest
+    """The largest batches of the profiles that take the longest context."""
+    return sorted({profile["features"][2][0] for profile in profiles if profile["features"][2][1] >= context})

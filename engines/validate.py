@@ -47,8 +47,8 @@ POLYGRAPHY_FILE = "forced-outputs.json"
 class Validation(BaseModel):
     """Everything the gates of one recipe found.
 
-    `plans`: SHA-256 of the plans that ran. Plans run at the largest batch of every profile; `beams` and `forced` are
-    those of the last.
+    `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
+    `beams` and `forced` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
     """
 
     recipe: str
@@ -61,6 +61,7 @@ class Validation(BaseModel):
     fp16_noise: float
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
+    unseen: dict[str, list[int]] = {}
 
     @property
     def passed(self) -> bool:
@@ -140,7 +141,8 @@ def _write(recipe: Recipe, quantised: Path, exported: Path, fp32: Reference, und
         forced=outcomes[-1].forced,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
-        plans=dict(under_test.plans),
+        plans={name: plan.sha256 for name, plan in under_test.plans.items()},
+        unseen=under_test.unseen,
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
     return {"passed": validation.passed, "gates": len(gates)}

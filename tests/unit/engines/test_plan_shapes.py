@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onerec_trt.core.errors import RequestError
 from onerec_trt.core.tensorrt_api import TensorInfo
-from onerec_trt.engines.plan_shapes import check_inputs, choose_profile, missing_tokens, shapes_of
+from onerec_trt.engines.plan_shapes import check_inputs, choose_profile, filled_up, shapes_of
 
 F = 6
 TENSORS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", "int64", (-1, 3)))
@@ -28,10 +28,20 @@ def test_the_narrowest_profile_that_fits(batch: int, context: int, expected: int
     assert choose_profile(PROFILES, shapes_of(TENSORS, batch, context), "p") == expected
 
 
-@pytest.mark.parametrize(("context", "missing"), [(0, 2), (1, 1), (2, 0), (500, 0)])
-def test_a_short_context_lacks_tokens_up_to_the_least_of_any_profile(context: int, missing: int) -> None:
-    profiles = [profile((1, 8), (64, 512)), profile((1, 8), (2, 64))]
-    assert missing_tokens(TENSORS, profiles, shapes_of(TENSORS, 4, context)) == {"features": missing}
+@pytest.mark.parametrize(("context", "expected"), [(1, 2), (2, 2), (10, 10), (64, 64), (65, 65)])
+def test_a_short_context_is_filled_up_to_the_least_of_its_profile(context: int, expected: int) -> None:
+    profiles = [profile((1, 8), (64, 512)), profile((1, 8), (1, 64))]
+    shapes = shapes_of(TENSORS, 4, context)
+    chosen = choose_profile(profiles, shapes, "p")
+    assert chosen == (context <= 64)
+    assert filled_up(profiles[chosen], shapes) == {"features": (4, expected, F), "lengths": (4, 3)}
+
+
+def test_a_profile_of_long_contexts_takes_a_short_one_when_no_other_takes_the_batch() -> None:
+    profiles = [profile((1, 1), (2, 512)), profile((2, 32), (64, 3072))]
+    shapes = shapes_of(TENSORS, 8, 10)
+    assert choose_profile(profiles, shapes, "p") == 1
+    assert filled_up(profiles[1], shapes)["features"] == (8, 64, F)
 
 
 @pytest.mark.parametrize(("batch", "context"), [(33, 1), (9, 513), (1, 3073), (0, 5), (1, 0)])

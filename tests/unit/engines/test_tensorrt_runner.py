@@ -59,10 +59,10 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_context_is_filled_up_behind_its_tokens() -> None:
     features = np.arange(1, 7, dtype=np.float16).reshape(2, 1, 3)
     expected = [[[1, 2, 3], [0, 0, 0]], [[4, 5, 6], [0, 0, 0]]]
-    for filled in (_filled_up(features, 1), _filled_up(torch.from_numpy(features), 1)):
+    for filled in (_filled_up(features, (2, 2, 3)), _filled_up(torch.from_numpy(features), (2, 2, 3))):
         assert filled.tolist() == expected
         assert filled.dtype in (np.float16, torch.float16)
-    assert _filled_up(features, 0) is features
+    assert _filled_up(features, (2, 1, 3)) is features
 
 
 @pytest.mark.usefixtures("on_this_machine")

@@ -28,13 +28,13 @@ HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="
 FEATURES, WIDTH, CONTEXT = 24, 16, 16  # of the small world's model, beam and profile
 
 
-def profile(batch: int, form: str) -> dict[str, Any]:
-    inputs = {"features": (CONTEXT, FEATURES), "lengths": (LEVELS,)} | ({"sids": (WIDTH, LEVELS)} if form == "forced" else {})
-    smallest = {"features": (1, 1, FEATURES)}
+def profile(batch: int, form: str, context: int = CONTEXT) -> dict[str, Any]:
+    inputs = {"features": (context, FEATURES), "lengths": (LEVELS,)} | ({"sids": (WIDTH, LEVELS)} if form == "forced" else {})
+    smallest = {"features": (1, 2, FEATURES)}
     return {name: (smallest.get(name, (1, *rest)), (batch, *rest), (batch, *rest)) for name, rest in inputs.items()}
 
 
-def write_plan(recipe: Recipe, form: str, *, content: str = "") -> Path:
+def write_plan(recipe: Recipe, form: str, *, content: str = "", contexts: tuple[int, int] = (CONTEXT, CONTEXT)) -> Path:
     """A plan whose bytes are its form, made from the recipe's exported folder, with profiles for 4 and for 16 requests."""
     places = folders_of(recipe)
     places.plans.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def write_plan(recipe: Recipe, form: str, *, content: str = "") -> Path:
         driver=HERE.driver,
         gpu=HERE.gpu,
         tensors=(),
-        profiles=(profile(4, form), profile(16, form)),
+        profiles=(profile(4, form, contexts[0]), profile(16, form, contexts[1])),
         builder_flags=(),
         fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantised=0, how="counted"),
         weight_bytes=WeightBytes(graph={}, plan={}),
@@ -170,3 +170,21 @@ def test_plans_of_something_else_do_not_count(recipe: Recipe, change: dict[str, 
         write_json(record_path(plan), record.model_copy(update=change).model_dump(mode="json"))
     with pytest.raises(ArtefactError, match="no serving plan"):
         run(recipe)
+
+
+def test_a_plan_with_a_profile_that_no_request_took_is_not_proven(recipe: Recipe, used: list[tuple[str, int]]) -> None:
+    plan, forced = (write_plan(recipe, form, contexts=(CONTEXT // 2, CONTEXT)) for form in ("serving", "forced"))
+    validation = run(recipe)
+    assert set(used) == {("sm90", 1), ("sm90-forced", 1)}
+    assert validation.passed
+    assert validation.unseen == {plan.name: [0], forced.name: [0]}
+    assert not inspect_proven(plan).validated
+    assert inspect_proven(plan).reason == "no request of its validation took its profile 0"
+
+
+def test_plans_too_narrow_for_the_recipe_are_to_be_built_again(recipe: Recipe) -> None:
+    for form in ("serving", "forced"):
+        write_plan(recipe, form, contexts=(CONTEXT // 2, CONTEXT // 2))
+    with pytest.raises(ArtefactError, match="no plan takes 16 tokens") as caught:
+        run(recipe)
+    assert "build" in caught.value.hint
