@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +21,9 @@ from ..core.tensorrt_api import TensorInfo
 from ..core.tensorrt_engine import Engine, Execution
 from .plan_shapes import Shape, Shapes
 from .shape_cache import ShapeCache
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 _capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
 
@@ -34,6 +41,17 @@ class Captured:
     profile: int
 
 
+def _without_autograd(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Neither the caller's gradients nor its inference mode reach buffers that outlive the call."""
+
+    @wraps(method)
+    def outside(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
+
+
 class Lane:
     """Runs one batch after the other on its own stream.
 
@@ -46,6 +64,7 @@ class Lane:
         GpuError: It has none for what TensorRT itself allocates.
     """
 
+    @_without_autograd
     def __init__(self, engine: Engine, graphs: int) -> None:
         self._engine = engine
         self.stream = torch.cuda.Stream()
@@ -54,12 +73,20 @@ class Lane:
         self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest(unbound)}
         self._plain = [self._bound(execution) for execution in unbound]
         self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
+        self._kept: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+
+    def __del__(self) -> None:
+        """Work that still runs loses neither its memory nor its contexts; at the interpreter's end the driver may be gone already."""
+        if hasattr(self, "stream"):
+            with suppress(RuntimeError):
+                self.stream.synchronize()
 
     @property
     def graphs(self) -> int:
         """CUDA graphs captured so far and still kept."""
         return len(self._captured)
 
+    @_without_autograd
     def run(self, profile: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Enqueue one batch on the lane's stream; gives views of the output buffers, valid until the next batch.
 
@@ -71,6 +98,13 @@ class Lane:
             outputs = self._execute(profile, self._fill(inputs))
         return {name: self._view(name, shape) for name, shape in outputs.items()}
 
+    def keep(self, tensors: list[Tensor], until: torch.cuda.Event) -> None:
+        """Hold inputs in memory that is not torch's, of which nobody else may know that the stream still reads them."""
+        while self._kept and self._kept[0][0].query():
+            self._kept.popleft()
+        self._kept.append((until, tensors))
+
+    @_without_autograd
     def layer_milliseconds(self, profile: int, inputs: Mapping[str, Tensor]) -> list[tuple[str, float]]:
         """Run one batch twice without a graph; gives the name and milliseconds of each layer of the second time."""
         execution = self._bound(self._unbound(profile))

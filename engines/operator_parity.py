@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from ..core.difference import difference
 from ..core.progress import tracked
+from ..export.passes import LARGEST_FOLDED
 from ..export.serving import ServingModel
 from ..export.weights import WEIGHTS_FILE
 from ..models.requests import Requests
@@ -95,7 +96,7 @@ def operator_gates(recipe: str, results: list[OperatorResult]) -> list[Gate]:
 def weight_gate(recipe: str, serving: ServingModel, exported: onnx.ModelProto, folder: Path) -> Gate:
     """Every weight in the file has, byte for byte, the value of the frozen model's buffer of that name.
 
-    A buffer that constant folding has turned into other constants is named; the model gates see it.
+    A small buffer that constant folding has turned into other constants is named; the model gates see it. A larger one is missing.
     """
     buffers = dict(serving.named_buffers())
     wrong, compared = [], 0
@@ -112,7 +113,9 @@ def weight_gate(recipe: str, serving: ServingModel, exported: onnx.ModelProto, f
             if stored != expected:
                 wrong.append(initializer.name)
     folded = sorted(buffers.keys() - {initializer.name for initializer in exported.graph.initializer})
+    missing = [name for name in folded if buffers[name].numel() > LARGEST_FOLDED]
     detail = f"{compared} tensors compared"
-    detail += f"; folded into constants: {', '.join(folded)}" if folded and compared else ""
+    detail += f"; folded into constants: {', '.join(folded)}" if folded and not missing else ""
+    detail += f"; first that is missing: {missing[0]}" if missing else ""
     detail += f"; first that differs: {wrong[0]}" if wrong else ""
-    return gate("weights in the file", recipe, len(wrong) if compared else np.inf, "<=", 0, detail)
+    return gate("weights in the file", recipe, len(wrong) + len(missing) if compared else np.inf, "<=", 0, detail)

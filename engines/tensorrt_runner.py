@@ -5,6 +5,7 @@ The same calling convention as the other runners; what is on the GPU stays there
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..builders.machine import this_machine
-from ..core.errors import GpuError
+from ..core.errors import ArtefactError, GpuError
 from ..core.tensorrt_api import load
 from ..core.tensorrt_engine import Engine
 from ..operators.operator import Array
@@ -34,19 +35,19 @@ Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks
 class Pending:
     """A batch that was submitted."""
 
-    def __init__(self, outputs: dict[str, Tensor], finished: torch.cuda.Event) -> None:
-        self._outputs, self._finished = outputs, finished
+    def __init__(self, outputs: dict[str, Tensor], finished: torch.cuda.Event, device: int) -> None:
+        self._outputs, self._finished, self._device = outputs, finished, device
 
     def done(self) -> bool:
         """Whether it has run; never waits."""
         return bool(self._finished.query())
 
     def result(self) -> dict[str, Any]:
-        """Outputs by name: NumPy arrays after waiting, or tensors on the GPU that the current stream waits for."""
+        """Outputs by name: NumPy arrays after waiting, or tensors on the GPU that the current stream of that GPU waits for."""
         if not any(tensor.is_cuda for tensor in self._outputs.values()):
             self._finished.synchronize()
             return {name: tensor.numpy() for name, tensor in self._outputs.items()}
-        stream = torch.cuda.current_stream()
+        stream = torch.cuda.current_stream(self._device)
         stream.wait_event(self._finished)
         for tensor in self._outputs.values():
             tensor.record_stream(stream)
@@ -80,7 +81,7 @@ class TensorRtRunner:
         self._lanes: SimpleQueue[Lane] = SimpleQueue()  # first in, first out: work spreads over the lanes
         self.executions = executions
         try:
-            self.engine = Engine(bindings, plan.read_bytes(), str(plan), host_code=record.plugins is not None)
+            self.engine = Engine(bindings, _verified(plan, record.sha256), str(plan), host_code=record.plugins is not None)
             for _ in range(executions):
                 self._lanes.put(Lane(self.engine, graphs))
         except torch.OutOfMemoryError as error:
@@ -178,7 +179,16 @@ class TensorRtRunner:
             own = {name: tensor.clone() if on_gpu else _to_host(tensor) for name, tensor in outputs.items()}
             finished = torch.cuda.Event()
             finished.record()
-        return Pending(own, finished)
+        lane.keep([tensor for tensor in staged.values() if tensor.is_cuda], finished)
+        return Pending(own, finished, self._device)
+
+
+def _verified(plan: Path, expected: str) -> bytes:
+    """The bytes that the record speaks of, even if another build replaces the file meanwhile."""
+    content = plan.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ArtefactError("the plan was replaced while it was read", where=str(plan), hint="load it again")
+    return content
 
 
 def _tensor(value: Input) -> Tensor:

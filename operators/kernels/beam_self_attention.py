@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ...core.errors import BuildError
 from .compile import Build
-from .factory import NO_ADDRESS, Node, expect, static
+from .factory import NO_ADDRESS, Node, expect, expect_size
 from .program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
 
 WARPS = 4  # of 16 heads of 128 channels each thread keeps 16 values of a projection
@@ -67,7 +67,8 @@ def beam_self_attention_2_program(node: Node) -> Program:
 def _program(node: Node, history: int) -> Program:
     for index in range(history + 1):
         expect(node, index, "float16")
-    heads, rows, width = int(node.attributes["heads"]), int(node.attributes["rows"]), static(node, 0, -1)
+        expect_size(node, index, node.width)
+    heads, rows, width = int(node.attributes["heads"]), int(node.attributes["rows"]), node.width
     if width % (3 * heads):
         raise BuildError(f"{width} projections are not 3 x {heads} heads", where=node.operator, hint="correct the graph")
     head = width // 3 // heads

@@ -22,7 +22,7 @@ from ...core.artefacts import read_json, write_json
 from ...core.errors import ArtefactError, BuildError
 from .program import Kernel
 
-FORMAT = 2  # of the files in the cache
+FORMAT = 3  # of the files in the cache
 WARP = 32
 MOST_SHARED = {
     "8.9": 101376,
@@ -116,24 +116,34 @@ def _options(build: Build) -> dict[str, int]:
 
 
 def _fingerprint(build: Build, source: Any) -> str:
-    """Of everything that decides the cubin: the function's text and that of what it calls, types, constants, options, compiler."""
+    """Of everything that decides the cubin: the function's text and that of what it calls, types, constants, options, the compiler
+    with its assembler, and what they read from the environment."""
     import triton
+    from triton._C.libtriton import get_cache_invalidating_env_vars
+    from triton.compiler import make_backend
 
-    parts = [FORMAT, triton.__version__, source.hash(), build.capability, sorted(_options(build).items())]
+    backend = make_backend(_target(build))
+    compiler = (triton.__version__, backend.hash(), backend.parse_options(_options(build)).hash())
+    parts = [FORMAT, build.capability, source.hash(), *compiler, sorted(get_cache_invalidating_env_vars().items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _target(build: Build) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    major, minor = build.capability.split(".")
+    return GPUTarget("cuda", int(major) * 10 + int(minor), WARP)
 
 
 def _compile(build: Build, source: Any) -> Kernel:
     import triton
-    from triton.backends.compiler import GPUTarget
 
-    major, minor = build.capability.split(".")
     where = f"{build.function} for compute capability {build.capability}, {dict(build.constants)}, {build.warps} warps"
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope(), triton.knobs.compilation.scope():
         triton.knobs.cache.dir = folder  # its own cache would grow without bound beside ours
         triton.knobs.compilation.disable_line_info = True  # two thirds of a cubin, and every node of a plan carries its own
         try:
-            result = triton.compile(source, target=GPUTarget("cuda", int(major) * 10 + int(minor), WARP), options=_options(build))
+            result = triton.compile(source, target=_target(build), options=_options(build))
         except Exception as error:  # the compiler raises what it likes
             hint = "choose another tile in operators/kernels/tiles.json"
             raise BuildError(f"Triton cannot compile a kernel: {error}", where=where, hint=hint) from error

@@ -88,6 +88,13 @@ def expect(node: Node, index: int, *dtypes: str) -> str:
     return TRITON_TYPES[found]
 
 
+def expect_size(node: Node, index: int, size: int) -> None:
+    """Hold the last dimension of an input against what the kernel reads of it."""
+    if (found := static(node, index, -1)) != size:
+        what = f"the last dimension of input {index} is {found}, must be {size}"
+        raise BuildError(what, where=node.operator, hint="correct the graph")
+
+
 def epsilon_of(node: Node) -> float:
     """The attribute `epsilon`."""
     if "epsilon" not in node.attributes:

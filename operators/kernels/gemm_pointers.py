@@ -30,7 +30,8 @@ def gemm_pointers(
             x_tile = tl.load(x, mask=steps[None, :] < K - start, other=0.0)
             weight_tile = tl.load(weight, mask=steps[:, None] < K - start, other=0.0)
         if PROMOTE:
-            accumulator += tl.dot(x_tile, weight_tile)
+            # Without the last argument Triton moves the sum into the tensor core on all GPUs but Hopper's: nothing is promoted then.
+            accumulator += tl.dot(x_tile, weight_tile, max_num_imprecise_acc=K_TILE)
         else:
             accumulator = tl.dot(x_tile, weight_tile, accumulator)
         x += K_TILE

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ...core.errors import BuildError
 from .compile import Build
-from .factory import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, static
+from .factory import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, expect_size, static
 from .program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from .tiles import GemmTile
 
@@ -94,6 +94,8 @@ def product_program(node: Node, product: Product, weight: int, scales: tuple[int
     if static(node, weight, 0) != product.n or static(node, weight, 1) != product.k or node.width != product.k:
         shapes = [list(each.shape) for each in node.inputs]
         raise BuildError(f"its inputs do not fit together: {shapes}", where=node.operator, hint="correct the graph")
+    for index in filter(None, (scales and scales[1], residual)):
+        expect_size(node, index, product.n)
     scale: tuple[Argument, ...] = (NO_ADDRESS, NO_ADDRESS) if scales is None else tuple(map(Input, scales))
     added: Argument = NO_ADDRESS if residual is None else Input(residual)
     arguments = (Input(0), Input(weight), Output(0), *scale, added, Int32(node.rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .factory import Node, epsilon_of, expect, row_launch
+from .factory import Node, epsilon_of, expect, expect_size, row_launch
 from .program import Float32, Input, Int32, Output, Program, Tensor
 from .rows import divider, load_row, quotient, row_numbers, store_chunk
 
@@ -40,6 +40,7 @@ def rms_norm_program(node: Node) -> Program:
     """RmsNorm: x FP16 [..., D], weight FP16 or FP32 [D] to FP16 [..., D]."""
     expect(node, 0, "float16")
     weight = expect(node, 1, "float16", "float32")
+    expect_size(node, 1, node.width)
     arguments = (Input(0), Input(1), Output(0), Int32(node.rows), Float32(epsilon_of(node)))
     launch = row_launch(node, "rms_norm", rms_norm, ("*fp16", weight, "*fp16", "i32", "fp32"), arguments, {})
     return node.program((Tensor("float16", node.shape),), launch)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ...core import precision
-from .factory import NO_ADDRESS, Node, epsilon_of, expect, row_launch
+from .factory import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_launch
 from .program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
 from .rms_norm import norm_row
 from .rows import (
@@ -97,6 +97,7 @@ def _outputs(node: Node, width: int, scales: int) -> tuple[Tensor, ...]:
 def _program(node: Node, granularity: int, outputs: tuple[Tensor, ...], scale: Argument) -> Program:
     expect(node, 0, "float16")
     weight = expect(node, 1, "float16", "float32")
+    expect_size(node, 1, node.width)
     last = len(outputs) - 1
     read = node.is_read(last)
     norm: Argument = Output(last) if read else NO_ADDRESS

@@ -198,7 +198,7 @@ class OperatorCase:
         """Inputs of rows, or of whole requests, spread across the batch and ending with its last; and which rows those are."""
         unit, most = (self.shape[0], CHECKED_REQUESTS) if self.is_attention else (1, CHECKED_ROWS)
         count = self.rows // unit
-        step = max(1, count // most)
+        step = max(1, count // most) | (not self.is_attention)  # odd for rows: all places of a tile come in turn
         units = slice((count - 1) % step, None, step)
 
         def of_units(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def _layer_as_call(make_model: Make, path: Path, *, negated: Sequence[str] = ())
 def test_products_are_named_after_their_call(make_model: Make, tmp_path: Path) -> None:
     graph = prepare(_layer_as_call(make_model, tmp_path / "model.onnx"), PROFILES)
     assert graph.gemms.in_fp8 == ("step0.q/MatMul",)
-    assert graph.profiles[0]["features"] == ((1, 1, 64), (4, 16, 64), (8, 32, 64))
+    assert graph.profiles[0]["features"] == ((1, 2, 64), (4, 16, 64), (8, 32, 64))
 
 
 def test_a_half_quantised_product_is_seen(make_model: Make, tmp_path: Path) -> None:

@@ -118,6 +118,14 @@ def test_a_flipped_bit_in_the_weights_is_found_and_named(serving: ServingModel, 
     assert gate.detail.endswith(f"first that differs: {name}")
 
 
+def test_a_weight_that_the_file_lacks_is_found_and_named(serving: ServingModel, graph: onnx.ModelProto, exported: Path) -> None:
+    (initializer,) = [i for i in graph.graph.initializer if i.name == "decoder.heads.2.weight"]
+    initializer.name = "renamed"
+    gate = weight_gate("fp8-row", serving, graph, exported)
+    assert (gate.passed, gate.value) == (False, 1)
+    assert gate.detail.endswith("first that is missing: decoder.heads.2.weight")
+
+
 def test_weights_cut_short_fail(serving: ServingModel, graph: onnx.ModelProto, exported: Path) -> None:
     data = (exported / WEIGHTS_FILE).read_bytes()
     (exported / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])

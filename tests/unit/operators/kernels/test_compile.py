@@ -127,6 +127,27 @@ def test_whatever_changes_the_cubin_changes_its_place(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1 + len(others)
 
 
+def test_what_the_compiler_reads_from_the_environment_changes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda build, _: ahead.Kernel(b"cubin", "quant", build.warps, 0, 0))
+    compiled(quant_build(), tmp_path)
+    monkeypatch.setenv("DISABLE_PTXAS_OPT", "1")
+    compiled(quant_build(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_promoted_sum_is_added_outside_the_tensor_core(tmp_path, capability):
+    """Triton would otherwise make it the tensor core's own."""
+    counts = []
+    for promotion in (0, 128):
+        product = Product("float8_e4m3fn", 1408, 640, promotion=promotion)
+        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(POINTERS, capability), tmp_path / "cache").cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+        counts.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("FADD"))
+    values_of_a_thread = 64 * 64 // 128
+    assert counts == [0, values_of_a_thread]
+
+
 def test_a_spoilt_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "_compile", lambda *_: ahead.Kernel(b"cubin", "quant", 4, 0, 0))
     compiled(quant_build(), tmp_path)

@@ -147,6 +147,21 @@ def test_beams_have_one_program_each():
         ("BeamSelfAttention1", (X, X), {"rows": 1, "heads": 10}, "not 3 x 10 heads"),
         ("Linear", (X, InputType("float16", (64, 640))), {}, "do not fit together"),
         ("Fp8Linear", (CODES, ROW_SCALE, InputType("float8_e4m3fn", (64, 1408)), InputType("float32", (64,))), {}, "promotion is missing"),
+        (
+            "Fp8Linear",
+            (CODES, ROW_SCALE, InputType("float8_e4m3fn", (64, 1408)), InputType("float32", (1,))),
+            {"promotion": 0},
+            "the last dimension of input 3 is 1, must be 64",
+        ),
+        ("LinearAdd", (X, InputType("float16", (64, 1408)), X), {}, "the last dimension of input 2 is 1408, must be 64"),
+        ("RmsNorm", (X, InputType("float16", (64,))), EPSILON, "the last dimension of input 1 is 64, must be 1408"),
+        ("RmsNormQuantRow", (X, InputType("float16", (64,))), EPSILON, "the last dimension of input 1 is 64, must be 1408"),
+        (
+            "BeamSelfAttention1",
+            (InputType("float16", (None, 192)), InputType("float16", (None, 96))),
+            {"rows": 1, "heads": 2},
+            "the last dimension of input 1 is 96, must be 192",
+        ),
     ],
 )
 def test_bad_nodes_are_named(operator, inputs, attributes, message):

@@ -100,7 +100,7 @@ def test_an_opponent_slower_than_seen_before_does_not_count(milliseconds: float,
 
 def test_what_was_never_seen_is_not_judged() -> None:
     assert invalid_because([result("torch-cuda-graph", "bf16", 1e4)], "NVIDIA L40S") == []
-    assert invalid_because([result("torch-cuda-graph", "bf16", 1e4, model="1B")], "NVIDIA H200") == []
+    assert invalid_because([result("torch-cuda-graph", "bf16", 1e4, model="8B")], "NVIDIA H200") == []
     assert invalid_because([result("tensorrt", "fp16", 1e4)], "NVIDIA H200") == []
 
 

@@ -128,7 +128,7 @@ def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
     assert result["library_microseconds"] is None
 
 
-def test_the_shapes_of_the_issue_are_measured():
+def test_the_documented_shapes_are_measured():
     labels = {(m.case.operator, m.case.label) for m in benchmark.measurements()}
     products = {("Fp8LinearAdd", f"16384x1408x{n}") for n in (1408, 4224, 5632)}
     rows = {("RmsNormQuantRow", "65536x1408"), ("RmsNormQuantRow", "16384x1408"), ("SwiGluQuantRow", "16384x11264")}
@@ -146,6 +146,13 @@ def test_a_sample_holds_whole_requests_and_the_last():
     assert (value.shape, lengths.tolist()) == ((5, 1, 5, 4), [5] * 5)
     assert (case.label, case.flops) == ("9x2x3x5x4", 4 * 9 * 2 * 3 * 5 * 4)
     assert (case.tile_rows, case.tile_shape) == (6, (4,))
+
+
+@pytest.mark.parametrize("rows", [16384, 16500, 65536])
+def test_a_sample_of_many_rows_holds_every_place_of_a_tile(rows):
+    case = OperatorCase("QuantRow", rows, (8,))
+    _, chosen = case._sampled(case.inputs())
+    assert {row % 128 for row in chosen.tolist()} == set(range(128))
 
 
 def test_a_sample_of_rows_keeps_weights_whole():
