@@ -8,6 +8,7 @@ from typing import Any
 from ..core.artefacts import files_in
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
+from ..core.sources import sources_hash
 from ..core.tensorrt_api import Target
 from . import rtx, tensorrt
 from .machine import Machine, this_machine
@@ -35,11 +36,12 @@ def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None
     sources = {"": exported, "twin/": twin}
     read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
     if recipe.build.target == "tensorrt-rtx":
-        options = recipe.build.model_dump(mode="json", exclude={"timing_cache"})
+        options = recipe.build.model_dump(mode="json", exclude={"timing_cache"}) | {"builders": sources_hash("builders")}
         return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
     machine = this_machine("tensorrt")
+    tools = ("onnx", "triton") if recipe.build.plugins else ("onnx",)
     body = _tensorrt(recipe, machine, exported, twin)
-    return run_stage("build", folder, read=read, options=tensorrt.identity(recipe.build, machine), tools=("onnx",), body=body)
+    return run_stage("build", folder, read=read, options=tensorrt.identity(recipe.build, machine), tools=tools, body=body)
 
 
 def _files(exported: Path) -> dict[str, Path]:

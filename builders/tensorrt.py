@@ -78,8 +78,8 @@ def working_folder(folder: Path) -> Iterator[Path]:
 
 def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
     """What decides the plans beside the files they are made from; where timings come from is no property of theirs."""
-    facts = options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine)}
-    return facts | ({"kernels": sources_hash("operators/kernels", "builders/plugin_host")} if options.plugins else {})
+    facts = options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine), "builders": sources_hash("builders")}
+    return facts | ({"kernels": sources_hash("operators/kernels", "builders/plugin_host", "core")} if options.plugins else {})
 
 
 def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..builders.machine import this_machine
-from ..core.errors import ArtefactError, GpuError
+from ..core.errors import ArtefactError, GpuError, RequestError
 from ..core.tensorrt_api import load
 from ..core.tensorrt_engine import Engine
 from ..operators.operator import Array
@@ -108,7 +108,7 @@ class TensorRtRunner:
             RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
             GpuError: The GPU's memory is exhausted.
         """
-        arrays = {name: value if isinstance(value, np.ndarray) else _tensor(value) for name, value in inputs.items()}
+        arrays = {name: value if isinstance(value, np.ndarray) else _tensor(name, value) for name, value in inputs.items()}
         check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
         profile, shapes = self._fitted(_shapes(arrays))
         on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
@@ -191,8 +191,13 @@ def _verified(plan: Path, expected: str) -> bytes:
     return content
 
 
-def _tensor(value: Input) -> Tensor:
-    return value if isinstance(value, Tensor) else from_dlpack(value)
+def _tensor(name: str, value: Input) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        hint = "give a NumPy array, a tensor, or something that speaks DLPack"
+        raise RequestError(f"input '{name}' is a {type(value).__name__}, not an array", hint=hint)
+    return from_dlpack(value)
 
 
 def _shapes(arrays: Mapping[str, Array | Tensor]) -> dict[str, tuple[int, ...]]:

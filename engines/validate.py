@@ -21,6 +21,7 @@ from ..calibration.quantised import open_quantised
 from ..core.artefacts import read_json, write_json
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
+from ..core.sources import sources_hash
 from ..export.serving import ServingModel
 from ..export.stage import SERVING_FILE
 from ..models.beam_search import path_log_probabilities
@@ -67,6 +68,11 @@ class Validation(BaseModel):
     def passed(self) -> bool:
         return all(g.passed for g in self.gates)
 
+    @property
+    def marked_gates(self) -> list[Gate]:
+        """The gates with the engine in their names, beside those of another engine."""
+        return [gate.model_copy(update={"name": f"{self.engine}: {gate.name}"}) for gate in self.gates]
+
 
 def validate(recipe: Recipe, quantised: Path, exported: Path, reference: Path, folder: Path, plans: Path | None = None) -> Record:
     """Run every gate, or read the result when nothing changed.
@@ -91,7 +97,7 @@ def validate(recipe: Recipe, quantised: Path, exported: Path, reference: Path, f
     require_chain(recipe, quantised, exported)
     fp32 = make_reference(recipe, reference)
     read = {"quantised": quantised, "exported": exported, "reference": reference, "heldout": recipe.heldout}
-    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name}
+    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "engines": sources_hash("engines")}
     under_test = onnxruntime_under_test(recipe, exported)
     if plans is not None:
         under_test = tensorrt_under_test(recipe, exported, plans)

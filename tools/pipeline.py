@@ -161,8 +161,7 @@ def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> li
     gates = [*extra_gates, *(gate for result in validations(recipes) for gate in result.gates)]
     for recipe in recipes:
         if recipe.build.target == "tensorrt":
-            ran = read_validation(folders_of(recipe).validated_tensorrt)
-            gates += [gate.model_copy(update={"name": f"tensorrt: {gate.name}"}) for gate in ran.gates]
+            gates += read_validation(folders_of(recipe).validated_tensorrt).marked_gates
     return gates
 
 

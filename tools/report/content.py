@@ -67,14 +67,14 @@ class Remark:
 
 def gate_groups(runs: Sequence[RecipeRun], extra: Sequence[Gate]) -> list[GateGroup]:
     """Gates by recipe, failed ones first in each; then those on the run as a whole."""
-    groups = [GateGroup(run.name, tuple(failed_first(run.validation.gates))) for run in runs]
+    groups = [GateGroup(run.name, tuple(failed_first(run.gates))) for run in runs]
     return [*groups, GateGroup("whole run", tuple(failed_first(extra)))] if extra else groups
 
 
 def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
     """Which recipes pass, and what was never seen on a GPU."""
     bad = [_failure(group) for group in groups if not group.passed]
-    engines = " and ".join(sorted({run.validation.engine for run in runs}))
+    engines = " and ".join(sorted({engine for run in runs for engine in run.engines}))
     good = f"{_all_of(len(runs), 'recipe')} passed every gate, run with {engines}."
     plans = [plan for run in runs for plan in run.plans.values()]
     unseen = sum(not plan.validated for plan in plans)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ...builders.plan_record import PlanRecord, inspect_plan
+from ...builders.plan_record import PlanRecord
 from ...builders.stage import PLAN_FOLDERS
 from ...calibration.summary import QuantisationSummary, read_summary
 from ...core.artefacts import read_json, sha256
 from ...core.errors import ArtefactError
 from ...core.records import RECORD_NAME, Record, read_record
+from ...engines.gates import Gate
+from ...engines.proof import PROOF_FOLDER, inspect_proven
 from ...engines.validate import Validation, read_validation
 from ...export.stage import DESCRIPTION_FILE, Description
 
@@ -28,8 +30,10 @@ class RecipeRun:
         name: Name of the recipe.
         precision: Its precision, e.g. `fp8-row`.
         folder: Where its stage folders lie.
-        quantisation, description, plans, validation: What the stages wrote; plans by file name.
+        quantisation, description, plans, validation: What the stages wrote; plans by file name, `validated` where they passed every
+            gate on their GPU.
         records: Record of each stage, by folder name, in the order the stages run.
+        on_gpu: What validation of the plans on their GPU found, if these artefacts went through it.
     """
 
     name: str
@@ -40,10 +44,22 @@ class RecipeRun:
     plans: dict[str, PlanRecord]
     validation: Validation
     records: dict[str, Record]
+    on_gpu: Validation | None = None
+
+    @property
+    def gates(self) -> list[Gate]:
+        """Those of the exported graph, then those of the plans on their GPU."""
+        return [*self.validation.gates, *(self.on_gpu.marked_gates if self.on_gpu else ())]
+
+    @property
+    def engines(self) -> list[str]:
+        """What the gates were run on."""
+        return [each.engine for each in (self.validation, self.on_gpu) if each is not None]
 
 
 def load_run(folder: Path) -> RecipeRun:
-    """Read a recipe's stage folders: `calibrated`, `exported`, `plans` or `plans-tensorrt` or both, `validated`.
+    """Read a recipe's stage folders: `calibrated`, `exported`, `plans` or `plans-tensorrt` or both, `validated`, and `validated-tensorrt`
+    if it is of these artefacts.
 
     Raises:
         ArtefactError: A stage has not run, a file does not match its record, or the stages do not belong together.
@@ -53,6 +69,9 @@ def load_run(folder: Path) -> RecipeRun:
     stages = {CALIBRATED: "calibrate", EXPORTED: "export", **dict.fromkeys(built, "build"), VALIDATED: "validate"}
     records = {name: _record(folder / name, stage) for name, stage in stages.items()}
     _same_chain(folder, records, built)
+    on_gpu = _of_these(folder, records[VALIDATED])
+    if on_gpu is not None:
+        records[PROOF_FOLDER] = on_gpu
     validation = read_validation(folder / VALIDATED)
     return RecipeRun(
         name=validation.recipe,
@@ -63,7 +82,16 @@ def load_run(folder: Path) -> RecipeRun:
         plans={key: plan for name in built for key, plan in _plans(folder / name, "" if name == first else f"{name}/").items()},
         validation=validation,
         records=records,
+        on_gpu=read_validation(folder / PROOF_FOLDER) if on_gpu else None,
     )
+
+
+def _of_these(folder: Path, validated: Record) -> Record | None:
+    """The record of a validation of plans; none where it was of other artefacts than ONNX Runtime's."""
+    if not (folder / PROOF_FOLDER / RECORD_NAME).is_file():
+        return None
+    record = read_record(folder / PROOF_FOLDER)
+    return record if all(record.read.get(name) == validated.read.get(name) for name in ("quantised", "exported")) else None
 
 
 def _record(folder: Path, stage: str) -> Record:
@@ -103,7 +131,7 @@ def _description(folder: Path) -> Description:
 
 def _plans(folder: Path, prefix: str) -> dict[str, PlanRecord]:
     """Plans by file name, oldest GPU generation first."""
-    plans = [(prefix + path.name, inspect_plan(path)) for path in sorted(folder.glob("*.plan"))]
+    plans = [(prefix + path.name, inspect_proven(path)) for path in sorted(folder.glob("*.plan"))]
     if not plans:
         raise ArtefactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
     return dict(sorted(plans, key=lambda plan: capability_order(plan[1].compute_capability)))

@@ -22,13 +22,13 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)(?:\.|$)")
 
 def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     """How much of each gate's threshold is used up, per recipe."""
-    found = dict.fromkeys(gate.name for run in runs for gate in run.validation.gates if _used(gate) is not None)
+    found = dict.fromkeys(gate.name for run in runs for gate in run.gates if _used(gate) is not None)
     names = sorted(found, key=lambda name: name.startswith("operator "))  # recipes use different operators: keep those together
     if not names:
         return []
     figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
     for run in runs:
-        shown = [(gate, used) for gate in run.validation.gates if (used := _used(gate)) is not None]
+        shown = [(gate, used) for gate in run.gates if (used := _used(gate)) is not None]
         figure.add_scatter(
             x=[min(used, _FARTHEST) for _, used in shown],
             y=[label(gate.name) for gate, _ in shown],
@@ -169,7 +169,7 @@ def _used(gate: Gate) -> float | None:
 
 def _reach(runs: Sequence[RecipeRun]) -> float:
     """Right end of the axis: a little beyond the limit, or beyond the farthest failed gate."""
-    farthest = max(min(used, _FARTHEST) for run in runs for gate in run.validation.gates if (used := _used(gate)) is not None)
+    farthest = max(min(used, _FARTHEST) for run in runs for gate in run.gates if (used := _used(gate)) is not None)
     return max(1.1, farthest + 0.05)
 
 

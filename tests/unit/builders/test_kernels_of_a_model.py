@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,19 @@ import onnx
 import pytest
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
 from onerec_trt.builders.prepared_weights import PreparedWeights
-from onerec_trt.core.recipe import Recipe
+from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
+from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.core.recipe import ExportOptions, PrecisionName
+from onerec_trt.export.stage import SERVING_FILE, export
+from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.compile import Build
 from onerec_trt.operators.kernels.factories import FACTORIES, KernelFactory
 from onerec_trt.operators.kernels.factory import Node
 from onerec_trt.operators.kernels.program import Kernel, Program
 from onerec_trt.operators.operator import DOMAIN
+
+DENSE = {"d_model": 128, "n_layers": 2, "n_heads": 2, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 256}
+CONFIG = parse_config({**DENSE, "moe": {"experts": 4, "top_k": 2, "hidden": 128, "shared": 1, "dense_layers": 1}})
 
 
 def uncompiled(factory: KernelFactory) -> KernelFactory:
@@ -31,16 +37,18 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
     return KernelFactory(program, factory.prepare)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-row"])
-def test_every_operator_with_a_kernel_becomes_one(
-    finished_recipe: Callable[[str], Recipe], finished_world: Path, tmp_path: Path, precision: str
-) -> None:
-    (path,) = (finished_world / "out").glob(f"**/{finished_recipe(precision).name}/**/model.onnx")
+@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
+def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
+    amax = {target.group: 1.0 for target in quantised_targets(CONFIG, precision)}
+    random_quantised_checkpoint(CONFIG, precision, tmp_path / "quantised", 0, amax)
+    export(ExportOptions(beam=(8,) * 3), tmp_path / "quantised", tmp_path / "exported")
+    path = tmp_path / "exported" / SERVING_FILE
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
     factories = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
-    made = use_kernels(model, Kernels(factories, "9.0", PreparedWeights(path.parent, tmp_path)))
+    made = use_kernels(model, Kernels(factories, "9.0", PreparedWeights(path.parent, tmp_path / "prepared")))
     assert Counter(node.operator for node in made) == {name: count for name, count in before.items() if name in FACTORIES}
     attentions = {"ContextAttention", "BeamSelfAttention1", "BeamSelfAttention2"}
-    rest = {"Linear", "RmsNorm"} if precision == "fp16" else {"Fp8LinearAdd", "RmsNormQuantRow"}
+    norm = "RmsNormQuantTensor" if precision == "fp8-static" else "RmsNormQuantRow"
+    rest = {"Linear", "RmsNorm"} if precision == "fp16" else {"Fp8LinearAdd", norm}
     assert {node.operator for node in made} >= attentions | rest

@@ -12,9 +12,9 @@ from onerec_trt.builders import machine
 from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.core.artefacts import sha256, write_json
-from onerec_trt.core.errors import ArtefactError, GpuError
+from onerec_trt.core.errors import ArtefactError, GpuError, RequestError
 from onerec_trt.engines import tensorrt_runner
-from onerec_trt.engines.tensorrt_runner import TensorRtRunner, _filled_up
+from onerec_trt.engines.tensorrt_runner import TensorRtRunner, _filled_up, _tensor
 
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 
@@ -54,6 +54,13 @@ def make_plan(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_runner, "this_machine", lambda _: HERE)
+
+
+def test_an_input_that_is_no_array_is_named() -> None:
+    assert _tensor("features", torch.ones(2)).tolist() == [1, 1]
+    assert _tensor("features", np.ones(2)).tolist() == [1, 1]
+    with pytest.raises(RequestError, match="input 'lengths' is a list, not an array"):
+        _tensor("lengths", [1, 2, 3])
 
 
 def test_a_context_is_filled_up_behind_its_tokens() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onerec_trt.calibration.quantised import open_quantised
 from onerec_trt.core.artefacts import sha256
 from onerec_trt.core.errors import ArtefactError, GateError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.engines import validate as validate_module
-from onerec_trt.engines.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, read_validation, validate
+from onerec_trt.engines.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _frozen_gate, read_validation, validate
+from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE
 from onerec_trt.export.weights import WEIGHTS_FILE
+from onerec_trt.models.checkpoint import open_checkpoint
 from onerec_trt.tools.pipeline import folders_of
 from polygraphy.comparator import RunResults
 
@@ -79,6 +82,17 @@ def test_perturbed_weights_fail_the_weight_gate_and_the_forced_gates(recipe: Rec
     assert not any(name.startswith("operator ") for name in failed(validation))
     (gate,) = [gate for gate in validation.gates if gate.name == "weights in the file"]
     assert "decoder.heads.1.weight" in gate.detail
+
+
+def test_a_frozen_model_further_from_fp32_than_modelopts_fails(finished_recipe: Callable[[str], Recipe]) -> None:
+    recipe = finished_recipe("fp8-row")
+    quantised = folders_of(recipe).calibrated
+    serving = ServingModel(open_quantised(quantised), recipe.export.beam).eval()
+    model = open_checkpoint(recipe.checkpoint, recipe.key_map).load_model()
+    assert _frozen_gate(recipe, quantised, serving, model).passed
+    head = serving.get_submodule("decoder.heads.2")
+    head.weight = head.weight * 1.5
+    assert not _frozen_gate(recipe, quantised, serving, model).passed
 
 
 def test_an_engine_that_gives_nan_fails_and_the_result_is_kept(recipe: Recipe) -> None:

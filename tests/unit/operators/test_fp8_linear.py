@@ -27,7 +27,7 @@ def test_is_close_to_the_exact_product(hold):
     (product,) = hold("Fp8Linear", codes, scale, weight_codes, weight_scale[:, 0], promotion=0).onnx
     exact = (x @ w.T).numpy()
     error = np.linalg.norm(product - exact) / np.linalg.norm(exact)
-    assert 0.01 < error < 0.05, f"numerics.md measured 0.037, not {error:.3f}"
+    assert 0.01 < error < 0.05, f"E4M3 rows and channels lose about 0.037, not {error:.3f}"
 
 
 def test_full_scale_rows_do_not_overflow_inside(hold):

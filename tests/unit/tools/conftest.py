@@ -26,6 +26,7 @@ from onerec_trt.engines.beam_parity import BeamMetrics
 from onerec_trt.engines.forced_parity import ForcedErrors
 from onerec_trt.engines.gates import Gate, gate
 from onerec_trt.engines.operator_parity import OperatorResult
+from onerec_trt.engines.proof import PROOF_FOLDER
 from onerec_trt.engines.validate import VALIDATION_FILE, Validation
 from onerec_trt.export.lint import Finding
 from onerec_trt.export.stage import DESCRIPTION_FILE, Description
@@ -141,9 +142,14 @@ def write_run(
     warnings: tuple[str, ...] = (),
     findings: tuple[Finding, ...] = (),
     validated: bool = False,
+    on_gpu: list[Gate] | None = None,
     change_exported: bool = False,
 ) -> Path:
-    """A folder with the four stages of one recipe; `change_exported` exports once more after validation, with another result."""
+    """A folder with the four stages of one recipe.
+
+    `on_gpu`: gates of a validation of the plans on their GPU, which is there then.
+    `change_exported`: exports once more after validation, with another result.
+    """
     root.mkdir(parents=True)
     source = root / "source"
     source.write_text("checkpoint")
@@ -178,6 +184,15 @@ def write_run(
     run_stage("build", root / "plans", read=files, options={}, tools=("tensorrt-rtx-cu13",), body=plans)
     read = {"quantised": root / "calibrated", "exported": root / "exported"}
     run_stage("validate", root / "validated", read=read, options={}, tools=("onnxruntime",), body=checked)
+    if on_gpu is not None:
+        plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
+
+        def proven(folder: Path) -> dict[str, Any]:
+            found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans_by_name})
+            write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
+            return {}
+
+        run_stage("validate", root / PROOF_FOLDER, read=read, options={}, tools=("onnxruntime",), body=proven)
     if change_exported:
         read = {"quantised": root / "calibrated"}
         run_stage("export", root / "exported", read=read, options={"again": True}, tools=("onnx",), body=lambda folder: exported(folder, 1))

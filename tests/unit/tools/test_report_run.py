@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import ArtefactError
+from onerec_trt.engines.gates import gate
 from onerec_trt.tools.report import load_run
 
 MakeRun = Callable[..., Path]
@@ -20,6 +21,25 @@ def test_a_run_is_read_back(make_run: MakeRun) -> None:
     assert run.validation.beams.hit == 0.4375
     assert run.description.weight_bytes == 5120
     assert list(run.records) == ["calibrated", "exported", "plans", "validated"]
+
+
+def test_a_validation_on_the_gpu_belongs_to_the_run(make_run: MakeRun) -> None:
+    good, bad = gate("overlap@10", "mine", 0.95, ">=", 0.9), gate("overlap@10", "mine", 0.5, ">=", 0.9)
+    seen = load_run(make_run("mine", on_gpu=[good]))
+    assert all(plan.validated for plan in seen.plans.values())
+    assert seen.engines == ["onnxruntime", "tensorrt"]
+    assert seen.gates[-1].name == "tensorrt: overlap@10"
+    failed = load_run(make_run("mine", on_gpu=[bad]))
+    assert not any(plan.validated for plan in failed.plans.values())
+    assert [gate.name for gate in failed.gates if not gate.passed] == ["tensorrt: overlap@10"]
+    assert list(failed.records)[-1] == "validated-tensorrt"
+
+
+def test_a_validation_of_other_artefacts_says_nothing(make_run: MakeRun) -> None:
+    root, other = (make_run("mine", on_gpu=[gate("overlap@10", "mine", 0.95, ">=", 0.9)], warnings=w) for w in ((), ("a warning",)))
+    shutil.rmtree(root / "validated-tensorrt")
+    shutil.copytree(other / "validated-tensorrt", root / "validated-tensorrt")
+    assert load_run(root).on_gpu is None
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ def test_bit_exact_where_nothing_is_summed_in_another_order(outcomes):
 
 
 def test_products_and_fp16_norms_differ_in_roundings_only(outcomes):
-    assert [o for o in outcomes if "Linear" in o["operator"] and o["unequal"] > ROUNDED_DIFFERENTLY] == []
+    rounded = [o for o in outcomes if "Linear" in o["operator"] or o["operator"] == "RmsNorm"]
+    assert {o["operator"] for o in rounded} >= {"RmsNorm", "Linear", "Fp8Linear"}
+    assert [o for o in rounded if o["unequal"] > ROUNDED_DIFFERENTLY] == []
 
 
 def test_attentions_of_beams_differ_in_roundings_only(outcomes):
