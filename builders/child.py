@@ -90,7 +90,8 @@ def _failure(last: dict[str, Any], status: int, log: Path, label: str) -> Except
         return OSError(errno, last["what"])
     if last.get("event") == "failed":
         reasons = "\n".join(last["errors"][-5:])
-        return BuildError("\n".join(filter(None, (last["what"], reasons))), where=label, hint=last["hint"])
+        where = ", ".join(filter(None, (label, last["where"])))
+        return BuildError("\n".join(filter(None, (last["what"], reasons))), where=where, hint=last["hint"])
     if status >= 0:
         return BuildError(f"the builder process ended with status {status}{_tail(log)}", where=label, hint="its last lines say why")
     hint = "give it more memory, or smaller profiles" if -status == signal.SIGKILL else "TensorRT aborted; its last lines say where"

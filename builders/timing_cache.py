@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..core.artefacts import atomic_file
-from ..core.errors import BuildError
+from ..core.errors import ArtefactError, BuildError
 from .machine import Machine
 
 _LOCK_SECONDS = 60.0  # a merge takes well below a second
@@ -53,10 +53,12 @@ def write_cache(path: Path, content: bytes, known: bytes, merge: Callable[[bytes
 
     Raises:
         BuildError: Another process has held the lock for a minute, or the two caches do not fit together.
-        ArtefactError: The folder cannot be written.
+        ArtefactError: The folder cannot be written, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if content == known:
+        return read_cache(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
             present = read_cache(path)
             merged = content if present == known else merge(present, content)
@@ -65,4 +67,7 @@ def write_cache(path: Path, content: bytes, known: bytes, merge: Callable[[bytes
     except Timeout:
         hint = "end the build that holds it; the lock goes with its process"
         raise BuildError("the timing cache is locked by another build", where=f"{path}.lock", hint=hint) from None
+    except OSError as error:
+        hint = "name a folder that may be written as build.timing_cache"
+        raise ArtefactError(f"the timing cache cannot be kept: {error.strerror}", where=str(path), hint=hint) from None
     return merged

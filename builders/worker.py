@@ -95,7 +95,7 @@ def main() -> int:
         try:
             events.send(event="built", **_build(job, log, events))
         except OnerecTrtError as error:
-            events.send(event="failed", what=error.what, hint=error.hint, errors=log.errors)
+            events.send(event="failed", what=error.what, where=error.where, hint=error.hint, errors=log.errors)
         except OSError as error:
             events.send(event="failed", what=str(error), hint="", errors=log.errors, errno=error.errno)
         else:

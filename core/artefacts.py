@@ -14,7 +14,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from safetensors import SafetensorError
@@ -131,10 +133,14 @@ def read_json(path: Path) -> Any:
 
 
 _unfinished: set[Path] = set()
+_numbers = count()
+# Containers share folders, but neither process numbers nor, as a rule, names.
+_HOST = hashlib.sha256(gethostname().encode()).hexdigest()[:8]
+_OWNER = re.compile(rf"(\d+)\.\d+@{_HOST}")
 
 
 def _begin(path: Path) -> Path:
-    temporary = path.with_name(f".partial-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".partial-{path.name}-{os.getpid()}.{next(_numbers)}@{_HOST}")
     _unfinished.add(temporary)
     return temporary
 
@@ -151,8 +157,11 @@ def _old_name(path: Path) -> Path:
 def _remove_leftovers(path: Path) -> None:
     prefix = f".partial-{path.name}-"
     for leftover in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
-        owner = leftover.name.removeprefix(prefix)  # digits only: ".partial-fp8-row-7" belongs to "fp8-row", not to "fp8"
-        if owner.isdigit() and (int(owner) == os.getpid() or not _alive(int(owner))):
+        owner = _OWNER.fullmatch(leftover.name.removeprefix(prefix))  # the whole rest: "fp8-row-7..." is not of "fp8"
+        if owner is None:
+            continue
+        pid = int(owner[1])
+        if not _alive(pid) or (pid == os.getpid() and leftover not in _unfinished):
             _remove(leftover)
 
 

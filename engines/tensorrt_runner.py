@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias, cast
@@ -112,14 +113,8 @@ class TensorRtRunner:
         check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
         profile, shapes = self._fitted(_shapes(arrays))
         on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
-        lane = self._lanes.get()
-        try:
-            with torch.cuda.device(self._device):
-                return self._run(lane, profile, {name: _filled_up(array, shapes[name]) for name, array in arrays.items()}, on_gpu)
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(error, self.plan) from error
-        finally:
-            self._lanes.put(lane)
+        with self._lane() as lane:
+            return self._run(lane, profile, {name: _filled_up(array, shapes[name]) for name, array in arrays.items()}, on_gpu)
 
     def warm_up(self, batch: int, context: int) -> None:
         """Run this shape on every execution until its CUDA graph is captured; requests of it are fast from the first on.
@@ -153,12 +148,20 @@ class TensorRtRunner:
         """
         profile, shapes = self._fitted(_shapes(inputs))
         report = json.loads(self.engine.layer_information())
+        with self._lane() as lane:
+            filled = {name: cast(Tensor, _filled_up(tensor, shapes[name])) for name, tensor in inputs.items()}
+            lane.stream.wait_stream(torch.cuda.current_stream())
+            return times_by_place(lane.layer_milliseconds(profile, filled), report)
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """The next free lane, on the runner's GPU; exhausted memory is a typed error."""
         lane = self._lanes.get()
         try:
             with torch.cuda.device(self._device):
-                lane.stream.wait_stream(torch.cuda.current_stream())
-                filled = {name: cast(Tensor, _filled_up(tensor, shapes[name])) for name, tensor in inputs.items()}
-                return times_by_place(lane.layer_milliseconds(profile, filled), report)
+                yield lane
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, self.plan) from error
         finally:
             self._lanes.put(lane)
 

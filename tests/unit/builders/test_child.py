@@ -61,7 +61,7 @@ def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path, job: MakeJob
     with pytest.raises(BuildError, match="operator Mystery") as caught:
         build_in_child(job, tmp_path / "builder.log", "build sm89")
     assert "Plugin not found" in caught.value.what
-    assert caught.value.where == "build sm89"
+    assert caught.value.where == f"build sm89, {tmp_path / 'model.onnx'}"
 
 
 @pytest.mark.parametrize(("name", "hint"), [("SIGABRT", "TensorRT aborted"), ("SIGSEGV", "TensorRT aborted"), ("SIGKILL", "more memory")])

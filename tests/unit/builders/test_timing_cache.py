@@ -11,7 +11,7 @@ from filelock import FileLock
 from onerec_trt.builders import timing_cache
 from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.timing_cache import cache_file, digest, read_cache, write_cache
-from onerec_trt.core.errors import BuildError
+from onerec_trt.core.errors import ArtefactError, BuildError
 
 MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 
@@ -41,6 +41,19 @@ def test_what_others_stored_meanwhile_is_kept(tmp_path: Path) -> None:
     path.write_bytes(b"a,c")
     assert write_cache(path, b"a,b", b"a", _merge) == b"a,b,c"
     assert write_cache(path, b"a,b,c,d", b"a,b,c", lambda *_: pytest.fail("nothing to merge")) == b"a,b,c,d"
+
+
+def test_nothing_new_is_not_written(tmp_path: Path) -> None:
+    assert write_cache(tmp_path / "absent" / "a.cache", b"a", b"a", _merge) == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtefactError, match="cannot be kept") as caught:
+        write_cache(tmp_path / "file" / "a.cache", b"a", b"", _merge)
+    assert caught.value.where == str(tmp_path / "file" / "a.cache")
+    assert "build.timing_cache" in caught.value.hint
 
 
 def test_builds_at_the_same_time_lose_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from onerec_trt.core.artefacts import atomic_file, atomic_folder, files_in, read_json, restore_interrupted_swap, sha256, write_json
+from onerec_trt.core.artefacts import (
+    _HOST,
+    atomic_file,
+    atomic_folder,
+    files_in,
+    read_json,
+    restore_interrupted_swap,
+    sha256,
+    write_json,
+)
 from onerec_trt.core.errors import ArtefactError
 from safetensors import SafetensorError
 
@@ -175,15 +184,26 @@ def test_a_swap_that_fails_halfway_brings_the_earlier_folder_back(tmp_path: Path
 
 def test_a_writer_leaves_the_temporaries_of_others_alone(tmp_path: Path) -> None:
     kept = {
-        f".partial-fp8-{os.getppid()}": "of a process that still runs",
-        f".partial-fp8-row-{dead_pid()}": "of another artefact",
+        f".partial-fp8-{os.getppid()}.0@{_HOST}": "of a process that still runs",
+        f".partial-fp8-{dead_pid()}.0@another": "of a process on another machine, whose number says nothing here",
+        f".partial-fp8-row-{dead_pid()}.0@{_HOST}": "of another artefact",
         ".partial-fp8-row-old": "the earlier content of another artefact, in the middle of its swap",
     }
     for name, content in kept.items():
         (tmp_path / name).write_text(content)
-    (tmp_path / f".partial-fp8-{dead_pid()}").write_text("left by a dead writer of this artefact")
+    for owner in (dead_pid(), os.getpid()):
+        (tmp_path / f".partial-fp8-{owner}.77@{_HOST}").write_text("left by a dead writer of this artefact")
     write_json(tmp_path / "fp8", {})
     assert {p.name for p in tmp_path.iterdir()} == {*kept, "fp8"}
+
+
+def test_two_writers_of_one_process_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a") as outer:
+        outer.write_text("outer")
+        with atomic_file(tmp_path / "a") as inner:
+            inner.write_text("inner")
+        assert (tmp_path / "a").read_text() == "inner"
+    assert snapshot(tmp_path) == {"a": b"outer"}
 
 
 def test_a_full_disk_is_an_artefact_error(tmp_path: Path) -> None:
