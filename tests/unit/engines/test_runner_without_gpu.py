@@ -1,0 +1,146 @@
+"""The runner's own work, with the CPU in place of CUDA and a stand-in for TensorRT: shapes, filling up, gradients, errors, endings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onerec_trt.core.errors import GpuError, RequestError
+from onerec_trt.core.tensorrt_api import TensorInfo
+from onerec_trt.engines.lane import Lane
+from onerec_trt.engines.tensorrt_runner import TensorRtRunner
+
+F = 3
+INPUTS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", "int64", (-1, 3)))
+OUTPUTS = (TensorInfo("scores", "float32", (-1, 4)),)
+PROFILE = {"features": ((1, 2, F), (2, 4, F), (4, 8, F)), "lengths": ((1, 3), (2, 3), (4, 3))}
+MakeRunner = Callable[[], TensorRtRunner]
+
+
+class Stream:
+    """Runs everything at once; remembers what was asked of it."""
+
+    cuda_stream = 0
+    asked: list[str]
+
+    def wait_stream(self, stream: Any) -> None:
+        self.asked.append("wait")
+
+    def synchronize(self) -> None:
+        self.asked.append("synchronize")
+
+
+class Event:
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Execution:
+    """An execution context; `enqueued` holds the input shapes of every run of any of them."""
+
+    enqueued: list[dict[str, tuple[int, ...]]]
+    full = False
+
+    def set_inputs(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        self._shapes = dict(shapes)
+        return {"scores": (shapes["features"][0], 4)}
+
+    def bind(self, name: str, address: int) -> None:
+        assert address
+
+    def enqueue(self, stream: int) -> None:
+        if self.full:
+            raise torch.OutOfMemoryError("no room")
+        self.enqueued.append(self._shapes)
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.empty
+    Stream.asked, Execution.enqueued = [], []
+
+    def empty(*shape: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        return real(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream())
+
+
+@pytest.fixture
+def make_runner() -> MakeRunner:
+    engine: Any = SimpleNamespace(scratch_bytes=8, profiles=(PROFILE,), inputs=INPUTS, outputs=OUTPUTS, execution=lambda *_: Execution())
+
+    def make() -> TensorRtRunner:
+        runner = object.__new__(TensorRtRunner)
+        runner.plan, runner.engine, runner.executions, runner._device = Path("a.plan"), engine, 1, 0
+        runner._lanes, runner._warming = SimpleQueue(), threading.Lock()
+        runner._lanes.put(Lane(engine, graphs=0))
+        return runner
+
+    return make
+
+
+def batch(requests: int, context: int) -> dict[str, Any]:
+    return {"features": np.ones((requests, context, F), np.float16), "lengths": np.zeros((requests, 3), np.int64)}
+
+
+def test_a_short_context_is_filled_up_on_its_way(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    assert runner(batch(2, 1))["scores"].shape == (2, 4)
+    runner(batch(2, 5))
+    assert [shapes["features"] for shapes in Execution.enqueued] == [(2, 2, F), (2, 5, F)]
+
+
+@pytest.mark.parametrize("context", [0, 9])
+def test_no_context_and_one_beyond_the_profile_are_refused(make_runner: MakeRunner, context: int) -> None:
+    with pytest.raises(RequestError, match="beyond every profile"):
+        make_runner()(batch(2, context))
+    assert Execution.enqueued == []
+
+
+def test_gradients_and_inference_mode_of_a_caller_stay_with_it(make_runner: MakeRunner) -> None:
+    with torch.inference_mode():
+        runner = make_runner()
+        runner(batch(2, 3))
+    tensors = {name: torch.from_numpy(array) for name, array in batch(2, 3).items()}
+    for _ in range(3):
+        runner(tensors | {"features": tensors["features"].clone().requires_grad_() * 2})
+    lane = runner._lanes.get()
+    assert not lane._buffers["features"].requires_grad
+    assert lane._buffers["features"][: 2 * 3 * F].tolist() == [2] * (2 * 3 * F)
+
+
+def test_exhausted_memory_is_a_typed_error_and_the_lane_comes_back(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner()
+    monkeypatch.setattr(Execution, "full", True)
+    with pytest.raises(GpuError, match="memory is exhausted"):
+        runner(batch(2, 3))
+    monkeypatch.setattr(Execution, "full", False)
+    runner(batch(2, 3))
+
+
+def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    pending = runner.submit(batch(2, 3))
+    Stream.asked.clear()
+    del runner
+    assert Stream.asked == ["synchronize"]
+    assert pending.result()["scores"].shape == (2, 4)
