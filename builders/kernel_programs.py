@@ -16,6 +16,7 @@ from ..core.errors import BuildError
 from ..operators.kernels.encoding import encode
 from ..operators.kernels.factory import Node
 from ..operators.kernels.program import DType, InputType, Program
+from ..operators.kernels.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
 from .preconditions import FP8_TYPES
@@ -64,11 +65,15 @@ class KernelNode:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Which kernels a build uses: factories by operator, the GPU's compute capability, and where prepared weights go."""
+    """Which kernels a build uses: factories by operator, the GPU's compute capability, where prepared weights go, and the tiles.
+
+    `tiles`: Default: the committed table as it is.
+    """
 
     factories: Mapping[str, KernelFactory]
     capability: str
     weights: PreparedWeights
+    tiles: Tiles | None = None
 
 
 def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, ...]:
@@ -84,7 +89,7 @@ def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, .
         if factory is None:
             continue
         inputs = _inputs(graph, node, factory, kernels.weights)
-        program = _program(graph, node, factory, tuple(map(graph.input_type, inputs)), kernels.capability)
+        program = _program(graph, node, factory, tuple(map(graph.input_type, inputs)), kernels)
         if program is None:
             continue
         prepared = [tensor for tensor in inputs if not isinstance(tensor, str)]
@@ -107,12 +112,13 @@ def _inputs(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, weights
     return inputs
 
 
-def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], capability: str) -> Program | None:
+def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], kernels: Kernels) -> Program | None:
     """The factory's program, held against the node."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     read = tuple(output in graph.read for output in node.output)
     try:
-        program = factory.program(Node(node.op_type, types, attributes, capability, read))
+        tiles = kernels.tiles or committed_tiles()
+        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, tiles))
     except BuildError as error:
         raise _refusal(node, error.what, error.hint) from error
     if program is None:

@@ -15,13 +15,17 @@ from ..core.tensorrt_api import Target, load
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is built or run on: the TensorRT installed there, the GPU's compute capability and name, and its driver."""
+    """What a plan is built or run on: the TensorRT installed there, the GPU's compute capability and name, and its driver.
+
+    `multiprocessors`: of the GPU, or of the part of it that is visible; 0 where it is not known.
+    """
 
     target: Target
     library_version: str
     compute_capability: str
     driver: str
     gpu: str
+    multiprocessors: int = 0
 
 
 def this_machine(target: Target) -> Machine:
@@ -44,6 +48,7 @@ def this_machine(target: Target) -> Machine:
         compute_capability=f"{properties.major}.{properties.minor}",
         driver=driver,
         gpu=properties.name,
+        multiprocessors=properties.multi_processor_count,
     )
 
 

@@ -14,6 +14,7 @@ from ..core.artefacts import read_json, sha256, write_json
 from ..core.errors import BuildError
 from ..core.recipe import BuildOptions, Profile
 from ..core.sources import sources_hash
+from ..operators.kernels.tiles import committed_tiles
 from . import native_graph
 from .block_scales import without_block_scales
 from .child import build_in_child
@@ -166,7 +167,8 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
 def _kernels(source: Source, machine: Machine, working: Path) -> Kernels:
     from ..operators.kernels.factories import FACTORIES  # brings Triton along
 
-    return Kernels(FACTORIES, machine.compute_capability, PreparedWeights(source.exported, working / source.precision))
+    tiles = committed_tiles().on(machine.multiprocessors) if machine.multiprocessors else None
+    return Kernels(FACTORIES, machine.compute_capability, PreparedWeights(source.exported, working / source.precision), tiles)
 
 
 def _plugin_use(job: PlanJob) -> PluginUse | None:

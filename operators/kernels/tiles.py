@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -137,6 +137,14 @@ class Tiles:
             BuildError: The table has no tiles of this family for this compute capability.
         """
         return next(e.tile for e in self.classes(capability, family, shape) if e.most is None or rows <= e.most)
+
+    def on(self, multiprocessors: int) -> Tiles:
+        """The table for a GPU with so many multiprocessors: of kernels whose programs are alone on theirs, none has to wait for another."""
+
+        def cut(tile: Tile) -> Tile:
+            return tile if isinstance(tile, RowTile) else replace(tile, programs=min(tile.programs, multiprocessors))
+
+        return Tiles(tuple(replace(entry, tile=cut(entry.tile)) for entry in self.entries))
 
     def with_entries(self, new: Sequence[Entry]) -> Tiles:
         """A table in which the new entries take the place of those they are for."""

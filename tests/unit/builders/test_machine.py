@@ -21,7 +21,7 @@ def _has_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    properties = SimpleNamespace(major=9, minor=0, name="NVIDIA H200")
+    properties = SimpleNamespace(major=9, minor=0, name="NVIDIA H200", multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
 
 
@@ -58,3 +58,4 @@ def test_a_machine_as_it_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "load", lambda target: SimpleNamespace(version="10.6.0"))
     found = this_machine("tensorrt")
     assert (found.compute_capability, found.driver, found.gpu, found.library_version) == ("9.0", "580.159.03", "NVIDIA H200", "10.6.0")
+    assert found.multiprocessors == 132

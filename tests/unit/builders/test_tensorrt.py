@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,7 @@ from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record, run_stage
 from onerec_trt.operators.kernels import factories
+from onerec_trt.operators.kernels.tiles import GemmTile, committed_tiles
 
 from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
 
@@ -261,3 +263,13 @@ def test_the_stand_in_offers_nothing_that_tensorrt_lacks(version: str) -> None:
         if isinstance(kind, type) and kind.__module__ in ("fake_tensorrt", "tensorrt") and not name.startswith("_"):
             extra = {member for member in vars(kind) if not member.startswith("_")} - set(api[name])
             assert not extra, f"{name} of TensorRT {version} has no {extra}"
+
+
+@pytest.mark.parametrize(("multiprocessors", "programs"), [(0, 132), (78, 78), (148, 132)])
+def test_kernels_run_no_more_programs_than_the_gpu_at_a_time(tmp_path: Path, multiprocessors: int, programs: int) -> None:
+    """0: not known."""
+    machine = replace(MACHINE, multiprocessors=multiprocessors)
+    kernels = builder._kernels(builder.Source(tmp_path, "fp8-row"), machine, tmp_path)
+    tile = (kernels.tiles or committed_tiles()).tile("9.0", "fp8_linear", (1408, 5632), 16384)
+    assert isinstance(tile, GemmTile)
+    assert tile.programs == programs

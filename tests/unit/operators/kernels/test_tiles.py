@@ -85,6 +85,13 @@ def test_committed_table_has_tiles_for_every_kernel(capability):
             assert committed_tiles().classes(capability, family, (1408, 5632))
 
 
+def test_on_a_smaller_gpu_no_program_waits_for_another():
+    tiles = committed_tiles().on(78)
+    programs = {entry.tile.programs for entry in tiles.entries if not isinstance(entry.tile, RowTile)}
+    assert programs == {0, 78}
+    assert committed_tiles().on(132) == committed_tiles()
+
+
 def test_only_hopper_has_kernels_whose_warps_have_roles():
     tiles = [entry for entry in committed_tiles().entries if not isinstance(entry.tile, RowTile) and entry.tile.programs]
     assert {entry.capability for entry in tiles} == {"9.0"}
