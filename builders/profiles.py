@@ -12,8 +12,8 @@ from ..core.tensorrt_api import ShapeRange
 
 # The dynamic dimensions of the serving graph and its forced form: features [B, S, F], lengths [B, 3], sids [B, W, 3].
 _RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
-# With one token TensorRT 10.6 lays the keys and values of all requests of a batch over each other, and whichever is written last
-# serves them all (seen on an H200). Runners fill a shorter context up.
+# With one token and several requests, what TensorRT 10.6 answered one of them changed from run to run on an H200, as if the keys and
+# values of all requests lay over each other; from two tokens on it did not. Runners fill a shorter context up.
 LEAST_CONTEXT = 2
 
 
