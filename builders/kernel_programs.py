@@ -6,7 +6,7 @@ Operators without a kernel keep their function and are built natively. Runs befo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx
@@ -73,7 +73,7 @@ class Kernels:
     factories: Mapping[str, KernelFactory]
     capability: str
     weights: PreparedWeights
-    tiles: Tiles | None = None
+    tiles: Tiles = field(default_factory=committed_tiles, repr=False)
 
 
 def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, ...]:
@@ -117,8 +117,7 @@ def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     read = tuple(output in graph.read for output in node.output)
     try:
-        tiles = kernels.tiles or committed_tiles()
-        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, tiles))
+        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, kernels.tiles))
     except BuildError as error:
         raise _refusal(node, error.what, error.hint) from error
     if program is None:

@@ -167,7 +167,9 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
 def _kernels(source: Source, machine: Machine, working: Path) -> Kernels:
     from ..operators.kernels.factories import FACTORIES  # brings Triton along
 
-    tiles = committed_tiles().on(machine.multiprocessors) if machine.multiprocessors else None
+    tiles = committed_tiles()
+    if machine.multiprocessors:
+        tiles = tiles.on(machine.multiprocessors)
     return Kernels(FACTORIES, machine.compute_capability, PreparedWeights(source.exported, working / source.precision), tiles)
 
 

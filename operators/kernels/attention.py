@@ -31,9 +31,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
-SLAB = gl.constexpr(64)  # rows of a tensor core instruction
+from .gemm import SLAB, WARPS
+
 SLABS = gl.constexpr(2)
-WARPS = gl.constexpr(4)  # that issue it together
 LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context without tokens gives no NaN
 
 

@@ -22,7 +22,7 @@ from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record, run_stage
 from onerec_trt.operators.kernels import factories
-from onerec_trt.operators.kernels.tiles import GemmTile, committed_tiles
+from onerec_trt.operators.kernels.tiles import GemmTile
 
 from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
 
@@ -270,6 +270,6 @@ def test_kernels_run_no_more_programs_than_the_gpu_at_a_time(tmp_path: Path, mul
     """0: not known."""
     machine = replace(MACHINE, multiprocessors=multiprocessors)
     kernels = builder._kernels(builder.Source(tmp_path, "fp8-row"), machine, tmp_path)
-    tile = (kernels.tiles or committed_tiles()).tile("9.0", "fp8_linear", (1408, 5632), 16384)
+    tile = kernels.tiles.tile("9.0", "fp8_linear", (1408, 5632), 16384)
     assert isinstance(tile, GemmTile)
     assert tile.programs == programs
