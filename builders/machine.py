@@ -29,7 +29,7 @@ class Machine:
 
 
 def this_machine(target: Target) -> Machine:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, with its driver and the installed library.
+    """PyTorch's current GPU, by default the first that CUDA_VISIBLE_DEVICES leaves visible, its driver and the installed library.
 
     Raises:
         GpuError: There is no NVIDIA driver, or no GPU that CUDA can use.
@@ -41,7 +41,7 @@ def this_machine(target: Target) -> Machine:
     if not torch.cuda.is_available():
         hint = "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; a driver older than PyTorch's CUDA also hides the GPU"
         raise GpuError("the NVIDIA driver is there, but CUDA finds no usable GPU", where=f"driver {driver}", hint=hint)
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Machine(
         target=target,
         library_version=load(target).version,

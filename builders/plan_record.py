@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -158,8 +159,11 @@ def record_path(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
-def inspect_plan(plan: Path) -> PlanRecord:
+def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
     """Read a plan's record and hold the plan against it.
+
+    Args:
+        content: What the caller has read of the plan and is about to use. Default: the file as it is.
 
     Raises:
         ArtefactError: The plan or its record is missing, the record is malformed, or the plan was truncated or changed.
@@ -173,9 +177,11 @@ def inspect_plan(plan: Path) -> PlanRecord:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise ArtefactError(f"the plan's record is malformed: {problem}", where=str(path), hint="build the plan again") from None
-    if plan.stat().st_size != record.bytes:
-        problem = f"the plan has {plan.stat().st_size} bytes, its record says {record.bytes}"
+    size = plan.stat().st_size if content is None else len(content)
+    if size != record.bytes:
+        problem = f"the plan has {size} bytes, its record says {record.bytes}"
         raise ArtefactError(problem, where=str(plan), hint="copy it again, or build it again")
-    if sha256(plan) != record.sha256:
+    digest = sha256(plan) if content is None else hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
         raise ArtefactError("the plan does not match its record", where=str(plan), hint="copy it again, or build it again")
     return record

@@ -31,13 +31,16 @@ class _Validation(BaseModel):
     gates: list[_GateResult]
 
 
-def inspect_proven(plan: Path) -> PlanRecord:
+def inspect_proven(plan: Path, content: bytes | None = None) -> PlanRecord:
     """A plan's record, in which `validated` is true where this very plan passed every gate on its GPU.
+
+    Args:
+        content: What the caller has read of the plan and is about to use. Default: the file as it is.
 
     Raises:
         ArtefactError: The plan or the validation does not match its record.
     """
-    record = inspect_plan(plan)
+    record = inspect_plan(plan, content)
     folder = plan.absolute().parent.parent / PROOF_FOLDER
     if not (folder / RECORD_NAME).is_file():
         return record

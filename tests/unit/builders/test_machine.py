@@ -21,8 +21,10 @@ def _has_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    properties = SimpleNamespace(major=9, minor=0, name="NVIDIA H200", multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    gpus = [SimpleNamespace(major=8, minor=9, name="NVIDIA L4", multi_processor_count=58)]
+    gpus.append(SimpleNamespace(major=9, minor=0, name="NVIDIA H200", multi_processor_count=132))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpus[index])
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +54,7 @@ def test_the_library_may_still_be_missing(monkeypatch: pytest.MonkeyPatch) -> No
     assert "onerec-trt[tensorrt]" in caught.value.hint
 
 
-def test_a_machine_as_it_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_gpu_as_it_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     _has_driver(monkeypatch)
     _has_gpu(monkeypatch)
     monkeypatch.setattr(machine, "load", lambda target: SimpleNamespace(version="10.6.0"))

@@ -137,6 +137,17 @@ def test_exhausted_memory_is_a_typed_error_and_the_lane_comes_back(make_runner: 
     runner(batch(2, 3))
 
 
+def test_memory_exhausted_by_warming_up_is_a_typed_error(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, runner = torch.zeros, make_runner()
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: real(*shape, **options))
+    monkeypatch.setattr(Execution, "full", True)
+    with pytest.raises(GpuError, match="memory is exhausted"):
+        runner.warm_up(2, 3)
+    monkeypatch.setattr(Execution, "full", False)
+    runner.warm_up(2, 3)
+    assert len(Execution.enqueued) == 3
+
+
 def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> None:
     runner = make_runner()
     pending = runner.submit(batch(2, 3))
