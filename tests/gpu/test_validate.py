@@ -16,7 +16,7 @@ from onerec_trt.tools import demo as demo_run
 from onerec_trt.tools.pipeline import folders_of, run_stages, validations
 
 PROFILES = [{"batch": [1, 1, 1], "context": [1, 64, 256]}, {"batch": [1, 32, 32], "context": [1, 64, 256]}]
-CASES = [*((precision, False) for precision in demo_run.DEMO_RECIPES), ("fp16", True), ("fp8-row", True)]
+CASES = [(precision, plugins) for precision in demo_run.DEMO_RECIPES for plugins in (False, True)]
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from ...core.artefacts import write_json
 from ...core.recipe import Profile
 from ...engines.layer_times import PlaceTime
 from ...models.config import OneRecConfig
+from ..clock import ClockWatch
 from ..environment import software
 from .case import Case
 from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
@@ -58,12 +59,13 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one model and shape: results, the share of items each contender has in common with the first, and
-    where the time of each plan goes, by its recipe."""
+    """What was measured of one model and shape: results, the share of items each contender has in common with the first, where the
+    time of each plan goes, by its recipe, and what the clock did meanwhile."""
 
     results: list[Result]
     shared: dict[str, float]
     layers: dict[str, list[PlaceTime]]
+    clock: dict[str, Any]
 
 
 def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
@@ -77,13 +79,14 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
     machine = this_machine("tensorrt")
     plans = prepare(options, machine)
     results: list[Result] = []
-    agreement, layers = [], []
+    agreement, layers, clocks = [], [], []
     for model, config in options.models.items():
         opponent = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
         for case in options.cases:
             measured = _measure(options, model, config, case, opponent, plans[model, case.beam])
             results += measured.results
             agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
+            clocks.append({"model": model, **case.as_json(), **measured.clock})
             layers += [{"model": model, "recipe": recipe, **case.as_json(), **_layers(times)} for recipe, times in measured.layers.items()]
         del opponent
         _free()
@@ -91,6 +94,7 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         **_environment(options, machine),
         "agreement": agreement,
         "layer_times": layers,
+        "clocks": clocks,
         "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case)} for m, c in options.models.items() for case in options.cases],
         "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
         "invalid_because": (problems := invalid_because(results, machine.gpu)),
@@ -131,7 +135,8 @@ def _measure(
     for plan in plans:
         contenders[Sampled("tensorrt", plan.recipe, plan.record.sha256)] = running[plan.recipe]
     by_name = {sampled.name: run for sampled, run in contenders.items()}
-    taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
+    with ClockWatch() as clock:
+        taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
@@ -139,7 +144,7 @@ def _measure(
     layers = {recipe: plan.layer_times() for recipe, plan in running.items()}
     del contenders, running, by_name, items, first
     _free()
-    return _Measured(results, shared, layers)
+    return _Measured(results, shared, layers, clock.summary())
 
 
 def _layers(times: Sequence[PlaceTime]) -> dict[str, Any]:

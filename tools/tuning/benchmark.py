@@ -18,6 +18,7 @@ from ...builders.machine import driver_version
 from ...core.artefacts import write_json
 from ...operators.kernels.launch import bind, new_outputs
 from ...operators.registry import OPERATORS
+from ..clock import ClockWatch
 from ..environment import software
 from .cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
 from .timing import Captured, captured, interleaved_us
@@ -131,20 +132,24 @@ def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None
     """
     capability = this_capability()
     torch.manual_seed(0)
-    results, differences = [], []
+    results, differences, clocks = [], [], []
     for each in measurements():
-        result, difference = _measure(each, capability, samples)
+        result, difference, clock = _measure(each, capability, samples)
         results.append(result)
-        differences.append({"operator": each.case.operator, "shape": each.case.label, "variant": each.variant, "difference": difference})
+        name = {"operator": each.case.operator, "shape": each.case.label, "variant": each.variant}
+        differences.append({**name, "difference": difference})
+        clocks.append({**name, **clock})
         say(line(result))
         _block_scales.clear()
         torch.cuda.empty_cache()
-    report = {"environment": {**_environment(capability, commit), "samples": samples, "differences": differences}, "results": results}
+    environment = {**_environment(capability, commit), "samples": samples, "differences": differences, "clocks": clocks}
+    report = {"environment": environment, "results": results}
     write_json(out, report)
     return report
 
 
-def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str, Any], float]:
+def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str, Any], float, dict[str, Any]]:
+    """The result, the difference from PyTorch, and what the clock did while samples of kernel and library were taken."""
     case = each.case
     program = case.program(capability)
     difference = case.difference(program)
@@ -158,9 +163,10 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
         contenders["library"] = _captured_library(each.library, inputs)
     except (RuntimeError, NotImplementedError) as error:
         name += f"; failed: {str(error).splitlines()[0]}"
-    taken = interleaved_us(contenders, samples)
+    with ClockWatch() as clock:
+        taken = interleaved_us(contenders, samples)
     median = statistics.median(taken["kernel"])
-    return {
+    result = {
         "operator": case.operator,
         "shape": case.label,
         "variant": each.variant,
@@ -170,7 +176,8 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
         "gbytes_per_s": round(size / median / 1e3, 1),
         "library": name,
         "library_microseconds": round(statistics.median(taken["library"]), 3) if "library" in taken else None,
-    }, difference
+    }
+    return result, difference, clock.summary()
 
 
 def _captured_library(library: Library, inputs: list[list[Tensor]]) -> Captured:

@@ -141,6 +141,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "torch_contender", lambda *_: lambda: ITEMS)
     monkeypatch.setattr(benchmark, "PlanContender", StandInPlan)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
     monkeypatch.setattr(benchmark, "TorchBaseline", lambda source: SimpleNamespace(config=source.config))
 
 

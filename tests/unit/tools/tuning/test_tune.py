@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def no_gpu(monkeypatch) -> None:
         monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
     monkeypatch.setattr(OperatorCase, "difference", lambda *_: 0.0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
 
 
 def warps_of(program) -> float:
@@ -116,6 +119,8 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
     assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
     assert result["gbytes_per_s"] == pytest.approx(2 * 64 * 256 * 2 / 4e3, abs=0.1)
     assert report["environment"]["differences"][0]["difference"] == 0
+    (clock,) = report["environment"]["clocks"]
+    assert (clock["operator"], clock["shape"], clock["readings"], clock["mhz"]) == ("QuantRow", "64x256", 0, None)
     assert "us" in benchmark.line(result)
 
 

@@ -1,0 +1,76 @@
+"""What the GPU's clock did while something was measured, read from NVML by a thread beside it.
+
+A GPU at its power limit lowers its clock: what a kernel reaches there says as much of the power it draws as of its design.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from types import TracebackType
+from typing import Any
+
+import pynvml
+import torch
+
+INTERVAL_S = 0.02
+POWER = pynvml.nvmlClocksEventReasonSwPowerCap
+
+
+class ClockWatch:
+    """Reads clock, power and power limit while its block runs.
+
+    A GPU or driver that does not tell them, as some virtual ones do not, gives no readings.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._readings: list[tuple[int, int, bool]] = []  # MHz, mW, whether the power limit lowers the clock
+        self._most: int | None = None
+
+    def __enter__(self) -> ClockWatch:
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        self._thread = threading.Thread(target=self._watch, args=(f"GPU-{uuid}",), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def summary(self) -> dict[str, Any]:
+        """Median MHz beside the most that the GPU knows, median watts, and the share of readings at the power limit, from 0 to 1.
+
+        Without readings they are null.
+        """
+        if not self._readings:
+            return {"readings": 0, "mhz": None, "most_mhz": None, "watts": None, "at_power_limit": None}
+        clocks, powers, limited = zip(*self._readings, strict=True)
+        return {
+            "readings": len(self._readings),
+            "mhz": round(statistics.median(clocks)),
+            "most_mhz": self._most,
+            "watts": round(statistics.median(powers) / 1e3),
+            "at_power_limit": round(statistics.mean(limited), 2),
+        }
+
+    def _watch(self, uuid: str) -> None:
+        try:
+            pynvml.nvmlInit()
+            try:
+                gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                self._most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+                while not self._ended.wait(INTERVAL_S):
+                    self._readings.append(_reading(gpu))
+            finally:
+                pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            return
+
+
+def _reading(gpu: Any) -> tuple[int, int, bool]:
+    return (
+        pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+        pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_POWER_INSTANT])[0].value.uiVal,
+        bool(pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) & POWER),
+    )
