@@ -13,7 +13,7 @@ from ..core.artefacts import read_json, sha256
 from ..core.errors import ArtefactError
 from ..core.tensorrt_api import ShapeRange, Target
 
-NOT_VALIDATED = "built on a machine without its GPU; run `onerec-trt validate` there"
+NOT_VALIDATED = "built without its GPU; nothing runs the gates on plans of TensorRT-RTX yet"
 NOT_YET_VALIDATED = "built on its GPU, not held against the gates yet; run `onerec-trt validate --engine tensorrt`"
 
 
@@ -103,11 +103,11 @@ class PluginUse(_Part):
 
 
 class PlanRecord(_Part):
-    """Facts of one plan. `driver` and `gpu` are null when it was built without its GPU.
+    """Facts of one plan.
 
-    `form`: the serving graph or its forced form; `precision`: that of the graph it was built from; `made_from`: SHA-256 of
-    the exported files; `weight_ratio`: the plan's size over the bytes of the graph's weights. `layers`, `stored_weights`
-    and `timing_cache` are known only of plans built on their GPU. `plugins` is null where everything is native; a plan with
+    `form`: the serving graph or its forced form. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
+    graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
+    weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
     plugins carries their library, and loading it runs that library's code.
     """
 

@@ -43,7 +43,7 @@ def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float,
     """Build one plan: writes `sm89.plan`, its record `sm89.json` and the log `builder-sm89.log`.
 
     Raises:
-        BuildError: TensorRT refused, its process died, or a multiplication meant for FP8 runs in another type.
+        BuildError: TensorRT refused, its process died, or less runs in FP8 than `fp8_coverage` demands.
         OSError: A file cannot be written.
     """
     plan = folder / plan_name(compute_capability)

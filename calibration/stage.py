@@ -46,19 +46,20 @@ def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) ->
         CalibrationError: Calibration saw too little, or values that FP16 or FP8 cannot hold.
     """
     read = {"checkpoint": checkpoint, "requests": requests, "key_map": recipe.key_map, "saved_state": recipe.calibration.saved_state}
-    options = {
-        "precision": recipe.precision,
-        "max_context": recipe.max_context,
-        **recipe.calibration.model_dump(mode="json", exclude={"saved_state"}),
-    }
     return run_stage(
         STAGE,
         folder,
         read={name: path for name, path in read.items() if path is not None},
-        options=options,
+        options=identity(recipe),
         tools=TOOLS,
         body=partial(_write, recipe, checkpoint, requests),
     )
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the result, beside the files that are read."""
+    options = recipe.calibration.model_dump(mode="json", exclude={"saved_state"})
+    return {"precision": recipe.precision, "max_context": recipe.max_context, **options}
 
 
 def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:

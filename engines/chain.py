@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..calibration.stage import identity as calibration_identity
 from ..core.artefacts import sha256
 from ..core.errors import ArtefactError
 from ..core.recipe import Recipe
@@ -21,8 +22,9 @@ def require_chain(recipe: Recipe, quantised: Path, exported: Path) -> None:
     for name, path in _calibration_inputs(recipe).items():
         if calibrated.read.get(name) != sha256(path):
             raise _made_from_another(name.replace("_", " "), quantised, calibrated)
-    if calibrated.options.get("precision") != recipe.precision:
-        raise _made_from_another("precision", quantised, calibrated)
+    for name, value in calibration_identity(recipe).items():
+        if calibrated.options.get(name) != value:
+            raise _made_from_another(name.replace("_", " "), quantised, calibrated)
     if graph.read.get("quantised") != sha256(quantised):
         raise _made_from_another("quantised checkpoint", exported, graph)
     wanted = identity(recipe.export)

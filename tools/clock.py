@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -66,6 +67,13 @@ class ClockWatch:
                 pynvml.nvmlShutdown()
         except pynvml.NVMLError:
             return
+
+
+def in_words(summary: Mapping[str, Any]) -> str:
+    """A summary as it reads: '1440 of 1980 MHz, 100 % at the power limit'."""
+    if not summary["readings"]:
+        return "unknown"
+    return f"{summary['mhz']} of {summary['most_mhz']} MHz, {100 * summary['at_power_limit']:.0f} % at the power limit"
 
 
 def _reading(gpu: Any) -> tuple[int, int, bool]:

@@ -1,6 +1,6 @@
 """The committed table of tile configurations: which tile a kernel uses for a shape on a compute capability.
 
-`onerec-trt tune` measures and rewrites it (tools/tune.py); a shape that was not measured takes the nearest one that was.
+`onerec-trt tune` measures and rewrites it (tools/tuning/tune.py); a shape that was not measured takes the nearest one that was.
 """
 
 from __future__ import annotations

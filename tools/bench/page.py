@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
 from ..report.theme import LIMIT_COLOUR, colour, label
@@ -31,7 +32,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         machine=f"{environment['gpu']}, TensorRT {environment['tensorrt']}",
         good=not problems,
         headline="This run does not count" if problems else "This run counts",
-        remarks=[*problems, environment["timing"]],
+        remarks=[*problems, environment["timing"], *_clocks(environment)],
         headings=HEADINGS,
         words=WORDS,
         rows=contender_rows(report),
@@ -39,6 +40,12 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         facts=[(name, environment[name]) for name in _FACTS if name in environment],
     )
     write_measurement(measured, path)
+
+
+def _clocks(environment: dict[str, Any]) -> Iterable[str]:
+    """What the GPU's clock did while each model and batch shape was sampled."""
+    for clock in environment["clocks"]:
+        yield f"clock at {case_text(clock)}: {in_words(clock)}"
 
 
 def _latency_plots(report: dict[str, Any]) -> Iterable[Plot]:

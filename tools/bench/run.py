@@ -182,6 +182,6 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "tensorrt": machine.library_version,
         **software(tools, options.commit),
         "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in map(precision_of, options.recipes) else ""),
-        "timing": "wall clock from inputs on the GPU to items on the GPU, contenders interleaved",
+        "timing": "wall clock from inputs on the GPU to items on the GPU, contenders in turns, in an order drawn anew for every round",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }

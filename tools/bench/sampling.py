@@ -1,7 +1,8 @@
-"""Timing several contenders against each other: interleaved, so that clocks and temperature drift for all alike."""
+"""Timing several contenders against each other: in turns, so that clocks and temperature drift for all alike."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,9 @@ Run = Callable[[], object]  # one batch, from inputs on the GPU to outputs on th
 def interleaved_ms(
     contenders: Mapping[str, Run], samples: int, synchronise: Callable[[], None], warm_up: int = 3
 ) -> dict[str, list[float]]:
-    """Wall-clock milliseconds of each contender, one sample of each per round.
+    """Wall-clock milliseconds of each contender, one sample of each per round, in an order that is drawn anew for every round.
+
+    At its power limit a GPU lowers its clock after a contender that draws much: nobody may always run behind the same one.
 
     Args:
         contenders: What to time, by name.
@@ -26,12 +29,14 @@ def interleaved_ms(
         for _ in range(warm_up):
             run()
     taken: dict[str, list[float]] = {name: [] for name in contenders}
+    order, draw = list(contenders), random.Random(0)
     with progress_bar("samples", samples) as advance:
         for _ in range(samples):
-            for name, run in contenders.items():
+            draw.shuffle(order)
+            for name in order:
                 synchronise()
                 started = time.perf_counter()
-                run()
+                contenders[name]()
                 synchronise()
                 taken[name].append((time.perf_counter() - started) * 1e3)
             advance()

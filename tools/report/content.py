@@ -76,12 +76,16 @@ def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
     bad = [_failure(group) for group in groups if not group.passed]
     engines = " and ".join(sorted({engine for run in runs for engine in run.engines}))
     good = f"{_all_of(len(runs), 'recipe')} passed every gate, run with {engines}."
-    plans = [plan for run in runs for plan in run.plans.values()]
-    unseen = sum(not plan.validated for plan in plans)
+    plans = [plan for run in runs for plan in run.plans.values() if plan.precision in (None, run.precision)]  # FP16 twins ship nowhere
+    unseen = [plan for plan in plans if not plan.validated]
     if unseen:
-        text = f"{unseen} of {len(plans)} plans are not validated on a GPU: run onerec-trt validate on their machine before you ship them."
+        text = f"{len(unseen)} of {len(plans)} plans are not validated on a GPU. "
+        if any(plan.target == "tensorrt" for plan in unseen):
+            text += "Run onerec-trt validate --engine tensorrt on their machine before you ship them."
+        else:
+            text += "They are of TensorRT-RTX and were built without theirs: what passed is the ONNX file they were made from."
     else:
-        text = f"{_all_of(len(plans), 'plan')} validated on a GPU."
+        text = f"{_all_of(len(plans), 'plan')} {'was' if len(plans) == 1 else 'were'} validated on a GPU."
     return Verdict(good=not bad, seen=not unseen, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
 
 

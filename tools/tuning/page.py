@@ -7,11 +7,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
 from ..report.theme import colour, label
 
-_HEADINGS = ("operator", "shape", "variant", "beside it", "us", "TFLOP/s", "GB/s", "beside it, us", "x as fast")
+_HEADINGS = ("operator", "shape", "variant", "beside it", "us", "TFLOP/s", "GB/s", "beside it, us", "x as fast", "clock")
 _WORDS = 4
 _FACTS = ("gpu", "driver", "cuda", "torch", "triton", "onerec-trt", "commit", "samples")
 
@@ -32,14 +33,14 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         remarks=[f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.", f"{environment['timing']}."],
         headings=_HEADINGS,
         words=_WORDS,
-        rows=[_row(result) for result in results],
+        rows=[_row(result, clock) for result, clock in zip(results, environment["clocks"], strict=True)],
         figures=[_plot(results)],
         facts=[(name, environment[name]) for name in _FACTS if name in environment],
     )
     write_measurement(measured, path)
 
 
-def _row(result: dict[str, Any]) -> tuple[str, ...]:
+def _row(result: dict[str, Any], clock: dict[str, Any]) -> tuple[str, ...]:
     library = result["library_microseconds"]
     return (
         *(result["operator"], result["shape"], result["variant"], result["library"]),
@@ -48,6 +49,7 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
         f"{result['gbytes_per_s']:.0f}",
         f"{library:.1f}" if library else "",
         f"{library / result['microseconds']:.2f}" if library else "",
+        in_words(clock),
     )
 
 

@@ -54,6 +54,13 @@ def test_a_key_map_that_calibration_did_not_know_is_refused(recipe: Recipe, tmp_
         require(recipe.model_copy(update={"key_map": tmp_path / "keys.yaml"}))
 
 
+@pytest.mark.parametrize("option", ["max_requests", "batch_size", "min_routed_tokens"])
+def test_other_options_of_the_calibration_are_refused(recipe: Recipe, option: str) -> None:
+    calibration = recipe.calibration.model_copy(update={option: 7})
+    with pytest.raises(ArtefactError, match=f"another {option.replace('_', ' ')}"):
+        require(recipe.model_copy(update={"calibration": calibration}))
+
+
 def test_another_precision_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ArtefactError, match="another precision"):
         require(recipe.model_copy(update={"precision": "fp8-row"}), like=recipe)

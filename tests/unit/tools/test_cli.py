@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from onerec_trt.core.records import Record
 from onerec_trt.engines.validate import Validation
 from onerec_trt.tools import cli, pipeline
+from typer.core import TyperGroup
+from typer.main import get_command
 
 COMMANDS = (
     "demo",
@@ -55,6 +58,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         return Ended(code, *capfd.readouterr())
 
     return run
+
+
+def test_every_command_and_option_is_documented() -> None:
+    rows = re.findall(r"^\| `(\S+)[^`]*` \| .* \| (.*) \|$", (Path(__file__).parents[3] / "docs" / "commands.md").read_text(), re.M)
+    commands = cast(TyperGroup, get_command(cli.app)).commands
+    assert {name: set(re.findall(r"--[a-z-]+", options)) for name, options in rows} == {
+        name: {option for each in command.params for option in each.opts if option.startswith("--")} for name, command in commands.items()
+    }
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -9,7 +9,7 @@ import pynvml
 import pytest
 import torch
 from onerec_trt.tools import clock
-from onerec_trt.tools.clock import ClockWatch
+from onerec_trt.tools.clock import ClockWatch, in_words
 
 GPU = object()
 NOTHING = {"readings": 0, "mhz": None, "most_mhz": None, "watts": None, "at_power_limit": None}
@@ -54,6 +54,7 @@ def test_it_sums_up_what_the_clock_did(nvml: threading.Event) -> None:
     with ClockWatch() as watch:
         assert nvml.wait(10)
     assert watch.summary() == {"readings": 3, "mhz": 1400, "most_mhz": 1980, "watts": 699, "at_power_limit": 0.67}
+    assert in_words(watch.summary()) == "1400 of 1980 MHz, 67 % at the power limit"
 
 
 def test_without_a_driver_nothing_is_read_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +65,7 @@ def test_without_a_driver_nothing_is_read_and_nothing_fails(monkeypatch: pytest.
     with ClockWatch() as watch:
         pass
     assert watch.summary() == NOTHING
+    assert in_words(NOTHING) == "unknown"
 
 
 def test_what_fails_inside_is_not_hidden(nvml: threading.Event) -> None:

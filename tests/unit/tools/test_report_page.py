@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from onerec_trt.engines.forced_parity import ForcedErrors
 from onerec_trt.engines.gates import gate
 from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, load_run, write_report
+from onerec_trt.tools.report.content import verdict
 
 MakeRun = Callable[..., Path]
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -101,6 +103,24 @@ def test_recipes_stand_side_by_side_with_their_values(two_pages: Page) -> None:
     assert "d_model 128" in two_pages.text
 
 
+@pytest.mark.parametrize(
+    ("plans", "sentence"),
+    [
+        ([("tensorrt", "fp8-row", True), ("tensorrt", "fp16", False)], "The plan was validated on a GPU."),
+        (
+            [("tensorrt", "fp8-row", False), ("tensorrt-rtx", None, True)],
+            "1 of 2 plans are not validated on a GPU. Run onerec-trt validate --engine",
+        ),
+        ([("tensorrt-rtx", None, False)], "1 of 1 plans are not validated on a GPU. They are of TensorRT-RTX"),
+    ],
+    ids=["a twin does not count", "TensorRT", "TensorRT-RTX"],
+)
+def test_what_is_said_of_plans(plans: list[tuple[str, str | None, bool]], sentence: str) -> None:
+    found = {str(n): SimpleNamespace(target=t, precision=p, validated=v) for n, (t, p, v) in enumerate(plans)}
+    run: Any = SimpleNamespace(engines=["tensorrt"], plans=found, precision="fp8-row")
+    assert verdict([run], []).plans.startswith(sentence)
+
+
 def test_passing_gates_and_plans_no_gpu_has_seen(two_pages: Page) -> None:
     assert "All 2 recipes passed every gate" in two_pages.text
     assert "4 of 4 plans are not validated on a GPU" in two_pages.text
@@ -111,7 +131,7 @@ def test_passing_gates_and_plans_no_gpu_has_seen(two_pages: Page) -> None:
 def test_validated_plans_are_not_called_open(make_run: MakeRun, tmp_path: Path) -> None:
     page = page_of([load_run(make_run("one", validated=True))], tmp_path / "report.html")
     assert "NOT validated" not in page.text
-    assert "All 2 plans validated on a GPU." in page.text
+    assert "All 2 plans were validated on a GPU." in page.text
 
 
 def test_failing_gates_come_first_and_are_marked(make_run: MakeRun, tmp_path: Path) -> None:

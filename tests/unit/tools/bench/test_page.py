@@ -40,6 +40,7 @@ def test_the_page_says_what_was_measured(measured: dict[str, Any], tmp_path: Pat
     assert len(data["latency-0"]["data"][0]["x"]) == len(measured["results"])
     assert [trace["name"] for trace in data["parts"]["data"]] == list(PARTS)
     assert "This run counts" in html
+    assert "clock at 1B, 32 x 512 x 512: 1515 of 1980 MHz, 100 % at the power limit" in html
     assert not re.search(r'(src|href)="(?!#)', html.split("<script", 1)[0]), "nothing is loaded from anywhere"
 
 

@@ -55,10 +55,13 @@ def test_other_words_are_no_batch_shape(text: str) -> None:
 
 def test_contenders_take_turns_after_warming_up() -> None:
     order: list[str] = []
-    runs = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    taken = interleaved_ms(runs, samples=3, synchronise=lambda: order.append("|"), warm_up=2)
-    assert "".join(order) == "aabb" + "|a||b|" * 3
-    assert {name: len(samples) for name, samples in taken.items()} == {"a": 3, "b": 3}
+    runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    taken = interleaved_ms(runs, samples=30, synchronise=lambda: order.append("|"), warm_up=2)
+    assert "".join(order[:6]) == "aabbcc"
+    rounds = [order[6 + 9 * n : 15 + 9 * n] for n in range(30)]
+    assert {("".join(each[::3]), "".join(each[2::3]), "".join(sorted(each[1::3]))) for each in rounds} == {("|||", "|||", "abc")}
+    assert len({"".join(each) for each in rounds}) == 6  # every order comes
+    assert {name: len(samples) for name, samples in taken.items()} == {"a": 30, "b": 30, "c": 30}
     assert all(sample >= 0 for samples in taken.values() for sample in samples)
 
 
