@@ -7,13 +7,14 @@ only such a sibling behind, which the next writer of the same artefact removes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from socket import gethostname
@@ -83,10 +84,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            old = _old_name(path)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
+            with _alone(path):
+                if path.exists():
+                    os.replace(path, _old_name(path))
+                os.replace(temporary, path)
         finally:
             restore_interrupted_swap(path)
             _end(temporary)
@@ -105,10 +106,12 @@ def remove_unfinished() -> None:
 def restore_interrupted_swap(path: Path) -> None:
     """Undo a folder swap that was killed between its two renames: the old content comes back."""
     old = _old_name(path)
-    if old.exists():
+    if not old.exists():
+        return
+    with _alone(path):
         if path.exists():
             _remove(old)
-        else:
+        elif old.exists():
             os.replace(old, path)
 
 
@@ -148,6 +151,18 @@ def _begin(path: Path) -> Path:
 def _end(temporary: Path) -> None:
     _remove(temporary)
     _unfinished.discard(temporary)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else is between the two renames of a swap beside `path`. The lock is on the folder around it, and ends with its process."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: swaps there are as safe as their short window is short
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _old_name(path: Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -164,6 +165,24 @@ def test_kill_9_between_the_two_renames_of_a_swap_is_undone(tmp_path: Path) -> N
     assert snapshot(path) == {"weights": b"earlier"}
     restore_interrupted_swap(path)
     assert snapshot(path) == {"weights": b"earlier"}
+
+
+def test_a_reader_waits_for_a_swap_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    real, reader = os.replace, threading.Thread(target=restore_interrupted_swap, args=(path,))
+
+    def slowly(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(source) == path:
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive()
+
+    monkeypatch.setattr(os, "replace", slowly)
+    write_folder(path, "weights", "new")
+    reader.join(10)
+    assert snapshot(tmp_path) == {"stage/weights": b"new"}
 
 
 def test_a_swap_that_fails_halfway_brings_the_earlier_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
