@@ -154,9 +154,25 @@ def facts_of_build(plan: Path, built: Mapping[str, Any], profiles: Sequence[Mapp
     }
 
 
+def _not_found(plan: Path) -> ArtefactError:
+    return ArtefactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
+
+
 def record_path(plan: Path) -> Path:
     """Where the record of a plan lies."""
     return plan.with_suffix(".json")
+
+
+def read_plan(plan: Path) -> bytes:
+    """Read a plan.
+
+    Raises:
+        ArtefactError: It is missing.
+    """
+    try:
+        return plan.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise _not_found(plan) from None
 
 
 def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
@@ -168,8 +184,8 @@ def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
     Raises:
         ArtefactError: The plan or its record is missing, the record is malformed, or the plan was truncated or changed.
     """
-    if not plan.is_file():
-        raise ArtefactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
+    if content is None and not plan.is_file():
+        raise _not_found(plan)
     path = record_path(plan)
     try:
         record = PlanRecord.model_validate(read_json(path))

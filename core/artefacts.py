@@ -78,18 +78,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        restore_interrupted_swap(path)
         _remove_leftovers(path)
         temporary = _begin(path)
         try:
             temporary.mkdir()
             yield temporary
             with _alone(path):
-                if path.exists():
-                    os.replace(path, _old_name(path))
-                os.replace(temporary, path)
+                _swap(temporary, path)
         finally:
-            restore_interrupted_swap(path)
             _end(temporary)
 
 
@@ -105,20 +101,20 @@ def remove_unfinished() -> None:
 
 def restore_interrupted_swap(path: Path) -> None:
     """Undo a folder swap that was killed between its two renames: the old content comes back."""
-    old = _old_name(path)
-    if not old.exists():
-        return
-    with _alone(path):
-        if path.exists():
-            _remove(old)
-        elif old.exists():
-            os.replace(old, path)
+    if _old_name(path).exists():
+        with _alone(path):
+            _restore(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically, in UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys and two spaces, so that equal values give equal bytes."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -163,6 +159,26 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Let a folder take the place of another, which stays where that fails."""
+    _restore(path)
+    try:
+        if path.exists():
+            os.replace(path, _old_name(path))
+        os.replace(new, path)
+    finally:
+        _restore(path)
+
+
+def _restore(path: Path) -> None:
+    """The old content goes if a new one is there, else it comes back."""
+    old = _old_name(path)
+    if path.exists():
+        _remove(old)
+    elif old.exists():
+        os.replace(old, path)
 
 
 def _old_name(path: Path) -> Path:

@@ -19,8 +19,9 @@ def require_chain(recipe: Recipe, quantised: Path, exported: Path) -> None:
         ArtefactError: A file does not match its record, or a folder was made from other inputs or options; names the stage to run again.
     """
     calibrated, graph = read_record(quantised), read_record(exported)
-    for name, path in _calibration_inputs(recipe).items():
-        if calibrated.read.get(name) != sha256(path):
+    inputs = _calibration_inputs(recipe)
+    for name in {**inputs, **calibrated.read}:
+        if name not in inputs or calibrated.read.get(name) != sha256(inputs[name]):
             raise _made_from_another(name.replace("_", " "), quantised, calibrated)
     for name, value in calibration_identity(recipe).items():
         if calibrated.options.get(name) != value:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..builders.machine import this_machine
+from ..builders.plan_record import read_plan
 from ..core.errors import GpuError, RequestError
 from ..core.tensorrt_api import load
 from ..core.tensorrt_engine import Engine
@@ -72,9 +73,8 @@ class TensorRtRunner:
 
     def __init__(self, plan: Path, *, executions: int = 1, graphs: int = 16) -> None:
         assert executions >= 1
-        content = plan.read_bytes() if plan.is_file() else None
+        content = read_plan(plan)
         record = inspect_proven(plan, content)  # of these very bytes, even if another build replaces the file meanwhile
-        assert content is not None
         self.warnings = preflight(record, this_machine(record.target))
         bindings = load(record.target)
         self.plan, self.sha256 = plan, record.sha256
@@ -84,6 +84,7 @@ class TensorRtRunner:
         self.executions = executions
         try:
             self.engine = Engine(bindings, content, str(plan), host_code=record.plugins is not None)
+            del content  # gigabytes that nobody reads again
             for _ in range(executions):
                 self._lanes.put(Lane(self.engine, graphs))
         except torch.OutOfMemoryError as error:

@@ -14,18 +14,19 @@ from typing import Any
 import pynvml
 import torch
 
-INTERVAL_S = 0.02
+INTERVAL_S = 0.01
+ENOUGH = 5  # readings to speak of
 POWER = pynvml.nvmlClocksEventReasonSwPowerCap
 
 
 class ClockWatch:
-    """Reads clock, power and power limit while its block runs.
+    """Reads clock, power, and whether the power limit lowers the clock, while its block runs; the first time just before.
 
     A GPU or driver that does not tell them, as some virtual ones do not, gives no readings.
     """
 
     def __init__(self) -> None:
-        self._ended = threading.Event()
+        self._began, self._ended = threading.Event(), threading.Event()
         self._readings: list[tuple[int, int, bool]] = []  # MHz, mW, whether the power limit lowers the clock
         self._most: int | None = None
 
@@ -33,6 +34,7 @@ class ClockWatch:
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         self._thread = threading.Thread(target=self._watch, args=(f"GPU-{uuid}",), daemon=True)
         self._thread.start()
+        self._began.wait()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -61,24 +63,28 @@ class ClockWatch:
             try:
                 gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
                 self._most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+                _reading(gpu)  # of the time before
+                self._began.set()
                 while not self._ended.wait(INTERVAL_S):
                     self._readings.append(_reading(gpu))
             finally:
                 pynvml.nvmlShutdown()
         except pynvml.NVMLError:
-            return
+            pass
+        finally:
+            self._began.set()
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
     """A summary as it reads: '1440 of 1980 MHz, 100 % at the power limit'."""
-    if not summary["readings"]:
-        return "unknown"
+    if summary["readings"] < ENOUGH:
+        return f"unknown, {summary['readings']} readings"
     return f"{summary['mhz']} of {summary['most_mhz']} MHz, {100 * summary['at_power_limit']:.0f} % at the power limit"
 
 
 def _reading(gpu: Any) -> tuple[int, int, bool]:
-    return (
-        pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
-        pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_POWER_INSTANT])[0].value.uiVal,
-        bool(pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) & POWER),
-    )
+    power = pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_POWER_INSTANT])[0]
+    if power.nvmlReturn != pynvml.NVML_SUCCESS:  # said beside the value, not raised
+        raise pynvml.NVMLError(power.nvmlReturn)
+    clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+    return clock, power.value.uiVal, bool(pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) & POWER)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.artefacts import atomic_file
+from ..core.artefacts import write_text
 from ..core.recipe import Recipe, load_recipe
 from ..core.records import Record, run_stage
 from ..engines.bootstrap import paired_interval
@@ -102,6 +102,5 @@ def _timed(stage: str, body: Callable[[], Record]) -> StageResult:
 def _copied(out: Path, name: str) -> Path:
     path = out / "recipes" / f"{name}.yaml"
     text = (files("onerec_trt.configs") / f"demo-{name}.yaml").read_text()
-    with atomic_file(path) as temporary:
-        temporary.write_text(text)
+    write_text(path, text)
     return path

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ...core.artefacts import atomic_file, read_json
+from ...core.artefacts import read_json, write_text
 from ...core.errors import ArtefactError, BuildError
 
 TABLE = Path(__file__).parent / "tiles.json"
@@ -154,8 +154,7 @@ class Tiles:
     def write(self, path: Path = TABLE) -> None:
         """Write the table, one entry per line."""
         lines = ",\n".join("  " + json.dumps({**asdict(e), "tile": _without_defaults(e.tile)}) for e in self.entries)
-        with atomic_file(path) as temporary:
-            temporary.write_text(f"[\n{lines}\n]\n")
+        write_text(path, f"[\n{lines}\n]\n")
 
 
 def _merged(classes: list[RowClass]) -> list[RowClass]:

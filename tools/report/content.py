@@ -79,14 +79,14 @@ def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
     plans = [plan for run in runs for plan in run.plans.values() if plan.precision in (None, run.precision)]  # FP16 twins ship nowhere
     unseen = [plan for plan in plans if not plan.validated]
     if unseen:
-        text = f"{len(unseen)} of {len(plans)} plans are not validated on a GPU. "
+        text = f"{len(unseen)} of {len(plans)} plans are not validated on a GPU."
         if any(plan.target == "tensorrt" for plan in unseen):
-            text += "Run onerec-trt validate --engine tensorrt on their machine before you ship them."
-        else:
-            text += "They are of TensorRT-RTX and were built without theirs: what passed is the ONNX file they were made from."
+            text += " Run onerec-trt validate --engine tensorrt before you ship those of TensorRT."
+        if any(plan.target == "tensorrt-rtx" for plan in unseen):
+            text += " Those of TensorRT-RTX were built without their GPU: what passed is the ONNX file they were made from."
     else:
         text = f"{_all_of(len(plans), 'plan')} {'was' if len(plans) == 1 else 'were'} validated on a GPU."
-    return Verdict(good=not bad, seen=not unseen, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
+    return Verdict(good=not bad, seen=bool(plans) and not unseen, headline=f"Do not ship: {'; '.join(bad)}." if bad else good, plans=text)
 
 
 def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.artefacts import atomic_file
+from ...core.artefacts import write_text
 from .plot import Plot
 from .shell import page
 
@@ -47,5 +47,4 @@ def write_measurement(measured: Measured, path: Path) -> None:
     Raises:
         ArtefactError: The disk is full.
     """
-    with atomic_file(path) as temporary:
-        temporary.write_text(page("measurement.html", measured.title, measured.figures, {"measured": measured}), encoding="utf-8")
+    write_text(path, page("measurement.html", measured.title, measured.figures, {"measured": measured}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.artefacts import atomic_file
+from ...core.artefacts import write_text
 from ...core.errors import ArtefactError
 from ...engines.gates import Gate
 from . import content
@@ -38,9 +38,7 @@ def write_report(
     if not runs or len(set(names)) < len(names):
         problem = f"two recipes are named alike: {', '.join(sorted(names))}" if runs else "there is no recipe to report on"
         raise ArtefactError(problem, where=str(path), hint="give the report one folder per recipe, each of its own name")
-    text = render(runs, title=title, context=context, extra_gates=extra_gates)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, render(runs, title=title, context=context, extra_gates=extra_gates))
 
 
 def render(runs: Sequence[RecipeRun], *, title: str, context: Mapping[str, Any], extra_gates: Sequence[Gate] = ()) -> str:

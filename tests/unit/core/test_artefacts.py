@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from onerec_trt.core import artefacts
 from onerec_trt.core.artefacts import (
     _HOST,
     atomic_file,
@@ -183,6 +185,31 @@ def test_a_reader_waits_for_a_swap_that_goes_on(tmp_path: Path, monkeypatch: pyt
     write_folder(path, "weights", "new")
     reader.join(10)
     assert snapshot(tmp_path) == {"stage/weights": b"new"}
+
+
+def test_writers_of_one_folder_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, problems = tmp_path / "stage", []
+    real = artefacts._remove
+
+    def slowly(target: Path) -> None:
+        time.sleep(0.002)
+        real(target)
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(20):
+                write_folder(path, "weights", text)
+        except OSError as problem:
+            problems.append(problem)
+
+    monkeypatch.setattr(artefacts, "_remove", slowly)
+    writers = [threading.Thread(target=write, args=(text,)) for text in ("one", "two", "three")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert problems == []
+    assert list(snapshot(tmp_path)) == ["stage/weights"]
 
 
 def test_a_swap_that_fails_halfway_brings_the_earlier_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from onerec_trt.core.artefacts import read_json, write_json
 from onerec_trt.core.errors import ArtefactError
-from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.core.recipe import Profile, Recipe, load_recipe
+from onerec_trt.core.records import RECORD_NAME
 from onerec_trt.engines.chain import require_chain
 from onerec_trt.engines.reference import heldout_requests
 from onerec_trt.export import stage
@@ -52,6 +54,21 @@ def test_a_key_map_that_calibration_did_not_know_is_refused(recipe: Recipe, tmp_
     (tmp_path / "keys.yaml").write_text("a: b\n")
     with pytest.raises(ArtefactError, match="another key map"):
         require(recipe.model_copy(update={"key_map": tmp_path / "keys.yaml"}))
+
+
+@pytest.mark.parametrize("name", ["key_map", "saved_state"])
+def test_an_input_that_the_recipe_no_longer_names_is_refused(recipe: Recipe, name: str) -> None:
+    file = folders_of(recipe).calibrated / RECORD_NAME
+    record = read_json(file)
+    write_json(file, {**record, "read": {**record["read"], name: "0" * 64}})
+    with pytest.raises(ArtefactError, match=f"another {name.replace('_', ' ')}"):
+        require(recipe)
+
+
+def test_another_longest_context_is_refused(recipe: Recipe) -> None:
+    build = recipe.build.model_copy(update={"profiles": (Profile(batch=(1, 1, 1), context=(1, 2, 3)),)})
+    with pytest.raises(ArtefactError, match="another max context"):
+        require(recipe.model_copy(update={"build": build}))
 
 
 @pytest.mark.parametrize("option", ["max_requests", "batch_size", "min_routed_tokens"])

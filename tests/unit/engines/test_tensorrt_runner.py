@@ -107,6 +107,33 @@ def test_a_missing_driver_is_said_before_a_missing_library(make_plan: Callable[.
 
 
 @pytest.mark.usefixtures("on_this_machine")
+def test_what_was_checked_is_what_is_loaded(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, loaded = make_plan(), []
+
+    def read_before_another_build_ends(path: Path) -> bytes:
+        content = path.read_bytes()
+        path.write_bytes(b"x" * len(content))
+        return content
+
+    def engine(_: object, content: bytes, *__: object, **___: object) -> None:
+        loaded.append(content)
+        raise torch.OutOfMemoryError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tensorrt_runner, "load", lambda _: None)
+    monkeypatch.setattr(tensorrt_runner, "read_plan", read_before_another_build_ends)
+    monkeypatch.setattr(tensorrt_runner, "Engine", engine)
+    with pytest.raises(GpuError, match="far enough"):
+        TensorRtRunner(plan)
+    assert loaded == [b"a plan" * 100]
+
+
+def test_a_missing_plan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="plan not found"):
+        TensorRtRunner(tmp_path / "sm90.plan")
+
+
+@pytest.mark.usefixtures("on_this_machine")
 def test_exhausted_memory_is_a_typed_error(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nmore lines")

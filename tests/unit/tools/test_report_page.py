@@ -103,22 +103,26 @@ def test_recipes_stand_side_by_side_with_their_values(two_pages: Page) -> None:
     assert "d_model 128" in two_pages.text
 
 
+BUILT = {"twin": ("tensorrt", "fp16", False), "native": ("tensorrt", "fp8-row", False), "rtx": ("tensorrt-rtx", None, False)}
+RUN_IT = " Run onerec-trt validate --engine tensorrt before you ship those of TensorRT."
+NOT_YET = " Those of TensorRT-RTX were built without their GPU: what passed is the ONNX file they were made from."
+
+
 @pytest.mark.parametrize(
-    ("plans", "sentence"),
+    ("names", "sentence"),
     [
-        ([("tensorrt", "fp8-row", True), ("tensorrt", "fp16", False)], "The plan was validated on a GPU."),
-        (
-            [("tensorrt", "fp8-row", False), ("tensorrt-rtx", None, True)],
-            "1 of 2 plans are not validated on a GPU. Run onerec-trt validate --engine",
-        ),
-        ([("tensorrt-rtx", None, False)], "1 of 1 plans are not validated on a GPU. They are of TensorRT-RTX"),
+        ("twin good", "The plan was validated on a GPU."),
+        ("good native", "1 of 2 plans are not validated on a GPU." + RUN_IT),
+        ("rtx", "1 of 1 plans are not validated on a GPU." + NOT_YET),
+        ("rtx native twin", "2 of 2 plans are not validated on a GPU." + RUN_IT + NOT_YET),
     ],
-    ids=["a twin does not count", "TensorRT", "TensorRT-RTX"],
 )
-def test_what_is_said_of_plans(plans: list[tuple[str, str | None, bool]], sentence: str) -> None:
-    found = {str(n): SimpleNamespace(target=t, precision=p, validated=v) for n, (t, p, v) in enumerate(plans)}
+def test_what_is_said_of_plans(names: str, sentence: str) -> None:
+    built = {**BUILT, "good": ("tensorrt", "fp8-row", True)}
+    found = {name: SimpleNamespace(target=t, precision=p, validated=v) for name in names.split() for t, p, v in [built[name]]}
     run: Any = SimpleNamespace(engines=["tensorrt"], plans=found, precision="fp8-row")
-    assert verdict([run], []).plans.startswith(sentence)
+    said = verdict([run], [])
+    assert (said.plans, said.seen) == (sentence, names == "twin good")
 
 
 def test_passing_gates_and_plans_no_gpu_has_seen(two_pages: Page) -> None:

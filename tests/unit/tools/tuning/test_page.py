@@ -52,3 +52,17 @@ def test_every_operator_s_page_has_its_measured_times(measured: dict[str, Any]) 
         text = (DOCS / "kernels" / f"{PAGES[result['operator']]}.md").read_text()
         assert f"{result['microseconds']:.1f} us" in text
         assert f"{result['library_microseconds']:.1f} us" in text
+
+
+def test_the_table_of_all_operators_has_their_rates(measured: dict[str, Any]) -> None:
+    table = (DOCS / "performance.md").read_text().split("## Operators", 1)[1].split("###", 1)[0]
+    shown = [float(figure) for figure in re.findall(r"\d+(?:\.\d+)?", table)]
+    for result in measured["results"]:
+        library = result["microseconds"] / result["library_microseconds"]
+        if result["operator"] == "BeamSelfAttention2":
+            expected = [result["microseconds"], result["library_microseconds"]]
+        else:
+            rate = result["tflops"] or result["gbytes_per_s"] / 1e3
+            expected = [rate, rate * library]
+        for figure in expected:
+            assert any(each == pytest.approx(figure, rel=6e-3, abs=0) for each in shown), (result["operator"], result["shape"], figure)
