@@ -66,7 +66,7 @@ class BuildError(OnerecTrtError):
 
 
 class GpuError(OnerecTrtError):
-    """There is no usable GPU: it or its driver is missing, or its memory is exhausted."""
+    """There is no usable GPU: it or its driver is missing, its memory is exhausted, or it fails."""
 
 
 class GateError(OnerecTrtError):

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..core.errors import GpuError
 from ..core.tensorrt_api import TensorInfo
 from ..core.tensorrt_engine import Engine, Execution
 from .plan_shapes import Shape, Shapes
@@ -139,8 +140,14 @@ class Lane:
         outputs = execution.set_inputs(shapes)
         execution.enqueue(self.stream.cuda_stream)
         graph = torch.cuda.CUDAGraph()
-        with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            execution.enqueue(self.stream.cuda_stream)
+        try:
+            with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                execution.enqueue(self.stream.cuda_stream)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # whatever CUDA says of a broken capture
+            hint = "no thread may wait for the whole GPU during a capture: warm all shapes up first, or use graphs=0"
+            raise GpuError(f"a CUDA graph could not be captured: {str(error).splitlines()[0]}", hint=hint) from error
         self._captured.put(key, Captured(graph, outputs, execution, profile))
         return outputs
 

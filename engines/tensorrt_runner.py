@@ -97,7 +97,7 @@ class TensorRtRunner:
 
         Raises:
             RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
-            GpuError: The GPU's memory is exhausted.
+            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
         return self.submit(inputs).result()
 
@@ -109,7 +109,7 @@ class TensorRtRunner:
 
         Raises:
             RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
-            GpuError: The GPU's memory is exhausted.
+            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
         arrays = {name: value if isinstance(value, np.ndarray) else _tensor(name, value) for name, value in inputs.items()}
         check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
@@ -123,7 +123,7 @@ class TensorRtRunner:
 
         Raises:
             RequestError: The shape is beyond every profile.
-            GpuError: The GPU's memory is exhausted.
+            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
         tensors = {t.name: t for t in self.engine.inputs}
         profile, shapes = self._fitted(shapes_of(self.engine.inputs, batch, context))

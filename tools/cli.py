@@ -166,7 +166,13 @@ def bench(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/bench.json"),
     size: Annotated[list[str], typer.Option(help="A published size, such as 1B; may be given several times.")] = ["1B"],  # noqa: B006
     case: Annotated[list[str], typer.Option(help="BATCHxBEAMxCONTEXT; may be given several times.")] = ["32x512x512"],  # noqa: B006
-    recipe: Annotated[list[str], typer.Option(help="A precision, or with +kernels behind.")] = ["fp16", "fp8-static", "fp8-row"],  # noqa: B006
+    recipe: Annotated[
+        list[str],
+        typer.Option(
+            help="A precision, or with +kernels behind. Default: fp16, fp8-row and, unless a size has experts, fp8-static.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     opponent: Annotated[list[str], typer.Option(help="Way to run PyTorch.")] = ["torch-eager", "torch-cuda-graph", "torch-compile"],  # noqa: B006
     samples: Annotated[int, typer.Option(min=2, help="Samples of each; below 30 the result is not valid.")] = 30,
     layers: Annotated[int, typer.Option(min=0, help="Cut the models to this many layers; 0: all.")] = 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +14,17 @@ from rich.table import Table
 
 from ...builders.machine import this_machine
 from ...core.errors import GateError, RecipeError
+from ...core.precision import PRECISIONS
 from ...models.config import SIZES, OneRecConfig
 from . import run as benchmark
 from .case import parse_case
 from .contenders import TORCH_ENGINES
 from .page import write_page
-from .plans import RECIPES
+from .plans import RECIPES, precision_of
 from .table import HEADINGS, WORDS, contender_rows
 
 Word = TypeVar("Word", bound=str)
+DEFAULT_RECIPES = ("fp16", "fp8-static", "fp8-row")
 
 
 def bench(
@@ -38,10 +40,11 @@ def bench(
     plans_only: bool,
     as_json: bool,
 ) -> None:
+    models = dict(_model(size, layers) for size in sizes)
     options = benchmark.BenchOptions(
-        models=dict(_model(size, layers) for size in sizes),
+        models=models,
         cases=tuple(map(parse_case, cases)),
-        recipes=tuple(_known(recipes, RECIPES, "--recipe")),
+        recipes=tuple(_recipes(recipes, models)),
         engines=tuple(_known(opponents, TORCH_ENGINES, "--opponent")),
         samples=samples,
         folder=work,
@@ -80,6 +83,17 @@ def _model(size: str, layers: int) -> tuple[str, OneRecConfig]:
     if layers > config.n_layers:
         raise RecipeError(f"{size} has {config.n_layers} layers, not {layers}", where="--layers")
     return f"{size}-{layers}layers", config.with_changes(n_layers=layers)
+
+
+def _recipes(given: Sequence[str], models: Mapping[str, OneRecConfig]) -> list[str]:
+    """Those given, or the default ones. Static scales of random weights cannot be made for experts: said before hours of work."""
+    impossible = [name for name, config in models.items() if config.moe is not None]
+    recipes = _known(given or DEFAULT_RECIPES, RECIPES, "--recipe")
+    static = [recipe for recipe in recipes if impossible and PRECISIONS[precision_of(recipe)].needs_activation_amax]
+    if static and given:
+        what = f"{' and '.join(static)} of {' and '.join(impossible)}: static scales of experts cannot be made from random weights"
+        raise RecipeError(what, where="--recipe", hint="measure fp8-row, or sizes without experts")
+    return [recipe for recipe in recipes if recipe not in static]
 
 
 def _known(words: Sequence[str], known: Sequence[Word], where: str) -> list[Word]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ F = 3
 INPUTS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", "int64", (-1, 3)))
 OUTPUTS = (TensorInfo("scores", "float32", (-1, 4)),)
 PROFILE = {"features": ((1, 2, F), (2, 4, F), (4, 8, F)), "lengths": ((1, 3), (2, 3), (4, 3))}
-MakeRunner = Callable[[], TensorRtRunner]
+MakeRunner = Callable[..., TensorRtRunner]
 
 
 class Stream:
@@ -88,11 +89,11 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_runner() -> MakeRunner:
     engine: Any = SimpleNamespace(scratch_bytes=8, profiles=(PROFILE,), inputs=INPUTS, outputs=OUTPUTS, execution=lambda *_: Execution())
 
-    def make() -> TensorRtRunner:
+    def make(graphs: int = 0) -> TensorRtRunner:
         runner = object.__new__(TensorRtRunner)
         runner.plan, runner.engine, runner.executions, runner._device = Path("a.plan"), engine, 1, 0
         runner._lanes, runner._warming = SimpleQueue(), threading.Lock()
-        runner._lanes.put(Lane(engine, graphs=0))
+        runner._lanes.put(Lane(engine, graphs))
         return runner
 
     return make
@@ -146,6 +147,34 @@ def test_memory_exhausted_by_warming_up_is_a_typed_error(make_runner: MakeRunner
     monkeypatch.setattr(Execution, "full", False)
     runner.warm_up(2, 3)
     assert len(Execution.enqueued) == 3
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (
+            RuntimeError("operation failed due to a previous error during capture\nmore"),
+            "could not be captured: operation failed .* capture$",
+        ),
+        (torch.OutOfMemoryError("no room"), "memory is exhausted"),
+    ],
+)
+def test_a_capture_that_fails_is_a_typed_error_and_the_lane_comes_back(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, problem: RuntimeError, message: str
+) -> None:
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        yield
+        raise problem
+
+    runner = make_runner(graphs=1)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    runner(batch(2, 3))  # a shape's first use is not captured
+    with pytest.raises(GpuError) as caught:
+        runner(batch(2, 3))
+    assert re.search(message, caught.value.what)
+    runner(batch(1, 3))
 
 
 def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> None:

@@ -219,6 +219,7 @@ def test_a_run_that_does_not_count_is_written_and_exits_with_2(tmp_path: Path, c
         ({3: ["fp4"]}, "no 'fp4'"),
         ({4: ["jax"]}, "no 'jax'"),
         ({6: 99}, "1B has 18 layers, not 99"),
+        ({1: ["1B", "4B-A0.5B"], 3: ["fp8-static+kernels"]}, r"fp8-static\+kernels of 4B-A0.5B: static scales of experts"),
     ],
 )
 def test_unknown_words_are_refused(tmp_path: Path, change: dict[int, Any], message: str) -> None:
@@ -228,6 +229,17 @@ def test_unknown_words_are_refused(tmp_path: Path, change: dict[int, Any], messa
     with pytest.raises(RecipeError, match=message):
         bench_command.bench(*arguments)
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(("sizes", "recipes"), [(["1B"], {"fp16", "fp8-static", "fp8-row"}), (["1B", "4B-A0.5B"], {"fp16", "fp8-row"})])
+def test_recipes_that_were_not_named_are_those_every_size_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[str], recipes: set[str]
+) -> None:
+    asked: list[benchmark.BenchOptions] = []
+    monkeypatch.setattr(benchmark, "prepare", lambda options, _: asked.append(options))
+    bench_command.bench(tmp_path / "b.json", sizes, ["2x4x8"], [], ["torch-eager"], 5, 0, tmp_path, "abc", True, False)
+    assert [set(options.recipes) for options in asked] == [recipes]
 
 
 def test_the_commit_is_read_from_git() -> None:
