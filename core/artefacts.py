@@ -78,6 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        restore_interrupted_swap(path)
         _remove_leftovers(path)
         temporary = _begin(path)
         try:

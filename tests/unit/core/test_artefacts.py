@@ -169,6 +169,15 @@ def test_kill_9_between_the_two_renames_of_a_swap_is_undone(tmp_path: Path) -> N
     assert snapshot(path) == {"weights": b"earlier"}
 
 
+def test_a_writer_that_fails_after_a_killed_swap_leaves_the_earlier_content(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    run_until_killed(KILLED_BETWEEN_RENAMES, path)
+    with pytest.raises(ZeroDivisionError), artefacts.atomic_folder(path):
+        _ = 1 // 0
+    assert snapshot(tmp_path) == {"stage/weights": b"earlier"}
+
+
 def test_a_reader_waits_for_a_swap_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stage"
     write_folder(path, "weights", "earlier")
