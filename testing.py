@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from .core.recipe import Recipe, load_recipe
-from .engines.gates import Gate
 from .tools.pipeline import folders_of, run_stages, validations
 from .tools.tables import gates_table
+from .validation.gates import Gate
 
 __all__ = ["ParityReport", "assert_parity", "check_parity"]
 
@@ -29,7 +29,7 @@ _REPORT_WIDTH = 140
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Every gate of one recipe, and where its artefacts lie."""
+    """Every gate of one recipe, and where its artifacts lie."""
 
     recipe: str
     gates: tuple[Gate, ...]
@@ -44,7 +44,7 @@ class ParityReport:
         text = io.StringIO()
         Console(file=text, width=_REPORT_WIDTH, color_system=None, force_terminal=False).print(gates_table(self.gates))
         verdict = (
-            f"{self.recipe}: {len(self.gates) - len(self.failed)} of {len(self.gates)} parity gates passed; artefacts in {self.folder}"
+            f"{self.recipe}: {len(self.gates) - len(self.failed)} of {len(self.gates)} parity gates passed; artifacts in {self.folder}"
         )
         return f"{verdict}\n{text.getvalue()}"
 
@@ -62,7 +62,7 @@ def check_parity(
     Args:
         recipe: A recipe file, or a parsed recipe.
         checkpoint, requests, heldout: Replace the recipe's own paths. Default: as in the recipe.
-        out: Where artefacts go. Default: the recipe's output. Stages that are up to date there are not run again.
+        out: Where artifacts go. Default: the recipe's output. Stages that are up to date there are not run again.
 
     Raises:
         OnerecTrtError: An input is malformed; a failed gate does not raise.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..core.errors import BuildError
-from .fp8_gemms import QuantisedGemms
-from .plan_record import Fp8Gemms, PlanRecord
+from ..runtime.plan_record import Fp8Gemms, PlanRecord
+from .fp8_gemms import QuantizedGemms
 
 _SHOWN = 5
 
 
-def count_fp8(gemms: QuantisedGemms, in_fp8: Collection[str] | None, how: str) -> Fp8Gemms:
+def count_fp8(gemms: QuantizedGemms, in_fp8: Collection[str] | None, how: str) -> Fp8Gemms:
     """Hold the graph against the plan.
 
     Args:
@@ -19,11 +19,11 @@ def count_fp8(gemms: QuantisedGemms, in_fp8: Collection[str] | None, how: str) -
         in_fp8: ONNX nodes that the plan computes in FP8; None: it could not be read.
         how: How they were found.
     """
-    expected, dequantised = len(gemms.in_fp8), len(gemms.dequantised)
+    expected, dequantized = len(gemms.in_fp8), len(gemms.dequantized)
     if in_fp8 is None:
-        return Fp8Gemms(expected=expected, found=None, missing=(), dequantised=dequantised, how=how)
+        return Fp8Gemms(expected=expected, found=None, missing=(), dequantized=dequantized, how=how)
     missing = tuple(name for name in gemms.in_fp8 if name not in in_fp8)
-    return Fp8Gemms(expected=expected, found=expected - len(missing), missing=missing, dequantised=dequantised, how=how)
+    return Fp8Gemms(expected=expected, found=expected - len(missing), missing=missing, dequantized=dequantized, how=how)
 
 
 def require_fp8(record: PlanRecord, share: float) -> None:

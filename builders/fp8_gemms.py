@@ -17,18 +17,18 @@ _TRANSPARENT = (*_LAYOUT_ONLY, "Cast")  # casts before a product ask for FP32 ac
 
 
 @dataclass(frozen=True)
-class QuantisedGemms:
+class QuantizedGemms:
     """Names of the products of an inlined graph that have an FP8 operand: MatMul and Gemm nodes, and nodes that kernels compute.
 
     `in_fp8`: both operands are FP8 codes, so that the product can run in FP8.
-    `dequantised`: only one is, or its scales are per block; the product runs in the wider type.
+    `dequantized`: only one is, or its scales are per block; the product runs in the wider type.
     """
 
     in_fp8: tuple[str, ...]
-    dequantised: tuple[str, ...]
+    dequantized: tuple[str, ...]
 
 
-def quantised_gemms(model: onnx.ModelProto, kernel_nodes: Sequence[KernelNode] = ()) -> QuantisedGemms:
+def quantized_gemms(model: onnx.ModelProto, kernel_nodes: Sequence[KernelNode] = ()) -> QuantizedGemms:
     """Find the matrix multiplications with FP8 operands in an inlined graph.
 
     Args:
@@ -38,7 +38,7 @@ def quantised_gemms(model: onnx.ModelProto, kernel_nodes: Sequence[KernelNode] =
     producers = {output: node for node in model.graph.node for output in node.output}
     codes = {initializer.name for initializer in model.graph.initializer if initializer.data_type in FP8_TYPES}
     codes |= {output for node in kernel_nodes for output in node.fp8_outputs}
-    in_fp8, dequantised = [node.name for node in kernel_nodes if node.in_fp8], []
+    in_fp8, dequantized = [node.name for node in kernel_nodes if node.in_fp8], []
     for node in model.graph.node:
         if node.op_type not in _MULTIPLICATIONS:
             continue
@@ -46,8 +46,8 @@ def quantised_gemms(model: onnx.ModelProto, kernel_nodes: Sequence[KernelNode] =
         if all(source is not None and not _has_blocks(source) for source in sources):
             in_fp8.append(node.name)
         elif any(source is not None for source in sources):
-            dequantised.append(node.name)
-    return QuantisedGemms(tuple(in_fp8), tuple(dequantised))
+            dequantized.append(node.name)
+    return QuantizedGemms(tuple(in_fp8), tuple(dequantized))
 
 
 def multiplications(model: onnx.ModelProto) -> frozenset[str]:
@@ -69,11 +69,11 @@ def _fp8_source(name: str, producers: dict[str, onnx.NodeProto], codes: set[str]
         return None
     coded = _through(_LAYOUT_ONLY, node.input[0], producers)
     source = producers.get(coded)
-    return node if coded in codes or (source is not None and _quantises_to_fp8(source, codes)) else None
+    return node if coded in codes or (source is not None and _quantizes_to_fp8(source, codes)) else None
 
 
-def _has_blocks(dequantise: onnx.NodeProto) -> bool:
-    return any(a.name == "block_size" and a.i > 0 for a in dequantise.attribute)
+def _has_blocks(dequantize: onnx.NodeProto) -> bool:
+    return any(a.name == "block_size" and a.i > 0 for a in dequantize.attribute)
 
 
 def _through(kinds: tuple[str, ...], name: str, producers: dict[str, onnx.NodeProto]) -> str:
@@ -82,7 +82,7 @@ def _through(kinds: tuple[str, ...], name: str, producers: dict[str, onnx.NodePr
     return name
 
 
-def _quantises_to_fp8(node: onnx.NodeProto, codes: set[str]) -> bool:
+def _quantizes_to_fp8(node: onnx.NodeProto, codes: set[str]) -> bool:
     if node.op_type != "QuantizeLinear":
         return False
     by_attribute = any(a.name == "output_dtype" and a.i in FP8_TYPES for a in node.attribute)

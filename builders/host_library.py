@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.artefacts import atomic_file, sha256
+from ..core.artifacts import atomic_file, sha256
 from ..core.errors import BuildError, MissingExtraError
 from .headers import CUDA_HEADER, TENSORRT_HEADER, cuda_headers, tensorrt_headers
 
@@ -49,7 +49,7 @@ def host_library(tensorrt_version: str, cache: Path | None = None) -> HostLibrar
     Raises:
         MissingExtraError: There is no C++ compiler, or there are no headers; says what to install.
         BuildError: The compiler refuses the sources.
-        ArtefactError: The cache cannot be written.
+        ArtifactError: The cache cannot be written.
     """
     includes = (tensorrt_headers(int(tensorrt_version.partition(".")[0])), cuda_headers())
     compiler = find_compiler()

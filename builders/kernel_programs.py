@@ -13,17 +13,17 @@ import onnx
 from onnx import helper
 
 from ..core.errors import BuildError
-from ..operators.kernels.encoding import encode
-from ..operators.kernels.factory import Node
-from ..operators.kernels.program import DType, InputType, Program
-from ..operators.kernels.tiles import Tiles, committed_tiles
+from ..operators.launch.encoding import encode
+from ..operators.launch.node import Node
+from ..operators.launch.program import DType, InputType, Program
+from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
 from .preconditions import FP8_TYPES
 from .prepared_weights import PreparedWeights
 
 if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins can do without
-    from ..operators.kernels.factories import KernelFactory
+    from ..operators.kernels.registry import KernelFactory
 
 OP_TYPE, PLUGIN_VERSION = "KernelProgram", "1"
 FP8: DType = "float8_e4m3fn"

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..runtime.plan_record import PlanLayer
 from .kernel_programs import KernelNode
-from .plan_record import PlanLayer
 
 # A layer's metadata names every ONNX node it came from: "[ONNX Layer: a]", separated by control characters or nothing.
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")

@@ -10,8 +10,8 @@ import onnx
 
 from ..core.errors import BuildError
 from ..core.recipe import Profile
-from ..core.tensorrt_api import ShapeRange
-from .fp8_gemms import QuantisedGemms, quantised_gemms
+from ..runtime.tensorrt_api import ShapeRange
+from .fp8_gemms import QuantizedGemms, quantized_gemms
 from .functions import inline_functions, load_graph
 from .kernel_programs import OP_TYPE, KernelNode, Kernels, use_kernels
 from .preconditions import FP8_TYPES, check_graph
@@ -30,7 +30,7 @@ class NativeGraph:
     beside: Path
     model: onnx.ModelProto
     profiles: list[dict[str, ShapeRange]]
-    gemms: QuantisedGemms
+    gemms: QuantizedGemms
     kernel_nodes: tuple[KernelNode, ...] = ()
     prepared_weights: tuple[str, ...] = ()
 
@@ -56,7 +56,7 @@ def prepare(
     kernel_nodes = () if kernels is None else use_kernels(exported, kernels)
     graph = inline_functions(exported)
     check_graph(graph, source, plugins=(OP_TYPE,) if kernel_nodes else ())
-    gemms = quantised_gemms(graph, kernel_nodes)
+    gemms = quantized_gemms(graph, kernel_nodes)
     _require_every_product(exported, gemms, source)
     if rewrite is not None:
         rewrite(graph)
@@ -67,15 +67,15 @@ def prepare(
     return NativeGraph(kernels.weights.folder_of(graph) / source.name, graph, shapes, gemms, kernel_nodes, tuple(sorted(prepared)))
 
 
-def _require_every_product(exported: onnx.ModelProto, gemms: QuantisedGemms, source: Path) -> None:
-    """A product of FP8 weights that is not recognised would be missing from what a plan is held against, unnoticed."""
+def _require_every_product(exported: onnx.ModelProto, gemms: QuantizedGemms, source: Path) -> None:
+    """A product of FP8 weights that is not recognized would be missing from what a plan is held against, unnoticed."""
     functions = {(function.domain, function.name) for function in exported.functions}
     weights = {initializer.name for initializer in exported.graph.initializer if initializer.data_type in FP8_TYPES}
     calls = [node for node in exported.graph.node if (node.domain, node.op_type) in functions and weights.intersection(node.input)]
-    found = {name.partition("/")[0] for name in (*gemms.in_fp8, *gemms.dequantised)}
+    found = {name.partition("/")[0] for name in (*gemms.in_fp8, *gemms.dequantized)}
     if unseen := [node.name for node in calls if node.name not in found]:
         raise BuildError(
-            f"{len(unseen)} operators with FP8 weights have no product that is recognised as quantised: {', '.join(unseen[:_SHOWN])}",
+            f"{len(unseen)} operators with FP8 weights have no product that is recognized as quantized: {', '.join(unseen[:_SHOWN])}",
             where=str(source),
             hint="their functions must bring DequantizeLinear to MatMul through changes of layout and casts alone",
         )

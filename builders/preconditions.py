@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..core.errors import BuildError
-from ..core.tensorrt_api import Bindings
+from ..runtime.tensorrt_api import Bindings
 from .functions import STANDARD_DOMAINS, all_nodes
 
 TOPK_LIMIT = 3840  # largest k of TensorRT's TopK layer; its documentation states it, and a build beyond it fails
@@ -39,7 +39,7 @@ def check_capabilities(bindings: Bindings, capabilities: tuple[str, ...], *, fp8
             )
         if fp8 and tuple(map(int, capability.split("."))) < FP8_CAPABILITY:
             raise BuildError(
-                f"compute capability {capability} has no FP8 tensor cores, and this model is quantised to FP8",
+                f"compute capability {capability} has no FP8 tensor cores, and this model is quantized to FP8",
                 where="build.compute_capabilities",
                 hint="take 8.9 or newer, or the recipe's precision fp16",
             )

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the recipe's ranges of batch and context as shapes of the graph's inputs."""
+"""Optimization profiles: the recipe's ranges of batch and context as shapes of the graph's inputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import onnx
 
 from ..core.errors import BuildError
 from ..core.recipe import Profile
-from ..core.tensorrt_api import ShapeRange
+from ..runtime.tensorrt_api import ShapeRange
 
-# The dynamic dimensions of the serving graph and its forced form: features [B, S, F], lengths [B, 3], sids [B, W, 3].
+# The dynamic dimensions of the serving graph and its scoring graph: features [B, S, F], lengths [B, 3], sids [B, W, 3].
 _RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
 # With one token and several requests, what TensorRT 10.6 answered one of them changed from run to run on an H200, as if the keys and
 # values of all requests lay over each other; from two tokens on it did not. Runners fill a shorter context up.

@@ -1,7 +1,7 @@
 """What a built plan really runs, read from the compiled program it carries as text.
 
 TensorRT-RTX writes the program of its compiler into the plan in plain text. The format is not documented: what is
-not recognised is reported as unknown, never guessed. The engine inspector needs the plan's GPU, this does not.
+not recognized is reported as unknown, never guessed. The engine inspector needs the plan's GPU, this does not.
 """
 
 from __future__ import annotations

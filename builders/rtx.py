@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.artefacts import write_json
+from ..core.artifacts import write_json
 from ..core.recipe import BuildOptions
-from ..core.tensorrt_api import load
+from ..runtime.plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
+from ..runtime.tensorrt_api import load
 from . import native_graph
 from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
-from .fp8_gemms import QuantisedGemms, weight_bytes
+from .fp8_gemms import QuantizedGemms, weight_bytes
 from .native_graph import NativeGraph
-from .plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
 from .preconditions import check_capabilities, has_fp8
 from .program_text import ProgramFacts, read_program
 from .worker import Job
@@ -80,6 +80,6 @@ def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float,
     return record
 
 
-def _fp8_gemms(gemms: QuantisedGemms, program: ProgramFacts | None) -> Fp8Gemms:
+def _fp8_gemms(gemms: QuantizedGemms, program: ProgramFacts | None) -> Fp8Gemms:
     found = None if program is None else program.fp8_layers
     return count_fp8(gemms, found, _UNREADABLE if program is None else _COUNTED)

@@ -5,42 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.artefacts import files_in
+from ..core.artifacts import files_in
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
 from ..core.sources import sources_hash
-from ..core.tensorrt_api import Target
+from ..runtime.machine import Machine, this_machine
+from ..runtime.plan_record import PlanRecord
+from ..runtime.tensorrt_api import Target
 from . import rtx, tensorrt
-from .machine import Machine, this_machine
-from .plan_record import PlanRecord
 
 MODEL = "model.onnx"
 PLAN_FOLDERS: dict[Target, str] = {"tensorrt-rtx": "plans", "tensorrt": "plans-tensorrt"}  # plans of both may lie in one output folder
 
 
-def build(recipe: Recipe, exported: Path, folder: Path, twin: Path | None = None) -> Record:
+def build(recipe: Recipe, exported: Path, folder: Path, baseline: Path | None = None) -> Record:
     """Build the recipe's plans.
 
     Args:
         recipe: Its `build` section says which.
-        exported: Folder of the export stage, with `model.onnx`, `forced.onnx`, their external data and its record.
+        exported: Folder of the export stage, with `model.onnx`, `scoring.onnx`, their external data and its record.
         folder: Gets per plan `sm89.plan`, the record `sm89.json` and `builder-sm89.log`; replaced as a whole.
-        twin: Exported folder of the same checkpoint in FP16, whose plans are built beside. Default: none.
+        baseline: Exported folder of the same checkpoint in FP16, whose plans are built beside. Default: none.
 
     Raises:
-        ArtefactError: The exported files do not match their record, or the disk is full.
+        ArtifactError: The exported files do not match their record, or the disk is full.
         BuildError: A plan cannot be built; none is left then.
         GpuError: The target is `tensorrt` and there is no GPU.
         MissingExtraError: The target's library, or what compiles the plugin host, is not installed.
     """
-    sources = {"": exported, "twin/": twin}
+    sources = {"": exported, "baseline/": baseline}
     read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
     if recipe.build.target == "tensorrt-rtx":
         options = recipe.build.model_dump(mode="json", exclude={"timing_cache"}) | {"builders": sources_hash("builders")}
         return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
     machine = this_machine("tensorrt")
     tools = ("onnx", "triton") if recipe.build.plugins else ("onnx",)
-    body = _tensorrt(recipe, machine, exported, twin)
+    body = _tensorrt(recipe, machine, exported, baseline)
     return run_stage("build", folder, read=read, options=tensorrt.identity(recipe.build, machine), tools=tools, body=body)
 
 
@@ -58,9 +58,9 @@ def _rtx(recipe: Recipe, exported: Path) -> Any:
     return body
 
 
-def _tensorrt(recipe: Recipe, machine: Machine, exported: Path, twin: Path | None) -> Any:
+def _tensorrt(recipe: Recipe, machine: Machine, exported: Path, baseline: Path | None) -> Any:
     def body(folder: Path) -> dict[str, Any]:
-        fp16 = None if twin is None else tensorrt.Source(twin, "fp16")
+        fp16 = None if baseline is None else tensorrt.Source(baseline, "fp16")
         with tensorrt.working_folder(folder) as working:
             jobs = tensorrt.plan_jobs(tensorrt.Source(exported, recipe.precision), recipe.build, machine, working, fp16)
             return _facts([tensorrt.build_plan(job, recipe.build, machine, folder) for job in jobs])

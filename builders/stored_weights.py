@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
-from .plan_record import StoredWeights
+from ..runtime.plan_record import StoredWeights
 
 PIECE = 64  # bytes compared; a piece of a trained weight this long does not occur by chance
 SMALLEST = 1 << 16  # bytes; smaller weights do not matter for a plan's size

@@ -1,4 +1,4 @@
-"""Plans of TensorRT for the GPU in this machine: the serving graph and its forced form, natively or with the kernels of the operators."""
+"""Plans of TensorRT for the GPU in this machine: the serving graph and its scoring graph, natively or with the kernels of the operators."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.artefacts import read_json, sha256, write_json
+from ..core.artifacts import read_json, sha256, write_json
 from ..core.errors import BuildError
 from ..core.recipe import BuildOptions, Profile
 from ..core.sources import sources_hash
-from ..operators.kernels.tiles import committed_tiles
-from . import native_graph
-from .block_scales import without_block_scales
-from .child import build_in_child
-from .fp8_coverage import count_fp8, require_fp8
-from .fp8_gemms import multiplications, weight_bytes
-from .host_library import HostLibrary, host_library
-from .kernel_programs import Kernels
-from .layer_report import computed_in_fp8, plan_layers
-from .machine import Machine
-from .native_graph import NativeGraph
-from .plan_record import (
+from ..operators.launch.tiles import committed_tiles
+from ..runtime.machine import Machine
+from ..runtime.plan_record import (
     NOT_YET_VALIDATED,
     Fp8Gemms,
     PlanLayer,
@@ -36,13 +27,22 @@ from .plan_record import (
     facts_of_build,
     record_path,
 )
+from . import native_graph
+from .block_scales import without_block_scales
+from .child import build_in_child
+from .fp8_coverage import count_fp8, require_fp8
+from .fp8_gemms import multiplications, weight_bytes
+from .host_library import HostLibrary, host_library
+from .kernel_programs import Kernels
+from .layer_report import computed_in_fp8, plan_layers
+from .native_graph import NativeGraph
 from .prepared_weights import PreparedWeights
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
 from .worker import Job
 
-Form = Literal["serving", "forced"]
-GRAPHS: dict[Form, str] = {"serving": "model.onnx", "forced": "forced.onnx"}
+Form = Literal["serving", "scoring"]
+GRAPHS: dict[Form, str] = {"serving": "model.onnx", "scoring": "scoring.onnx"}
 
 _COUNTED = "read from the engine inspector: multiplications whose kernel takes FP8 operands, in every profile, by ONNX node"
 _UNREADABLE = "the engine inspector described no layer in detail"
@@ -83,11 +83,11 @@ def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
     return facts | ({"kernels": sources_hash("operators/kernels", "builders/plugin_host", "core")} if options.plugins else {})
 
 
-def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, twin: Source | None = None) -> list[PlanJob]:
+def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, baseline: Source | None = None) -> list[PlanJob]:
     """Every plan a recipe asks for, checked before the first build starts.
 
-    Names: `sm90.plan`, `sm90-forced.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
-    shapes; those of the FP16 twin begin with `sm90-fp16`.
+    Names: `sm90.plan`, `sm90-scoring.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
+    shapes; those of the FP16 baseline begin with `sm90-fp16`.
     `working` is a `working_folder` that lives until the plans are built.
 
     Raises:
@@ -98,11 +98,11 @@ def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: 
     host = host_library(machine.library_version) if options.plugins else None
     generation = f"sm{machine.compute_capability.replace('.', '')}"
     jobs = []
-    for each, prefix in [(source, generation), *([(twin, f"{generation}-fp16")] if twin else [])]:
+    for each, prefix in [(source, generation), *([(baseline, f"{generation}-fp16")] if baseline else [])]:
         kernels = _kernels(each, machine, working) if options.plugins else None
         for form, file in GRAPHS.items():
             for suffix, profiles in _groups(options):
-                name = "-".join(filter(None, (prefix, suffix, "forced" if form == "forced" else ""))) + ".plan"
+                name = "-".join(filter(None, (prefix, suffix, "scoring" if form == "scoring" else ""))) + ".plan"
                 graph = native_graph.prepare(each.exported / file, list(map(_buildable, profiles)), without_block_scales, kernels)
                 jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
@@ -165,7 +165,7 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
 
 
 def _kernels(source: Source, machine: Machine, working: Path) -> Kernels:
-    from ..operators.kernels.factories import FACTORIES  # brings Triton along
+    from ..operators.kernels.registry import FACTORIES  # brings Triton along
 
     tiles = committed_tiles()
     if machine.multiprocessors:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core.artefacts import atomic_file
-from ..core.errors import ArtefactError, BuildError
-from .machine import Machine
+from ..core.artifacts import atomic_file
+from ..core.errors import ArtifactError, BuildError
+from ..runtime.machine import Machine
 
 _LOCK_SECONDS = 60.0  # a merge takes well below a second
 
@@ -53,7 +53,7 @@ def write_cache(path: Path, content: bytes, known: bytes, merge: Callable[[bytes
 
     Raises:
         BuildError: Another process has held the lock for a minute, or the two caches do not fit together.
-        ArtefactError: The folder cannot be written, or the disk is full.
+        ArtifactError: The folder cannot be written, or the disk is full.
     """
     if content == known:
         return read_cache(path)
@@ -69,5 +69,5 @@ def write_cache(path: Path, content: bytes, known: bytes, merge: Callable[[bytes
         raise BuildError("the timing cache is locked by another build", where=f"{path}.lock", hint=hint) from None
     except OSError as error:
         hint = "name a folder that may be written as build.timing_cache"
-        raise ArtefactError(f"the timing cache cannot be kept: {error.strerror}", where=str(path), hint=hint) from None
+        raise ArtifactError(f"the timing cache cannot be kept: {error.strerror}", where=str(path), hint=hint) from None
     return merged

@@ -19,8 +19,8 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import OnerecTrtError
-from ..core.tensorrt_api import BuiltPlan, Network, ShapeRange, Target, TensorInfo, load
-from ..core.tensorrt_engine import Engine
+from ..runtime.engine import Engine
+from ..runtime.tensorrt_api import BuiltPlan, Network, ShapeRange, Target, TensorInfo, load
 from .timing_cache import digest, read_cache, write_cache
 
 

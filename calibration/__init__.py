@@ -1,1 +1,1 @@
-"""FP8 post-training quantisation with NVIDIA ModelOpt, frozen scales, distribution statistics, expert coverage."""
+"""FP8 post-training quantization with NVIDIA ModelOpt, quantized scales, distribution statistics, expert coverage."""

@@ -1,4 +1,4 @@
-"""Holds frozen weights against the weights ModelOpt's fake-quantised model multiplies with."""
+"""Holds quantized weights against the weights ModelOpt's fake-quantized model multiplies with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from ..core.errors import CalibrationError
 from ..core.precision import BLOCK
 from ..operators import fp8
-from .freeze import FrozenWeight
-from .modelopt_api import SMALLEST_AMAX, fake_quantised_weight
+from .modelopt_api import SMALLEST_AMAX, fake_quantized_weight
+from .quantize import QuantizedWeight
 from .summary import WeightCheck
 from .targets import Target
 
@@ -24,23 +24,23 @@ class WeightAgreement:
         self._model = modelopt_model
         self._linears, self._codes, self._differing = 0, 0, 0
 
-    def compare(self, target: Target, weight_NK: Tensor, frozen: FrozenWeight) -> None:
-        """Hold one frozen weight against ModelOpt's.
+    def compare(self, target: Target, weight_NK: Tensor, quantized: QuantizedWeight) -> None:
+        """Hold one quantized weight against ModelOpt's.
 
         Raises:
             CalibrationError: They differ by more than rounding.
         """
-        theirs_NK, ours_NK = fake_quantised_weight(self._model, target), frozen.dequantised()
+        theirs_NK, ours_NK = fake_quantized_weight(self._model, target), quantized.dequantized()
         same_NK = (ours_NK - theirs_NK).abs() <= RELATIVE_ROUNDING * ours_NK.abs()
         # Elsewhere both must be equally near to the exact weight: it lies halfway between their two codes.
         nearness_NK = ((ours_NK - weight_NK).abs() - (theirs_NK - weight_NK).abs()).abs()
         halfway_NK = nearness_NK <= RELATIVE_ROUNDING * weight_NK.abs()
-        wrong = int((~(same_NK | halfway_NK | _flushed_by_modelopt(frozen))).sum())
+        wrong = int((~(same_NK | halfway_NK | _flushed_by_modelopt(quantized))).sum())
         if wrong:
             raise CalibrationError(
-                f"{wrong} of {weight_NK.numel()} frozen weights differ from ModelOpt's by more than rounding",
+                f"{wrong} of {weight_NK.numel()} quantized weights differ from ModelOpt's by more than rounding",
                 where=target.name,
-                hint="the calibration is another checkpoint's, or this ModelOpt release quantises differently (0.47 is known good)",
+                hint="the calibration is another checkpoint's, or this ModelOpt release quantizes differently (0.47 is known good)",
             )
         self._linears += 1
         self._codes += weight_NK.numel()
@@ -50,10 +50,10 @@ class WeightAgreement:
         return WeightCheck(linears=self._linears, codes=self._codes, differing_codes=self._differing)
 
 
-def _flushed_by_modelopt(frozen: FrozenWeight) -> Tensor:
+def _flushed_by_modelopt(quantized: QuantizedWeight) -> Tensor:
     """Where ModelOpt takes amax for zero and we do not: [N, 1], or [N, K] for blocks."""
-    tiny = frozen.scale <= SMALLEST_AMAX / 448
+    tiny = quantized.scale <= SMALLEST_AMAX / 448
     if tiny.ndim == 1:
         return tiny[:, None]
-    rows, inputs = frozen.shape
+    rows, inputs = quantized.shape
     return fp8.expand_block_scale(tiny, rows).repeat_interleave(BLOCK, 1)[:, :inputs]

@@ -1,4 +1,4 @@
-"""The only importer of NVIDIA ModelOpt: its configuration for each precision, its quantisers, and what can be read from them.
+"""The only importer of NVIDIA ModelOpt: its configuration for each precision, its quantizers, and what can be read from them.
 
 Written against ModelOpt 0.47. Nothing here knows about files or requests.
 """
@@ -17,7 +17,7 @@ from ..core.precision import PRECISIONS, Granularity
 from ..operators import fp8
 from .targets import Kind, Target
 
-ROW_BLOCKS = "onerec_fp8_1x128"  # name of our quantisation backend
+ROW_BLOCKS = "onerec_fp8_1x128"  # name of our quantization backend
 SMALLEST_AMAX = 2.0**-24  # ModelOpt's FP8 emulation takes a smaller amax for zero (tensor_quant.py, _fp8_eager)
 Role = Literal["weight", "input"]
 
@@ -40,7 +40,7 @@ _INPUT: dict[Granularity, dict[str, Any]] = {
 
 
 def modelopt_config(precision: str) -> dict[str, Any]:
-    """ModelOpt's configuration: everything off, then by name what the precision quantises.
+    """ModelOpt's configuration: everything off, then by name what the precision quantizes.
 
     ModelOpt's presets switch layers off by name (`*router*`, `output.*`, ...); none of them is used here.
     Later entries win, and `*` matches dots too.
@@ -55,10 +55,10 @@ def modelopt_config(precision: str) -> dict[str, Any]:
     return {"quant_cfg": entries, "algorithm": "max"}
 
 
-def insert_quantisers(model: nn.Module, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
-    """Put ModelOpt's quantisers into the model, in place, and calibrate their amax ("max" algorithm).
+def insert_quantizers(model: nn.Module, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
+    """Put ModelOpt's quantizers into the model, in place, and calibrate their amax ("max" algorithm).
 
-    While `forward_loop` runs, the quantisers only watch: the model computes as before.
+    While `forward_loop` runs, the quantizers only watch: the model computes as before.
     Without a loop only the weights are calibrated.
     """
     import modelopt.torch.quantization as mtq
@@ -67,13 +67,13 @@ def insert_quantisers(model: nn.Module, precision: str, forward_loop: Callable[[
 
     _quieten()
     if not is_registered_quant_backend(ROW_BLOCKS):
-        register_quant_backend(ROW_BLOCKS, _fake_quantise_row_blocks)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantisers it inserted
+        register_quant_backend(ROW_BLOCKS, _fake_quantize_row_blocks)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantizers it inserted
         mtq.quantize(model, modelopt_config(precision), forward_loop)
 
 
-def enabled_quantisers(model: nn.Module) -> set[str]:
-    """Names of all quantisers that are on, e.g. `blocks.0.ffn.up.weight_quantizer`."""
+def enabled_quantizers(model: nn.Module) -> set[str]:
+    """Names of all quantizers that are on, e.g. `blocks.0.ffn.up.weight_quantizer`."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     return {name for name, module in model.named_modules() if isinstance(module, TensorQuantizer) and module.is_enabled}
@@ -81,33 +81,33 @@ def enabled_quantisers(model: nn.Module) -> set[str]:
 
 def amax_of(model: nn.Module, linear: str, role: Role) -> Tensor | None:
     """Calibrated amax of a linear's weight or input as ModelOpt holds it, FP32; None when it is computed while running."""
-    amax = quantiser(model, linear, role).amax
+    amax = quantizer(model, linear, role).amax
     return None if amax is None else amax.detach().float()
 
 
 def set_amax(model: nn.Module, linear: str, role: Role, amax: Tensor) -> None:
     """Replace a calibrated amax; the shape is ModelOpt's: [N, 1], [blocks of N, 1, blocks of K, 1] or none."""
-    quantiser(model, linear, role).amax = amax
+    quantizer(model, linear, role).amax = amax
 
 
-def fake_quantised_weight(model: nn.Module, target: Target) -> Tensor:
-    """The weight [N, K] as ModelOpt's model multiplies with it: quantised and dequantised, FP32."""
+def fake_quantized_weight(model: nn.Module, target: Target) -> Tensor:
+    """The weight [N, K] as ModelOpt's model multiplies with it: quantized and dequantized, FP32."""
     weight = model.get_submodule(target.name).weight
     assert isinstance(weight, Tensor)
-    result = quantiser(model, target.name, "weight")(weight.detach())
+    result = quantizer(model, target.name, "weight")(weight.detach())
     assert isinstance(result, Tensor)
     return result.float()
 
 
-def quantiser(model: nn.Module, linear: str, role: Role) -> Any:
-    """ModelOpt's quantiser of a linear's weight or input."""
+def quantizer(model: nn.Module, linear: str, role: Role) -> Any:
+    """ModelOpt's quantizer of a linear's weight or input."""
     return model.get_submodule(f"{linear}.{role}_quantizer")
 
 
-def _fake_quantise_row_blocks(x: Tensor, _: Any) -> Tensor:
-    """1 x 128 blocks along the last axis, FP32 scales: quantised and dequantised."""
-    codes, scale = fp8.quantise_row_blocks(x)
-    return fp8.dequantise_row_blocks(codes, scale)[..., : x.shape[-1]].to(x.dtype)
+def _fake_quantize_row_blocks(x: Tensor, _: Any) -> Tensor:
+    """1 x 128 blocks along the last axis, FP32 scales: quantized and dequantized."""
+    codes, scale = fp8.quantize_row_blocks(x)
+    return fp8.dequantize_row_blocks(codes, scale)[..., : x.shape[-1]].to(x.dtype)
 
 
 def _quieten() -> None:

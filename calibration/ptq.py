@@ -1,4 +1,4 @@
-"""Post-training quantisation of a model in memory: ModelOpt's quantisers calibrated on requests, or set from a saved result."""
+"""Post-training quantization of a model in memory: ModelOpt's quantizers calibrated on requests, or set from a saved result."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from ..core.errors import CalibrationError
 from ..core.precision import PRECISIONS, Granularity
 from ..models.onerec import OneRec
-from .forced import ForcedRequests
-from .freeze import FP32_TENSORS, Amax, share_input_amax
-from .modelopt_api import amax_of, enabled_quantisers, insert_quantisers, set_amax
+from .modelopt_api import amax_of, enabled_quantizers, insert_quantizers, set_amax
 from .observation import Observation, observing
-from .targets import Target, quantised_targets, targets_of
+from .quantize import FP32_TENSORS, Amax, share_input_amax
+from .scoring import ScoringRequests
+from .targets import Target, quantized_targets, targets_of
 
 _SHOWN = 8  # names listed in an error
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The model, fake-quantised in place; the amax of each quantised linear; what was seen on the way."""
+    """The model, fake-quantized in place; the amax of each quantized linear; what was seen on the way."""
 
     model: OneRec
     amax: dict[str, Amax]
@@ -30,42 +30,42 @@ class Calibrated:
 
 
 @torch.no_grad()
-def calibrate_model(model: OneRec, precision: str, forced: ForcedRequests, imported: Mapping[str, Amax] | None = None) -> Calibrated:
-    """Quantise a model in place and observe it while the requests run through it in FP32.
+def calibrate_model(model: OneRec, precision: str, scoring: ScoringRequests, imported: Mapping[str, Amax] | None = None) -> Calibrated:
+    """Quantize a model in place and observe it while the requests run through it in FP32.
 
     Args:
         model: In FP32, evaluation mode. For fp16 it becomes the FP16 model.
         precision: One of PRECISIONS.
-        forced: Calibration requests.
+        scoring: Calibration requests.
         imported: Amax values to use instead of calibrating. Default: calibrate.
 
     Raises:
-        CalibrationError: An activation holds NaN, an amax is missing, or other layers were quantised than the precision says.
+        CalibrationError: An activation holds NaN, an amax is missing, or other layers were quantized than the precision says.
     """
     observation = Observation()
 
     def forward_loop(watched: nn.Module) -> None:
         assert isinstance(watched, OneRec)
         with observing(watched, targets_of(watched.config, precision), observation):
-            forced.run(watched, f"calibrating {precision}")
+            scoring.run(watched, f"calibrating {precision}")
 
-    targets = quantised_targets(model.config, precision)
-    if not PRECISIONS[precision].is_quantised:
+    targets = quantized_targets(model.config, precision)
+    if not PRECISIONS[precision].is_quantized:
         forward_loop(model)
         _to_fp16(model)
     elif imported is None:
-        insert_quantisers(model, precision, forward_loop)
+        insert_quantizers(model, precision, forward_loop)
     else:
-        forward_loop(model)  # before the quantisers go in, so that the statistics are those of FP32
-        insert_quantisers(model, precision, None)
+        forward_loop(model)  # before the quantizers go in, so that the statistics are those of FP32
+        insert_quantizers(model, precision, None)
         _set_all(model, targets, imported)
     if targets:
-        check_quantised(model, targets)
+        check_quantized(model, targets)
     return Calibrated(model, read_amax(model, targets), observation)
 
 
 def read_amax(model: nn.Module, targets: Sequence[Target]) -> dict[str, Amax]:
-    """Amax of every target from ModelOpt's quantisers; linears that read the same tensor share the input's.
+    """Amax of every target from ModelOpt's quantizers; linears that read the same tensor share the input's.
 
     Raises:
         CalibrationError: One is missing, NaN, negative, infinite, or zero where an activation is to be scaled by it.
@@ -90,22 +90,22 @@ def check_amax(target: Target, role: str, amax: Tensor | None) -> Tensor:
     return amax
 
 
-def check_quantised(model: nn.Module, targets: Sequence[Target]) -> None:
-    """Hold the quantisers that are on against the list of targets.
+def check_quantized(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Hold the quantizers that are on against the list of targets.
 
     Raises:
         CalibrationError: They differ; lists both sides.
     """
     expected = {f"{target.name}.{role}_quantizer" for target in targets for role in ("weight", "input")}
-    actual = enabled_quantisers(model)
+    actual = enabled_quantizers(model)
     problems = [
         f"{len(names)} {word}: {', '.join(sorted(names)[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
-        for names, word in ((expected - actual, "not quantised"), (actual - expected, "quantised though the precision says no"))
+        for names, word in ((expected - actual, "not quantized"), (actual - expected, "quantized though the precision says no"))
         if names
     ]
     if problems:
         hint = "this ModelOpt release treats layer names differently: use 0.47"
-        raise CalibrationError("ModelOpt quantised other layers than the recipe says", where="; ".join(problems), hint=hint)
+        raise CalibrationError("ModelOpt quantized other layers than the recipe says", where="; ".join(problems), hint=hint)
 
 
 def _read_one(model: nn.Module, target: Target) -> Amax:

@@ -1,4 +1,4 @@
-"""Quantised checkpoints of random weights, for exports of full-size models: written block by block, no model in memory."""
+"""Quantized checkpoints of random weights, for exports of full-size models: written block by block, no model in memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..core.records import Record, run_stage
 from ..models.checkpoint import expected_shapes
 from ..models.config import OneRecConfig
 from ..operators import fp8
-from .freeze import Amax, freeze, weight_amax
-from .summary import QuantisationSummary, summarise_layers, unquantised, write_summary
-from .targets import Target, quantised_targets
+from .quantize import Amax, quantize, weight_amax
+from .summary import QuantizationSummary, summarize_layers, unquantized, write_summary
+from .targets import Target, quantized_targets
 
-STANDARD_DEVIATION = 0.02  # the usual initialisation of transformers
+STANDARD_DEVIATION = 0.02  # the usual initialization of transformers
 
 
 class RandomWeights:
@@ -45,14 +45,14 @@ class RandomWeights:
         return torch.randn(shape, generator=generator).mul_(STANDARD_DEVIATION)
 
 
-def random_quantised_checkpoint(
+def random_quantized_checkpoint(
     config: OneRecConfig, precision: PrecisionName, folder: Path, seed: int, input_amax: Mapping[str, float] | None = None
 ) -> Record:
-    """Write a quantised checkpoint of random weights into `folder`, replaced as a whole. Peak memory: two shards.
+    """Write a quantized checkpoint of random weights into `folder`, replaced as a whole. Peak memory: two shards.
 
     Args:
         config: The model.
-        precision: How it is quantised.
+        precision: How it is quantized.
         folder: Where the files go.
         seed: Of the weights.
         input_amax: For static activation scales: AbsMax of the tensor each group of linears reads, by the group's name.
@@ -62,7 +62,7 @@ def random_quantised_checkpoint(
     """
     amax = dict(input_amax or {})
     if PRECISIONS[precision].needs_activation_amax:
-        missing = sorted({target.group for target in quantised_targets(config, precision)} - amax.keys())
+        missing = sorted({target.group for target in quantized_targets(config, precision)} - amax.keys())
         if missing:
             hint = "use fp16, fp8-row or fp8-paper, or calibrate a trained checkpoint"
             problem = f"{precision} needs calibrated activation scales; random weights have none for {len(missing)} groups of linears"
@@ -73,13 +73,13 @@ def random_quantised_checkpoint(
 
 
 def _write(config: OneRecConfig, precision: PrecisionName, seed: int, input_amax: Mapping[str, float], folder: Path) -> dict[str, object]:
-    targets = quantised_targets(config, precision)
+    targets = quantized_targets(config, precision)
 
     def amax_of(target: Target, weight_NK: Tensor) -> Amax:
         return Amax(weight_amax(weight_NK, target.granularity), input_amax.get(target.group))
 
-    freeze(RandomWeights(config, seed), targets, amax_of, folder, lambda *_: None)
+    quantize(RandomWeights(config, seed), targets, amax_of, folder, lambda *_: None)
     scales = {target.name: float(fp8.scale_of(torch.tensor(input_amax[target.group]))) for target in targets if target.group in input_amax}
-    layers = summarise_layers(targets, scales)
-    write_summary(folder, QuantisationSummary(precision=precision, layers=layers, unquantised=unquantised(config, targets)))
-    return {"quantised_linears": len(targets)}
+    layers = summarize_layers(targets, scales)
+    write_summary(folder, QuantizationSummary(precision=precision, layers=layers, unquantized=unquantized(config, targets)))
+    return {"quantized_linears": len(targets)}

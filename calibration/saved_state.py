@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..core.errors import CalibrationError
 from ..core.precision import Granularity
-from .freeze import Amax, TensorSource
 from .ptq import check_amax
+from .quantize import Amax, TensorSource
 from .targets import Target
 
 _AMAX = "_quantizer._amax"
@@ -54,11 +54,11 @@ class SavedState:
         """The amax of every target.
 
         Args:
-            targets: Quantised linears of the recipe.
+            targets: Quantized linears of the recipe.
             modules: Their names to those in this file.
 
         Raises:
-            CalibrationError: The state quantises other layers or in another way than the recipe, or an amax is missing or NaN.
+            CalibrationError: The state quantizes other layers or in another way than the recipe, or an amax is missing or NaN.
         """
         self._check_names(targets, modules)
         return {target.name: self._amax_of(target, modules[target.name]) for target in targets}
@@ -84,8 +84,8 @@ class SavedState:
     def _check_names(self, targets: Sequence[Target], modules: Mapping[str, str]) -> None:
         expected = {f"{modules[target.name]}.weight{_AMAX}" for target in targets}
         expected |= {f"{modules[t.name]}.input{_AMAX}" for t in targets if t.granularity is Granularity.TENSOR}
-        quantiser_state = {name for name in self.names if "_quantizer." in name}
-        missing, extra = sorted(expected - quantiser_state), sorted(quantiser_state - expected)
+        quantizer_state = {name for name in self.names if "_quantizer." in name}
+        missing, extra = sorted(expected - quantizer_state), sorted(quantizer_state - expected)
         problems = [
             f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
             for names, word in ((missing, "missing"), (extra, "not part of the recipe"))
@@ -93,7 +93,7 @@ class SavedState:
         ]
         if problems:
             raise CalibrationError(
-                "the saved state quantises other layers, or in another way, than the recipe",
+                "the saved state quantizes other layers, or in another way, than the recipe",
                 where=f"{self.path}: {'; '.join(problems)}",
                 hint="choose the precision the state was made for, or calibrate again without calibration.saved_state",
             )

@@ -1,4 +1,4 @@
-"""The stage `calibrate`: checkpoint and calibration requests in, quantised checkpoint and quantization.json out."""
+"""The stage `calibrate`: checkpoint and calibration requests in, quantized checkpoint and quantization.json out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..models.requests import read_requests
 from ..operators import fp8
 from .agreement import WeightAgreement
 from .coverage import coverage, judge_coverage
-from .forced import REFERENCE_REQUESTS, ForcedRequests, Reference, with_paths, write_reference
-from .freeze import Amax, freeze
 from .observation import Observation
 from .ptq import Calibrated, calibrate_model
+from .quantize import Amax, quantize
 from .saved_state import SavedState
-from .statistics import HISTOGRAM_LOG10_EDGES, QuantisationError, activation_cast, check_fp16_range, quantisation_error
-from .summary import Checks, QuantisationSummary, TensorSummary, summarise_layers, unquantised, write_summary
-from .targets import Target, quantised_targets
+from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
+from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_range, quantization_error
+from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
+from .targets import Target, quantized_targets
 from .weights import WeightWatcher
 
 STAGE = "calibrate"
@@ -33,7 +33,7 @@ TOOLS = ("torch", "nvidia-modelopt", "safetensors")
 
 
 def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) -> Record:
-    """Quantise a checkpoint as the recipe says, or leave `folder` alone when nothing changed since.
+    """Quantize a checkpoint as the recipe says, or leave `folder` alone when nothing changed since.
 
     Args:
         recipe: Precision, calibration options, key map and profiles count; the paths in it do not.
@@ -64,28 +64,28 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(checkpoint_path, recipe.key_map)
-    targets = quantised_targets(checkpoint.config, recipe.precision)
+    targets = quantized_targets(checkpoint.config, recipe.precision)
     imported = _imported_amax(recipe, checkpoint, targets)
     requests = read_requests(requests_path, checkpoint.config, max_context=recipe.max_context)
     model = checkpoint.load_model()
-    forced = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
-    log_probs_fp32 = forced.first(REFERENCE_REQUESTS).log_probabilities(model)
+    scoring = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
+    log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
 
-    calibrated = calibrate_model(model, recipe.precision, forced, imported)
+    calibrated = calibrate_model(model, recipe.precision, scoring, imported)
     experts = coverage(calibrated.observation.routed)
     refuse = recipe.scheme.needs_activation_amax and imported is None
     warnings = judge_coverage(experts, recipe.calibration.min_routed_tokens, refuse=refuse)
     warnings += _range_warnings(calibrated.observation)
-    reference = _reference(calibrated, forced, log_probs_fp32)
+    reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)
 
     agreement = WeightAgreement(model) if targets else None
     watcher = WeightWatcher(checkpoint.config, targets, agreement)
-    warnings += freeze(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
-    summary = QuantisationSummary(
+    warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
+    summary = QuantizationSummary(
         precision=recipe.precision,
-        layers=summarise_layers(targets, _input_scales(calibrated.amax)),
-        unquantised=unquantised(checkpoint.config, targets),
+        layers=summarize_layers(targets, _input_scales(calibrated.amax)),
+        unquantized=unquantized(checkpoint.config, targets),
         experts=experts,
         weights=tuple(watcher.summaries),
         activations=_activation_summaries(calibrated, targets),
@@ -93,17 +93,17 @@ def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: P
         warnings=tuple(warnings),
         checks=Checks(
             reference="modelopt" if targets else "torch-fp16",
-            modelopt_forced_error=reference.mean_error,
+            modelopt_scoring_error=reference.mean_error,
             requests=len(reference.requests),
             weights=agreement.result() if agreement else None,
         ),
     )
     write_summary(folder, summary)
     return {
-        "requests": len(forced),
-        "quantised_linears": len(targets),
-        "unquantised_linears": len(summary.unquantised),
-        "modelopt_forced_error": reference.mean_error,
+        "requests": len(scoring),
+        "quantized_linears": len(targets),
+        "unquantized_linears": len(summary.unquantized),
+        "modelopt_scoring_error": reference.mean_error,
         "warnings": warnings,
     }
 
@@ -114,7 +114,7 @@ def _imported_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]
         return None
     if not targets:
         where, hint = str(recipe.calibration.saved_state), "leave calibration.saved_state out, or choose an FP8 precision"
-        raise CalibrationError(f"{recipe.precision} quantises nothing, so a saved state has no use", where=where, hint=hint)
+        raise CalibrationError(f"{recipe.precision} quantizes nothing, so a saved state has no use", where=where, hint=hint)
     theirs = read_key_map(recipe.key_map).apply(checkpoint.names) if recipe.key_map else {name: name for name in checkpoint.names}
     modules = {target.name: theirs[f"{target.name}.weight"].removesuffix(".weight") for target in targets}
     state = SavedState(recipe.calibration.saved_state)
@@ -123,8 +123,8 @@ def _imported_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]
     return amax
 
 
-def _reference(calibrated: Calibrated, forced: ForcedRequests, log_probs_fp32: torch.Tensor) -> Reference:
-    some = forced.first(REFERENCE_REQUESTS)
+def _reference(calibrated: Calibrated, scoring: ScoringRequests, log_probs_fp32: torch.Tensor) -> Reference:
+    some = scoring.first(REFERENCE_REQUESTS)
     log_probs = some.log_probabilities(calibrated.model)
     return Reference(torch.arange(len(some)), some.sids_n13, log_probs, log_probs_fp32)
 
@@ -142,13 +142,13 @@ def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tupl
     )
 
 
-def _input_error(calibrated: Calibrated, target: Target | None, sample: torch.Tensor | None) -> QuantisationError | None:
+def _input_error(calibrated: Calibrated, target: Target | None, sample: torch.Tensor | None) -> QuantizationError | None:
     if target is None:
         return None
     if sample is None:
-        return QuantisationError(None, None)
+        return QuantizationError(None, None)
     cast = activation_cast(target.granularity, calibrated.amax[target.name].input)
-    return quantisation_error(sample, cast(sample))
+    return quantization_error(sample, cast(sample))
 
 
 def _input_scales(amax: Mapping[str, Amax]) -> dict[str, float]:

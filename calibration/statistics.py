@@ -1,4 +1,4 @@
-"""Distribution of a tensor seen piece by piece, in bounded memory: variance, AbsMax, AbsP99, histogram, quantisation error."""
+"""Distribution of a tensor seen piece by piece, in bounded memory: variance, AbsMax, AbsP99, histogram, quantization error."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class TensorStatistics:
         magnitude = self.sample.rows.abs().flatten()
         return float(magnitude.kthvalue(math.ceil(0.99 * len(magnitude))).values)
 
-    def summary(self, error: QuantisationError | None = None) -> TensorSummary:
+    def summary(self, error: QuantizationError | None = None) -> TensorSummary:
         return TensorSummary(
             name=self.name,
-            quantised=error is not None,
+            quantized=error is not None,
             variance=self.variance,
             absmax=self.absmax,
             absp99=self.absp99,
@@ -112,36 +112,36 @@ def _log10_histogram(magnitude: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class QuantisationError:
-    """How far quantised values are from the exact ones: signal-to-noise ratio in dB, and cosine."""
+class QuantizationError:
+    """How far quantized values are from the exact ones: signal-to-noise ratio in dB, and cosine."""
 
     snr_db: float | None
     cosine: float | None
 
 
-def quantisation_error(exact: Tensor, quantised: Tensor) -> QuantisationError:
+def quantization_error(exact: Tensor, quantized: Tensor) -> QuantizationError:
     """Both tensors of one shape, any dtype; computed in FP64."""
-    x, y = exact.flatten().double(), quantised.flatten().double()
+    x, y = exact.flatten().double(), quantized.flatten().double()
     signal, noise, size = float(x.square().sum()), float((x - y).square().sum()), float(y.square().sum())
     snr = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
     cosine = float(x @ y) / math.sqrt(signal * size) if signal > 0 and size > 0 else None
-    return QuantisationError(snr, cosine)
+    return QuantizationError(snr, cosine)
 
 
 def activation_cast(granularity: Granularity, input_amax: float | None) -> Callable[[Tensor], Tensor]:
-    """The function that quantises and dequantises activations [..., K] the way the serving graph will."""
+    """The function that quantizes and dequantizes activations [..., K] the way the serving graph will."""
     if granularity is Granularity.TENSOR:
         assert input_amax is not None
         scale = fp8.scale_of(torch.tensor(input_amax))
-        return lambda x: fp8.quantise_tensor(x, scale).float() * scale
+        return lambda x: fp8.quantize_tensor(x, scale).float() * scale
     if granularity is Granularity.ROW:
         return _through_rows
     assert granularity is Granularity.BLOCK, granularity
-    return lambda x: fp8.dequantise_row_blocks(*fp8.quantise_row_blocks(x))[..., : x.shape[-1]]
+    return lambda x: fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(x))[..., : x.shape[-1]]
 
 
 def _through_rows(x: Tensor) -> Tensor:
-    codes, scale = fp8.quantise_rows(x)
+    codes, scale = fp8.quantize_rows(x)
     return codes.float() * scale
 
 

@@ -1,4 +1,4 @@
-"""The schema of quantization.json: what was quantised and how, the statistics, expert coverage, warnings and checks."""
+"""The schema of quantization.json: what was quantized and how, the statistics, expert coverage, warnings and checks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core.artefacts import read_json, write_json
-from ..core.errors import ArtefactError
+from ..core.artifacts import read_json, write_json
+from ..core.errors import ArtifactError
 from ..core.precision import Granularity
 from ..core.recipe import PrecisionName
 from ..models.config import OneRecConfig
@@ -23,7 +23,7 @@ class _Part(BaseModel):
 
 
 class LayerSummary(_Part):
-    """One quantised linear. `input`: name of the tensor it reads; linears with the same one share `input_scale`."""
+    """One quantized linear. `input`: name of the tensor it reads; linears with the same one share `input_scale`."""
 
     name: str
     kind: Kind
@@ -43,12 +43,12 @@ class ExpertCoverage(_Part):
 class TensorSummary(_Part):
     """Distribution of one tensor. `histogram`: counts of log10 |x| between the edges the whole file shares.
 
-    `snr_db` and `cosine`: of the quantised against the exact values; None where nothing is quantised, or where
+    `snr_db` and `cosine`: of the quantized against the exact values; None where nothing is quantized, or where
     there is no error or no signal to set in relation.
     """
 
     name: str
-    quantised: bool
+    quantized: bool
     variance: float
     absmax: float
     absp99: float
@@ -59,7 +59,7 @@ class TensorSummary(_Part):
 
 
 class WeightCheck(_Part):
-    """Frozen weights against ModelOpt's fake-quantised ones: codes that differ lie on a rounding boundary, at most `differing_codes`."""
+    """Frozen weights against ModelOpt's fake-quantized ones: codes that differ lie on a rounding boundary, at most `differing_codes`."""
 
     linears: int
     codes: int
@@ -67,24 +67,24 @@ class WeightCheck(_Part):
 
 
 class Checks(_Part):
-    """What the frozen model was held against.
+    """What the quantized model was held against.
 
-    `modelopt_forced_error`: mean absolute difference between the log-probabilities of the quantised PyTorch model and
+    `modelopt_scoring_error`: mean absolute difference between the log-probabilities of the quantized PyTorch model and
     of FP32, in nat, over `requests` requests. `reference`: that model: ModelOpt's, or for fp16 the model in FP16.
     """
 
     reference: Literal["modelopt", "torch-fp16"] | None = None
-    modelopt_forced_error: float | None = None
+    modelopt_scoring_error: float | None = None
     requests: int = 0
     weights: WeightCheck | None = None
 
 
-class QuantisationSummary(_Part):
+class QuantizationSummary(_Part):
     """Everything in quantization.json. A checkpoint of random weights has no statistics, coverage or checks."""
 
     precision: PrecisionName
     layers: tuple[LayerSummary, ...]
-    unquantised: tuple[str, ...]
+    unquantized: tuple[str, ...]
     experts: tuple[ExpertCoverage, ...] = ()
     weights: tuple[TensorSummary, ...] = ()
     activations: tuple[TensorSummary, ...] = ()
@@ -93,8 +93,8 @@ class QuantisationSummary(_Part):
     checks: Checks = Checks()
 
 
-def summarise_layers(targets: Sequence[Target], input_scales: Mapping[str, float] | None = None) -> tuple[LayerSummary, ...]:
-    """The `layers` part for quantised targets; `input_scales` by linear name where activations are static."""
+def summarize_layers(targets: Sequence[Target], input_scales: Mapping[str, float] | None = None) -> tuple[LayerSummary, ...]:
+    """The `layers` part for quantized targets; `input_scales` by linear name where activations are static."""
     scales = input_scales or {}
     return tuple(
         LayerSummary(
@@ -109,26 +109,26 @@ def summarise_layers(targets: Sequence[Target], input_scales: Mapping[str, float
     )
 
 
-def unquantised(config: OneRecConfig, targets: Sequence[Target]) -> tuple[str, ...]:
+def unquantized(config: OneRecConfig, targets: Sequence[Target]) -> tuple[str, ...]:
     """Names of the linears that stay in FP16 (routers: FP32)."""
-    quantised = {target.name for target in targets}
-    return tuple(name for name in linear_names(config) if name not in quantised)
+    quantized = {target.name for target in targets}
+    return tuple(name for name in linear_names(config) if name not in quantized)
 
 
-def write_summary(folder: Path, summary: QuantisationSummary) -> None:
+def write_summary(folder: Path, summary: QuantizationSummary) -> None:
     write_json(folder / SUMMARY_NAME, summary.model_dump(mode="json"))
 
 
-def read_summary(folder: Path) -> QuantisationSummary:
+def read_summary(folder: Path) -> QuantizationSummary:
     """Read quantization.json.
 
     Raises:
-        ArtefactError: It is missing or malformed.
+        ArtifactError: It is missing or malformed.
     """
     path = folder / SUMMARY_NAME
     try:
-        return QuantisationSummary.model_validate(read_json(path))
+        return QuantizationSummary.model_validate(read_json(path))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise ArtefactError(f"malformed: {where}: {problem['msg']}", where=str(path), hint="run the stage 'calibrate' again") from None
+        raise ArtifactError(f"malformed: {where}: {problem['msg']}", where=str(path), hint="run the stage 'calibrate' again") from None

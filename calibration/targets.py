@@ -1,4 +1,4 @@
-"""Which linears a precision quantises, known from the model's configuration alone, and which of them read the same tensor.
+"""Which linears a precision quantizes, known from the model's configuration alone, and which of them read the same tensor.
 
 Source: arXiv 2603.11486, table of the FP8 operators: attention projections, dense FFN and experts; never the router,
 the context pathways or the heads.
@@ -29,7 +29,7 @@ class Target:
         group: Name of the tensor it reads; linears of one group share an activation scale.
         kind: `expert` for routed and shared experts, else `linear`.
         shape: Outputs N and inputs K.
-        granularity: How its activations are quantised; NONE leaves it in FP16.
+        granularity: How its activations are quantized; NONE leaves it in FP16.
     """
 
     name: str
@@ -62,13 +62,13 @@ def targets_of(config: OneRecConfig, precision: str) -> list[Target]:
     ]
 
 
-def quantised_targets(config: OneRecConfig, precision: str) -> list[Target]:
-    """The targets that the precision really quantises; none for fp16."""
+def quantized_targets(config: OneRecConfig, precision: str) -> list[Target]:
+    """The targets that the precision really quantizes; none for fp16."""
     return [target for target in targets_of(config, precision) if target.granularity is not Granularity.NONE]
 
 
 def linear_names(config: OneRecConfig) -> list[str]:
-    """Every linear of the model, quantised or not, in the model's order."""
+    """Every linear of the model, quantized or not, in the model's order."""
     with torch.device("meta"):
         return [name for name, module in OneRec(config).named_modules() if isinstance(module, nn.Linear)]
 

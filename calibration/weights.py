@@ -1,4 +1,4 @@
-"""Watches the weights while they are frozen: statistics of every linear, and agreement with ModelOpt."""
+"""Watches the weights while they are quantized: statistics of every linear, and agreement with ModelOpt."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from ..models.config import OneRecConfig
 from .agreement import WeightAgreement
-from .freeze import FrozenWeight
-from .statistics import TensorStatistics, quantisation_error
+from .quantize import QuantizedWeight
+from .statistics import TensorStatistics, quantization_error
 from .summary import TensorSummary
 from .targets import Target, linear_names
 
 
 class WeightWatcher:
-    """Called by `freeze` for every tensor; keeps a summary of each linear's weight.
+    """Called by `quantize` for every tensor; keeps a summary of each linear's weight.
 
     Raises:
-        CalibrationError: A frozen weight differs from ModelOpt's by more than rounding.
+        CalibrationError: A quantized weight differs from ModelOpt's by more than rounding.
     """
 
     def __init__(self, config: OneRecConfig, targets: Sequence[Target], agreement: WeightAgreement | None) -> None:
@@ -27,11 +27,11 @@ class WeightWatcher:
         self._targets = {f"{target.name}.weight": target for target in targets}
         self._agreement = agreement
 
-    def __call__(self, name: str, weight: Tensor, frozen: FrozenWeight | None) -> None:
+    def __call__(self, name: str, weight: Tensor, quantized: QuantizedWeight | None) -> None:
         if name not in self._linears:
             return
         statistics = TensorStatistics(name)
         statistics.add(weight)
-        self.summaries.append(statistics.summary(quantisation_error(weight, frozen.dequantised()) if frozen else None))
-        if frozen and self._agreement:
-            self._agreement.compare(self._targets[name], weight, frozen)
+        self.summaries.append(statistics.summary(quantization_error(weight, quantized.dequantized()) if quantized else None))
+        if quantized and self._agreement:
+            self._agreement.compare(self._targets[name], weight, quantized)

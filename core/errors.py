@@ -41,7 +41,7 @@ class RecipeError(OnerecTrtError):
     """A recipe has an unknown key, a wrong type, or values that contradict each other."""
 
 
-class ArtefactError(OnerecTrtError):
+class ArtifactError(OnerecTrtError):
     """A file is missing, does not match its record, or cannot be written."""
 
 

@@ -1,6 +1,6 @@
-"""The four precisions a recipe can ask for, as data: who is quantised, and how finely.
+"""The four precisions a recipe can ask for, as data: who is quantized, and how finely.
 
-Source: arXiv 2603.11486, section on FP8 post-training quantisation; `fp8-static` is ModelOpt's default.
+Source: arXiv 2603.11486, section on FP8 post-training quantization; `fp8-static` is ModelOpt's default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FP16_REFUSE = 6.5e4  # an AbsMax above it is refused
 class Granularity(StrEnum):
     """How many values of an activation share one FP8 scale."""
 
-    NONE = "none"  # FP16, not quantised
+    NONE = "none"  # FP16, not quantized
     TENSOR = "tensor"  # one calibrated constant; weights per output channel
     ROW = "row"  # one per token, computed while serving; weights per output channel
     BLOCK = "block"  # one per token and 128 channels; weights per 128 x 128 block
@@ -27,13 +27,13 @@ class Granularity(StrEnum):
 
 @dataclass(frozen=True)
 class Precision:
-    """Granularity of the two kinds of quantised matrix multiplication."""
+    """Granularity of the two kinds of quantized matrix multiplication."""
 
     linears: Granularity
     experts: Granularity
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         return self.linears is not Granularity.NONE
 
     @property

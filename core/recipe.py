@@ -52,7 +52,7 @@ class ExportOptions(Section):
 
 
 class Profile(Section):
-    """One optimisation profile: (minimum, typical, maximum) of the two dynamic dimensions."""
+    """One optimization profile: (minimum, typical, maximum) of the two dynamic dimensions."""
 
     batch: Range = (1, 8, 32)
     context: Range = (1, 512, 3072)
@@ -71,7 +71,7 @@ class BuildOptions(Section):
     `fp8_coverage`: share of the multiplications meant for FP8 that must run in FP8; a plan below it is refused.
     `compute_capabilities`: of `tensorrt-rtx` alone; `tensorrt` builds for the GPU in the machine. Of `tensorrt` alone:
     `plan_per_profile` (a plan for each profile instead of one for all), `timing_cache` (folder of kernel timings that
-    builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_twin` (an FP16 plan beside),
+    builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_baseline` (an FP16 plan beside),
     `plugins` (operators that have a kernel run it, in a plugin that the plan carries).
     """
 
@@ -82,7 +82,7 @@ class BuildOptions(Section):
     plan_per_profile: bool = False
     timing_cache: Path | None = None
     strict_timing_cache: bool = False
-    fp16_twin: bool = False
+    fp16_baseline: bool = False
     plugins: bool = False
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class ValidateOptions(Section):
     batch_size: int = Field(32, ge=1)
     operator_requests: int = Field(4, ge=1)
     top_k: int = Field(10, ge=1)
-    forced_error_ratio: float = Field(1.1, gt=0, le=1.1)
+    scoring_error_ratio: float = Field(1.1, gt=0, le=1.1)
     overlap: float = Field(0.90, ge=0.90, le=1)
     top1: float = Field(0.97, ge=0.97, le=1)
     tie_band_nat: float = Field(0.02, ge=0, le=0.02)
@@ -130,9 +130,9 @@ class Recipe(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @model_validator(mode="after")
-    def _twin_differs(self) -> Recipe:
-        if self.build.fp16_twin and not self.scheme.is_quantised:
-            raise ValueError("build.fp16_twin: an fp16 recipe is its own twin")
+    def _baseline_differs(self) -> Recipe:
+        if self.build.fp16_baseline and not self.scheme.is_quantized:
+            raise ValueError("build.fp16_baseline: an fp16 recipe is its own baseline")
         return self
 
     @property

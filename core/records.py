@@ -1,6 +1,6 @@
 """The record of a stage: what it read and wrote (by SHA-256), with which tools and options.
 
-A stage whose record still matches is not run again; a stage that reads an artefact first holds it
+A stage whose record still matches is not run again; a stage that reads an artifact first holds it
 against the record of the stage that wrote it.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .artefacts import atomic_folder, files_in, read_json, restore_interrupted_swap, sha256, write_json
-from .errors import ArtefactError
+from .artifacts import atomic_folder, files_in, read_json, restore_interrupted_swap, sha256, write_json
+from .errors import ArtifactError
 
 RECORD_NAME = "record.json"
 
@@ -24,7 +24,7 @@ class Record(BaseModel):
 
     `read` and `wrote` map a name to a SHA-256; `options` is what the user chose; `tools` maps a
     distribution to its version; `facts` is what the stage found out. `ran` is not stored: whether this
-    call did the work (False: the artefacts were up to date, or the record was read).
+    call did the work (False: the artifacts were up to date, or the record was read).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,11 +51,11 @@ def run_stage(
 
     Args:
         stage: Name of the stage.
-        folder: Where its artefacts go; replaced as a whole.
-        read: Name to path of every artefact it reads.
+        folder: Where its artifacts go; replaced as a whole.
+        read: Name to path of every artifact it reads.
         options: JSON-able options that change the result.
         tools: Distributions whose versions change the result.
-        body: Writes the artefacts into the folder it is given, and returns facts for the record.
+        body: Writes the artifacts into the folder it is given, and returns facts for the record.
 
     Returns:
         The record; its `ran` says whether the stage did anything.
@@ -77,22 +77,22 @@ def read_record(folder: Path) -> Record:
     """Read a stage's record and hold every file it names against its hash.
 
     Raises:
-        ArtefactError: The record is missing or malformed, or a file was changed, added or removed since.
+        ArtifactError: The record is missing or malformed, or a file was changed, added or removed since.
     """
     restore_interrupted_swap(folder)
     path = folder / RECORD_NAME
     try:
         record = Record.model_validate(read_json(path))
     except ValidationError as error:
-        raise ArtefactError(f"the record is malformed: {error.errors()[0]['msg']}", where=str(path), hint="run its stage again") from None
+        raise ArtifactError(f"the record is malformed: {error.errors()[0]['msg']}", where=str(path), hint="run its stage again") from None
     present = {str(p.relative_to(folder)): p for p in files_in(folder) if p != path}
     for name in sorted(present.keys() ^ record.wrote.keys()):
         problem = "missing" if name in record.wrote else "not in the record"
-        raise ArtefactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
+        raise ArtifactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
     for name, expected in record.wrote.items():
         if sha256(present[name]) != expected:
             hint = f"run the stage '{record.stage}' again"
-            raise ArtefactError("the file does not match its record", where=str(folder / name), hint=hint)
+            raise ArtifactError("the file does not match its record", where=str(folder / name), hint=hint)
     return record
 
 
@@ -110,7 +110,7 @@ def _matching_record(folder: Path, stage: str, read: dict[str, str], options: di
         return None
     try:
         record = read_record(folder)
-    except ArtefactError:
+    except ArtifactError:
         return None
     same = (record.stage, record.read, record.options, record.tools) == (stage, read, options, tools)
     return record if same else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .artefacts import sha256
+from .artifacts import sha256
 
 
 def sources_hash(*folders: str) -> str:

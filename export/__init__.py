@@ -1,1 +1,1 @@
-"""The frozen model written in operators, and the ONNX file made from it."""
+"""The packed model written in operators, and the ONNX file made from it."""

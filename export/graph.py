@@ -28,7 +28,7 @@ class GraphSpec:
 
 
 SERVING = GraphSpec({"features": {0: BATCH, 1: CONTEXT}, "lengths": {0: BATCH}}, ["sids", "scores"])
-FORCED = GraphSpec({"features": {0: BATCH, 1: CONTEXT}, "lengths": {0: BATCH}, "sids": {0: BATCH}}, ["log_probabilities"])
+SCORING = GraphSpec({"features": {0: BATCH, 1: CONTEXT}, "lengths": {0: BATCH}, "sids": {0: BATCH}}, ["log_probabilities"])
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> ir.Model:

@@ -38,16 +38,16 @@ def lint(model: onnx.ModelProto, config: OneRecConfig, precision: Precision, fol
         lambda: _fp8_consumers(model),
         lambda: _experts(model, config),
         lambda: _topk(model),
-        lambda: _quantised_gemms(model, config, precision),
-        lambda: _meanings(model),
+        lambda: _quantized_gemms(model, config, precision),
+        lambda: _references(model),
         lambda: _external_data(model, folder),
     ]
     return [finding for rule in rules for finding in rule()]
 
 
-def expected_quantised_gemms(config: OneRecConfig, precision: Precision) -> int:
-    """Quantised matrix multiplication nodes in one graph: every quantised layer once per step."""
-    if not precision.is_quantised:
+def expected_quantized_gemms(config: OneRecConfig, precision: Precision) -> int:
+    """Quantized matrix multiplication nodes in one graph: every quantized layer once per step."""
+    if not precision.is_quantized:
         return 0
     moe_layers = sum(config.is_moe(layer) for layer in range(config.n_layers))
     dense = (config.n_layers - moe_layers) * _LINEARS_PER_DENSE_FFN
@@ -117,25 +117,25 @@ def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
             )
 
 
-def _quantised_gemms(model: onnx.ModelProto, config: OneRecConfig, precision: Precision) -> Iterator[Finding]:
-    expected, found = expected_quantised_gemms(config, precision), len(_operator_nodes(model, _QUANTISED_GEMMS))
+def _quantized_gemms(model: onnx.ModelProto, config: OneRecConfig, precision: Precision) -> Iterator[Finding]:
+    expected, found = expected_quantized_gemms(config, precision), len(_operator_nodes(model, _QUANTISED_GEMMS))
     for node in _operator_nodes(model, _UNQUANTISED_GEMMS):
         kind = precision.experts if node.op_type == "MoeExperts" else precision.linears
         if ".blocks." in node.name and kind is not Granularity.NONE:
-            yield Finding(rule="gemm-not-quantised", severity="error", where=node.name, what=f"{node.op_type} runs in FP16, not in FP8")
+            yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what=f"{node.op_type} runs in FP16, not in FP8")
     if expected != found:
-        yield Finding(rule="gemm-not-quantised", severity="error", where="graph", what=f"{found} of {expected} matrix products are in FP8")
+        yield Finding(rule="gemm-not-quantized", severity="error", where="graph", what=f"{found} of {expected} matrix products are in FP8")
     types = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
     for node in _operator_nodes(model, _QUANTISED_GEMMS):
         if not any(types.get(name) == _FP8 for name in node.input):
-            yield Finding(rule="gemm-not-quantised", severity="error", where=node.name, what="its weight is not stored in FP8")
+            yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what="its weight is not stored in FP8")
 
 
-def _meanings(model: onnx.ModelProto) -> Iterator[Finding]:
+def _references(model: onnx.ModelProto) -> Iterator[Finding]:
     functions = {(function.domain, function.name) for function in model.functions}
     for op_type in sorted({node.op_type for node in _operator_nodes(model)}):
         if (DOMAIN, op_type) not in functions:
-            yield Finding(rule="meaning-missing", severity="error", where=op_type, what="the operator has no function in the file")
+            yield Finding(rule="reference-missing", severity="error", where=op_type, what="the operator has no function in the file")
 
 
 def _external_data(model: onnx.ModelProto, folder: Path | None) -> Iterator[Finding]:

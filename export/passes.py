@@ -1,4 +1,4 @@
-"""Named rewrite passes over the exported graph. Each does one thing and leaves the meaning as it was."""
+"""Named rewrite passes over the exported graph. Each does one thing and leaves the reference as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_FOLDED = 64  # elements: shapes and axes are folded, rows of weight tabl
 def simplify(model: ir.Model) -> None:
     """Fold constants, drop what is unused, merge common subexpressions.
 
-    The exporter's own optimiser also merges equal initializers, so that a weight's name would depend
+    The exporter's own optimizer also merges equal initializers, so that a weight's name would depend
     on its content; this leaves them apart.
     """
     onnxscript.optimizer.fold_constants(model, input_size_limit=LARGEST_FOLDED)
@@ -53,7 +53,7 @@ def name_operator_nodes(model: ir.Model, calls: Sequence[tuple[str, str]]) -> No
 
 
 def attach_functions(model: ir.Model) -> None:
-    """Put the meaning of every operator used into the file, as model-local functions."""
+    """Put the reference of every operator used into the file, as model-local functions."""
     used = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
     for proto in functions_of(OPERATORS[name] for name in used):
         function = ir.from_proto(proto)

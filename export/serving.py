@@ -1,7 +1,7 @@
-"""The serving graph: the frozen model written in operators. The only forward pass beside models/onerec.py.
+"""The serving graph: the packed model written in operators. The only forward pass beside models/onerec.py.
 
 One call serves a batch: context processor, three decode steps, beam step after each. `ServingModel`
-searches beams; `ForcedModel` scores given paths with the same body.
+searches beams; `ScoringModel` scores given paths with the same body.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..operators.context_norm import context_norm
 from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
-from .frozen import FrozenFfn, FrozenLinear, FrozenMoe, FrozenNorm, FrozenQuantiser, TensorSource
+from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource
 
 FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
 KeyValue = tuple[Tensor, Tensor]  # FP16 [B, G, S, d] each
@@ -69,7 +69,7 @@ class ContextEncoder(nn.Module):
         return key, value
 
 
-class FrozenBlock(nn.Module):
+class PackedBlock(nn.Module):
     """One decoder block at one step; `history` holds this block's q, k, v of the steps before."""
 
     def __init__(self, source: TensorSource, layer: int) -> None:
@@ -77,16 +77,16 @@ class FrozenBlock(nn.Module):
         config, granularity, block = source.config, source.scheme.linears, f"blocks.{layer}"
         self.kv_set, self.heads = config.kv_set(layer), config.n_heads
         cross, own = f"{block}.cross_attention", f"{block}.self_attention"
-        self.cross_norm = FrozenNorm(source, f"{block}.cross_norm", granularity, [f"{cross}.q"])
-        self.cross_q = FrozenLinear(source, [f"{cross}.q"], granularity)
-        self.cross_quantiser = FrozenQuantiser(source, granularity, f"{cross}.o")
-        self.cross_o = FrozenLinear(source, [f"{cross}.o"], granularity)
+        self.cross_norm = PackedNorm(source, f"{block}.cross_norm", granularity, [f"{cross}.q"])
+        self.cross_q = PackedLinear(source, [f"{cross}.q"], granularity)
+        self.cross_quantizer = PackedQuantizer(source, granularity, f"{cross}.o")
+        self.cross_o = PackedLinear(source, [f"{cross}.o"], granularity)
         qkv = [f"{own}.{part}" for part in ("q", "k", "v")]
-        self.self_norm = FrozenNorm(source, f"{block}.self_norm", granularity, qkv)
-        self.self_qkv = FrozenLinear(source, qkv, granularity)
-        self.self_quantiser = FrozenQuantiser(source, granularity, f"{own}.o")
-        self.self_o = FrozenLinear(source, [f"{own}.o"], granularity)
-        self.ffn = FrozenMoe(source, block) if config.is_moe(layer) else FrozenFfn(source, block)
+        self.self_norm = PackedNorm(source, f"{block}.self_norm", granularity, qkv)
+        self.self_qkv = PackedLinear(source, qkv, granularity)
+        self.self_quantizer = PackedQuantizer(source, granularity, f"{own}.o")
+        self.self_o = PackedLinear(source, [f"{own}.o"], granularity)
+        self.ffn = PackedMoe(source, block) if config.is_moe(layer) else PackedFfn(source, block)
 
     def forward(
         self, h_ND: Tensor, contexts: list[KeyValue], lengths_B: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None
@@ -106,8 +106,8 @@ class FrozenBlock(nn.Module):
             query = self.cross_q(x)
         with scope("attention"):
             (attended,) = context_attention(query, *kv, lengths_B, rows=rows)
-        with scope("quantise"):
-            attended_x = self.cross_quantiser(attended)
+        with scope("quantize"):
+            attended_x = self.cross_quantizer(attended)
         with scope("o"):
             output: Tensor = self.cross_o(attended_x, h_ND)
         return output
@@ -126,8 +126,8 @@ class FrozenBlock(nn.Module):
                 assert parent_BR is not None
                 (attended,) = beam_self_attention_2(qkv, *history, parent_BR, rows=rows, heads=self.heads)
         history.append(qkv)
-        with scope("quantise"):
-            attended_x = self.self_quantiser(attended)
+        with scope("quantize"):
+            attended_x = self.self_quantizer(attended)
         with scope("o"):
             output: Tensor = self.self_o(attended_x, h_ND)
         return output
@@ -145,9 +145,9 @@ class Decoder(nn.Module):
         self.context = ContextEncoder(source)
         self.register_buffer("token_embedding", source.tensor("token_embedding.weight"))
         self.register_buffer("position_embedding", source.tensor("position_embedding.weight"))
-        self.blocks = nn.ModuleList(FrozenBlock(source, layer) for layer in range(self.config.n_layers))
-        self.head_norms = nn.ModuleList(FrozenNorm(source, f"head_norms.{t}", Granularity.NONE) for t in range(LEVELS))
-        self.heads = nn.ModuleList(FrozenLinear(source, [f"heads.{t}"], Granularity.NONE) for t in range(LEVELS))
+        self.blocks = nn.ModuleList(PackedBlock(source, layer) for layer in range(self.config.n_layers))
+        self.head_norms = nn.ModuleList(PackedNorm(source, f"head_norms.{t}", Granularity.NONE) for t in range(LEVELS))
+        self.heads = nn.ModuleList(PackedLinear(source, [f"heads.{t}"], Granularity.NONE) for t in range(LEVELS))
 
     def embed(self, step: int, tokens_N: Tensor) -> Tensor:
         """Hidden state FP16 [N, D] of token numbers INT64 [N]: row 0 is BOS, then one codebook after the other."""
@@ -219,7 +219,7 @@ class ServingModel(nn.Module):
         return torch.stack(prefix, -1), scores_BR
 
 
-class ForcedModel(nn.Module):
+class ScoringModel(nn.Module):
     """The same body along given paths: what parity is gated on, and candidate scoring for users."""
 
     def __init__(self, decoder: Decoder, paths: int) -> None:

@@ -1,4 +1,4 @@
-"""The export stage: quantised checkpoint in, `model.onnx`, `forced.onnx` and their shared weights out."""
+"""The export stage: quantized checkpoint in, `model.onnx`, `scoring.onnx` and their shared weights out."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import onnx_ir as ir
 import torch
 from pydantic import BaseModel
 
-from ..calibration.quantised import open_quantised
-from ..core.artefacts import write_json
+from ..calibration.quantized import open_quantized
+from ..core.artifacts import write_json
 from ..core.errors import ExportError
 from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.records import Record, run_stage
 from ..core.sources import sources_hash
-from .frozen import TensorSource
-from .graph import FORCED, SERVING, export_graph
-from .lint import Finding, expected_quantised_gemms, lint
+from .graph import SCORING, SERVING, export_graph
+from .lint import Finding, expected_quantized_gemms, lint
+from .packed import TensorSource
 from .passes import attach_functions
-from .serving import ForcedModel, ServingModel
-from .weights import WEIGHTS_FILE, externalise
+from .serving import ScoringModel, ServingModel
+from .weights import WEIGHTS_FILE, externalize
 
-SERVING_FILE, FORCED_FILE, DESCRIPTION_FILE = "model.onnx", "forced.onnx", "export.json"
+SERVING_FILE, SCORING_FILE, DESCRIPTION_FILE = "model.onnx", "scoring.onnx", "export.json"
 
 
 class Description(BaseModel):
@@ -33,25 +33,25 @@ class Description(BaseModel):
     widths: list[int]
     paths: int
     feature_width: int
-    quantised_gemms: int
+    quantized_gemms: int
     weight_bytes: int
     nodes: dict[str, int]
     findings: list[Finding]
 
 
-def export(options: ExportOptions, quantised: Path, folder: Path) -> Record:
-    """Write the serving graph and its forced form.
+def export(options: ExportOptions, quantized: Path, folder: Path) -> Record:
+    """Write the serving graph and its scoring graph.
 
     Raises:
-        ArtefactError: The quantised checkpoint does not match its record.
+        ArtifactError: The quantized checkpoint does not match its record.
         ExportError: The lint found an error.
     """
 
     def body(temporary: Path) -> dict[str, Any]:
-        return write_graphs(open_quantised(quantised), options, temporary).model_dump(mode="json")
+        return write_graphs(open_quantized(quantized), options, temporary).model_dump(mode="json")
 
     tools = ("torch", "onnx", "onnxscript")
-    return run_stage("export", folder, read={"quantised": quantised}, options=identity(options), tools=tools, body=body)
+    return run_stage("export", folder, read={"quantized": quantized}, options=identity(options), tools=tools, body=body)
 
 
 def identity(options: ExportOptions) -> dict[str, Any]:
@@ -68,15 +68,15 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     with progress_bar("export", 5) as advance:
         serving = ServingModel(source, options.beam).eval()
         paths = serving.widths[-1]
-        forced = ForcedModel(serving.decoder, paths).eval()
+        scoring = ScoringModel(serving.decoder, paths).eval()
         advance()
         features = torch.zeros(2, 4, source.config.feature_width, dtype=torch.float16)
         lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
         graphs = {SERVING_FILE: export_graph(serving, SERVING, (features, lengths))}
         advance()
-        graphs[FORCED_FILE] = export_graph(forced, FORCED, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
+        graphs[SCORING_FILE] = export_graph(scoring, SCORING, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
         advance()
-        weight_bytes = externalise(list(graphs.values()), folder)
+        weight_bytes = externalize(list(graphs.values()), folder)
         advance()
         findings: list[Finding] = []
         for name, graph in graphs.items():
@@ -90,7 +90,7 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
         widths=serving.widths,
         paths=paths,
         feature_width=source.config.feature_width,
-        quantised_gemms=expected_quantised_gemms(source.config, source.scheme),
+        quantized_gemms=expected_quantized_gemms(source.config, source.scheme),
         weight_bytes=weight_bytes,
         nodes=_node_counts(graphs[SERVING_FILE]),
         findings=findings,

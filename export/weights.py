@@ -21,7 +21,7 @@ class _Place(NamedTuple):
     length: int
 
 
-def externalise(models: Sequence[ir.Model], folder: Path) -> int:
+def externalize(models: Sequence[ir.Model], folder: Path) -> int:
     """Write every large initializer once into `folder`/weights.data and point all models there.
 
     Two initializers of one name are the same tensor in every model. Returns the bytes written.

@@ -17,8 +17,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core.artefacts import atomic_folder, read_json, restore_interrupted_swap, write_json
-from ..core.errors import ArtefactError, CheckpointError
+from ..core.artifacts import atomic_folder, read_json, restore_interrupted_swap, write_json
+from ..core.errors import ArtifactError, CheckpointError
 from ..core.precision import FP16_MAX
 from .config import OneRecConfig, parse_config
 from .key_map import KeyMap, read_key_map
@@ -42,7 +42,7 @@ def save_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.f
         max_shard_bytes: Most bytes of one file, unless a single tensor is larger. Default: 5e9.
 
     Raises:
-        ArtefactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full or the folder cannot be written.
     """
     with atomic_folder(folder) as temporary:
         write_checkpoint(model, temporary, dtype=dtype, max_shard_bytes=max_shard_bytes)
@@ -208,7 +208,7 @@ def _check_names(folder: Path, wanted: set[str], present: set[str], *, mapped: b
 def _json(path: Path) -> Any:
     try:
         return read_json(path)
-    except ArtefactError as error:
+    except ArtifactError as error:
         raise CheckpointError(error.what, where=str(path), hint="write the checkpoint again") from None
 
 

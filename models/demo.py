@@ -49,7 +49,7 @@ def make_demo_data(folder: Path, *, users: dict[str, int] | None = None, seed: i
         seed: Default: DEMO_SEED.
 
     Raises:
-        ArtefactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full or the folder cannot be written.
     """
     catalogue = make_catalogue(DEMO_WORLD, seed)
     write_catalogue(folder / CATALOGUE_FILE, catalogue)

@@ -1,7 +1,7 @@
 """OneRec-V2, whole: context processor, lazy decoder, mixture of experts, heads. Sources: arXiv 2508.20900, sections 3 to 5.
 
-Every matrix is an nn.Linear, because ModelOpt quantises modules of that class. Nothing here knows
-about FP8, caches or export; the frozen serving form is in export/serving.py.
+Every matrix is an nn.Linear, because ModelOpt quantizes modules of that class. Nothing here knows
+about FP8, caches or export; the packed serving form is in export/serving.py.
 
 Letters in names: B requests, S context tokens, F feature width, R candidate rows per request,
 T decoder positions, D d_model, H query heads, G key/value groups, V codebook size.
@@ -115,7 +115,7 @@ class SwiGlu(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Sigmoid scores; a per-expert bias takes part in the selection only; selected weights sum to 1.
 
-    `calibrating`: every expert also sees every token, so that its quantisers get statistics; the
+    `calibrating`: every expert also sees every token, so that its quantizers get statistics; the
     output stays gated. `last_selected`: tokens each expert was selected for in the last call.
     """
 

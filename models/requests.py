@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.artefacts import atomic_file
+from ..core.artifacts import atomic_file
 from ..core.errors import RequestError
 from ..core.precision import FP16_MAX
 from .config import LEVELS, PATHWAYS, OneRecConfig
@@ -99,7 +99,7 @@ def write_requests(path: Path, requests: Requests) -> None:
     """Write a request file; it appears whole or not at all.
 
     Raises:
-        ArtefactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full or the folder cannot be written.
     """
     tokens = pa.FixedSizeListArray.from_arrays(pa.array(requests.values_NF.ravel(), pa.float32()), requests.values_NF.shape[1])
     columns = {
@@ -121,7 +121,7 @@ def read_requests(
     Args:
         path: A Parquet file as described at the top of this module; FP16 and FP64 features are accepted too.
         config: The model the requests are for: feature width and codebook size are held against it.
-        max_context: Most tokens a context may have, e.g. the maximum of the optimisation profile. Default: 3072.
+        max_context: Most tokens a context may have, e.g. the maximum of the optimization profile. Default: 3072.
         need_targets: Whether a file without targets is an error. Default: False.
         limit: Read and check the first requests only, at most this many. Default: all.
 

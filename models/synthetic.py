@@ -1,9 +1,9 @@
-"""A synthetic catalogue and behaviour log with structure that can be learned, for the demo and for tests.
+"""A synthetic catalogue and behavior log with structure that can be learned, for the demo and for tests.
 
 Items belong to topics and carry unique semantic IDs. Users have a style and a few interests, and move from one
 to the next; what they choose is skewed by popularity. Everything follows from one seed.
 
-Letters in names: n users, T steps of a behaviour log, I items, C topics, Y styles, F feature width, X interests, P profile tokens.
+Letters in names: n users, T steps of a behavior log, I items, C topics, Y styles, F feature width, X interests, P profile tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..core.artefacts import atomic_file
+from ..core.artifacts import atomic_file
 from .config import LEVELS
 from .requests import Requests, offsets_of
 
@@ -34,7 +34,7 @@ class World:
         focus: Probability that a user chooses an item of the current interest; otherwise any popular item.
         ratio: Likelihood of a topic's next best item relative to the one before.
         head: Extra factor of a topic's best item.
-        favourites: Items of a topic a style clearly prefers; the others share `rest` of the last favourite's likelihood.
+        favorites: Items of a topic a style clearly prefers; the others share `rest` of the last favorite's likelihood.
         drift: Probability per step that a user turns to another interest.
         interests: Topics a user returns to.
         skew: Exponent of the Zipf laws of topics and of items.
@@ -50,7 +50,7 @@ class World:
     focus: float = 0.7
     ratio: float = 0.7
     head: float = 1.5
-    favourites: int = 10
+    favorites: int = 10
     rest: float = 0.25
     drift: float = 0.04
     interests: int = 3
@@ -68,7 +68,7 @@ class Catalogue:
     Args:
         sids_I3: Semantic IDs, unique, int64.
         topic_I: Topic of each item, int64.
-        popularity_I: Share of each item in unfocused behaviour, sums to 1.
+        popularity_I: Share of each item in unfocused behavior, sums to 1.
         topic_weight_C: How many users take an interest in each topic, sums to 1.
         preference_YCI: What a user of a style chooses within a topic.
         features_IF: Three semantic-ID embeddings side by side, values exact in FP16.
@@ -88,7 +88,7 @@ class Catalogue:
 def make_catalogue(world: World, seed: int) -> Catalogue:
     """A catalogue of `topics * items_per_topic` items; equal arguments give equal catalogues."""
     assert world.topics <= world.codebook
-    assert world.favourites <= world.items_per_topic <= world.codebook
+    assert world.favorites <= world.items_per_topic <= world.codebook
     assert 1 <= world.static[0] <= world.static[1] <= world.interests + 1
     rng = np.random.default_rng([seed, 0])
     topic_I = np.repeat(np.arange(world.topics), world.items_per_topic)
@@ -121,7 +121,7 @@ def _semantic_ids(world: World, topic_I: _Ints, rng: np.random.Generator) -> _In
 def _preferences(world: World, rng: np.random.Generator) -> _Floats:
     likelihood = world.ratio ** np.arange(world.items_per_topic)
     likelihood[0] *= world.head
-    likelihood[world.favourites :] *= world.rest
+    likelihood[world.favorites :] *= world.rest
     likelihood /= likelihood.sum()
     preference = np.zeros((world.styles, world.topics, world.topics * world.items_per_topic))
     for style in range(world.styles):
@@ -135,7 +135,7 @@ def write_catalogue(path: Path, catalogue: Catalogue) -> None:
     """Write a catalogue as Parquet with the columns `sid` list[3] of int32, `topic` int32 and `popularity` double.
 
     Raises:
-        ArtefactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full or the folder cannot be written.
     """
     columns = {
         "sid": pa.FixedSizeListArray.from_arrays(pa.array(catalogue.sids_I3.ravel(), pa.int32()), LEVELS),
@@ -159,7 +159,7 @@ def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: in
     rng = np.random.default_rng([seed, 1])
     style_n = rng.integers(world.styles, size=count)
     interests_nX = _interests(catalogue, count, rng)
-    items_nT = _behaviour(catalogue, style_n, interests_nX, rng)
+    items_nT = _behavior(catalogue, style_n, interests_nX, rng)
     lengths_n3 = np.stack([rng.integers(low, high + 1, count) for low, high in (world.static, world.short_term, world.long_term)], 1)
     profile_nPF = _profiles(catalogue, style_n, interests_nX, rng)
     contexts = []
@@ -181,7 +181,7 @@ def _interests(catalogue: Catalogue, count: int, rng: np.random.Generator) -> _I
     return np.argsort(-keys, axis=1)[:, : catalogue.world.interests]
 
 
-def _behaviour(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Ints:
+def _behavior(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Ints:
     """Items [n, T] that users chose one after the other; the last one is the target."""
     world, count = catalogue.world, len(style_n)
     choices = np.concatenate([catalogue.preference_YCI.reshape(-1, len(catalogue.topic_I)), catalogue.popularity_I[None]])

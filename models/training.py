@@ -49,7 +49,7 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
     if requests.targets_n3 is None:
         raise RequestError("training needs targets", hint="give requests with a target column")
     with _repeatable(options.seed):
-        model = initialised(config)
+        model = initialized(config)
         _learn(model, requests, options)
     return model.eval()
 
@@ -85,7 +85,7 @@ def _repeatable(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def initialised(config: OneRecConfig) -> OneRec:
+def initialized(config: OneRecConfig) -> OneRec:
     """A new model: normal weights of 0.02, those that write to the residual stream smaller by the square root of their number."""
     model = OneRec(config)
     for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from torch import Tensor
 from .operator import DETAIL, ONEREC, Operator, Spec, op
 
 
-def one_before_meaning(qkv_N3D: Tensor, bos_B3D: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
+def one_before_reference(qkv_N3D: Tensor, bos_B3D: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
     """FP16 [B * rows, D] from this step's projections and those of BOS."""
     batch = bos_B3D.shape[0]
     query, *own = _split(qkv_N3D.view(batch, rows, -1), heads)
@@ -22,7 +22,7 @@ def one_before_meaning(qkv_N3D: Tensor, bos_B3D: Tensor, *, rows: int, heads: in
     return (_attend(query, [tuple(bos), tuple(own)]),)
 
 
-def two_before_meaning(qkv_N3D: Tensor, bos_B3D: Tensor, first_M3D: Tensor, parent_BR: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
+def two_before_reference(qkv_N3D: Tensor, bos_B3D: Tensor, first_M3D: Tensor, parent_BR: Tensor, *, rows: int, heads: int) -> tuple[Tensor]:
     """Like above with the first token's projections [B * W, 3D]; row r of a request descends from its row parent[r]."""
     batch = bos_B3D.shape[0]
     query, *own = _split(qkv_N3D.view(batch, rows, -1), heads)
@@ -107,14 +107,14 @@ def BeamSelfAttention2(qkv, bos, first, parent, rows: int, heads: int):
 
 beam_self_attention_1 = Operator(
     name="BeamSelfAttention1",
-    meaning=one_before_meaning,
+    reference=one_before_reference,
     function=BeamSelfAttention1,
     helpers=(SplitHeads, HeadScore),
     outputs=lambda qkv, bos, *, rows, heads: (Spec(torch.float16, (qkv.shape[0], qkv.shape[1] // 3)),),
 )
 beam_self_attention_2 = Operator(
     name="BeamSelfAttention2",
-    meaning=two_before_meaning,
+    reference=two_before_reference,
     function=BeamSelfAttention2,
     helpers=(SplitHeads, HeadScore),
     outputs=lambda qkv, bos, first, parent, *, rows, heads: (Spec(torch.float16, (qkv.shape[0], qkv.shape[1] // 3)),),

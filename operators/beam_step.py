@@ -1,6 +1,6 @@
 """BeamStep: log-softmax, add the beams' scores, keep the best. FP32, equal scores to the smaller flat index.
 
-The candidates of a request lie in groups of neighbours. The `width` best candidates lie in the `width` groups whose best
+The candidates of a request lie in groups of neighbors. The `width` best candidates lie in the `width` groups whose best
 candidate is best, equal ones to the earlier group: every candidate that a left-out group holds has `width` better or
 earlier ones, the first of each kept group. So two small top-k replace one over all candidates, and candidates are read once.
 """
@@ -29,7 +29,7 @@ def beam_groups(rows: int, vocabulary: int, width: int) -> dict[str, int]:
     return {"width": width, "group": group, "kept": min(width, groups)}
 
 
-def beam_step_meaning(logits_NV: Tensor, scores_BR: Tensor, *, width: int, group: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def beam_step_reference(logits_NV: Tensor, scores_BR: Tensor, *, width: int, group: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores FP32 [B, width], parent row INT64 [B, width] and token INT64 [B, width], best first."""
     batch, rows = scores_BR.shape
     total_BRV = logits_NV.float().log_softmax(-1).view(batch, rows, -1) + scores_BR[..., None]
@@ -54,7 +54,7 @@ def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array
 
 
 @script(DETAIL, default_opset=op)
-def LogNormaliser(logits):
+def LogNormalizer(logits):
     """FP32 [N, 1]: logarithm of the sum of exponentials of FP16 logits [N, V]."""
     last = op.Constant(value_ints=[1])
     wide = op.Cast(logits, to=1)
@@ -70,12 +70,12 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     vocabulary = op.Shape(logits, start=1)
     size = op.Reshape(op.Constant(value_int=group), one)
     before = op.Reshape(scores, op.Constant(value_ints=[-1, 1]))
-    normaliser = LogNormaliser(logits)
+    normalizer = LogNormalizer(logits)
 
     # The best of each group. Rounding keeps the order, so that it has the score it will have as a candidate.
     groups = op.Reshape(logits, op.Concat(rest, size, axis=0))
     largest = op.Reshape(op.ReduceMax(groups, one, keepdims=0), op.Concat(op.Shape(logits, end=1), rest, axis=0))
-    total = op.Add(op.Sub(op.Cast(largest, to=1), normaliser), before)
+    total = op.Add(op.Sub(op.Cast(largest, to=1), normalizer), before)
     _best, unordered = op.TopK(op.Reshape(total, op.Concat(batch, rest, axis=0)), op.Reshape(op.Constant(value_int=kept), one), axis=1)
     # In the order of their numbers, so that equal candidates stand in their flat order: TopK gives the earlier one first.
     ordered, _order = op.TopK(op.Cast(unordered, to=1), op.Reshape(op.Constant(value_int=kept), one), axis=1, largest=0)
@@ -90,7 +90,7 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     chosen = op.Cast(op.Gather(groups, place, axis=0), to=1)
     column = op.Constant(value_ints=[-1, 1])
     shape = op.Concat(op.Shape(place), one, axis=0)
-    own = op.Reshape(op.Gather(op.Reshape(normaliser, column), op.Reshape(row, rest), axis=0), shape)
+    own = op.Reshape(op.Gather(op.Reshape(normalizer, column), op.Reshape(row, rest), axis=0), shape)
     past = op.Reshape(op.Gather(before, op.Reshape(row, rest), axis=0), shape)
     candidates = op.Reshape(op.Add(op.Sub(chosen, own), past), op.Concat(batch, rest, axis=0))
     best, position = op.TopK(candidates, op.Reshape(op.Constant(value_int=width), one), axis=1)
@@ -104,5 +104,5 @@ def _specs(logits: Tensor, scores: Tensor, *, width: int, group: int, kept: int)
 
 
 beam_step = Operator(
-    name="BeamStep", meaning=beam_step_meaning, function=BeamStep, helpers=(LogNormaliser,), outputs=_specs, compare=compare_beams
+    name="BeamStep", reference=beam_step_reference, function=BeamStep, helpers=(LogNormalizer,), outputs=_specs, compare=compare_beams
 )

@@ -15,7 +15,7 @@ from .operator import ONEREC, Operator, Spec, op
 PRESCALE = 2.0**-3  # about 1 / sqrt of the usual head widths, 32 to 128
 
 
-def context_attention_meaning(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, lengths_B: Tensor, *, rows: int) -> tuple[Tensor]:
+def context_attention_reference(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, lengths_B: Tensor, *, rows: int) -> tuple[Tensor]:
     """FP16 [B * rows, D]; a context of length 0 gives 0. Query head h reads group h // (H / G).
 
     Keys and values beyond a request's length are zero, as ContextNorm leaves them.
@@ -49,7 +49,7 @@ def ContextAttention(query, key, value, lengths, rows: int):
     # The lowest finite value instead of -inf: a context without tokens then gives no NaN, but the mean of its values.
     probability = op.Softmax(op.Where(valid, score, op.Constant(value_float=-3.0e38)), axis=-1)
     # Without the casts of Product TensorRT finds its fused attention kernel, but that one accumulates in FP16: on an H200 the
-    # error against FP32 grew to 1.2 x that of the frozen model with 512 tokens, and to 1.6 x with 3000.
+    # error against FP32 grew to 1.2 x that of the packed model with 512 tokens, and to 1.6 x with 3000.
     mean = Product(op.Cast(probability, to=10), value)
     # Values there are zero, and so is their mean; this says it whatever they are, as the kernel does.
     some = op.Unsqueeze(op.Greater(lengths, op.Constant(value_int=0)), op.Constant(value_ints=[1, 2, 3]))
@@ -60,7 +60,7 @@ def ContextAttention(query, key, value, lengths, rows: int):
 
 context_attention = Operator(
     name="ContextAttention",
-    meaning=context_attention_meaning,
+    reference=context_attention_reference,
     function=ContextAttention,
     helpers=(Product,),
     outputs=lambda query, key, value, lengths, *, rows: (Spec(torch.float16, tuple(query.shape)),),

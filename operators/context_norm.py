@@ -11,7 +11,7 @@ from .operator import ONEREC, Operator, Spec, op
 from .rms_norm import norm_in_fp32
 
 
-def context_norm_meaning(chunk_BSX: Tensor, weight_d: Tensor, lengths_B: Tensor, *, epsilon: float) -> tuple[Tensor]:
+def context_norm_reference(chunk_BSX: Tensor, weight_d: Tensor, lengths_B: Tensor, *, epsilon: float) -> tuple[Tensor]:
     """FP16 [B, G, S, d] of FP16 [B, S, G * d]; tokens at or beyond a request's length are zero."""
     d_head = weight_d.shape[0]
     norm_BSGd = norm_in_fp32(chunk_BSX.unflatten(-1, (-1, d_head)), weight_d, epsilon).half()
@@ -37,4 +37,4 @@ def _specs(chunk: Tensor, weight: Tensor, lengths: Tensor, *, epsilon: float) ->
     return (Spec(torch.float16, (batch, width // d_head, tokens, d_head)),)
 
 
-context_norm = Operator(name="ContextNorm", meaning=context_norm_meaning, function=ContextNorm, helpers=(NormInFp32,), outputs=_specs)
+context_norm = Operator(name="ContextNorm", reference=context_norm_reference, function=ContextNorm, helpers=(NormInFp32,), outputs=_specs)

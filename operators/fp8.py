@@ -1,6 +1,6 @@
 """The reference casts to FP8 in PyTorch: per tensor, per row, per block. Contract: docs/numerics.md.
 
-Every quantised value in this project is made by these functions or held equal to them: codes are
+Every quantized value in this project is made by these functions or held equal to them: codes are
 saturate(round-to-nearest-even(x / s)) straight from FP32, with s = max(amax, 1e-12) / 448.
 """
 
@@ -25,26 +25,26 @@ def to_e4m3(scaled: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
-def quantise_tensor(x: Tensor, scale: Tensor) -> Tensor:
+def quantize_tensor(x: Tensor, scale: Tensor) -> Tensor:
     """E4M3 codes of x for one given scale (or any scale that broadcasts)."""
     return to_e4m3(x.float() / scale)
 
 
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """E4M3 codes and FP32 scales [..., 1], one per row of the last axis."""
     scale = scale_of(x.float().abs().amax(-1, keepdim=True))
-    return quantise_tensor(x, scale), scale
+    return quantize_tensor(x, scale), scale
 
 
-def quantise_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     """E4M3 codes [..., K'] and FP32 scales [..., K' / 128]: one per row and 128 channels; K' is K zero-padded."""
     blocks = pad_to_block(x.float()).unflatten(-1, (-1, BLOCK))
     scale = scale_of(blocks.abs().amax(-1))
-    return quantise_tensor(blocks, scale[..., None]).flatten(-2), scale
+    return quantize_tensor(blocks, scale[..., None]).flatten(-2), scale
 
 
-def dequantise_row_blocks(codes: Tensor, scale: Tensor) -> Tensor:
-    """FP32 values [..., K'] of codes and scales made by `quantise_row_blocks`."""
+def dequantize_row_blocks(codes: Tensor, scale: Tensor) -> Tensor:
+    """FP32 values [..., K'] of codes and scales made by `quantize_row_blocks`."""
     values: Tensor = codes.float().unflatten(-1, (-1, BLOCK)) * scale[..., None]
     return values.flatten(-2)
 
@@ -61,10 +61,10 @@ def expand_block_scale(scale: Tensor, rows: int) -> Tensor:
     return scale.repeat_interleave(BLOCK, 0)[:rows]
 
 
-def quantise_weight_blocks(weight_NK: Tensor, scale: Tensor) -> Tensor:
+def quantize_weight_blocks(weight_NK: Tensor, scale: Tensor) -> Tensor:
     """E4M3 codes [N, K'] of a weight for block scales [N' / 128, K' / 128]; K' is K zero-padded to whole blocks."""
     blocks = pad_to_block(weight_NK.float()).unflatten(-1, (-1, BLOCK))
-    return quantise_tensor(blocks, expand_block_scale(scale, len(weight_NK))[..., None]).flatten(-2)
+    return quantize_tensor(blocks, expand_block_scale(scale, len(weight_NK))[..., None]).flatten(-2)
 
 
 def pad_to_block(x: Tensor) -> Tensor:

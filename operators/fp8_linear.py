@@ -15,13 +15,13 @@ from .functions import PRODUCT_SCALE_FP16, Fp8Linear32
 from .operator import ONEREC, Operator, Spec, op
 
 
-def fp8_linear_meaning(
+def fp8_linear_reference(
     codes_NK: Tensor, scale: Tensor, weight_codes_MK: Tensor, weight_scale_M: Tensor, *, promotion: int
 ) -> tuple[Tensor]:
     return (_product(codes_NK, scale, weight_codes_MK, weight_scale_M).half(),)
 
 
-def fp8_linear_add_meaning(
+def fp8_linear_add_reference(
     codes_NK: Tensor, scale: Tensor, weight_codes_MK: Tensor, weight_scale_M: Tensor, residual_NM: Tensor, *, promotion: int
 ) -> tuple[Tensor]:
     return ((_product(codes_NK, scale, weight_codes_MK, weight_scale_M) + residual_NM.float()).half(),)
@@ -50,14 +50,14 @@ def Fp8LinearAdd(codes, scale, weight_codes, weight_scale, residual, promotion: 
 
 fp8_linear = Operator(
     name="Fp8Linear",
-    meaning=fp8_linear_meaning,
+    reference=fp8_linear_reference,
     function=Fp8Linear,
     helpers=(Fp8Linear32,),
     outputs=lambda codes, scale, weight, weight_scale, *, promotion: (Spec(torch.float16, (*codes.shape[:-1], weight.shape[0])),),
 )
 fp8_linear_add = Operator(
     name="Fp8LinearAdd",
-    meaning=fp8_linear_add_meaning,
+    reference=fp8_linear_add_reference,
     function=Fp8LinearAdd,
     helpers=(Fp8Linear32,),
     outputs=lambda codes, scale, weight, weight_scale, residual, *, promotion: (Spec(torch.float16, tuple(residual.shape)),),

@@ -1,4 +1,4 @@
-"""Pieces that several ONNX functions share: FP32 norms, E4M3 quantisation, scaled FP8 products.
+"""Pieces that several ONNX functions share: FP32 norms, E4M3 quantization, scaled FP8 products.
 
 They live in the `onerec.detail` domain, travel in the file like the operators' functions, and are
 inlined with them. Type numbers: 1 FP32, 10 FP16, 17 FLOAT8E4M3FN.
@@ -12,14 +12,14 @@ from onnxscript import script
 from ..core.precision import AMAX_FLOOR, BLOCK, E4M3_MAX
 from .operator import DETAIL, op
 
-# Both dequantisation scales are 2^-7: TensorRT multiplies them into one FP16 scale, and 2^-14 is the
+# Both dequantization scales are 2^-7: TensorRT multiplies them into one FP16 scale, and 2^-14 is the
 # smallest product that is still a normal FP16 number. The FP16 product then overflows only beyond
-# 2^14 * 65504 = 1.07e9 quantised units: fully correlated full-scale rows longer than 5348 channels.
+# 2^14 * 65504 = 1.07e9 quantized units: fully correlated full-scale rows longer than 5348 channels.
 PRODUCT_SCALE = 2.0**-7
 PRODUCT_RESTORE = 2.0**14
 
 # ONNX Runtime takes FP8 as an input of a function only where the function itself feeds it to a standard
-# operator, so every operator dequantises with this constant in its own body, never in a shared piece.
+# operator, so every operator dequantizes with this constant in its own body, never in a shared piece.
 PRODUCT_SCALE_FP16 = helper.make_tensor("product_scale", TensorProto.FLOAT16, [], [PRODUCT_SCALE])
 
 
@@ -33,22 +33,22 @@ def NormInFp32(x, weight, epsilon: float):
 
 
 @script(DETAIL, default_opset=op)
-def QuantiseByScale(x, scale):
+def QuantizeByScale(x, scale):
     """E4M3 codes of FP32 x divided by a broadcastable FP32 scale."""
     return op.QuantizeLinear(op.Div(x, scale), op.Constant(value_float=1.0), output_dtype=17)
 
 
 @script(DETAIL, default_opset=op)
-def QuantiseRows(x):
+def QuantizeRows(x):
     """E4M3 codes and FP32 scales [..., 1] of FP32 x, one scale per row."""
     amax = op.ReduceMax(op.Abs(x), op.Constant(value_ints=[-1]), keepdims=1)
     scale = op.Div(op.Max(amax, op.Constant(value_float=AMAX_FLOOR)), op.Constant(value_float=E4M3_MAX))
-    codes = QuantiseByScale(x, scale)
+    codes = QuantizeByScale(x, scale)
     return codes, scale
 
 
 @script(DETAIL, default_opset=op)
-def QuantiseRowBlocks(x):
+def QuantizeRowBlocks(x):
     """E4M3 codes [N, K'] and FP32 scales [N, K' / 128] of FP32 x [N, K]; K' is K zero-padded to 128."""
     width = op.Shape(x, start=1)
     block = op.Constant(value_ints=[BLOCK])
@@ -57,7 +57,7 @@ def QuantiseRowBlocks(x):
     count = op.Div(op.Add(width, padding), block)
     rows = op.Shape(x, end=1)
     blocks = op.Reshape(padded, op.Concat(rows, count, block, axis=0))
-    codes, scale = QuantiseRows(blocks)
+    codes, scale = QuantizeRows(blocks)
     flat_codes = op.Reshape(codes, op.Concat(rows, op.Add(width, padding), axis=0))
     return flat_codes, op.Squeeze(scale, op.Constant(value_ints=[2]))
 
@@ -74,7 +74,7 @@ def Product(x, weight):
 
 @script(DETAIL, default_opset=op)
 def Fp8Linear32(x, scale, weight_MK, weight_scale_M):
-    """FP32 [..., M] result of an FP8 linear: the product of codes that PRODUCT_SCALE dequantised, scales applied.
+    """FP32 [..., M] result of an FP8 linear: the product of codes that PRODUCT_SCALE dequantized, scales applied.
 
     No casts around this product: TensorRT 10.6 cannot build a cast between DequantizeLinear and MatMul.
     """

@@ -10,11 +10,11 @@ from .functions import Product
 from .operator import ONEREC, Operator, Spec, op
 
 
-def linear_meaning(x_NK: Tensor, weight_MK: Tensor) -> tuple[Tensor]:
+def linear_reference(x_NK: Tensor, weight_MK: Tensor) -> tuple[Tensor]:
     return ((x_NK.float() @ weight_MK.float().T).half(),)
 
 
-def linear_add_meaning(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> tuple[Tensor]:
+def linear_add_reference(x_NK: Tensor, weight_MK: Tensor, residual_NM: Tensor) -> tuple[Tensor]:
     return ((x_NK.float() @ weight_MK.float().T + residual_NM.float()).half(),)
 
 
@@ -31,14 +31,14 @@ def LinearAdd(x, weight, residual):
 
 linear = Operator(
     name="Linear",
-    meaning=linear_meaning,
+    reference=linear_reference,
     function=Linear,
     helpers=(Product,),
     outputs=lambda x, weight: (Spec(torch.float16, (*x.shape[:-1], weight.shape[0])),),
 )
 linear_add = Operator(
     name="LinearAdd",
-    meaning=linear_add_meaning,
+    reference=linear_add_reference,
     function=LinearAdd,
     helpers=(Product,),
     outputs=lambda x, weight, residual: (Spec(torch.float16, tuple(residual.shape)),),

@@ -38,7 +38,7 @@ def ColumnScale(scale, experts: int):
 
 @script(DETAIL, default_opset=op)
 def ScaledBlocks(values, scale):
-    """FP32 [N, K] of dequantised activation codes [N, K] and scales [N, K / 128]."""
+    """FP32 [N, K] of dequantized activation codes [N, K] and scales [N, K / 128]."""
     shape = op.Concat(op.Shape(scale), op.Constant(value_ints=[BLOCK]), axis=0)
     blocks = op.Mul(op.Reshape(values, shape), op.Unsqueeze(scale, op.Constant(value_ints=[2])))
     return op.Reshape(blocks, op.Shape(values))

@@ -23,7 +23,7 @@ from .swiglu import swiglu_in_fp32
 Expert = Callable[[int, Tensor], Tensor]  # expert number, numbers of its tokens -> FP32 [tokens, D]
 
 
-def moe_experts_meaning(
+def moe_experts_reference(
     x_ND: Tensor, gate_up: Tensor, down: Tensor, index_NK: Tensor, weight_NK: Tensor, residual_ND: Tensor, *, experts: int
 ) -> tuple[Tensor]:
     """FP16 [N, D]; the hidden activations are rounded to FP16 before and after SwiGLU."""
@@ -63,7 +63,7 @@ def MoeExperts(x, gate_up, down, index, weight, residual, experts: int):
 
 moe_experts = Operator(
     name="MoeExperts",
-    meaning=moe_experts_meaning,
+    reference=moe_experts_reference,
     function=MoeExperts,
     helpers=(PerExpert, SwiGlu32, Product, StackedProduct, GateAndSum),
     outputs=residual_spec,

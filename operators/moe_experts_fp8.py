@@ -1,6 +1,6 @@
 """MoeExpertsFp8{Tensor,Row}: the experts with one weight scale per output channel; activations per tensor or per token.
 
-The input comes quantised; the hidden activations are quantised inside: per token, or with one
+The input comes quantized; the hidden activations are quantized inside: per token, or with one
 calibrated scale per expert. Letters as in moe_experts.py.
 """
 
@@ -12,16 +12,16 @@ from onnxscript import script
 from torch import Tensor
 
 from . import fp8
-from .functions import QuantiseByScale, QuantiseRows, SwiGlu32
+from .functions import QuantizeByScale, QuantizeRows, SwiGlu32
 from .moe_dense import ColumnScale, GateAndSum, PerExpert, StackedProduct32
 from .moe_experts import Expert, gated_sum, residual_spec
 from .operator import FP8_THRESHOLD, ONEREC, Operator, op
 from .swiglu import swiglu_in_fp32
 
-Requantise = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # expert number, FP32 hidden -> E4M3 codes and their scale
+Requantize = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # expert number, FP32 hidden -> E4M3 codes and their scale
 
 
-def tensor_meaning(
+def tensor_reference(
     codes_ND: Tensor,
     scale_1: Tensor,
     gate_up: Tensor,
@@ -38,15 +38,15 @@ def tensor_meaning(
 ) -> tuple[Tensor]:
     """FP16 [N, D] of codes with one scale [1]; scales of weights [E * 2H] and [E * D]."""
 
-    def requantise(number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return fp8.quantise_tensor(hidden, hidden_scale_E[number]), hidden_scale_E[number]
+    def requantize(number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return fp8.quantize_tensor(hidden, hidden_scale_E[number]), hidden_scale_E[number]
 
     scale_N1 = scale_1.expand(len(codes_ND), 1)
-    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantise)
+    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
     return gated_sum(expert, index_NK, weight_NK, residual_ND, experts)
 
 
-def row_meaning(
+def row_reference(
     codes_ND: Tensor,
     scale_N1: Tensor,
     gate_up: Tensor,
@@ -62,10 +62,10 @@ def row_meaning(
 ) -> tuple[Tensor]:
     """FP16 [N, D] of codes with one scale per token; scales of weights [E * 2H] and [E * D]."""
 
-    def requantise(_number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return fp8.quantise_rows(hidden)
+    def requantize(_number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return fp8.quantize_rows(hidden)
 
-    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantise)
+    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
     return gated_sum(expert, index_NK, weight_NK, residual_ND, experts)
 
 
@@ -77,14 +77,14 @@ def _expert(
     down: Tensor,
     down_scale: Tensor,
     experts: int,
-    requantise: Requantise,
+    requantize: Requantize,
 ) -> Expert:
     up, back = gate_up.unflatten(0, (experts, -1)), down.unflatten(0, (experts, -1))
     up_scale, back_scale = gate_up_scale.view(experts, -1), down_scale.view(experts, -1)
 
     def expert(number: int, rows: Tensor) -> Tensor:
         product = codes_ND[rows].float() @ up[number].float().T * (scale_N1[rows] * up_scale[number])
-        hidden_codes, hidden_scale = requantise(number, swiglu_in_fp32(product.half()))
+        hidden_codes, hidden_scale = requantize(number, swiglu_in_fp32(product.half()))
         result: Tensor = hidden_codes.float() @ back[number].float().T * (hidden_scale * back_scale[number])
         return result
 
@@ -111,7 +111,7 @@ def MoeExpertsFp8Tensor(
     product = StackedProduct32(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
     gate_up_rows = op.Cast(op.Mul(product, op.Mul(scale, ColumnScale(gate_up_scale, experts=experts))), to=10)
     per_expert = op.Unsqueeze(hidden_scale, op.Constant(value_ints=[1, 2]))
-    hidden_codes = QuantiseByScale(SwiGlu32(gate_up_rows), per_expert)
+    hidden_codes = QuantizeByScale(SwiGlu32(gate_up_rows), per_expert)
     back = StackedProduct32(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
     result = op.Mul(back, op.Mul(per_expert, ColumnScale(down_scale, experts=experts)))
     return GateAndSum(result, index, weight, residual, experts=experts)
@@ -123,7 +123,7 @@ def MoeExpertsFp8Row(codes, scale, gate_up, gate_up_scale, down, down_scale, ind
     rows = op.Unsqueeze(op.DequantizeLinear(codes, unit), op.Constant(value_ints=[0]))
     product = StackedProduct32(rows, op.DequantizeLinear(gate_up, unit), experts=experts)
     gate_up_rows = op.Cast(op.Mul(product, op.Mul(scale, ColumnScale(gate_up_scale, experts=experts))), to=10)
-    hidden_codes, hidden_scale = QuantiseRows(SwiGlu32(gate_up_rows))
+    hidden_codes, hidden_scale = QuantizeRows(SwiGlu32(gate_up_rows))
     back = StackedProduct32(op.DequantizeLinear(hidden_codes, unit), op.DequantizeLinear(down, unit), experts=experts)
     result = op.Mul(back, op.Mul(hidden_scale, ColumnScale(down_scale, experts=experts)))
     return GateAndSum(result, index, weight, residual, experts=experts)
@@ -131,17 +131,17 @@ def MoeExpertsFp8Row(codes, scale, gate_up, gate_up_scale, down, down_scale, ind
 
 moe_experts_fp8_tensor = Operator(
     name="MoeExpertsFp8Tensor",
-    meaning=tensor_meaning,
+    reference=tensor_reference,
     function=MoeExpertsFp8Tensor,
-    helpers=(PerExpert, SwiGlu32, QuantiseByScale, StackedProduct32, ColumnScale, GateAndSum),
+    helpers=(PerExpert, SwiGlu32, QuantizeByScale, StackedProduct32, ColumnScale, GateAndSum),
     outputs=residual_spec,
     threshold=FP8_THRESHOLD,
 )
 moe_experts_fp8_row = Operator(
     name="MoeExpertsFp8Row",
-    meaning=row_meaning,
+    reference=row_reference,
     function=MoeExpertsFp8Row,
-    helpers=(PerExpert, SwiGlu32, QuantiseByScale, QuantiseRows, StackedProduct32, ColumnScale, GateAndSum),
+    helpers=(PerExpert, SwiGlu32, QuantizeByScale, QuantizeRows, StackedProduct32, ColumnScale, GateAndSum),
     outputs=residual_spec,
     threshold=FP8_THRESHOLD,
 )

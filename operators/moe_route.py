@@ -18,7 +18,7 @@ from .operator import ONEREC, Array, Attributes, Operator, Spec, op
 TIE_BAND = 1e-5  # biased scores closer than this may be ordered either way by FP32 sums in another order
 
 
-def moe_route_meaning(x_ND: Tensor, router_ED: Tensor, bias_E: Tensor, *, top_k: int, shared: int) -> tuple[Tensor, Tensor]:
+def moe_route_reference(x_ND: Tensor, router_ED: Tensor, bias_E: Tensor, *, top_k: int, shared: int) -> tuple[Tensor, Tensor]:
     """Expert index INT64 [N, top_k + shared] and weight FP32 [N, top_k + shared]."""
     score_NE = (x_ND.float() @ router_ED.float().T).sigmoid()
     _, index_NK = stable_topk(score_NE + bias_E, top_k)
@@ -68,4 +68,4 @@ def _specs(x: Tensor, router: Tensor, bias: Tensor, *, top_k: int, shared: int) 
     return (Spec(torch.int64, shape), Spec(torch.float32, shape))
 
 
-moe_route = Operator(name="MoeRoute", meaning=moe_route_meaning, function=MoeRoute, outputs=_specs, compare=compare_routing)
+moe_route = Operator(name="MoeRoute", reference=moe_route_reference, function=MoeRoute, outputs=_specs, compare=compare_routing)

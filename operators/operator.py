@@ -1,6 +1,6 @@
 """What an operator is: one step of the model, stated as PyTorch, as ONNX function and (later) as kernel.
 
-Calling an operator runs its PyTorch meaning; inside an ONNX export it puts one node of the `onerec`
+Calling an operator runs its PyTorch reference; inside an ONNX export it puts one node of the `onerec`
 domain into the graph instead. Calls can be recorded, to feed other implementations the same inputs.
 """
 
@@ -56,7 +56,7 @@ class Operator:
 
     Args:
         name: ONNX op type.
-        meaning: PyTorch function of the inputs and attributes; the truth. Returns a tuple.
+        reference: PyTorch function of the inputs and attributes; the truth. Returns a tuple.
         function: The same in standard ONNX operators.
         outputs: Output specifications from the inputs and attributes, without computing.
         helpers: Functions of the `onerec.detail` domain that `function` calls.
@@ -65,7 +65,7 @@ class Operator:
     """
 
     name: str
-    meaning: Callable[..., tuple[Tensor, ...]]
+    reference: Callable[..., tuple[Tensor, ...]]
     function: OnnxFunction
     outputs: Callable[..., tuple[Spec, ...]]
     helpers: tuple[OnnxFunction, ...] = ()
@@ -74,7 +74,7 @@ class Operator:
 
     def __call__(self, *inputs: Tensor, **attributes: int | float) -> tuple[Tensor, ...]:
         exporting = torch.onnx.is_in_onnx_export()
-        outputs = self._symbolic(inputs, attributes) if exporting else self.meaning(*inputs, **attributes)
+        outputs = self._symbolic(inputs, attributes) if exporting else self.reference(*inputs, **attributes)
         if (calls := _recorder.get()) is not None:
             calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
         return outputs

@@ -1,4 +1,4 @@
-"""Every operator of the domain by name, and the functions that give the file its meaning."""
+"""Every operator of the domain by name, and the functions that give the file its reference."""
 
 from __future__ import annotations
 

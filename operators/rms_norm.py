@@ -16,7 +16,7 @@ def norm_in_fp32(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return wide / (wide.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight.float()
 
 
-def rms_norm_meaning(x_ND: Tensor, weight_D: Tensor, *, epsilon: float) -> tuple[Tensor]:
+def rms_norm_reference(x_ND: Tensor, weight_D: Tensor, *, epsilon: float) -> tuple[Tensor]:
     return (norm_in_fp32(x_ND, weight_D, epsilon).half(),)
 
 
@@ -27,7 +27,7 @@ def RmsNorm(x, weight, epsilon: float):
 
 rms_norm = Operator(
     name="RmsNorm",
-    meaning=rms_norm_meaning,
+    reference=rms_norm_reference,
     function=RmsNorm,
     helpers=(NormInFp32,),
     outputs=lambda x, weight, *, epsilon: (Spec(torch.float16, tuple(x.shape)),),

@@ -1,4 +1,4 @@
-"""SwiGlu and SwiGluQuant{Tensor,Row}: SiLU(gate) * up, in FP32 until it is rounded or quantised."""
+"""SwiGlu and SwiGluQuant{Tensor,Row}: SiLU(gate) * up, in FP32 until it is rounded or quantized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import fp8
 from .comparison import compare_codes
-from .functions import QuantiseByScale, QuantiseRows, SwiGlu32
+from .functions import QuantizeByScale, QuantizeRows, SwiGlu32
 from .operator import FP8_THRESHOLD, ONEREC, Operator, Spec, op
 
 
@@ -19,16 +19,16 @@ def swiglu_in_fp32(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def swiglu_meaning(gate_up_N2H: Tensor) -> tuple[Tensor]:
+def swiglu_reference(gate_up_N2H: Tensor) -> tuple[Tensor]:
     return (swiglu_in_fp32(gate_up_N2H).half(),)
 
 
-def tensor_meaning(gate_up_N2H: Tensor, scale: Tensor) -> tuple[Tensor]:
-    return (fp8.quantise_tensor(swiglu_in_fp32(gate_up_N2H), scale),)
+def tensor_reference(gate_up_N2H: Tensor, scale: Tensor) -> tuple[Tensor]:
+    return (fp8.quantize_tensor(swiglu_in_fp32(gate_up_N2H), scale),)
 
 
-def row_meaning(gate_up_N2H: Tensor) -> tuple[Tensor, Tensor]:
-    return fp8.quantise_rows(swiglu_in_fp32(gate_up_N2H))
+def row_reference(gate_up_N2H: Tensor) -> tuple[Tensor, Tensor]:
+    return fp8.quantize_rows(swiglu_in_fp32(gate_up_N2H))
 
 
 @script(ONEREC, default_opset=op)
@@ -38,12 +38,12 @@ def SwiGlu(gate_up):
 
 @script(ONEREC, default_opset=op)
 def SwiGluQuantTensor(gate_up, scale):
-    return QuantiseByScale(SwiGlu32(gate_up), scale)
+    return QuantizeByScale(SwiGlu32(gate_up), scale)
 
 
 @script(ONEREC, default_opset=op)
 def SwiGluQuantRow(gate_up):
-    codes, scale = QuantiseRows(SwiGlu32(gate_up))
+    codes, scale = QuantizeRows(SwiGlu32(gate_up))
     return codes, scale
 
 
@@ -53,24 +53,24 @@ def _hidden(gate_up: Tensor) -> tuple[int | torch.SymInt, ...]:
 
 swiglu = Operator(
     name="SwiGlu",
-    meaning=swiglu_meaning,
+    reference=swiglu_reference,
     function=SwiGlu,
     helpers=(SwiGlu32,),
     outputs=lambda gate_up: (Spec(torch.float16, _hidden(gate_up)),),
 )
 swiglu_quant_tensor = Operator(
     name="SwiGluQuantTensor",
-    meaning=tensor_meaning,
+    reference=tensor_reference,
     function=SwiGluQuantTensor,
-    helpers=(SwiGlu32, QuantiseByScale),
+    helpers=(SwiGlu32, QuantizeByScale),
     outputs=lambda gate_up, scale: (Spec(fp8.E4M3, _hidden(gate_up)),),
     threshold=FP8_THRESHOLD,
 )
 swiglu_quant_row = Operator(
     name="SwiGluQuantRow",
-    meaning=row_meaning,
+    reference=row_reference,
     function=SwiGluQuantRow,
-    helpers=(SwiGlu32, QuantiseByScale, QuantiseRows),
+    helpers=(SwiGlu32, QuantizeByScale, QuantizeRows),
     outputs=lambda gate_up: (Spec(fp8.E4M3, _hidden(gate_up)), Spec(torch.float32, (*gate_up.shape[:-1], 1))),
     threshold=FP8_THRESHOLD,
     compare=compare_codes,

@@ -1,4 +1,4 @@
-"""TokenScore: the log-probability of one given token per row, FP32. What the forced form scores paths with."""
+"""TokenScore: the log-probability of one given token per row, FP32. What the scoring graph scores paths with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .operator import ONEREC, Operator, Spec, op
 
 
-def token_score_meaning(logits_NV: Tensor, tokens_BW: Tensor) -> tuple[Tensor]:
+def token_score_reference(logits_NV: Tensor, tokens_BW: Tensor) -> tuple[Tensor]:
     """FP32 [B, W]; where there is one row per request, all its tokens are read from that row."""
     batch, width = tokens_BW.shape
     log_probability = logits_NV.float().log_softmax(-1).view(batch, -1, logits_NV.shape[1])
@@ -27,7 +27,7 @@ def TokenScore(logits, tokens):
 
 token_score = Operator(
     name="TokenScore",
-    meaning=token_score_meaning,
+    reference=token_score_reference,
     function=TokenScore,
     outputs=lambda logits, tokens: (Spec(torch.float32, tuple(tokens.shape)),),
 )

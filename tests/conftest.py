@@ -24,7 +24,7 @@ from onerec_trt.tools.pipeline import run_stages
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
 
 SMALL_WORLD = World(
-    topics=8, items_per_topic=8, styles=2, codebook=32, embed_dim=8, favourites=4, static=(1, 2), short_term=(1, 3), long_term=(0, 4)
+    topics=8, items_per_topic=8, styles=2, codebook=32, embed_dim=8, favorites=4, static=(1, 2), short_term=(1, 3), long_term=(0, 4)
 )
 SMALL_CONFIG = parse_config(
     {

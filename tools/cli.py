@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..core.artefacts import remove_unfinished
+from ..core.artifacts import remove_unfinished
 from ..core.errors import OnerecTrtError
 
 PROGRAM = "onerec-trt"
@@ -83,7 +83,7 @@ def run(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def calibrate(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Quantise a checkpoint with ModelOpt and freeze its scales."""
+    """Quantize a checkpoint with ModelOpt and quantize its scales."""
     from . import commands
 
     commands.one_stage(recipe_file, "calibrate", as_json)
@@ -91,7 +91,7 @@ def calibrate(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def export(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Write the serving graph and its forced form as ONNX."""
+    """Write the serving graph and its scoring graph as ONNX."""
     from . import commands
 
     commands.one_stage(recipe_file, "export", as_json)
@@ -141,7 +141,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A plan, a stage's folder, or a checkpoint.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Say what an artefact is, what it was made from, and whether it still matches its record."""
+    """Say what an artifact is, what it was made from, and whether it still matches its record."""
     from . import commands
 
     commands.inspect(path, as_json)
@@ -173,7 +173,7 @@ def bench(
             show_default=False,
         ),
     ] = [],  # noqa: B006
-    opponent: Annotated[list[str], typer.Option(help="Way to run PyTorch.")] = ["torch-eager", "torch-cuda-graph", "torch-compile"],  # noqa: B006
+    baseline: Annotated[list[str], typer.Option(help="Way to run PyTorch.")] = ["torch-eager", "torch-cuda-graph", "torch-compile"],  # noqa: B006
     samples: Annotated[int, typer.Option(min=2, help="Samples of each; below 30 the result is not valid.")] = 30,
     layers: Annotated[int, typer.Option(min=0, help="Cut the models to this many layers; 0: all.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder that keeps weights, graphs, plans and kernel timings.")] = Path("out/bench"),
@@ -184,7 +184,7 @@ def bench(
     """Time plans against PyTorch with the same random weights, on this GPU; exits with 2 when the run is not valid."""
     from .bench import command
 
-    command.bench(out, size, case, recipe, opponent, samples, layers, work, commit, plans_only, as_json)
+    command.bench(out, size, case, recipe, baseline, samples, layers, work, commit, plans_only, as_json)
 
 
 @app.command("bench-operators")
@@ -193,7 +193,7 @@ def bench_operators(
     samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
     commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
 ) -> None:
-    """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its meaning."""
+    """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its reference."""
     from .tuning.benchmark import bench_operators as measure
     from .tuning.page import write_page
 

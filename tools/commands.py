@@ -10,12 +10,12 @@ from typing import Any, cast
 import typer
 from rich.console import Console
 
-from ..core.artefacts import write_json
+from ..core.artifacts import write_json
 from ..core.errors import RecipeError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
-from ..engines.gates import Gate, require
-from ..engines.trials import EngineName
+from ..validation.backends import EngineName
+from ..validation.gates import Gate, require
 from . import demo as demo_run
 from . import export_trial as trial
 from . import inspection, pipeline
@@ -91,7 +91,7 @@ def _finish(
     extra_gates: Sequence[Gate] = (),
 ) -> None:
     """Report and summary first, so that a failed run can be looked at; then the gates decide the exit code."""
-    summary, results = pipeline.summarise(recipes, extra_gates), pipeline.validations(recipes)
+    summary, results = pipeline.summarize(recipes, extra_gates), pipeline.validations(recipes)
     _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {}, extra_gates)
     pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
     gates = pipeline.all_gates(recipes, extra_gates)

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..core.artefacts import write_text
+from ..core.artifacts import write_text
 from ..core.recipe import Recipe, load_recipe
 from ..core.records import Record, run_stage
-from ..engines.bootstrap import paired_interval
-from ..engines.gates import Gate, gate
-from ..engines.reference import heldout_requests, make_reference
 from ..models.checkpoint import write_checkpoint
 from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
 from ..models.evaluation import hits, popularity_hits
 from ..models.requests import read_requests
+from ..validation.confidence_interval import paired_interval
+from ..validation.fp32_reference import heldout_requests, make_reference
+from ..validation.gates import Gate, gate
 from .pipeline import StageResult, folders_of, run_stages
 
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
@@ -31,7 +31,7 @@ def prepare(out: Path) -> Iterator[StageResult]:
     """Make the data and train the model, unless they are there already.
 
     Raises:
-        ArtefactError: The disk is full or `out` cannot be written.
+        ArtifactError: The disk is full or `out` cannot be written.
     """
     yield _timed("data", lambda: _make_data(out / "data"))
     yield _timed("train", lambda: _train(out / "data", out / "checkpoint"))

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..calibration.random_checkpoint import random_quantised_checkpoint
-from ..core.artefacts import files_in, read_json
+from ..calibration.random_checkpoint import random_quantized_checkpoint
+from ..core.artifacts import files_in, read_json
 from ..core.errors import ExportError, RecipeError
 from ..core.recipe import ExportOptions, PrecisionName
 from ..core.records import tool_version
@@ -23,13 +23,13 @@ _SEED = 0
 
 
 def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -> dict[str, Any]:
-    """Freeze random weights of one of the published sizes and export it; figures of both steps.
+    """Quantize random weights of one of the published sizes and export it; figures of both steps.
 
     Args:
         size: A name of `models.config.SIZES`.
         precision: fp16, fp8-row or fp8-paper; fp8-static needs calibrated activations.
         beam: Beams kept after each step.
-        folder: Gets the quantised checkpoint and the exported files.
+        folder: Gets the quantized checkpoint and the exported files.
 
     Raises:
         RecipeError: The size is not known.
@@ -38,9 +38,9 @@ def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -
     """
     if size not in SIZES:
         raise RecipeError(f"there is no size {size!r}", hint=f"choose one of {', '.join(SIZES)}")
-    checkpoint, exported = folder / "quantised", folder / "exported"
+    checkpoint, exported = folder / "quantized", folder / "exported"
     steps = {
-        "random checkpoint": _measured(_freeze, SIZES[size], precision, checkpoint),
+        "random checkpoint": _measured(_quantize, SIZES[size], precision, checkpoint),
         "export": _measured(_export, checkpoint, exported, beam),
     }
     return {
@@ -58,8 +58,8 @@ def export_trial(size: str, precision: PrecisionName, beam: int, folder: Path) -
     }
 
 
-def _freeze(config: OneRecConfig, precision: PrecisionName, folder: Path) -> None:
-    random_quantised_checkpoint(config, precision, folder, _SEED)
+def _quantize(config: OneRecConfig, precision: PrecisionName, folder: Path) -> None:
+    random_quantized_checkpoint(config, precision, folder, _SEED)
 
 
 def _export(checkpoint: Path, folder: Path, beam: int) -> None:

@@ -9,21 +9,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..builders.layer_report import summary
-from ..builders.plan_record import PlanLayer
-from ..core.errors import ArtefactError
+from ..core.errors import ArtifactError
 from ..core.records import RECORD_NAME, read_record
-from ..engines.proof import inspect_proven
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
+from ..runtime.plan_record import PlanLayer
+from ..runtime.verdict import inspect_proven
 
 _ROWS = 12  # of a long mapping or list, the rest is in --json
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Facts about an artefact, verified against its record.
+    """Facts about an artifact, verified against its record.
 
     Raises:
-        ArtefactError: It is none we know, or does not match its record.
+        ArtifactError: It is none we know, or does not match its record.
         CheckpointError: It is a damaged checkpoint.
     """
     if path.suffix == ".plan":
@@ -34,8 +34,8 @@ def inspect(path: Path) -> dict[str, Any]:
         config = open_checkpoint(path).config
         counts = {"parameters": counted_parameters(config), "active_parameters": counted_parameters(config, active=True)}
         return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts}
-    raise ArtefactError(
-        "this is no artefact", where=str(path), hint="give a .plan file, a folder with record.json, or a checkpoint folder with config.json"
+    raise ArtifactError(
+        "this is no artifact", where=str(path), hint="give a .plan file, a folder with record.json, or a checkpoint folder with config.json"
     )
 
 

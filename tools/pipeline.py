@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..builders.machine import this_machine
 from ..builders.stage import PLAN_FOLDERS, build
 from ..calibration.stage import calibrate
-from ..core.artefacts import write_json
-from ..core.errors import ArtefactError
+from ..core.artifacts import write_json
+from ..core.errors import ArtifactError
 from ..core.recipe import Recipe
 from ..core.records import Record
-from ..engines.gates import Gate
-from ..engines.proof import PROOF_FOLDER, inspect_proven
-from ..engines.trials import EngineName
-from ..engines.validate import Validation, read_validation, validate
 from ..export.stage import export
+from ..runtime.machine import this_machine
+from ..runtime.verdict import PROOF_FOLDER, inspect_proven
+from ..validation.backends import EngineName
+from ..validation.gates import Gate
+from ..validation.validate import Validation, read_validation, validate
 
 STAGES = ("calibrate", "export", "build", "validate")
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}
@@ -29,15 +29,15 @@ SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the stages of one recipe put their artefacts. `reference` is shared by all recipes of an output folder.
+    """Where the stages of one recipe put their artifacts. `reference` is shared by all recipes of an output folder.
 
-    `twin` holds the FP16 twin's calibration and export; its plans lie beside the recipe's own.
+    `baseline` holds the FP16 baseline's calibration and export; its plans lie beside the recipe's own.
     """
 
     root: Path
     calibrated: Path
     exported: Path
-    twin: Path
+    baseline: Path
     plans: Path
     validated: Path
     validated_tensorrt: Path
@@ -54,7 +54,7 @@ def folders_of(recipe: Recipe) -> Folders:
         root=root,
         calibrated=root / "calibrated",
         exported=root / "exported",
-        twin=root / "fp16-twin",
+        baseline=root / "fp16-baseline",
         plans=root / PLAN_FOLDERS[recipe.build.target],
         validated=root / "validated",
         validated_tensorrt=root / PROOF_FOLDER,
@@ -81,7 +81,7 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[Stage
     """Run the given stages of a recipe one after the other; each yields when it is done or found up to date.
 
     Raises:
-        OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `engines.gates.require`.
+        OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `validation.gates.require`.
     """
     places = folders_of(recipe)
     plans_tensorrt = places.root / PLAN_FOLDERS["tensorrt"]
@@ -89,7 +89,7 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[Stage
     bodies: dict[str, Callable[[], Record]] = {
         "calibrate": lambda: calibrate(recipe, recipe.checkpoint, recipe.requests, places.calibrated),
         "export": lambda: export(recipe.export, places.calibrated, places.exported),
-        "build": lambda: build(recipe, places.exported, places.plans, _fp16_twin(recipe, places.twin)),
+        "build": lambda: build(recipe, places.exported, places.plans, _fp16_baseline(recipe, places.baseline)),
         VALIDATE["onnxruntime"]: lambda: validate(recipe, *validated, places.validated),
         VALIDATE["tensorrt"]: lambda: validate(recipe, *validated, places.validated_tensorrt, plans_tensorrt),
     }
@@ -99,15 +99,15 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[Stage
         yield StageResult(recipe.name, stage, record, time.monotonic() - started)
 
 
-def _fp16_twin(recipe: Recipe, folder: Path) -> Path | None:
+def _fp16_baseline(recipe: Recipe, folder: Path) -> Path | None:
     """Exported folder of the same checkpoint and beams in FP16, where the recipe asks for it."""
-    if not recipe.build.fp16_twin or recipe.build.target != "tensorrt":
+    if not recipe.build.fp16_baseline or recipe.build.target != "tensorrt":
         return None
     this_machine("tensorrt")  # says that there is no GPU before minutes of work
     calibration = recipe.calibration.model_copy(update={"saved_state": None})
-    twin = recipe.model_copy(update={"precision": "fp16", "calibration": calibration})
-    calibrate(twin, twin.checkpoint, twin.requests, folder / "calibrated")
-    export(twin.export, folder / "calibrated", folder / "exported")
+    baseline = recipe.model_copy(update={"precision": "fp16", "calibration": calibration})
+    calibrate(baseline, baseline.checkpoint, baseline.requests, folder / "calibrated")
+    export(baseline.export, folder / "calibrated", folder / "exported")
     return folder / "exported"
 
 
@@ -115,7 +115,7 @@ def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -
     """What the validate stage found for each recipe with an engine.
 
     Raises:
-        ArtefactError: A recipe was not validated.
+        ArtifactError: A recipe was not validated.
     """
     return [read_validation(folders_of(recipe).validated_by(engine)) for recipe in recipes]
 
@@ -124,13 +124,13 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     """Every plan of the recipes: path, target and whether it was seen passing the gates on its GPU.
 
     Raises:
-        ArtefactError: There are no plans, or one does not match its record.
+        ArtifactError: There are no plans, or one does not match its record.
     """
     found = []
     for recipe in recipes:
         files = sorted(folders_of(recipe).plans.glob("*.plan"))
         if not files:
-            raise ArtefactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
+            raise ArtifactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
         for file in files:
             record = inspect_proven(file)
             path = str(file.relative_to(recipe.output))
@@ -138,7 +138,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     return found
 
 
-def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
+def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
     """The machine-readable result of a run: gates, plans, and four figures per recipe."""
     results, gates = validations(recipes), all_gates(recipes, extra_gates)
     return {
@@ -148,8 +148,8 @@ def summarise(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
             result.recipe: {
                 f"hit@{result.beams.k}": result.beams.hit,
                 f"overlap@{result.beams.k}": result.beams.overlap,
-                "forced_error_vs_fp32": _or_null(result.forced.engine),
-                "forced_error_ratio": _or_null(result.forced.ratio),
+                "scoring_error_vs_fp32": _or_null(result.scoring.engine),
+                "scoring_error_ratio": _or_null(result.scoring.ratio),
             }
             for result in results
         },

@@ -1,4 +1,4 @@
-"""Tables and lines for the terminal. They are made here and printed by the command line; rich drops colours where NO_COLOR asks for it."""
+"""Tables and lines for the terminal. They are made here and printed by the command line; rich drops colors where NO_COLOR asks for it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..engines.gates import Gate
-from ..engines.validate import Validation
+from ..validation.gates import Gate
+from ..validation.validate import Validation
 from .formats import number_text, seconds_text, share_text, sign_text
 
 
 def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table | Text:
-    """Gates, failed ones first; the mark says what the colour says, for terminals without colour. One line where nothing is to be shown."""
+    """Gates, failed ones first; the mark says what the color says, for terminals without color. One line where nothing is to be shown."""
     title = f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed"
     if gates and failed_only and all(gate.passed for gate in gates):
         return _mark(True).append(f" {title}", style="not green")
@@ -44,11 +44,11 @@ def recipes_table(results: Sequence[Validation]) -> Table:
     for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "error nat", "ratio", "gates"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        beams, forced = result.beams, result.forced
+        beams, scoring = result.beams, result.scoring
         shares = (share_text(part) for part in (beams.hit, beams.hit_fp32, beams.overlap, beams.top1))
         gates = f"{sum(gate.passed for gate in result.gates)}/{len(result.gates)}"
         mark = _mark(result.passed and bool(result.gates))
-        table.add_row(mark, escape(result.recipe), *shares, number_text(forced.engine, ".3g"), number_text(forced.ratio, ".3f"), gates)
+        table.add_row(mark, escape(result.recipe), *shares, number_text(scoring.engine, ".3g"), number_text(scoring.ratio, ".3f"), gates)
     return table
 
 

@@ -1,5 +1,5 @@
 // Integer expressions over input dimensions: a list of instructions for a stack, operands before operators.
-// `operators/kernels/expression.py` builds them; the numbers of the operations are part of the program format.
+// `operators/launch/expression.py` builds them; the numbers of the operations are part of the program format.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// A launch program as the host holds it. `operators/kernels/encoding.py` documents the bytes it is read from.
+// A launch program as the host holds it. `operators/launch/encoding.py` documents the bytes it is read from.
 // Nothing here knows TensorRT or CUDA, so that it is tested on any machine.
 #pragma once
 

@@ -19,7 +19,7 @@ def attention_tiles(
     ROWS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, HEAD: tl.constexpr, HEAD_TILE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """`scale` is log2(e) / sqrt(HEAD). Neighbouring programs work on one request and group, whose keys stay in the L2 cache."""
+    """`scale` is log2(e) / sqrt(HEAD). Neighboring programs work on one request and group, whose keys stay in the L2 cache."""
     BLOCKS: tl.constexpr = (ROWS * SHARE + M_TILE - 1) // M_TILE
     group = tl.program_id(0) // BLOCKS  # of all requests
     request = group // GROUPS

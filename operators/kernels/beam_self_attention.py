@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from ...core.errors import BuildError
-from .compile import Build
-from .factory import NO_ADDRESS, Node, expect, expect_size
-from .program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
+from ..launch.compile import Build
+from ..launch.node import NO_ADDRESS, Node, expect, expect_size
+from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
 
 WARPS = 4  # of 16 heads of 128 channels each thread keeps 16 values of a projection
 

@@ -10,10 +10,10 @@ import math
 import triton
 
 from ...core.errors import BuildError
-from .compile import Build
-from .factory import HOPPER, TMA_ALIGNMENT, WARPGROUP, Node, expect, static
-from .program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
-from .tiles import AttentionTile
+from ..launch.compile import Build
+from ..launch.node import HOPPER, TMA_ALIGNMENT, WARPGROUP, Node, expect, static
+from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
+from ..launch.tiles import AttentionTile
 
 LEAST_HEAD = 16  # channels of a tensor core instruction
 FP16_BYTES = 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...core.errors import BuildError
-from .factory import Node, expect, static
+from ..launch.node import Node, expect, static
+from ..launch.program import Program
 from .product import Product, product_program
-from .program import Program
 
 
 def fp8_linear_program(node: Node) -> Program:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .factory import Node, expect, static
+from ..launch.node import Node, expect, static
+from ..launch.program import Program
 from .product import Product, product_program
-from .program import Program
 
 
 def linear_program(node: Node) -> Program:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...core.errors import BuildError
-from .compile import Build
-from .factory import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, expect_size, static
-from .program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
-from .tiles import GemmTile
+from ..launch.compile import Build
+from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, expect_size, static
+from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
+from ..launch.tiles import GemmTile
 
 OUTPUT_BYTES = 2
 POINTER_STAGES = 3

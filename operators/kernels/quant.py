@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .factory import Node, expect, row_launch
-from .program import Input, Int32, Output, Program, Tensor
+from ..launch.node import Node, expect, row_launch
+from ..launch.program import Input, Int32, Output, Program, Tensor
 from .rows import load_row, row_amax, row_numbers, scale_of, store_codes, store_per_row
 
 

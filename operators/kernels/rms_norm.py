@@ -1,12 +1,12 @@
-"""RmsNorm on the GPU: a row in registers, FP32 inside, rounded to FP16 once; `norm_row` is what its quantising twins share."""
+"""RmsNorm on the GPU: a row in registers, FP32 inside, rounded to FP16 once; `norm_row` is what its quantizing baselines share."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .factory import Node, epsilon_of, expect, expect_size, row_launch
-from .program import Float32, Input, Int32, Output, Program, Tensor
+from ..launch.node import Node, epsilon_of, expect, expect_size, row_launch
+from ..launch.program import Float32, Input, Int32, Output, Program, Tensor
 from .rows import divider, load_row, quotient, row_numbers, store_chunk
 
 

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ...core import precision
-from .factory import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_launch
-from .program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
+from ..launch.node import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_launch
+from ..launch.program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
 from .rms_norm import norm_row
 from .rows import (
     BLOCK,
@@ -43,7 +43,7 @@ def rms_norm_quant(
             store_chunk(norm_ND + rows_R1 * WIDTH, normed[number].to(tl.float16), inside_R1, number, WIDTH, CHUNK)
     if GRANULARITY == _PER_BLOCK:
         for number in tl.static_range(len(normed)):
-            _quantise_blocks(normed[number], codes_ND, scale, rows_R1, inside_R1, number, WIDTH, ROWS, CHUNK)
+            _quantize_blocks(normed[number], codes_ND, scale, rows_R1, inside_R1, number, WIDTH, ROWS, CHUNK)
     else:
         if GRANULARITY == _PER_ROW:
             row_scale = scale_of(row_amax(normed))
@@ -54,7 +54,7 @@ def rms_norm_quant(
 
 
 @triton.jit
-def _quantise_blocks(
+def _quantize_blocks(
     normed, codes_NK, scale_NB, rows_R1, inside_R1, number: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
 ):
     """Codes and scales of a chunk, one scale for 128 columns; codes are zero from the width to the end of its last block."""

@@ -117,7 +117,7 @@ def e4m3(scaled):
 
 @triton.jit
 def store_codes(start_R1, chunks, scale, inside_R1, SCALE_IS_OF_ROW: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """Quantise and store a row whose scale is known."""
+    """Quantize and store a row whose scale is known."""
     negative, reciprocal = divider(scale)
     for number in tl.static_range(len(chunks)):
         if SCALE_IS_OF_ROW:

@@ -1,4 +1,4 @@
-"""SwiGlu and SwiGluQuant{Tensor,Row} on the GPU: SiLU(gate) * up stays in registers in FP32 until it is rounded or quantised."""
+"""SwiGlu and SwiGluQuant{Tensor,Row} on the GPU: SiLU(gate) * up stays in registers in FP32 until it is rounded or quantized."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ...core.errors import BuildError
-from .factory import NO_ADDRESS, Node, expect, row_launch
-from .program import Argument, DType, Expr, Input, Int32, Output, Program, Tensor
+from ..launch.node import NO_ADDRESS, Node, expect, row_launch
+from ..launch.program import Argument, DType, Expr, Input, Int32, Output, Program, Tensor
 from .rows import load_row, row_amax, row_numbers, scale_of, store_chunk, store_codes, store_per_row
 
 IN_FP16, PER_TENSOR, PER_ROW = 0, 1, 2

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
-from onerec_trt.operators.kernels.program import Program
-from onerec_trt.operators.kernels.tiles import AttentionTile, Entry, Tiles
+from onerec_trt.operators.launch.launch import bind, execute, new_outputs
+from onerec_trt.operators.launch.program import Program
+from onerec_trt.operators.launch.tiles import AttentionTile, Entry, Tiles
 from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.tools.tuning.cases import OperatorCase, beam_attention_case, context_attention_case, this_capability
 from torch import Tensor
@@ -32,7 +32,7 @@ TILES = (
 
 
 def ragged(case: OperatorCase, fill: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs with contexts of all lengths from none to full: as the operator's meaning wants them, and with `fill` in the padding."""
+    """Inputs with contexts of all lengths from none to full: as the operator's reference wants them, and with `fill` in the padding."""
     inputs = case.inputs()
     query, key, value, lengths = inputs
     tokens = key.shape[2]
@@ -43,13 +43,13 @@ def ragged(case: OperatorCase, fill: float = 0.0) -> tuple[list[Tensor], list[Te
 
 def hold(case: OperatorCase, program: Program, inputs: list[Tensor], given: list[Tensor]) -> None:
     truth = OPERATORS[case.operator]
-    (expected,), (actual,) = truth.meaning(*inputs, **case.attributes), execute(program, given)
+    (expected,), (actual,) = truth.reference(*inputs, **case.attributes), execute(program, given)
     assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= truth.threshold
 
 
 @pytest.mark.parametrize("beam", BEAMS)
 @pytest.mark.parametrize(("heads", "groups", "head"), [(14, 14, 128), (14, 2, 64), (6, 3, 48), (2, 1, 32)])
-def test_context_attention_is_its_meaning(beam, heads, groups, head):
+def test_context_attention_is_its_reference(beam, heads, groups, head):
     torch.manual_seed(1)
     program = context_attention_case(REQUESTS, beam, heads, groups, 2, head).program(this_capability())
     for tokens in CONTEXTS:
@@ -69,7 +69,7 @@ def test_every_way_to_cut_a_context_attention(tile):
 
 @pytest.mark.parametrize("operator", ["BeamSelfAttention1", "BeamSelfAttention2"])
 @pytest.mark.parametrize(("beam", "heads", "head"), [(1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128)])
-def test_beam_self_attention_is_its_meaning(operator, beam, heads, head):
+def test_beam_self_attention_is_its_reference(operator, beam, heads, head):
     case = beam_attention_case(operator, REQUESTS, beam, heads, head)
     case.difference(case.program(this_capability()))
 

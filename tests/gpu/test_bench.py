@@ -1,4 +1,4 @@
-"""The benchmark on a GPU, in miniature: the opponent's three ways agree with each other, and a whole run gives a whole result."""
+"""The benchmark on a GPU, in miniature: the baseline's three ways agree with each other, and a whole run gives a whole result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onerec_trt.calibration.random_checkpoint import RandomWeights
 from onerec_trt.models.beam_search import beam_search, path_log_probabilities
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
+from onerec_trt.tools.bench.candidates import TORCH_ENGINES, EngineName, batch_features, torch_candidate
 from onerec_trt.tools.bench.case import parse_case
-from onerec_trt.tools.bench.contenders import TORCH_ENGINES, EngineName, batch_features, torch_contender
 from onerec_trt.tools.bench.plans import SEED
 from onerec_trt.tools.bench.run import BenchOptions, bench
 from onerec_trt.tools.bench.torch_baseline import TorchBaseline
@@ -27,14 +27,14 @@ REGRET_NAT = 0.02  # of items found in BF16, whose scores are about -16 nat; ite
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "experts"])
 @pytest.mark.parametrize("engine", TORCH_ENGINES)
-def test_every_way_to_run_the_opponent_finds_the_best_items(
+def test_every_way_to_run_the_baseline_finds_the_best_items(
     config: OneRecConfig, engine: EngineName, random_model: Callable[[OneRecConfig], OneRec]
 ) -> None:
     """By their mean FP32 score: the order of near-ties does not matter, wrong items do."""
     model, lengths = random_model(config), torch.tensor([CASE.lengths] * CASE.batch)
     features = batch_features(CASE, config).float().cpu()
     best = float(beam_search(model, features, lengths, CASE.beam).scores_BW.mean())
-    run = torch_contender(engine, TorchBaseline(RandomWeights(config, SEED)), CASE)
+    run = torch_candidate(engine, TorchBaseline(RandomWeights(config, SEED)), CASE)
     for _ in range(3):
         found = path_log_probabilities(model, features, lengths, run().cpu()).sum(-1)
         assert float(found.mean()) >= best - REGRET_NAT

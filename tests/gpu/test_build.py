@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from onerec_trt.builders.plan_record import PlanRecord, inspect_plan
 from onerec_trt.builders.stage import build
-from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.core.errors import BuildError
 from onerec_trt.core.recipe import ExportOptions, PrecisionName, Recipe, parse_recipe
 from onerec_trt.export.stage import export
 from onerec_trt.models.config import OneRecConfig, parse_config
+from onerec_trt.runtime.plan_record import PlanRecord, inspect_plan
 
 LAYERS, STEPS, LINEARS = 2, 3, 6  # linears of a dense block: cross q and o, self qkv and o, gate and up, down
 SIZES = {"d_model": 256, "n_layers": LAYERS, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": 256, "ffn_hidden": 512}
@@ -33,8 +33,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     def make(config: OneRecConfig, precision: PrecisionName) -> Path:
         key = f"{precision}-{'dense' if config.moe is None else 'moe'}"
         if key not in done:
-            random_quantised_checkpoint(config, precision, root / f"{key}-quantised", 0)
-            export(ExportOptions(beam=(16, 16, 16)), root / f"{key}-quantised", root / key)
+            random_quantized_checkpoint(config, precision, root / f"{key}-quantized", 0)
+            export(ExportOptions(beam=(16, 16, 16)), root / f"{key}-quantized", root / key)
             done[key] = root / key
         return done[key]
 
@@ -55,10 +55,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def twins(exported: Exported, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plans of the dense model in fp8-row and their FP16 twins."""
-    folder = tmp_path_factory.mktemp("twins") / "plans"
-    build(_recipe("fp8-row", fp16_twin=True, timing_cache=cache), exported(DENSE, "fp8-row"), folder, exported(DENSE, "fp16"))
+def baselines(exported: Exported, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans of the dense model in fp8-row and their FP16 baselines."""
+    folder = tmp_path_factory.mktemp("baselines") / "plans"
+    build(_recipe("fp8-row", fp16_baseline=True, timing_cache=cache), exported(DENSE, "fp8-row"), folder, exported(DENSE, "fp16"))
     return folder
 
 
@@ -67,31 +67,31 @@ def _plan(folder: Path, form: str = "serving", precision: str = "fp8-row") -> Pl
     return plan
 
 
-@pytest.mark.parametrize("form", ["serving", "forced"])
-def test_every_quantised_product_runs_in_fp8(twins: Path, form: str) -> None:
-    plan = _plan(twins, form)
+@pytest.mark.parametrize("form", ["serving", "scoring"])
+def test_every_quantized_product_runs_in_fp8(baselines: Path, form: str) -> None:
+    plan = _plan(baselines, form)
     assert plan.fp8_gemms.expected == plan.fp8_gemms.found == LAYERS * STEPS * LINEARS
     assert plan.gpu == torch.cuda.get_device_name(0)
     assert any("MatMul" in node and "attention" in node for layer in plan.layers for node in layer.nodes)
     assert all(layer.kernel and layer.inputs and layer.outputs for layer in plan.layers)
 
 
-@pytest.mark.parametrize("form", ["serving", "forced"])
-def test_the_fp16_twin_lies_beside_and_has_no_fp8(twins: Path, form: str) -> None:
-    plan = _plan(twins, form, "fp16")
+@pytest.mark.parametrize("form", ["serving", "scoring"])
+def test_the_fp16_baseline_lies_beside_and_has_no_fp8(baselines: Path, form: str) -> None:
+    plan = _plan(baselines, form, "fp16")
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (0, 0)
     assert plan.layers
     assert not any(layer.in_fp8 for layer in plan.layers)
 
 
-def test_the_inspector_s_report_is_kept_whole(twins: Path) -> None:
-    report = json.loads((twins / "layers-sm90.json").read_text())
-    assert len(report["Layers"]) > len(_plan(twins).layers)
+def test_the_inspector_s_report_is_kept_whole(baselines: Path) -> None:
+    report = json.loads((baselines / "layers-sm90.json").read_text())
+    assert len(report["Layers"]) > len(_plan(baselines).layers)
 
 
-def test_the_timing_cache_makes_a_strict_build_possible(twins: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
+def test_the_timing_cache_makes_a_strict_build_possible(baselines: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
     build(_recipe("fp8-row", timing_cache=cache, strict_timing_cache=True), exported(DENSE, "fp8-row"), tmp_path / "plans")
-    first, again = _plan(twins), _plan(tmp_path / "plans")
+    first, again = _plan(baselines), _plan(tmp_path / "plans")
     assert first.timing_cache is not None
     assert again.timing_cache is not None
     assert first.timing_cache.sha256_before is None
@@ -99,7 +99,7 @@ def test_the_timing_cache_makes_a_strict_build_possible(twins: Path, exported: E
     assert [layer.kernel for layer in again.layers] == [layer.kernel for layer in first.layers]
 
 
-def test_a_strict_build_fails_on_kernels_never_timed(twins: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
+def test_a_strict_build_fails_on_kernels_never_timed(baselines: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
     """The cache knows the dense model's kernels, not those of experts."""
     options = {"timing_cache": cache, "strict_timing_cache": True, "fp8_coverage": 0}
     with pytest.raises(BuildError, match=r"cannot build the plan|timing cache lacks") as caught:
@@ -124,4 +124,4 @@ def test_experts_build_whatever_their_scales(exported: Exported, cache: str, tmp
     plan = _plan(tmp_path / "plans", precision=precision)
     assert plan.fp8_gemms.found is not None
     assert all("experts" in node for node in plan.fp8_gemms.missing)
-    assert (plan.fp8_gemms.dequantised == 0) == (precision == "fp8-row")
+    assert (plan.fp8_gemms.dequantized == 0) == (precision == "fp8-row")

@@ -1,4 +1,4 @@
-"""Every kernel, launched from its ahead-of-time cubin, against its operator's PyTorch meaning; same input, same bits."""
+"""Every kernel, launched from its ahead-of-time cubin, against its operator's PyTorch reference; same input, same bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import chain
 import pytest
 import torch
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels.compile import Build, compile_many, compiled, default_cache
-from onerec_trt.operators.kernels.launch import bind, execute, new_outputs
-from onerec_trt.operators.kernels.program import Kernel, Program
-from onerec_trt.operators.kernels.tiles import Entry, GemmTile, Tiles
+from onerec_trt.operators.launch.compile import Build, compile_many, compiled, default_cache
+from onerec_trt.operators.launch.launch import bind, execute, new_outputs
+from onerec_trt.operators.launch.program import Kernel, Program
+from onerec_trt.operators.launch.tiles import Entry, GemmTile, Tiles
 from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.tools.tuning.cases import EPSILON, OperatorCase, this_capability
 from torch import Tensor
@@ -82,7 +82,7 @@ def program_of() -> ProgramOf:
 
 
 @pytest.mark.parametrize(("operator", "shape", "attributes", "read"), described(), ids=str)
-def test_kernel_is_its_meaning(program_of, operator, shape, attributes, read):
+def test_kernel_is_its_reference(program_of, operator, shape, attributes, read):
     torch.manual_seed(1)
     for rows in ROWS:
         case = OperatorCase(operator, rows, shape, attributes, read)
@@ -174,9 +174,9 @@ def test_a_captured_launch_is_the_launch(program_of, operator):
 
 
 def test_a_static_scale_and_leading_dimensions(program_of):
-    from onerec_trt.operators.kernels.factories import FACTORIES
-    from onerec_trt.operators.kernels.factory import Node
-    from onerec_trt.operators.kernels.program import InputType
+    from onerec_trt.operators.kernels.registry import FACTORIES
+    from onerec_trt.operators.launch.node import Node
+    from onerec_trt.operators.launch.program import InputType
 
     inputs = OperatorCase("Fp8Linear", 60, (1408, 1408)).inputs()
     inputs[0], inputs[1] = inputs[0].view(3, 20, 1408), torch.tensor([0.01], device="cuda")
@@ -184,7 +184,7 @@ def test_a_static_scale_and_leading_dimensions(program_of):
     types = [InputType(name, tuple(tensor.shape)) for name, tensor in zip(names, inputs, strict=True)]
     types[0] = InputType("float8_e4m3fn", (None, None, 1408))
     program = FACTORIES["Fp8Linear"].program(Node("Fp8Linear", tuple(types), {"promotion": 0}, this_capability()))
-    (expected,) = OPERATORS["Fp8Linear"].meaning(*inputs, promotion=0)
+    (expected,) = OPERATORS["Fp8Linear"].reference(*inputs, promotion=0)
     (actual,) = execute(program, inputs)
     threshold = OperatorCase("Fp8Linear", 60, (1408, 1408), {"promotion": 0}).threshold
     assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= threshold

@@ -21,18 +21,14 @@ import torch
 import triton
 import triton.language as tl
 from onerec_trt.builders.host_library import host_library
-from onerec_trt.builders.plan_record import inspect_plan
 from onerec_trt.builders.stage import build
-from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.core.recipe import ExportOptions, parse_recipe
-from onerec_trt.core.tensorrt_api import load
-from onerec_trt.core.tensorrt_engine import Engine
-from onerec_trt.engines.tensorrt_runner import TensorRtRunner
 from onerec_trt.export.stage import export
 from onerec_trt.models.config import parse_config
-from onerec_trt.operators.kernels.encoding import encode
-from onerec_trt.operators.kernels.factories import FACTORIES
-from onerec_trt.operators.kernels.program import (
+from onerec_trt.operators.kernels.registry import FACTORIES
+from onerec_trt.operators.launch.encoding import encode
+from onerec_trt.operators.launch.program import (
     Buffer,
     Input,
     InputType,
@@ -47,6 +43,10 @@ from onerec_trt.operators.kernels.program import (
     cdiv,
     dim,
 )
+from onerec_trt.runtime.engine import Engine
+from onerec_trt.runtime.plan_record import inspect_plan
+from onerec_trt.runtime.tensorrt_api import load
+from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 from onnx import TensorProto, helper
 from triton.backends.compiler import GPUTarget
 
@@ -60,8 +60,8 @@ FRESH = """
 import sys
 from pathlib import Path
 import torch
-from onerec_trt.core.tensorrt_api import load
-from onerec_trt.core.tensorrt_engine import Engine
+from onerec_trt.runtime.tensorrt_api import load
+from onerec_trt.runtime.engine import Engine
 torch.zeros(1, device="cuda")
 print(Engine(load("tensorrt"), Path(sys.argv[1]).read_bytes(), "plan", host_code=True).layer_information())
 """
@@ -115,7 +115,7 @@ def _plan(nodes: int) -> bytes:
     return bytes(memoryview(network.build(compute_capability=None, profiles=[shapes]).plan))
 
 
-class Chain:
+class Lineage:
     """A plan of `_plan`, ready to run on a stream of its own."""
 
     def __init__(self, plan: bytes) -> None:
@@ -154,7 +154,7 @@ def _rows(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, MOST_ROWS])
 def test_a_kernel_runs_in_a_plan(plan: bytes, rows: int) -> None:
     x = _rows(rows)
-    assert torch.equal(Chain(plan)(x), x + (3 if rows >= 16 else 0))
+    assert torch.equal(Lineage(plan)(x), x + (3 if rows >= 16 else 0))
 
 
 def _used_bytes() -> int:
@@ -171,7 +171,7 @@ def _used_bytes() -> int:
 
 def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
     """The first shapes may grow what the driver and PyTorch keep; ten thousand more must not."""
-    chain = Chain(plan)
+    chain = Lineage(plan)
     counts = np.random.default_rng(0).integers(1, MOST_ROWS, 11_000)
     used = []
     for part in (counts[:1000], counts[1000:]):
@@ -184,7 +184,7 @@ def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
 
 
 def test_a_run_can_be_captured(plan: bytes) -> None:
-    chain = Chain(plan)
+    chain = Lineage(plan)
     x = _rows(100)
     y = chain.bind(x)
     chain.enqueue()  # TensorRT itself wants one run before a capture
@@ -211,7 +211,7 @@ def test_a_plan_loads_in_a_fresh_process(plan: bytes, tmp_path: Path) -> None:
 
 def test_what_a_node_costs_the_cpu(record_property: Callable[[str, object], None]) -> None:
     nodes, rounds = 300, 20
-    chain = Chain(_plan(nodes))
+    chain = Lineage(_plan(nodes))
     chain.bind(_rows(1))
     samples = []
     for _ in range(rounds):
@@ -235,8 +235,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Folders of plans of one export, with and without plugins."""
     root = tmp_path_factory.mktemp("plugins")
-    random_quantised_checkpoint(parse_config(CONFIG), "fp8-row", root / "quantised", 0)
-    export(ExportOptions(beam=(16,) * 3), root / "quantised", root / "exported")
+    random_quantized_checkpoint(parse_config(CONFIG), "fp8-row", root / "quantized", 0)
+    export(ExportOptions(beam=(16,) * 3), root / "quantized", root / "exported")
     folders = {}
     for plugins in (False, True):
         options = {"target": "tensorrt", "profiles": [{"batch": [1, 8, 8], "context": [1, 64, 128]}], "plugins": plugins}
@@ -247,12 +247,12 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return folders
 
 
-def _forced(folder: Path) -> Path:
-    return next(folder.glob("*-forced.plan"))
+def _scoring(folder: Path) -> Path:
+    return next(folder.glob("*-scoring.plan"))
 
 
 def _serving(folder: Path) -> Path:
-    return next(path for path in folder.glob("*.plan") if not path.stem.endswith("forced"))
+    return next(path for path in folder.glob("*.plan") if not path.stem.endswith("scoring"))
 
 
 def _batch(batch: int, context: int) -> Arrays:
@@ -286,7 +286,7 @@ def test_threads_and_shapes_come_and_go_without_growth(plans: dict[bool, Path], 
 
 
 def test_every_product_of_a_plan_with_plugins_is_counted(plans: dict[bool, Path]) -> None:
-    native, plugins = (inspect_plan(_forced(plans[which])) for which in (False, True))
+    native, plugins = (inspect_plan(_scoring(plans[which])) for which in (False, True))
     assert plugins.plugins is not None
     assert set(plugins.plugins.nodes) <= set(FACTORIES)
     assert plugins.fp8_gemms.expected == plugins.fp8_gemms.found == native.fp8_gemms.expected
@@ -301,6 +301,6 @@ def test_kernels_and_native_layers_agree(plans: dict[bool, Path]) -> None:
         "lengths": np.full((8, 3), 21),
         "sids": rng.integers(0, 256, (8, 16, 3)),
     }
-    native, plugins = (TensorRtRunner(_forced(plans[which]))(inputs)["log_probabilities"] for which in (False, True))
+    native, plugins = (TensorRtRunner(_scoring(plans[which]))(inputs)["log_probabilities"] for which in (False, True))
     assert np.isfinite(plugins).all()
     assert np.abs(native - plugins).mean() < DRIFT_NAT

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from onerec_trt.builders.plan_record import PlanRecord, record_path
 from onerec_trt.builders.stage import build
-from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
-from onerec_trt.core.artefacts import read_json, sha256, write_json
-from onerec_trt.core.errors import ArtefactError, GpuError, RequestError
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
+from onerec_trt.core.artifacts import read_json, sha256, write_json
+from onerec_trt.core.errors import ArtifactError, GpuError, RequestError
 from onerec_trt.core.recipe import ExportOptions, parse_recipe
-from onerec_trt.engines.onnxruntime_runner import OnnxRuntimeRunner
-from onerec_trt.engines.tensorrt_runner import TensorRtRunner
 from onerec_trt.export.stage import export
 from onerec_trt.models.config import parse_config
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from onerec_trt.runtime.plan_record import PlanRecord, record_path
+from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 
 BEAM, CODEBOOK, BATCH, CONTEXT = 16, 256, 32, 64
 CONFIG = parse_config(
@@ -45,8 +45,8 @@ Arrays = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runner")
-    random_quantised_checkpoint(CONFIG, "fp16", root / "quantised", 0)
-    export(ExportOptions(beam=(BEAM,) * 3), root / "quantised", root / "exported")
+    random_quantized_checkpoint(CONFIG, "fp16", root / "quantized", 0)
+    export(ExportOptions(beam=(BEAM,) * 3), root / "quantized", root / "exported")
     return root / "exported"
 
 
@@ -60,8 +60,8 @@ def plans(exported: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plan_of(plans: Path) -> Callable[[str], Path]:
-    """The plan of a form, serving or forced."""
-    return lambda form: next(path for path in plans.glob("*.plan") if path.stem.endswith("forced") == (form == "forced"))
+    """The plan of a form, serving or scoring."""
+    return lambda form: next(path for path in plans.glob("*.plan") if path.stem.endswith("scoring") == (form == "scoring"))
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def serving(plan_of: Callable[[str], Path]) -> TensorRtRunner:
 
 
 @pytest.fixture
-def forced(plan_of: Callable[[str], Path]) -> TensorRtRunner:
-    return TensorRtRunner(plan_of("forced"))
+def scoring(plan_of: Callable[[str], Path]) -> TensorRtRunner:
+    return TensorRtRunner(plan_of("scoring"))
 
 
 def batch_of(batch: int, context: int, *, seed: int = 0, padding: float = np.nan, form: str = "serving") -> Arrays:
@@ -82,7 +82,7 @@ def batch_of(batch: int, context: int, *, seed: int = 0, padding: float = np.nan
     features = rng.standard_normal((batch, context, CONFIG.feature_width)).astype(np.float16)
     features[np.arange(context) >= lengths.sum(1, keepdims=True)] = padding
     arrays: Arrays = {"features": features, "lengths": lengths}
-    if form == "forced":
+    if form == "scoring":
         arrays["sids"] = rng.integers(0, CODEBOOK, (batch, BEAM, 3))
     return arrays
 
@@ -94,23 +94,23 @@ def assert_same_bits(actual: Mapping[str, Any], expected: Mapping[str, Any], row
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 1), (3, 1), (32, 1), (32, 2), (9, 7), (1, 64), (5, 33), (32, 64)])
-def test_forced_scores_are_those_of_onnx_runtime(forced: TensorRtRunner, exported: Path, batch: int, context: int) -> None:
-    inputs = batch_of(batch, context, form="forced")
-    expected = OnnxRuntimeRunner(exported / "forced.onnx")(inputs)["log_probabilities"]
-    actual = forced(inputs)["log_probabilities"]
+def test_scoring_scores_are_those_of_onnx_runtime(scoring: TensorRtRunner, exported: Path, batch: int, context: int) -> None:
+    inputs = batch_of(batch, context, form="scoring")
+    expected = OnnxRuntimeRunner(exported / "scoring.onnx")(inputs)["log_probabilities"]
+    actual = scoring(inputs)["log_probabilities"]
     assert actual.dtype == expected.dtype == np.float32
     apart = np.abs(actual - expected)
     assert apart.max() < WRONG_NAT
     assert (apart > PARITY_NAT).mean() <= NEAR_TIES
 
 
-def test_beams_are_items_best_first_with_the_scores_the_forced_form_gives(serving: TensorRtRunner, forced: TensorRtRunner) -> None:
+def test_beams_are_items_best_first_with_the_scores_the_scoring_form_gives(serving: TensorRtRunner, scoring: TensorRtRunner) -> None:
     inputs = batch_of(5, 33)
     found = serving(inputs)
     assert found["sids"].shape == (5, BEAM, 3)
     assert found["sids"].dtype == np.int64
     assert (np.diff(found["scores"], axis=1) <= 0).all()
-    again = forced(inputs | {"sids": found["sids"]})["log_probabilities"].sum(-1)
+    again = scoring(inputs | {"sids": found["sids"]})["log_probabilities"].sum(-1)
     np.testing.assert_allclose(found["scores"], again, rtol=0, atol=PARITY_NAT)
 
 
@@ -132,7 +132,7 @@ def test_what_padding_holds_changes_nothing(serving: TensorRtRunner) -> None:
         assert_same_bits(serving(batch_of(BATCH, CONTEXT, padding=padding)), zeros)
 
 
-def test_a_request_of_nan_leaves_its_neighbours_alone(serving: TensorRtRunner) -> None:
+def test_a_request_of_nan_leaves_its_neighbors_alone(serving: TensorRtRunner) -> None:
     inputs = batch_of(BATCH, CONTEXT)
     expected = serving(inputs)
     inputs["features"][7] = np.nan
@@ -185,10 +185,10 @@ def test_what_scratch_memory_held_before_changes_nothing(serving: TensorRtRunner
     """0xFFFF is NaN in FP16. Contexts of one token leave most requests of a batch without any."""
     batches = [batch_of(*shape) for shape in ((1, 1), (3, 1), (3, 17), (32, 64))]
     expected = [serving(batch) for batch in batches]
-    lane = serving._lanes.get()
-    lane._scratch.fill_(byte)
+    slot = serving._slots.get()
+    slot._scratch.fill_(byte)
     torch.cuda.synchronize()
-    serving._lanes.put(lane)
+    serving._slots.put(slot)
     for batch, wanted in zip(batches, expected, strict=True):
         assert_same_bits(serving(batch), wanted)
 
@@ -227,10 +227,10 @@ def test_anything_that_speaks_dlpack_is_taken(serving: TensorRtRunner, on_gpu: C
 def test_a_warm_runner_answers_from_its_graphs(plan_of: Callable[[str], Path]) -> None:
     runner, cold = TensorRtRunner(plan_of("serving"), executions=2), TensorRtRunner(plan_of("serving"), graphs=0)
     runner.warm_up(4, 16)
-    lanes = [runner._lanes.get() for _ in range(2)]
-    assert [lane.graphs for lane in lanes] == [1, 1]
-    for lane in lanes:
-        runner._lanes.put(lane)
+    slots = [runner._slots.get() for _ in range(2)]
+    assert [slot.graphs for slot in slots] == [1, 1]
+    for slot in slots:
+        runner._slots.put(slot)
     inputs = batch_of(4, 16)
     expected = cold(inputs)
     for _ in range(4):
@@ -275,7 +275,7 @@ def test_a_truncated_plan_whose_record_was_made_to_fit_is_refused(plan_of: Calla
     record = PlanRecord.model_validate(read_json(record_path(source)))
     changed = record.model_copy(update={"sha256": sha256(plan), "bytes": plan.stat().st_size})
     write_json(record_path(plan), changed.model_dump(mode="json"))
-    with pytest.raises(ArtefactError, match="TensorRT cannot load the plan"):
+    with pytest.raises(ArtifactError, match="TensorRT cannot load the plan"):
         TensorRtRunner(plan)
 
 

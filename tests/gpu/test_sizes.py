@@ -1,4 +1,4 @@
-"""Full widths on a GPU: plans of 4-layer cuts and of the whole 1B beside PyTorch in the forced form; isolation of requests."""
+"""Full widths on a GPU: plans of 4-layer cuts and of the whole 1B beside PyTorch in the scoring graph; isolation of requests."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from onerec_trt.builders.machine import this_machine
-from onerec_trt.builders.plan_record import PlanRecord
 from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs, working_folder
-from onerec_trt.calibration.quantised import open_quantised
+from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.recipe import BuildOptions, PrecisionName, Profile
-from onerec_trt.engines.tensorrt_runner import TensorRtRunner
-from onerec_trt.export.serving import ForcedModel, ServingModel
+from onerec_trt.export.serving import ScoringModel, ServingModel
 from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
+from onerec_trt.runtime.machine import this_machine
+from onerec_trt.runtime.plan_record import PlanRecord
+from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 from onerec_trt.tools.bench.plans import make_graph
 from torch import Tensor
 
@@ -45,11 +45,11 @@ BENCH_WORK = os.environ.get("ONEREC_TRT_BENCH_WORK")
 
 @dataclass(frozen=True)
 class Made:
-    """A model of random weights: its quantised checkpoint, and its plan of one form."""
+    """A model of random weights: its quantized checkpoint, and its plan of one form."""
 
     config: OneRecConfig
     beam: tuple[int, int, int]
-    quantised: Path
+    quantized: Path
     plan: Path
     record: PlanRecord
 
@@ -57,13 +57,13 @@ class Made:
 def make(kind: Kind, form: Form, folder: Path, work: Path | None = None) -> Made:
     """The plan of one form in `folder`; checkpoint and graph in `work`. Default: in `folder`, too."""
     config, precision, beam, plugins = kind
-    quantised, exported = make_graph(config, precision, beam, work or folder)
+    quantized, exported = make_graph(config, precision, beam, work or folder)
     profile = Profile(batch=(1, 32, 32), context=(1, 512, 3072))
     options = BuildOptions(target="tensorrt", profiles=(profile,), plugins=plugins)
     machine = this_machine("tensorrt")
     with working_folder(folder) as working:
         (job,) = (job for job in plan_jobs(Source(exported, precision), options, machine, working) if job.form == form)
-        return Made(config, beam, quantised, folder / job.name, build_plan(job, options, machine, folder))
+        return Made(config, beam, quantized, folder / job.name, build_plan(job, options, machine, folder))
 
 
 def requests(config: OneRecConfig, batch: int, context: int, padding: float = float("nan")) -> dict[str, Tensor]:
@@ -77,43 +77,43 @@ def requests(config: OneRecConfig, batch: int, context: int, padding: float = fl
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def forced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def scoring(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     work = Path(BENCH_WORK, "1B-512-512-512") if BENCH_WORK and request.param.startswith("1B-whole") else None
-    yield make(KINDS[request.param], "forced", tmp_path_factory.mktemp("forced"), work)
+    yield make(KINDS[request.param], "scoring", tmp_path_factory.mktemp("scoring"), work)
     torch.cuda.empty_cache()
 
 
 @torch.no_grad()
-def test_a_plan_is_no_further_from_fp32_than_the_quantised_model(forced: Made, random_model: Callable[[OneRecConfig], OneRec]) -> None:
-    """Mean over requests of the error of log-probabilities against FP32, engine over frozen PyTorch model.
+def test_a_plan_is_no_further_from_fp32_than_the_quantized_model(scoring: Made, random_model: Callable[[OneRecConfig], OneRec]) -> None:
+    """Mean over requests of the error of log-probabilities against FP32, engine over packed PyTorch model.
 
     Over all shapes together: the paths of a request share its context and err together, so that one shape with a request or
     five says little.
     """
-    exact = random_model(forced.config).cuda()
-    frozen = ForcedModel(ServingModel(open_quantised(forced.quantised), forced.beam).decoder, forced.beam[-1]).cuda().eval()
-    runner = TensorRtRunner(forced.plan)
-    engine, quantised = [], []
+    exact = random_model(scoring.config).cuda()
+    packed = ScoringModel(ServingModel(open_quantized(scoring.quantized), scoring.beam).decoder, scoring.beam[-1]).cuda().eval()
+    runner = TensorRtRunner(scoring.plan)
+    engine, quantized = [], []
     for batch, context in SHAPES:
-        inputs = requests(forced.config, batch, context)
+        inputs = requests(scoring.config, batch, context)
         generator = torch.Generator("cuda").manual_seed(context)
-        inputs["sids"] = torch.randint(0, forced.config.codebook, (batch, forced.beam[-1], 3), generator=generator, device="cuda")
+        inputs["sids"] = torch.randint(0, scoring.config.codebook, (batch, scoring.beam[-1], 3), generator=generator, device="cuda")
         clean = inputs["features"].nan_to_num(0).float()
         parts = [slice(first, first + 4) for first in range(0, batch, 4)]  # whole prefixes of FP32: a few requests at a time
         expected = torch.cat([path_log_probabilities(exact, clean[p], inputs["lengths"][p], inputs["sids"][p]) for p in parts])
         engine.append((runner(inputs)["log_probabilities"] - expected).abs().mean((1, 2)))
-        quantised.append((frozen(*inputs.values()) - expected).abs().mean((1, 2)))
-        print(f"{batch} x {context}: engine {engine[-1].mean():.4g}, quantised {quantised[-1].mean():.4g} nat")
-    ratio = float(torch.cat(engine).mean() / torch.cat(quantised).mean())
+        quantized.append((packed(*inputs.values()) - expected).abs().mean((1, 2)))
+        print(f"{batch} x {context}: engine {engine[-1].mean():.4g}, quantized {quantized[-1].mean():.4g} nat")
+    ratio = float(torch.cat(engine).mean() / torch.cat(quantized).mean())
     assert ratio <= ERROR_RATIO
 
 
-def test_a_plan_in_fp8_holds_its_weights_about_once(forced: Made) -> None:
+def test_a_plan_in_fp8_holds_its_weights_about_once(scoring: Made) -> None:
     """Bytes of the plan over those of the graph's weights. Native FP16 plans hold some twice: docs/performance.md says why."""
-    if forced.record.precision == "fp16":
+    if scoring.record.precision == "fp16":
         pytest.skip("the bound is for FP8: TensorRT 10.6 transposes FP16 weights for the first step or for the others, as it finds faster")
-    assert forced.record.weight_ratio is not None
-    assert forced.record.weight_ratio <= 1.1, forced.record.stored_weights
+    assert scoring.record.weight_ratio is not None
+    assert scoring.record.weight_ratio <= 1.1, scoring.record.stored_weights
 
 
 @pytest.fixture(scope="module", params=["1B-fp8-row", "1B-fp8-row-kernels"])
@@ -142,8 +142,8 @@ def test_requests_do_not_touch_each_other(search: Callable[[dict[str, Tensor]], 
     assert same(search(requests(CUT["1B"], 32, context)), expected)  # NaN in the padding
     bad = requests(CUT["1B"], 32, context)
     bad["features"][7] = float("nan")
-    neighbours = torch.arange(32, device="cuda") != 7
-    assert same(search(bad), expected, neighbours)
+    neighbors = torch.arange(32, device="cuda") != 7
+    assert same(search(bad), expected, neighbors)
 
 
 def test_a_thousand_runs_of_a_full_width_give_the_same_bits(search: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

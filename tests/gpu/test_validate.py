@@ -11,7 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.engines.proof import inspect_proven
+from onerec_trt.runtime.verdict import inspect_proven
 from onerec_trt.tools import demo as demo_run
 from onerec_trt.tools.pipeline import folders_of, run_stages, validations
 
@@ -56,7 +56,7 @@ def test_plans_of_the_demo_pass_every_gate(demo: Path, precision: str, plugins: 
     (result,) = validations([recipe], "tensorrt")
     assert result.engine == "tensorrt"
     assert [gate.sentence() for gate in result.gates if not gate.passed] == []
-    assert {gate.name for gate in result.gates} >= {"forced KL, batch 2", "forced KL, batch 32"}
+    assert {gate.name for gate in result.gates} >= {"scoring KL, batch 2", "scoring KL, batch 32"}
     plans = sorted(folders_of(recipe).plans.parent.glob("plans-tensorrt/*.plan"))
     assert len(plans) == 2
     for plan in plans:
@@ -65,4 +65,4 @@ def test_plans_of_the_demo_pass_every_gate(demo: Path, precision: str, plugins: 
         assert (record.plugins is not None) == plugins
         assert record.fp8_gemms.found == record.fp8_gemms.expected
         print(f"{plan.parent.parent.name} {plan.name}: {record.bytes} bytes, built in {record.build_seconds} s")
-    print(result.forced, result.beams)
+    print(result.scoring, result.beams)

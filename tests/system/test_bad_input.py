@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: a typed error with what to do, exit code 1, nothing half-written, earlier artefacts untouched.
+"""Whatever a user gets wrong: a typed error with what to do, exit code 1, nothing half-written, earlier artifacts untouched.
 
 Every case starts from a finished run, breaks one thing, and runs the command line in a process of its own.
 """
@@ -133,7 +133,7 @@ def test_a_truncated_request_file(refused: Refused, world: Path) -> None:
     [
         pytest.param({"precission": "fp16"}, "precission: Extra inputs are not permitted", id="unknown key"),
         pytest.param({"validate": {"overlap": 0.5}}, "validate.overlap: Input should be greater than", id="loosened overlap"),
-        pytest.param({"validate": {"forced_error_ratio": 2.0}}, "forced_error_ratio: Input should be less than", id="loosened ratio"),
+        pytest.param({"validate": {"scoring_error_ratio": 2.0}}, "scoring_error_ratio: Input should be less than", id="loosened ratio"),
         pytest.param({"validate": {"tie_band_share": 1.0}}, "validate.tie_band_share: Input should be less than", id="loosened band"),
     ],
 )
@@ -152,13 +152,13 @@ def test_a_changed_byte_between_stages(refused: Refused, world: Path, stage: str
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    said = refused("ArtefactError", stage, world / "fp8-row.yaml")
+    said = refused("ArtifactError", stage, world / "fp8-row.yaml")
     assert str(path) in said
     assert "run the stage 'export' again" in said
 
 
-def test_artefacts_of_another_checkpoint(refused: Refused, world: Path, model: OneRec) -> None:
+def test_artifacts_of_another_checkpoint(refused: Refused, world: Path, model: OneRec) -> None:
     with torch.no_grad():
         model.heads[0].weight[0, 0] += 1e-3
     save_checkpoint(model, world / "checkpoint")
-    assert "made from another checkpoint" in refused("ArtefactError", "validate", world / "fp16.yaml")
+    assert "made from another checkpoint" in refused("ArtifactError", "validate", world / "fp16.yaml")

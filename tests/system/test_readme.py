@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
 RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-paper"}
-SUMMARY_KEYS = {"hit@10", "overlap@10", "forced_error_vs_fp32", "forced_error_ratio"}
+SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
 
 
 def readme_commands() -> list[str]:
@@ -57,7 +57,7 @@ def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], 
     done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert re.search(r"NVIDIA driver|no (serving|forced) plan of TensorRT", done.stderr), done.stderr
+    assert re.search(r"NVIDIA driver|no (serving|scoring) plan of TensorRT", done.stderr), done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -75,7 +75,7 @@ def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) ->
         assert set(gate) == {"name", "recipe", "value", "threshold", "passed"}
         assert gate["passed"], gate
     names = {str(gate["name"]) for gate in demo["gates"]}
-    assert {"overlap@10", "top-1 outside the tie band", "requests inside the tie band", "forced log-probabilities"} <= names
+    assert {"overlap@10", "top-1 outside the tie band", "requests inside the tie band", "scoring log-probabilities"} <= names
 
 
 def test_the_demo_shows_four_recipes_and_plans_for_two_gpu_generations(demo: dict[str, dict[str, object]]) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from onerec_trt import testing
-from onerec_trt.core.errors import ArtefactError, RequestError
+from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.core.recipe import load_recipe
-from onerec_trt.engines.validate import read_validation
 from onerec_trt.testing import ParityReport, assert_parity, check_parity
 from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.validation.validate import read_validation
 
 MakeRecipe = Callable[..., Path]
 
@@ -24,7 +24,7 @@ def test_a_good_recipe_passes_and_the_report_says_so(world: Path) -> None:
     report = assert_parity(world / "fp8-row.yaml")
     assert report.failed == ()
     assert report.gates == tuple(read_validation(report.folder).gates)
-    assert str(report).startswith(f"fp8-row: {len(report.gates)} of {len(report.gates)} parity gates passed; artefacts in {report.folder}")
+    assert str(report).startswith(f"fp8-row: {len(report.gates)} of {len(report.gates)} parity gates passed; artifacts in {report.folder}")
 
 
 def test_a_parsed_recipe_will_do(world: Path) -> None:
@@ -39,12 +39,12 @@ def test_no_plan_is_needed(world: Path) -> None:
 
 
 def test_a_bad_one_fails_the_test_with_the_whole_table(world: Path, make_recipe: MakeRecipe) -> None:
-    strict = make_recipe(world, "fp16", validate={"forced_error_ratio": 0.01})
+    strict = make_recipe(world, "fp16", validate={"scoring_error_ratio": 0.01})
     with pytest.raises(AssertionError) as caught:
         assert_parity(strict)
     lines = str(caught.value).splitlines()
-    assert re.fullmatch(r"fp16: \d+ of \d+ parity gates passed; artefacts in .*", lines[1])
-    (failed,) = [line for line in lines if "forced log-probabilities" in line]
+    assert re.fullmatch(r"fp16: \d+ of \d+ parity gates passed; artifacts in .*", lines[1])
+    (failed,) = [line for line in lines if "scoring log-probabilities" in line]
     assert "≤ 0.01" in failed
     assert "nat against" in failed
     (passed,) = [line for line in lines if "overlap@10" in line]
@@ -53,9 +53,9 @@ def test_a_bad_one_fails_the_test_with_the_whole_table(world: Path, make_recipe:
 
 
 def test_check_parity_reports_a_failure_without_raising(world: Path, make_recipe: MakeRecipe) -> None:
-    report = check_parity(make_recipe(world, "fp16", validate={"overlap": 1.0, "top1": 1.0, "forced_error_ratio": 0.001}))
+    report = check_parity(make_recipe(world, "fp16", validate={"overlap": 1.0, "top1": 1.0, "scoring_error_ratio": 0.001}))
     assert isinstance(report, ParityReport)
-    assert "forced KL" in {gate.name for gate in report.failed}
+    assert "scoring KL" in {gate.name for gate in report.failed}
 
 
 def test_paths_given_replace_those_of_the_recipe(world: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_paths_given_replace_those_of_the_recipe(world: Path, make_recipe: MakeR
 
 
 def test_bad_input_is_a_typed_error_not_a_failed_gate(world: Path) -> None:
-    with pytest.raises(ArtefactError, match="not found") as caught:
+    with pytest.raises(ArtifactError, match="not found") as caught:
         assert_parity(world / "fp16.yaml", heldout=world / "nothing.parquet")
     assert caught.value.where == str(world / "nothing.parquet")
     with pytest.raises(RequestError, match="not a readable Parquet file"):

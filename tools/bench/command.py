@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...builders.machine import this_machine
 from ...core.errors import GateError, RecipeError
 from ...core.precision import PRECISIONS
 from ...models.config import SIZES, OneRecConfig
+from ...runtime.machine import this_machine
 from . import run as benchmark
+from .candidates import TORCH_ENGINES
 from .case import parse_case
-from .contenders import TORCH_ENGINES
 from .page import write_page
 from .plans import RECIPES, precision_of
-from .table import HEADINGS, WORDS, contender_rows
+from .table import HEADINGS, WORDS, candidate_rows
 
 Word = TypeVar("Word", bound=str)
 DEFAULT_RECIPES = ("fp16", "fp8-static", "fp8-row")
@@ -32,7 +32,7 @@ def bench(
     sizes: Sequence[str],
     cases: Sequence[str],
     recipes: Sequence[str],
-    opponents: Sequence[str],
+    baselines: Sequence[str],
     samples: int,
     layers: int,
     work: Path,
@@ -45,7 +45,7 @@ def bench(
         models=models,
         cases=tuple(map(parse_case, cases)),
         recipes=tuple(_recipes(recipes, models)),
-        engines=tuple(_known(opponents, TORCH_ENGINES, "--opponent")),
+        engines=tuple(_known(baselines, TORCH_ENGINES, "--baseline")),
         samples=samples,
         folder=work,
         commit=commit,
@@ -65,11 +65,11 @@ def bench(
 
 
 def table(report: dict[str, Any]) -> Table:
-    """One row per contender."""
+    """One row per candidate."""
     shown = Table(title=escape(f"{report['environment']['gpu']}, TensorRT {report['environment']['tensorrt']}"), title_justify="left")
     for place, heading in enumerate(HEADINGS):
         shown.add_column(heading, justify="left" if place < WORDS else "right")
-    for row in contender_rows(report):
+    for row in candidate_rows(report):
         shown.add_row(*map(escape, row))
     return shown
 

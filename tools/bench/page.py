@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
-from ..report.theme import LIMIT_COLOUR, colour, label
+from ..report.theme import LIMIT_COLOUR, color, label
 from .parts import PARTS, milliseconds_by_part
 from .result import Result
-from .table import HEADINGS, WORDS, case_text, contender_rows, results_with_limits
+from .table import HEADINGS, WORDS, candidate_rows, case_text, results_with_limits
 
 _FACTS = ("gpu", "driver", "cuda", "tensorrt", "torch", "triton", "onerec-trt", "commit", "weights")
 
@@ -23,7 +23,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
     """Write the page of a benchmark's result; it appears whole or not at all.
 
     Raises:
-        ArtefactError: The disk is full.
+        ArtifactError: The disk is full.
     """
     environment = report["environment"]
     problems = environment["invalid_because"]
@@ -35,7 +35,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         remarks=[*problems, environment["timing"], *_clocks(environment)],
         headings=HEADINGS,
         words=WORDS,
-        rows=contender_rows(report),
+        rows=candidate_rows(report),
         figures=[*_latency_plots(report), *_part_plots(environment["layer_times"])],
         facts=[(name, environment[name]) for name in _FACTS if name in environment],
     )
@@ -64,7 +64,7 @@ def _latency_plot(results: Sequence[Result], shape: str, number: int) -> Plot:
         y=names,
         orientation="h",
         name="median, p10 to p90",
-        marker={"color": [colour(1) if result.engine == "tensorrt" else colour(0) for result in results]},
+        marker={"color": [color(1) if result.engine == "tensorrt" else color(0) for result in results]},
         text=[f"{median:.1f}" for median in medians],
         textposition="inside",
         insidetextanchor="start",
@@ -104,7 +104,7 @@ def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
             y=names,
             orientation="h",
             name=part,
-            marker={"color": colour(place) if place < len(PARTS) - 1 else LIMIT_COLOUR},
+            marker={"color": color(place) if place < len(PARTS) - 1 else LIMIT_COLOUR},
             hovertemplate=f"{part}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         )
     figure.update_xaxes(title_text="ms, layers timed one by one")

@@ -19,8 +19,8 @@ _SIGNS = (
     (BEAM, ("beam", "head", "head_norm", "node_embedding")),
     (ACTIVATION, ("ffn.activation",)),
     (NORMS, ("cross.norm", "self.norm", "ffn.norm")),
-    (SELF, ("self.attention", "self.quantise")),
-    (CONTEXT, ("cross.attention", "cross.quantise", "context.")),
+    (SELF, ("self.attention", "self.quantize")),
+    (CONTEXT, ("cross.attention", "cross.quantize", "context.")),
     (PRODUCTS, ("cross.q", "cross.o", "self.qkv", "self.o", "ffn.gate_up", "ffn.down")),
 )
 

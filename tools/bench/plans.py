@@ -1,4 +1,4 @@
-"""Plans for a benchmark of full sizes: random weights, frozen, exported and built on the spot; what is there already is kept."""
+"""Plans for a benchmark of full sizes: random weights, packed, exported and built on the spot; what is there already is kept."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ...builders.machine import Machine
-from ...builders.plan_record import PlanRecord
 from ...builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
-from ...calibration.quantised import open_quantised
-from ...calibration.random_checkpoint import random_quantised_checkpoint
-from ...core.artefacts import files_in, read_json, write_json
+from ...calibration.quantized import open_quantized
+from ...calibration.random_checkpoint import random_quantized_checkpoint
+from ...core.artifacts import files_in, read_json, write_json
 from ...core.precision import PRECISIONS
 from ...core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
 from ...core.records import run_stage
-from ...engines.proof import inspect_proven
 from ...export.stage import export
 from ...models.config import OneRecConfig
+from ...runtime.machine import Machine
+from ...runtime.plan_record import PlanRecord
+from ...runtime.verdict import inspect_proven
 from .random_scales import input_amax
 
-SEED = 0  # of weights and features: the PyTorch opponent runs the same model
+SEED = 0  # of weights and features: the PyTorch baseline runs the same model
 MAX_CONTEXT = 3072
 AMAX_FILE = "amax.json"
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
@@ -59,7 +59,7 @@ def make_plan(
     Raises:
         CalibrationError: fp8-static of a model with experts.
         BuildError: TensorRT refuses, or runs fewer products in FP8 than the graph holds.
-        ArtefactError: The disk is full.
+        ArtifactError: The disk is full.
     """
     precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)
     _, exported = make_graph(config, precision, beam, folder)
@@ -78,30 +78,30 @@ def make_plan(
 
 
 def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:
-    """Folders of a quantised checkpoint of random weights and of its graphs, in `folder`; nothing is made twice.
+    """Folders of a quantized checkpoint of random weights and of its graphs, in `folder`; nothing is made twice.
 
     Raises:
         CalibrationError: fp8-static of a model with experts.
-        ArtefactError: The disk is full.
+        ArtifactError: The disk is full.
     """
     checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
-    _freeze(config, precision, checkpoint, folder)
+    _quantize(config, precision, checkpoint, folder)
     export(ExportOptions(beam=beam), checkpoint, exported)
     return checkpoint, exported
 
 
-def _freeze(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, folder: Path) -> None:
+def _quantize(config: OneRecConfig, precision: PrecisionName, checkpoint: Path, folder: Path) -> None:
     amax = _input_amax(config, folder) if PRECISIONS[precision].needs_activation_amax else None
-    random_quantised_checkpoint(config, precision, checkpoint, SEED, amax)
+    random_quantized_checkpoint(config, precision, checkpoint, SEED, amax)
 
 
 def _input_amax(config: OneRecConfig, folder: Path) -> dict[str, float]:
     """Of the groups of linears, from the model in fp8-row: a forward pass of a whole model takes minutes, and is made once."""
     rows, scales = folder / "fp8-row" / "checkpoint", folder / "fp8-row" / "scales"
-    random_quantised_checkpoint(config, "fp8-row", rows, SEED)
+    random_quantized_checkpoint(config, "fp8-row", rows, SEED)
 
     def body(temporary: Path) -> dict[str, Any]:
-        write_json(temporary / AMAX_FILE, input_amax(open_quantised(rows), SEED))
+        write_json(temporary / AMAX_FILE, input_amax(open_quantized(rows), SEED))
         return {}
 
     run_stage("random-scales", scales, read={"rows": rows}, options={"seed": SEED}, tools=("torch",), body=body)

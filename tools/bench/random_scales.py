@@ -1,6 +1,6 @@
 """Static activation scales for a model of random weights: what a benchmark needs, and what no served model may use.
 
-One forward pass of the frozen model in per-token FP8 on random features; the largest value a group of linears reads, over all
+One forward pass of the packed model in per-token FP8 on random features; the largest value a group of linears reads, over all
 rows and steps, is its AbsMax.
 """
 
@@ -10,19 +10,19 @@ import torch
 
 from ...core.errors import CalibrationError
 from ...core.precision import E4M3_MAX
-from ...export.frozen import TensorSource
+from ...export.packed import TensorSource
 from ...export.serving import ServingModel
 from ...models.config import PATHWAYS
 from ...operators.operator import Call, recorded_calls
 
 SCALES_FROM = "random weights, static scales from one forward pass"  # as the benchmark's result says it
 _REQUESTS, _TOKENS, _BEAM = 2, 16, 8  # a few rows are enough: random values are much alike
-# What quantises in front of which group of linears: the operator's place in a block, and the group's name (calibration/targets.py).
+# What quantizes in front of which group of linears: the operator's place in a block, and the group's name (calibration/targets.py).
 _GROUPS = {
     "cross.norm": "cross_attention.q",
-    "cross.quantise": "cross_attention.o",
+    "cross.quantize": "cross_attention.o",
     "self.norm": "self_attention.qkv",
-    "self.quantise": "self_attention.o",
+    "self.quantize": "self_attention.o",
     "ffn.norm": "ffn.gate_up",
     "ffn.activation": "ffn.down",
 }
@@ -32,7 +32,7 @@ def input_amax(source: TensorSource, seed: int) -> dict[str, float]:
     """AbsMax of the tensor each group of linears reads, by the group's name.
 
     Args:
-        source: The model frozen in fp8-row.
+        source: The model packed in fp8-row.
         seed: Of the features.
 
     Raises:
@@ -55,7 +55,7 @@ def input_amax(source: TensorSource, seed: int) -> dict[str, float]:
 
 
 def _group(call: Call) -> str | None:
-    """The group of linears a quantising operator feeds; its label is such as `step0.blocks.3.cross.norm`."""
+    """The group of linears a quantizing operator feeds; its label is such as `step0.blocks.3.cross.norm`."""
     parts = call.label.split(".")
     place = ".".join(parts[3:])
     return f"blocks.{parts[2]}.{_GROUPS[place]}" if parts[1:2] == ["blocks"] and place in _GROUPS else None

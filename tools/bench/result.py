@@ -9,16 +9,16 @@ from pydantic import BaseModel, ConfigDict
 
 from ...core.precision import PRECISIONS
 from ...models.config import OneRecConfig
+from .candidates import EngineName
 from .case import Case
-from .contenders import EngineName
 from .plans import WITH_KERNELS
 from .roofline import limit_ms
 from .sampling import summary
 
 MIN_SAMPLES = 30
-SLOWER_AT_MOST = 1.05  # than the opponent was seen before
+SLOWER_AT_MOST = 1.05  # than the baseline was seen before
 REFERENCE_GPU = "H200"
-# Milliseconds of the opponent seen on one H200 (driver 580, torch 2.11), by model, batch, beam and context.
+# Milliseconds of the baseline seen on one H200 (driver 580, torch 2.11), by model, batch, beam and context.
 REFERENCE_MS: dict[tuple[str, int, int, int], dict[str, float]] = {
     ("4B-A0.5B", 32, 512, 512): {"torch-eager": 159.5, "torch-cuda-graph": 139.8},
     ("4B-A0.5B", 32, 512, 3000): {"torch-eager": 165.7, "torch-cuda-graph": 151.0},
@@ -53,7 +53,7 @@ class Latency(BaseModel):
 
 
 class Result(BaseModel):
-    """One contender at one batch shape; `limit_ms` is that of its number format, attention and heads included."""
+    """One candidate at one batch shape; `limit_ms` is that of its number format, attention and heads included."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,11 +71,11 @@ class Result(BaseModel):
 
 
 def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, samples_ms: Sequence[float]) -> Result:
-    """The samples of one contender, condensed."""
+    """The samples of one candidate, condensed."""
     latency = Latency(**summary(samples_ms))
     limits = limits_ms(config, case)
     precision = PRECISIONS.get(sampled.recipe.removesuffix(WITH_KERNELS))  # PyTorch's is none of ours
-    quantised = precision is not None and precision.is_quantised
+    quantized = precision is not None and precision.is_quantized
     return Result(
         model=model,
         recipe=sampled.recipe,
@@ -83,7 +83,7 @@ def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, sa
         **case.as_json(),
         samples_ms=[round(sample, 4) for sample in samples_ms],
         latency_ms=latency,
-        limit_ms=limits["fp8"] if quantised else limits["16-bit"],
+        limit_ms=limits["fp8"] if quantized else limits["16-bit"],
         requests_per_s=case.batch / latency.median * 1e3,
         plan_sha256=sampled.plan_sha256,
     )
@@ -100,7 +100,7 @@ def limits_ms(config: OneRecConfig, case: Case) -> dict[str, float]:
 
 
 def invalid_because(results: Sequence[Result], gpu: str) -> list[str]:
-    """Why a run does not count: too few samples, or an opponent slower than it was seen before. Empty: it counts."""
+    """Why a run does not count: too few samples, or an baseline slower than it was seen before. Empty: it counts."""
     few = [f"{r.model} {r.engine} {r.recipe}: {len(r.samples_ms)} samples" for r in results if len(r.samples_ms) < MIN_SAMPLES]
     return few + ([problem for result in results if (problem := _slow(result))] if REFERENCE_GPU in gpu else [])
 

@@ -1,6 +1,6 @@
 """`onerec-trt bench`: plans against PyTorch on the same weights, interleaved in one run, and against the physical limit.
 
-Full sizes with random weights: speed does not depend on their values. The opponent must be as fast as it was seen before, or
+Full sizes with random weights: speed does not depend on their values. The baseline must be as fast as it was seen before, or
 the result says that it is not valid.
 """
 
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...builders.machine import Machine, this_machine
 from ...calibration.random_checkpoint import RandomWeights
-from ...core.artefacts import write_json
+from ...core.artifacts import write_json
 from ...core.recipe import Profile
-from ...engines.layer_times import PlaceTime
 from ...models.config import OneRecConfig
+from ...runtime.layer_times import PlaceTime
+from ...runtime.machine import Machine, this_machine
 from ..clock import ClockWatch
 from ..environment import software
+from .candidates import EngineName, PlanCandidate, load_runner, shared_items, torch_candidate
 from .case import Case
-from .contenders import EngineName, PlanContender, load_runner, shared_items, torch_contender
 from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .random_scales import SCALES_FROM
 from .result import Result, Sampled, invalid_because, limits_ms, result_of
@@ -42,8 +42,8 @@ class BenchOptions:
         models: Configurations by name.
         cases: Batch shapes.
         recipes: Of the plans: precisions, with `+kernels` where operators run their kernels.
-        engines: Ways to run the PyTorch opponent.
-        samples: Of each contender.
+        engines: Ways to run the PyTorch baseline.
+        samples: Of each candidate.
         folder: Keeps checkpoints, graphs, plans and kernel timings; what is there already is not made again.
         commit: Of the product. Default: read from git.
     """
@@ -59,7 +59,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one model and shape: results, the share of items each contender has in common with the first, where the
+    """What was measured of one model and shape: results, the share of items each candidate has in common with the first, where the
     time of each plan goes, by its recipe, and what the clock did meanwhile."""
 
     results: list[Result]
@@ -74,21 +74,21 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
     Raises:
         GpuError: There is no GPU, or its memory is exhausted.
         MissingExtraError: TensorRT is not installed.
-        CalibrationError, BuildError, ArtefactError: A plan cannot be made.
+        CalibrationError, BuildError, ArtifactError: A plan cannot be made.
     """
     machine = this_machine("tensorrt")
     plans = prepare(options, machine)
     results: list[Result] = []
     agreement, layers, clocks = [], [], []
     for model, config in options.models.items():
-        opponent = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
+        baseline = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
         for case in options.cases:
-            measured = _measure(options, model, config, case, opponent, plans[model, case.beam])
+            measured = _measure(options, model, config, case, baseline, plans[model, case.beam])
             results += measured.results
             agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
             clocks.append({"model": model, **case.as_json(), **measured.clock})
             layers += [{"model": model, "recipe": recipe, **case.as_json(), **_layers(times)} for recipe, times in measured.layers.items()]
-        del opponent
+        del baseline
         _free()
     environment = {
         **_environment(options, machine),
@@ -125,24 +125,24 @@ def _profiles(cases: Sequence[Case]) -> list[Profile]:
 
 
 def _measure(
-    options: BenchOptions, model: str, config: OneRecConfig, case: Case, opponent: TorchBaseline | None, plans: Sequence[BenchPlan]
+    options: BenchOptions, model: str, config: OneRecConfig, case: Case, baseline: TorchBaseline | None, plans: Sequence[BenchPlan]
 ) -> _Measured:
-    contenders: dict[Sampled, Callable[[], Tensor]] = {}
-    if opponent is not None:
+    candidates: dict[Sampled, Callable[[], Tensor]] = {}
+    if baseline is not None:
         for engine in options.engines:
-            contenders[Sampled(engine, "bf16", None)] = torch_contender(engine, opponent, case)
-    running = {plan.recipe: PlanContender(load_runner(plan), config, case) for plan in plans}
+            candidates[Sampled(engine, "bf16", None)] = torch_candidate(engine, baseline, case)
+    running = {plan.recipe: PlanCandidate(load_runner(plan), config, case) for plan in plans}
     for plan in plans:
-        contenders[Sampled("tensorrt", plan.recipe, plan.record.sha256)] = running[plan.recipe]
-    by_name = {sampled.name: run for sampled, run in contenders.items()}
+        candidates[Sampled("tensorrt", plan.recipe, plan.record.sha256)] = running[plan.recipe]
+    by_name = {sampled.name: run for sampled, run in candidates.items()}
     with ClockWatch() as clock:
         taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
-    results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in contenders]
+    results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in candidates]
     layers = {recipe: plan.layer_times() for recipe, plan in running.items()}
-    del contenders, running, by_name, items, first
+    del candidates, running, by_name, items, first
     _free()
     return _Measured(results, shared, layers, clock.summary())
 
@@ -156,7 +156,7 @@ def _layers(times: Sequence[PlaceTime]) -> dict[str, Any]:
 
 
 def _free() -> None:
-    """CUDA graphs and plans hold each other in cycles; the next contenders need their memory."""
+    """CUDA graphs and plans hold each other in cycles; the next candidates need their memory."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -182,6 +182,6 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "tensorrt": machine.library_version,
         **software(tools, options.commit),
         "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in map(precision_of, options.recipes) else ""),
-        "timing": "wall clock from inputs on the GPU to items on the GPU, contenders in turns, in an order drawn anew for every round",
+        "timing": "wall clock from inputs on the GPU to items on the GPU, candidates in turns, in an order drawn anew for every round",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }

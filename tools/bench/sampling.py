@@ -1,4 +1,4 @@
-"""Timing several contenders against each other: in turns, so that clocks and temperature drift for all alike."""
+"""Timing several candidates against each other: in turns, so that clocks and temperature drift for all alike."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ Run = Callable[[], object]  # one batch, from inputs on the GPU to outputs on th
 
 
 def interleaved_ms(
-    contenders: Mapping[str, Run], samples: int, synchronise: Callable[[], None], warm_up: int = 3
+    candidates: Mapping[str, Run], samples: int, synchronize: Callable[[], None], warm_up: int = 3
 ) -> dict[str, list[float]]:
-    """Wall-clock milliseconds of each contender, one sample of each per round, in an order that is drawn anew for every round.
+    """Wall-clock milliseconds of each candidate, one sample of each per round, in an order that is drawn anew for every round.
 
-    At its power limit a GPU lowers its clock after a contender that draws much: nobody may always run behind the same one.
+    At its power limit a GPU lowers its clock after a candidate that draws much: nobody may always run behind the same one.
 
     Args:
-        contenders: What to time, by name.
+        candidates: What to time, by name.
         samples: Rounds.
-        synchronise: Waits for the GPU; called before and after each sample.
-        warm_up: Runs of each contender before the first round.
+        synchronize: Waits for the GPU; called before and after each sample.
+        warm_up: Runs of each candidate before the first round.
     """
-    for run in contenders.values():
+    for run in candidates.values():
         for _ in range(warm_up):
             run()
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    order, draw = list(contenders), random.Random(0)
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    order, draw = list(candidates), random.Random(0)
     with progress_bar("samples", samples) as advance:
         for _ in range(samples):
             draw.shuffle(order)
             for name in order:
-                synchronise()
+                synchronize()
                 started = time.perf_counter()
-                contenders[name]()
-                synchronise()
+                candidates[name]()
+                synchronize()
                 taken[name].append((time.perf_counter() - started) * 1e3)
             advance()
     return taken

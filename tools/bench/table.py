@@ -22,8 +22,8 @@ def results_with_limits(report: dict[str, Any]) -> Iterator[tuple[Result, dict[s
         yield Result.model_validate(values), next(same)
 
 
-def contender_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row per contender, as many cells as there are headings."""
+def candidate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per candidate, as many cells as there are headings."""
     shown: list[tuple[str, ...]] = []
     for result, limits in results_with_limits(report):
         latency, partly = result.latency_ms, limits["fp8, attention and heads in 16-bit"]

@@ -1,4 +1,4 @@
-"""A strong PyTorch implementation of the same serving step: the opponent a plan is measured against, and nothing else.
+"""A strong PyTorch implementation of the same serving step: the baseline a plan is measured against, and nothing else.
 
 It is what a careful user would write: BF16, keys and values of earlier steps kept, unmasked attention over contexts of equal
 length, grouped products for experts, two-level top-k. Held equal to models/ by a test; no stage of the pipeline uses it.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...calibration.freeze import TensorSource
+from ...calibration.quantize import TensorSource
 from ...export.serving import effective_widths
 from ...models.config import LEVELS, NORM_EPSILON, PATHWAYS
 
@@ -79,10 +79,10 @@ class TorchBaseline:
     def compiled(self, backend: str = "inductor") -> TorchBaseline:
         """The same weights with kernels by torch.compile: of a block and of the beam step, for each kind of block and step."""
         torch.compiler.reset()  # earlier shapes would count against the limit of recompilations
-        twin = copy.copy(self)
-        twin._run_block = torch.compile(run_block, fullgraph=True, dynamic=False, backend=backend)
-        twin._beam_step = torch.compile(beam_step, fullgraph=True, dynamic=False, backend=backend)
-        return twin
+        compiled = copy.copy(self)
+        compiled._run_block = torch.compile(run_block, fullgraph=True, dynamic=False, backend=backend)
+        compiled._beam_step = torch.compile(beam_step, fullgraph=True, dynamic=False, backend=backend)
+        return compiled
 
     @torch.no_grad()
     def __call__(self, features_BSF: Tensor, lengths: Sequence[int], beam: Sequence[int]) -> tuple[Tensor, Tensor]:

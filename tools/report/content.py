@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...builders.plan_record import PlanRecord
 from ...core.records import Record
-from ...engines.gates import Gate
+from ...runtime.plan_record import PlanRecord
+from ...validation.gates import Gate
 from ..formats import MISSING, bytes_text, number_text, share_text
 from ..tables import failed_first
 from .run import RecipeRun, capability_order
@@ -51,7 +51,7 @@ class Measure:
     """One row of the comparison: a cell per recipe, in the order of the runs."""
 
     name: str
-    meaning: str
+    reference: str
     cells: tuple[str, ...]
 
 
@@ -76,7 +76,7 @@ def verdict(runs: Sequence[RecipeRun], groups: Sequence[GateGroup]) -> Verdict:
     bad = [_failure(group) for group in groups if not group.passed]
     engines = " and ".join(sorted({engine for run in runs for engine in run.engines}))
     good = f"{_all_of(len(runs), 'recipe')} passed every gate, run with {engines}."
-    plans = [plan for run in runs for plan in run.plans.values() if plan.precision in (None, run.precision)]  # FP16 twins ship nowhere
+    plans = [plan for run in runs for plan in run.plans.values() if plan.precision in (None, run.precision)]  # FP16 baselines ship nowhere
     unseen = [plan for plan in plans if not plan.validated]
     if unseen:
         text = f"{len(unseen)} of {len(plans)} plans are not validated on a GPU."
@@ -95,32 +95,32 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
     rows: list[tuple[str, str, Callable[[RecipeRun], str]]] = [
         ("gates passed", "every one must hold", lambda r: gate_groups([r], ())[0].count),
         (f"hit@{at}", "requests whose target is among the first", lambda r: share_text(r.validation.beams.hit)),
-        (f"hit@{at} of FP32", "the unquantised model, same requests", lambda r: share_text(r.validation.beams.hit_fp32)),
+        (f"hit@{at} of FP32", "the unquantized model, same requests", lambda r: share_text(r.validation.beams.hit_fp32)),
         ("difference", "in points, with its paired 99 % interval", _hit_difference),
         (f"overlap@{at}", "items shared with FP32", lambda r: share_text(r.validation.beams.overlap)),
         ("top-1 agreement", "first item, outside the tie band", lambda r: share_text(r.validation.beams.top1)),
         ("tie band", "width; requests inside it", _tie_band),
         ("score regret", "FP32 log-probability lost per item", lambda r: _nat(r.validation.beams.score_regret)),
-        ("forced error against FP32", "mean over requests, log-probabilities", lambda r: _nat(r.validation.forced.engine)),
+        ("scoring error against FP32", "mean over requests, log-probabilities", lambda r: _nat(r.validation.scoring.engine)),
         (
-            "forced error ratio",
-            "to the quantised PyTorch model",
-            lambda r: number_text(r.validation.forced.ratio, ".3f"),
+            "scoring error ratio",
+            "to the quantized PyTorch model",
+            lambda r: number_text(r.validation.scoring.ratio, ".3f"),
         ),
-        ("root KL against FP32", "mean of sqrt(2 KL) over each request's paths", lambda r: _nat(r.validation.forced.engine_kl)),
-        ("root KL ratio", "to the quantised PyTorch model", lambda r: number_text(r.validation.forced.kl_ratio, ".3f")),
-        ("linears in FP8", "of all linears of the model", _quantised),
+        ("root KL against FP32", "mean of sqrt(2 KL) over each request's paths", lambda r: _nat(r.validation.scoring.engine_kl)),
+        ("root KL ratio", "to the quantized PyTorch model", lambda r: number_text(r.validation.scoring.kl_ratio, ".3f")),
+        ("linears in FP8", "of all linears of the model", _quantized),
         ("weights", "both forms of the graph share them", lambda r: bytes_text(r.description.weight_bytes)),
         *((f"plan, compute capability {c}", "size; GEMMs in FP8, found of expected", _plan_of(c)) for c in _capabilities(runs)),
     ]
-    return [Measure(name, meaning, tuple(cell(run) for run in runs)) for name, meaning, cell in rows]
+    return [Measure(name, reference, tuple(cell(run) for run in runs)) for name, reference, cell in rows]
 
 
 def remarks(runs: Sequence[RecipeRun]) -> list[Remark]:
     """Warnings and findings of all recipes."""
     found = []
     for run in runs:
-        found += [Remark(run.name, "calibration", "", warning) for warning in run.quantisation.warnings]
+        found += [Remark(run.name, "calibration", "", warning) for warning in run.quantization.warnings]
         for finding in run.description.findings:
             hint = f" ({finding.hint})" if finding.hint else ""
             found.append(Remark(run.name, f"lint: {finding.rule}, {finding.severity}", finding.where, finding.what + hint))
@@ -138,7 +138,7 @@ def tools_of(runs: Sequence[RecipeRun]) -> dict[str, str]:
     return {tool: ", ".join(sorted(found)) for tool, found in sorted(versions.items())}
 
 
-def chain_of(run: RecipeRun) -> list[tuple[str, Record]]:
+def lineage_of(run: RecipeRun) -> list[tuple[str, Record]]:
     """Records in the order the stages ran, by name of the stage."""
     return [(record.stage, record) for record in run.records.values()]
 
@@ -180,9 +180,9 @@ def _tie_band(run: RecipeRun) -> str:
     return f"{_nat(run.validation.beams.tie_band)}; {share_text(run.validation.beams.tie_band_share)}"
 
 
-def _quantised(run: RecipeRun) -> str:
-    quantised, others = len(run.quantisation.layers), len(run.quantisation.unquantised)
-    return f"{quantised} of {quantised + others}"
+def _quantized(run: RecipeRun) -> str:
+    quantized, others = len(run.quantization.layers), len(run.quantization.unquantized)
+    return f"{quantized} of {quantized + others}"
 
 
 def _plan_of(capability: str) -> Callable[[RecipeRun], str]:
@@ -195,8 +195,8 @@ def _plan_of(capability: str) -> Callable[[RecipeRun], str]:
 
 def _fp8_gemms(plan: PlanRecord) -> str:
     found = "?" if plan.fp8_gemms.found is None else str(plan.fp8_gemms.found)
-    dequantised = f", {plan.fp8_gemms.dequantised} more with dequantised weights" if plan.fp8_gemms.dequantised else ""
-    return f"{found} of {plan.fp8_gemms.expected}{dequantised}"
+    dequantized = f", {plan.fp8_gemms.dequantized} more with dequantized weights" if plan.fp8_gemms.dequantized else ""
+    return f"{found} of {plan.fp8_gemms.expected}{dequantized}"
 
 
 def _capabilities(runs: Sequence[RecipeRun]) -> list[str]:

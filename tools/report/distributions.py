@@ -1,4 +1,4 @@
-"""Plots of what calibration saw: weights, activations, quantisation error, expert coverage."""
+"""Plots of what calibration saw: weights, activations, quantization error, expert coverage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...core.precision import FP16_MAX, FP16_WARN
 from .layers import LayerRow, distinct, layer_label, layer_rows, of_recipes
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import LIMIT_COLOUR, colours, label, symbols
+from .theme import LIMIT_COLOUR, colors, label, symbols
 
 Part = Literal["weights", "activations"]
 _VISIBLE_SHARE = 1e-6  # the axis starts where a layer has this share of its values; smaller values can be reached by zooming out
@@ -30,14 +30,14 @@ def distribution_plots(runs: Sequence[RecipeRun], part: Part) -> list[Plot]:
 
 
 def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
-    """Signal-to-noise ratio of what is quantised, weights and activations side by side, all recipes in one figure."""
+    """Signal-to-noise ratio of what is quantized, weights and activations side by side, all recipes in one figure."""
     parts: tuple[Part, Part] = ("weights", "activations")
     found = {part: {run.name: [row for row in _rows_of(run, part)[1] if row.snr_db is not None] for run in runs} for part in parts}
     longest = max(len(rows) for by_run in found.values() for rows in by_run.values())
     if not longest:
         return []
     figure = make_subplots(1, 2, subplot_titles=[f"{part} in FP8" for part in parts], horizontal_spacing=0.16)
-    colour, symbol = colours(runs), symbols(runs)
+    color, symbol = colors(runs), symbols(runs)
     for column, part in enumerate(parts, 1):
         for name, rows in found[part].items():
             figure.add_scatter(
@@ -48,7 +48,7 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
                 name=label(name),
                 legendgroup=label(name),
                 showlegend=column == 1 and bool(rows),
-                marker={"color": colour[name], "symbol": symbol[name], "size": 7},
+                marker={"color": color[name], "symbol": symbol[name], "size": 7},
                 hovertemplate="%{y}<br>%{x:.1f} dB<extra>%{fullData.name}</extra>",
                 row=1,
                 col=column,
@@ -60,10 +60,10 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "top", "yref": "container"}, margin={"t": 80})
     # Rounding to 3 mantissa bits: noise step^2 / 12 with a step of 1/8, signal 7/3 on average over a binade: 7/3 * 12 * 64 = 32.5 dB.
     caption = (
-        "Quantised against exact values, experts by the worst of their block. E4M3's three mantissa bits give evenly spread values "
+        "Quantized against exact values, experts by the worst of their block. E4M3's three mantissa bits give evenly spread values "
         "about 32 dB; beyond that, a few large values carry the signal."
     )
-    return [Plot("snr", "Quantisation signal-to-noise ratio per layer", caption, figure)]
+    return [Plot("snr", "Quantization signal-to-noise ratio per layer", caption, figure)]
 
 
 def coverage_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
@@ -76,12 +76,12 @@ def coverage_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
 
 
 def _rows_of(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
-    tensors = run.quantisation.weights if part == "weights" else run.quantisation.activations
-    return run.quantisation.histogram_log10_edges, layer_rows(tensors)
+    tensors = run.quantization.weights if part == "weights" else run.quantization.activations
+    return run.quantization.histogram_log10_edges, layer_rows(tensors)
 
 
 def _seen(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
-    """What there was to quantise; how well that went differs between recipes, the values do not."""
+    """What there was to quantize; how well that went differs between recipes, the values do not."""
     edges, rows = _rows_of(run, part)
     return edges, [replace(row, snr_db=None) for row in rows]
 
@@ -165,7 +165,7 @@ _Coverage = tuple[tuple[tuple[str, tuple[int, ...]], ...], int]
 
 def _coverage_of(run: RecipeRun) -> _Coverage:
     minimum = run.records["calibrated"].options.get("min_routed_tokens", 0)
-    return tuple((part.layer, part.routed_tokens) for part in run.quantisation.experts), int(minimum)
+    return tuple((part.layer, part.routed_tokens) for part in run.quantization.experts), int(minimum)
 
 
 def _coverage(slug: str, recipes: str, experts: tuple[tuple[str, tuple[int, ...]], ...], minimum: int) -> Plot:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.artefacts import write_text
+from ...core.artifacts import write_text
 from .plot import Plot
 from .shell import page
 
@@ -45,6 +45,6 @@ def write_measurement(measured: Measured, path: Path) -> None:
     """Write the page; it appears whole or not at all.
 
     Raises:
-        ArtefactError: The disk is full.
+        ArtifactError: The disk is full.
     """
     write_text(path, page("measurement.html", measured.title, measured.figures, {"measured": measured}))

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.artefacts import write_text
-from ...core.errors import ArtefactError
-from ...engines.gates import Gate
+from ...core.artifacts import write_text
+from ...core.errors import ArtifactError
+from ...validation.gates import Gate
 from . import content
 from .distributions import coverage_plots, distribution_plots, snr_plots
 from .plot import Plot
 from .run import RecipeRun
 from .shell import page
-from .theme import colours
+from .theme import colors
 from .validation_plots import gate_plot, layer_error_plot, operator_plot, size_plot
 
 
@@ -32,12 +32,12 @@ def write_report(
         extra_gates: Gates on the run as a whole, such as those on the demo's model. Default: none.
 
     Raises:
-        ArtefactError: No run, two runs of one name, or the disk is full.
+        ArtifactError: No run, two runs of one name, or the disk is full.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
         problem = f"two recipes are named alike: {', '.join(sorted(names))}" if runs else "there is no recipe to report on"
-        raise ArtefactError(problem, where=str(path), hint="give the report one folder per recipe, each of its own name")
+        raise ArtifactError(problem, where=str(path), hint="give the report one folder per recipe, each of its own name")
     write_text(path, render(runs, title=title, context=context, extra_gates=extra_gates))
 
 
@@ -46,7 +46,7 @@ def render(runs: Sequence[RecipeRun], *, title: str, context: Mapping[str, Any],
     chapters, groups = _plots(runs), content.gate_groups(runs, extra_gates)
     values = {
         "runs": runs,
-        "colours": colours(runs),
+        "colors": colors(runs),
         "verdict": content.verdict(runs, groups),
         "groups": groups,
         "facts": content.facts(context),
@@ -54,7 +54,7 @@ def render(runs: Sequence[RecipeRun], *, title: str, context: Mapping[str, Any],
         "remarks": content.remarks(runs),
         "tools": content.tools_of(runs),
         "chapters": chapters,
-        "chain_of": content.chain_of,
+        "lineage_of": content.lineage_of,
     }
     return page("report.html", title, [plot for chapter in chapters.values() for plot in chapter], values)
 
@@ -65,7 +65,7 @@ def _plots(runs: Sequence[RecipeRun]) -> dict[str, list[Plot]]:
         "operators": [*operator_plot(runs), *layer_error_plot(runs)],
         "weights": distribution_plots(runs, "weights"),
         "activations": distribution_plots(runs, "activations"),
-        "quantisation": snr_plots(runs),
+        "quantization": snr_plots(runs),
         "experts": coverage_plots(runs),
         "sizes": size_plot(runs),
     }

@@ -16,7 +16,7 @@ __all__ = ["Plot", "floor_of", "get_plotlyjs", "log_axis", "rows_axis", "rows_he
 
 @dataclass(frozen=True)
 class Plot:
-    """A titled figure; `caption` says what to look for. Colours of text and grid come from the page's template."""
+    """A titled figure; `caption` says what to look for. Colors of text and grid come from the page's template."""
 
     slug: str
     title: str

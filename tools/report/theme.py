@@ -1,4 +1,4 @@
-"""How plots look: colours of recipes, and a template each for light and dark that the page applies by the reader's preference."""
+"""How plots look: colors of recipes, and a template each for light and dark that the page applies by the reader's preference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LIGHT = {"text": "#1f2933", "soft": "#5d6b7a", "grid": "#e6e9ee", "line": "#c5c
 _DARK = {"text": "#dfe5ec", "soft": "#97a3b1", "grid": "#2a323c", "line": "#3d4753", "scale": ["#16222f", "#1f4c78", "#3f8fd6", "#c5e2fb"]}
 
 
-def colours(runs: Sequence[RecipeRun]) -> dict[str, str]:
-    """One colour per recipe, by its place in the report."""
-    return {run.name: colour(place) for place, run in enumerate(runs)}
+def colors(runs: Sequence[RecipeRun]) -> dict[str, str]:
+    """One color per recipe, by its place in the report."""
+    return {run.name: color(place) for place, run in enumerate(runs)}
 
 
-def colour(place: int) -> str:
-    """The colour of whatever stands at a place of a list."""
+def color(place: int) -> str:
+    """The color of whatever stands at a place of a list."""
     return _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)]
 
 
@@ -40,7 +40,7 @@ def label(text: str) -> str:
 
 
 def templates() -> dict[str, dict[str, Any]]:
-    """Plotly templates by colour scheme, `light` and `dark`."""
+    """Plotly templates by color scheme, `light` and `dark`."""
     return {"light": _template(_LIGHT), "dark": _template(_DARK)}
 
 
@@ -54,7 +54,7 @@ def _template(palette: dict[str, Any]) -> dict[str, Any]:
         "tickfont": {"size": 11, "color": palette["soft"]},
     }
     scale = palette["scale"]
-    steps = [[index / (len(scale) - 1), colour] for index, colour in enumerate(scale)]
+    steps = [[index / (len(scale) - 1), color] for index, color in enumerate(scale)]
     bar = {"outlinewidth": 0, "thickness": 10, "tickfont": {"size": 11, "color": palette["soft"]}}
     return {
         "layout": {

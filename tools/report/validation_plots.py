@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ...engines.gates import Gate
-from ...engines.operator_parity import OperatorResult
+from ...validation.gates import Gate
+from ...validation.operator_parity import OperatorResult
 from ..formats import bytes_text
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import LIMIT_COLOUR, colours, label, symbols
+from .theme import LIMIT_COLOUR, colors, label, symbols
 
 _MIB = 1 << 20
 _FARTHEST = 2.0  # shares of a threshold above this one are drawn here
@@ -26,7 +26,7 @@ def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     names = sorted(found, key=lambda name: name.startswith("operator "))  # recipes use different operators: keep those together
     if not names:
         return []
-    figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
+    figure, color, symbol = go.Figure(), colors(runs), symbols(runs)
     for run in runs:
         shown = [(gate, used) for gate in run.gates if (used := _used(gate)) is not None]
         figure.add_scatter(
@@ -37,7 +37,7 @@ def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             orientation="h",
             name=label(run.name),
             marker={
-                "color": [colour[run.name] if gate.passed else LIMIT_COLOUR for gate, _ in shown],
+                "color": [color[run.name] if gate.passed else LIMIT_COLOUR for gate, _ in shown],
                 "symbol": [symbol[run.name] if gate.passed else "x" for gate, _ in shown],
                 "size": 7,
             },
@@ -56,12 +56,12 @@ def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
 
 
 def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
-    """Difference of every operator node from its torch meaning, with each operator's threshold."""
+    """Difference of every operator node from its torch reference, with each operator's threshold."""
     results = {run.name: [r for r in run.validation.operators if r.difference is not None] for run in runs}
     thresholds = {r.operator: r.threshold for run in runs for r in run.validation.operators}
     if not thresholds:
         return []
-    figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
+    figure, color, symbol = go.Figure(), colors(runs), symbols(runs)
     floor = max(_ROUNDING, floor_of(r.difference for found in results.values() for r in found))
     for name, found in results.items():
         figure.add_scatter(
@@ -71,7 +71,7 @@ def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             mode="markers",
             orientation="h",
             name=label(name),
-            marker={"color": colour[name], "symbol": symbol[name], "size": 6, "opacity": 0.8},
+            marker={"color": color[name], "symbol": symbol[name], "size": 6, "opacity": 0.8},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
     figure.add_scatter(
@@ -84,11 +84,11 @@ def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
         hovertemplate="%{y}: threshold %{customdata:.3g}<extra></extra>",
     )
     seen = [max(r.difference or 0.0, floor) for found in results.values() for r in found]
-    figure.update_xaxes(log_axis("difference from the torch meaning, relative", [*seen, *thresholds.values()]))
+    figure.update_xaxes(log_axis("difference from the torch reference, relative", [*seen, *thresholds.values()]))
     figure.update_yaxes(rows_axis(len(thresholds)))
     figure.update_layout(height=rows_height(len(thresholds), per_row=34))
     caption = (
-        "Each mark is one operator node of the exported file, fed with the frozen model's own inputs. "
+        "Each mark is one operator node of the exported file, fed with the packed model's own inputs. "
         f"Marks at {floor:.0e} stand for no difference, or less."
     )
     caption += _not_finite(runs)
@@ -100,7 +100,7 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     worst = {run.name: _worst_by_layer(run.validation.operators) for run in runs}
     if not any(worst.values()):
         return []
-    figure, colour, symbol = go.Figure(), colours(runs), symbols(runs)
+    figure, color, symbol = go.Figure(), colors(runs), symbols(runs)
     floor = floor_of(used for layers in worst.values() for used, _ in layers.values())
     order = sorted({place for layers in worst.values() for place in layers})
     for name, layers in worst.items():
@@ -111,7 +111,7 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             customdata=[label(f"{layers[place][1]}: {layers[place][0]:.3g} of its threshold") for place in places],
             mode="lines+markers",
             name=label(name),
-            line={"color": colour[name], "width": 1.5},
+            line={"color": color[name], "width": 1.5},
             marker={"symbol": symbol[name], "size": 8},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
@@ -130,7 +130,7 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
 
 def size_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
     """Bytes of weights and plans per recipe, beside what the weights would take in FP16."""
-    figure, colour = go.Figure(), colours(runs)
+    figure, color = go.Figure(), colors(runs)
     for run in runs:
         sizes = sizes_of(run)
         figure.add_bar(
@@ -138,7 +138,7 @@ def size_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             y=[label(name) for name in sizes],
             orientation="h",
             name=label(run.name),
-            marker={"color": colour[run.name], "cornerradius": 3},
+            marker={"color": color[run.name], "cornerradius": 3},
             customdata=[bytes_text(size) for size in sizes.values()],
             hovertemplate="%{y}: %{customdata}<extra>%{fullData.name}</extra>",
         )

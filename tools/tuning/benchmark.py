@@ -1,6 +1,6 @@
 """`onerec-trt bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
 
-A kernel is measured only after it was held against its operator's PyTorch meaning.
+A kernel is measured only after it was held against its operator's PyTorch reference.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...builders.machine import driver_version
-from ...core.artefacts import write_json
-from ...operators.kernels.launch import bind, new_outputs
+from ...core.artifacts import write_json
+from ...operators.launch.launch import bind, new_outputs
 from ...operators.registry import OPERATORS
+from ...runtime.machine import driver_version
 from ..clock import ClockWatch
 from ..environment import software
 from .cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
@@ -60,7 +60,7 @@ def measurements() -> Iterator[Measurement]:
     case = OperatorCase("SwiGluQuantRow", ROWS, (5632,))
     yield Measurement(case, "row scales", _compiled(case))
     yield from _attentions()
-    yield from _fp16_twins()
+    yield from _fp16_baselines()
 
 
 def _product(n: int, promotion: int, library: Library) -> Measurement:
@@ -68,7 +68,7 @@ def _product(n: int, promotion: int, library: Library) -> Measurement:
     return Measurement(case, f"row scales, residual, promotion {f'every {promotion}' if promotion else 'never'}", library)
 
 
-def _fp16_twins() -> Iterator[Measurement]:
+def _fp16_baselines() -> Iterator[Measurement]:
     for n in (1408, 5632):
         addmm = Library("torch.addmm", lambda i: torch.addmm(i[2], i[0], i[1].T))
         yield Measurement(OperatorCase("LinearAdd", ROWS, (1408, n)), "FP16, residual", addmm)
@@ -98,7 +98,7 @@ def _row_wise(inputs: list[Tensor]) -> Tensor:
 
 
 def _block_wise(inputs: list[Tensor]) -> Tensor:
-    """Scales of other meaning and equal size in bytes as a quantiser would make them; made once per set of inputs."""
+    """Scales of other reference and equal size in bytes as a quantizer would make them; made once per set of inputs."""
     codes, _, weight, _ = inputs[:4]
     blocks = weight.shape[1] // 128
     key = codes.data_ptr()
@@ -113,10 +113,10 @@ _block_scales: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 def _compiled(case: OperatorCase) -> Library:
-    meaning, outputs = OPERATORS[case.operator].meaning, len(case.read) - 1 if case.read else None
+    reference, outputs = OPERATORS[case.operator].reference, len(case.read) - 1 if case.read else None
 
     def read_outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return meaning(*inputs, **case.attributes)[:outputs]
+        return reference(*inputs, **case.attributes)[:outputs]
 
     fused = torch.compile(read_outputs, dynamic=False)
     return Library("torch.compile", lambda inputs: fused(*inputs))
@@ -128,7 +128,7 @@ def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None
     Raises:
         GpuError: There is no GPU, or it fails.
         GateError: A kernel differs from PyTorch.
-        ArtefactError: The result cannot be written.
+        ArtifactError: The result cannot be written.
     """
     capability = this_capability()
     torch.manual_seed(0)
@@ -157,14 +157,14 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
     size = _bytes(first) + _bytes(new_outputs(program, first))
     inputs = [first, *(case.inputs() for _ in range(copies_of(size) - 1))]
     outputs = [new_outputs(program, i) for i in inputs]
-    contenders = {"kernel": captured([bind(program, i, o) for i, o in zip(inputs, outputs, strict=True)])}
+    candidates = {"kernel": captured([bind(program, i, o) for i, o in zip(inputs, outputs, strict=True)])}
     name = each.library.name
     try:
-        contenders["library"] = _captured_library(each.library, inputs)
+        candidates["library"] = _captured_library(each.library, inputs)
     except (RuntimeError, NotImplementedError) as error:
         name += f"; failed: {str(error).splitlines()[0]}"
     with ClockWatch() as clock:
-        taken = interleaved_us(contenders, samples)
+        taken = interleaved_us(candidates, samples)
     median = statistics.median(taken["kernel"])
     result = {
         "operator": case.operator,

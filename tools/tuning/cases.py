@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...core.errors import GateError, GpuError
 from ...operators import fp8
-from ...operators.kernels.compile import Build, compiled
-from ...operators.kernels.factories import FACTORIES
-from ...operators.kernels.factory import Node
-from ...operators.kernels.launch import DTYPES, execute
-from ...operators.kernels.program import DType, InputType, Kernel, Program
-from ...operators.kernels.tiles import Tiles, committed_tiles
+from ...operators.kernels.registry import FACTORIES
+from ...operators.launch.compile import Build, compiled
+from ...operators.launch.launch import DTYPES, execute
+from ...operators.launch.node import Node
+from ...operators.launch.program import DType, InputType, Kernel, Program
+from ...operators.launch.tiles import Tiles, committed_tiles
 from ...operators.operator import Attributes
 from ...operators.registry import OPERATORS
 from ...operators.single_node import as_arrays
@@ -178,14 +178,14 @@ class OperatorCase:
         return program
 
     def difference(self, program: Program) -> float:
-        """Largest difference between the program and the PyTorch meaning, over rows spread across the input.
+        """Largest difference between the program and the PyTorch reference, over rows spread across the input.
 
         Raises:
             GateError: It is above the threshold.
         """
         truth, inputs = OPERATORS[self.operator], self.inputs()
         chosen, rows = self._sampled(inputs)
-        expected = as_arrays([t.cpu() for t in truth.meaning(*chosen, **self.attributes)])
+        expected = as_arrays([t.cpu() for t in truth.reference(*chosen, **self.attributes)])
         actual = as_arrays([output[rows].cpu() for output in execute(program, inputs)])
         actual += expected[len(actual) :]  # outputs that nobody reads are not made
         difference = truth.compare(actual, expected, [], self.attributes)

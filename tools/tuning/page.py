@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
-from ..report.theme import colour, label
+from ..report.theme import color, label
 
 _HEADINGS = ("operator", "shape", "variant", "beside it", "us", "TFLOP/s", "GB/s", "beside it, us", "x as fast", "clock")
 _WORDS = 4
@@ -21,7 +21,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
     """Write the page; it appears whole or not at all.
 
     Raises:
-        ArtefactError: The disk is full.
+        ArtifactError: The disk is full.
     """
     environment, results = report["environment"], report["results"]
     largest = max((each["difference"] for each in environment["differences"]), default=0.0)
@@ -62,7 +62,7 @@ def _plot(results: list[dict[str, Any]]) -> Plot:
             y=names,
             orientation="h",
             name=name,
-            marker={"color": colour(place)},
+            marker={"color": color(place)},
             customdata=[label(result["library"]) if place == 0 else "" for result in results],
             hovertemplate="%{x:.1f} us %{customdata}<extra>%{y}</extra>",
         )

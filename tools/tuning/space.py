@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from ...operators.kernels.tiles import AttentionTile, GemmTile, RowTile, Tile
+from ...operators.launch.tiles import AttentionTile, GemmTile, RowTile, Tile
 from ...operators.operator import Attributes
 from .cases import EPSILON, OperatorCase, context_attention_case
 

@@ -1,4 +1,4 @@
-"""Time on the GPU of calls that take microseconds: captured in CUDA graphs, timed by events, interleaved between contenders."""
+"""Time on the GPU of calls that take microseconds: captured in CUDA graphs, timed by events, interleaved between candidates."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def captured(runs: Sequence[Run], calls: int = 24) -> Captured:
     return Captured(graph, turns * len(runs), tuple(runs))
 
 
-def interleaved_us(contenders: Mapping[str, Captured], samples: int) -> dict[str, list[float]]:
-    """Samples of each contender, one of each per round, so that clocks and temperature drift for all alike."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+def interleaved_us(candidates: Mapping[str, Captured], samples: int) -> dict[str, list[float]]:
+    """Samples of each candidate, one of each per round, so that clocks and temperature drift for all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(samples):
-        for name, each in contenders.items():
+        for name, each in candidates.items():
             taken[name].append(each.sample_us())
     return taken

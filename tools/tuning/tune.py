@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.artefacts import write_json
+from ...core.artifacts import write_json
 from ...core.errors import BuildError
-from ...operators.kernels.compile import Build, compile_many
-from ...operators.kernels.launch import bind, new_outputs
-from ...operators.kernels.program import Kernel, Program
-from ...operators.kernels.tiles import TABLE, Entry, Tile, Tiles, read_tiles
+from ...operators.launch.compile import Build, compile_many
+from ...operators.launch.launch import bind, new_outputs
+from ...operators.launch.program import Kernel, Program
+from ...operators.launch.tiles import TABLE, Entry, Tile, Tiles, read_tiles
 from . import space
 from .cases import OperatorCase, copies_of, this_capability
 from .timing import captured

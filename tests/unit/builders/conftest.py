@@ -26,7 +26,7 @@ def small_model(operator: str = "Double", *, fp8: bool = True, batch: int | str 
     zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, (), b"\0", raw=True)
     scale = numpy_helper.from_array(np.float16(0.05), "scale")
     weight_scale = numpy_helper.from_array(np.full(WIDTH, 0.01, np.float16), "weight_scale")
-    quantised = [
+    quantized = [
         helper.make_node("QuantizeLinear", ["features", "scale", "zero"], ["codes"]),
         helper.make_node("DequantizeLinear", ["codes", "scale"], ["x"]),
         helper.make_node("DequantizeLinear", ["weight", "weight_scale"], ["w"], axis=1),
@@ -34,7 +34,7 @@ def small_model(operator: str = "Double", *, fp8: bool = True, batch: int | str 
     ]
     plain = [helper.make_node("MatMul", ["features", "weight"], ["product"], name="layer")]
     nodes = [
-        *(quantised if fp8 else plain),
+        *(quantized if fp8 else plain),
         helper.make_node(operator, ["product"], ["once"], domain="onerec"),
         helper.make_node(operator, ["once"], ["scores"], domain="onerec"),
         helper.make_node("Identity", ["lengths"], ["sids"]),

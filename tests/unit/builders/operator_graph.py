@@ -7,8 +7,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-from onerec_trt.operators.kernels.factory import Node
-from onerec_trt.operators.kernels.program import Input, InputType, Int32, Kernel, Launch, Output, Program, Tensor, Variant, cdiv, dim
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import Input, InputType, Int32, Kernel, Launch, Output, Program, Tensor, Variant, cdiv, dim
 from onerec_trt.operators.registry import OPERATORS, functions_of, opset_imports
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,14 +19,14 @@ CODES = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(ml_dtype
 
 
 def operator_graph(folder: Path) -> Path:
-    """Writes `model.onnx` and `forced.onnx`, the same graph, with `weights.data`; gives the first.
+    """Writes `model.onnx` and `scoring.onnx`, the same graph, with `weights.data`; gives the first.
 
-    features -> norm -> codes -> step0.q -> quantise -> step1.q -> scores.
+    features -> norm -> codes -> step0.q -> quantize -> step1.q -> scores.
     """
     nodes = [
         helper.make_node("RmsNormQuantRow", ["features", "norm.weight"], ["n.0", "n.1", "n.2"], "norm", domain="onerec", epsilon=1e-6),
         helper.make_node("Fp8Linear", ["n.0", "n.1", WEIGHT, SCALE], ["q0"], STEPS[0], domain="onerec", promotion=0),
-        helper.make_node("QuantRow", ["q0"], ["c.0", "c.1"], "quantise", domain="onerec"),
+        helper.make_node("QuantRow", ["q0"], ["c.0", "c.1"], "quantize", domain="onerec"),
         helper.make_node("Fp8Linear", ["c.0", "c.1", WEIGHT, SCALE], ["scores"], STEPS[1], domain="onerec", promotion=0),
         helper.make_node("Identity", ["lengths"], ["sids"], "sids"),
     ]
@@ -49,7 +49,7 @@ def operator_graph(folder: Path) -> Path:
     model = helper.make_model(graph, opset_imports=opset_imports(), functions=functions, ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
     content = model.SerializeToString()
-    for name in ("model", "forced"):
+    for name in ("model", "scoring"):
         copy = onnx.load_model_from_string(content)
         onnx.save(copy, str(folder / f"{name}.onnx"), save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
     return folder / "model.onnx"

@@ -46,8 +46,8 @@ def test_the_values_stay_the_same() -> None:
     model, expected = _model(), _run(_model())
     without_block_scales(model)
     onnx.checker.check_model(model)
-    dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    assert [len(node.attribute) for node in dequantised] == [0]
+    dequantized = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert [len(node.attribute) for node in dequantized] == [0]
     for actual, before in zip(_run(model), expected, strict=True):
         np.testing.assert_array_equal(actual, before)
     assert np.abs(expected[0]).max() > 0

@@ -1,4 +1,4 @@
-"""Which multiplications are meant for FP8 is told from the graph; block scales and half-quantised ones are not."""
+"""Which multiplications are meant for FP8 is told from the graph; block scales and half-quantized ones are not."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import onnx
 import pytest
-from onerec_trt.builders.fp8_gemms import QuantisedGemms, quantised_gemms, weight_bytes
+from onerec_trt.builders.fp8_gemms import QuantizedGemms, quantized_gemms, weight_bytes
 from onnx import helper
 
 Make = Callable[..., onnx.ModelProto]
-IN_FP8, DEQUANTISED = QuantisedGemms(("layer",), ()), QuantisedGemms((), ("layer",))
+IN_FP8, DEQUANTISED = QuantizedGemms(("layer",), ()), QuantizedGemms((), ("layer",))
 
 
 def _node(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
@@ -18,28 +18,28 @@ def _node(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
 
 
 def test_a_layer_with_both_operands_in_fp8_counts(make_model: Make) -> None:
-    assert quantised_gemms(make_model()) == IN_FP8
-    assert quantised_gemms(make_model(fp8=False)) == QuantisedGemms((), ())
+    assert quantized_gemms(make_model()) == IN_FP8
+    assert quantized_gemms(make_model(fp8=False)) == QuantizedGemms((), ())
 
 
 def test_layout_changes_in_between_do_not_hide_it(make_model: Make) -> None:
     model = make_model()
     _node(model, "product").input[1] = "turned"
     model.graph.node.append(helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]))
-    assert quantised_gemms(model) == IN_FP8
+    assert quantized_gemms(model) == IN_FP8
 
 
 def test_codes_without_zero_point_count(make_model: Make) -> None:
     model = make_model()
-    quantise = _node(model, "codes")
-    del quantise.input[2]
-    assert quantised_gemms(model) == DEQUANTISED  # uint8 by default
-    quantise.attribute.append(helper.make_attribute("output_dtype", onnx.TensorProto.FLOAT8E4M3FN))
-    assert quantised_gemms(model) == IN_FP8
+    quantize = _node(model, "codes")
+    del quantize.input[2]
+    assert quantized_gemms(model) == DEQUANTISED  # uint8 by default
+    quantize.attribute.append(helper.make_attribute("output_dtype", onnx.TensorProto.FLOAT8E4M3FN))
+    assert quantized_gemms(model) == IN_FP8
 
 
 @pytest.mark.parametrize("change", ["block scales", "half-precision activation", "scale in between"])
-def test_what_cannot_run_in_fp8_counts_as_dequantised(make_model: Make, change: str) -> None:
+def test_what_cannot_run_in_fp8_counts_as_dequantized(make_model: Make, change: str) -> None:
     model = make_model()
     if change == "block scales":
         _node(model, "w").attribute.append(helper.make_attribute("block_size", 32))
@@ -48,7 +48,7 @@ def test_what_cannot_run_in_fp8_counts_as_dequantised(make_model: Make, change: 
     else:
         _node(model, "product").input[1] = "scaled"
         model.graph.node.append(helper.make_node("Mul", ["w", "scale"], ["scaled"]))
-    assert quantised_gemms(model) == DEQUANTISED
+    assert quantized_gemms(model) == DEQUANTISED
 
 
 def test_weight_bytes(make_model: Make) -> None:

@@ -18,10 +18,10 @@ from onerec_trt.builders.native_graph import NativeGraph, prepare
 from onerec_trt.builders.prepared_weights import PreparedWeights
 from onerec_trt.core.errors import BuildError
 from onerec_trt.core.recipe import Profile
-from onerec_trt.operators.kernels.encoding import encode
-from onerec_trt.operators.kernels.factories import KernelFactory
-from onerec_trt.operators.kernels.factory import Node
-from onerec_trt.operators.kernels.program import InputType, Program, Tensor, dim
+from onerec_trt.operators.kernels.registry import KernelFactory
+from onerec_trt.operators.launch.encoding import encode
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import InputType, Program, Tensor, dim
 from onnx import numpy_helper
 
 from .operator_graph import CODES, SCALE, STEPS, WEIGHT, WIDTH, fp8_linear, norm, operator_graph
@@ -63,7 +63,7 @@ def test_without_kernels_the_graph_is_the_native_one(source: Path, build: Callab
 def test_a_node_keeps_its_place_and_counts_as_fp8(build: Callable[[Factories], NativeGraph], source: Path) -> None:
     graph = build({"Fp8Linear": KernelFactory(fp8_linear)})
     assert graph.gemms.in_fp8 == STEPS
-    assert graph.gemms.dequantised == ()
+    assert graph.gemms.dequantized == ()
     first, second = _plugins(graph)
     assert (first.name, list(first.output)) == (STEPS[0], ["q0"])
     assert list(first.input)[2:] == list(second.input)[2:] == [WEIGHT, SCALE]
@@ -113,9 +113,9 @@ def test_a_weight_is_prepared_once(source: Path, tmp_path: Path) -> None:
 
     weights = PreparedWeights(source.parent, tmp_path / "working")
     kernels = Kernels({"Fp8Linear": KernelFactory(fp8_linear, {2: transpose, 3: scale})}, "9.0", weights)
-    graphs = [prepare(source.with_name(name), PROFILES, kernels=kernels) for name in ("model.onnx", "forced.onnx")]
+    graphs = [prepare(source.with_name(name), PROFILES, kernels=kernels) for name in ("model.onnx", "scoring.onnx")]
     assert calls == [(WIDTH, WIDTH)]
-    for graph, name in zip(graphs, ("model", "forced"), strict=True):
+    for graph, name in zip(graphs, ("model", "scoring"), strict=True):
         assert graph.prepared_weights == (f"{WEIGHT}.prepared", f"{SCALE}.prepared")
         assert graph.beside == tmp_path / "working" / f"{name}.onnx"
         initializers = {initializer.name: initializer for initializer in graph.model.graph.initializer}

@@ -10,15 +10,15 @@ import onnx
 import pytest
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
 from onerec_trt.builders.prepared_weights import PreparedWeights
-from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
-from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
+from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.recipe import ExportOptions, PrecisionName
 from onerec_trt.export.stage import SERVING_FILE, export
 from onerec_trt.models.config import parse_config
-from onerec_trt.operators.kernels.compile import Build
-from onerec_trt.operators.kernels.factories import FACTORIES, KernelFactory
-from onerec_trt.operators.kernels.factory import Node
-from onerec_trt.operators.kernels.program import Kernel, Program
+from onerec_trt.operators.kernels.registry import FACTORIES, KernelFactory
+from onerec_trt.operators.launch.compile import Build
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import Kernel, Program
 from onerec_trt.operators.operator import DOMAIN
 
 DENSE = {"d_model": 128, "n_layers": 2, "n_heads": 2, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 256}
@@ -39,9 +39,9 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
 def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
-    amax = {target.group: 1.0 for target in quantised_targets(CONFIG, precision)}
-    random_quantised_checkpoint(CONFIG, precision, tmp_path / "quantised", 0, amax)
-    export(ExportOptions(beam=(8,) * 3), tmp_path / "quantised", tmp_path / "exported")
+    amax = {target.group: 1.0 for target in quantized_targets(CONFIG, precision)}
+    random_quantized_checkpoint(CONFIG, precision, tmp_path / "quantized", 0, amax)
+    export(ExportOptions(beam=(8,) * 3), tmp_path / "quantized", tmp_path / "exported")
     path = tmp_path / "exported" / SERVING_FILE
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from onerec_trt.builders.kernel_programs import KernelNode
 from onerec_trt.builders.layer_report import computed_in_fp8, plan_layers
-from onerec_trt.builders.plan_record import PlanLayer
+from onerec_trt.runtime.plan_record import PlanLayer
 
 QUERY, OUT = "step0.blocks.0.cross.q/MatMul", "step0.blocks.0.cross.o/MatMul"
 FP8_KERNEL = "sm90_xmma_gemm_e4m3f16_e4m3f32_f32_tn_n_tilesize64x128x128_warpgroupsize1x1x1"

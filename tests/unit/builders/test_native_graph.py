@@ -1,4 +1,4 @@
-"""A graph is prepared for a native build; a quantised product that would go unnoticed is refused."""
+"""A graph is prepared for a native build; a quantized product that would go unnoticed is refused."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_products_are_named_after_their_call(make_model: Make, tmp_path: Path) -
     assert graph.profiles[0]["features"] == ((1, 2, 64), (4, 16, 64), (8, 32, 64))
 
 
-def test_a_half_quantised_product_is_seen(make_model: Make, tmp_path: Path) -> None:
+def test_a_half_quantized_product_is_seen(make_model: Make, tmp_path: Path) -> None:
     graph = prepare(_layer_as_call(make_model, tmp_path / "model.onnx", negated=["w"]), PROFILES)
-    assert (graph.gemms.in_fp8, graph.gemms.dequantised) == ((), ("step0.q/MatMul",))
+    assert (graph.gemms.in_fp8, graph.gemms.dequantized) == ((), ("step0.q/MatMul",))
 
 
-def test_a_product_that_is_not_recognised_is_refused(make_model: Make, tmp_path: Path) -> None:
+def test_a_product_that_is_not_recognized_is_refused(make_model: Make, tmp_path: Path) -> None:
     path = _layer_as_call(make_model, tmp_path / "model.onnx", negated=["x", "w"])
     with pytest.raises(BuildError, match=r"1 operators with FP8 weights .* step0\.q") as caught:
         prepare(path, PROFILES)

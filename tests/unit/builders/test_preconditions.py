@@ -11,7 +11,7 @@ import pytest
 from onerec_trt.builders.functions import inline_functions
 from onerec_trt.builders.preconditions import TOPK_LIMIT, check_capabilities, check_graph, has_fp8
 from onerec_trt.core.errors import BuildError
-from onerec_trt.core.tensorrt_api import load
+from onerec_trt.runtime.tensorrt_api import load
 from onnx import TensorProto, helper, numpy_helper
 
 Make = Callable[..., onnx.ModelProto]
@@ -32,7 +32,7 @@ def test_fp8_needs_tensor_cores_for_it() -> None:
         check_capabilities(load("tensorrt-rtx"), ("8.6",), fp8=True)
 
 
-def test_fp8_is_recognised(make_model: Make) -> None:
+def test_fp8_is_recognized(make_model: Make) -> None:
     assert has_fp8(make_model())
     assert not has_fp8(make_model(fp8=False))
 

@@ -28,7 +28,7 @@ def _plan(path: Path, *programs: tuple[str, str]) -> Path:
 def test_only_operations_with_two_fp8_operands_count(tmp_path: Path) -> None:
     tensors = _tensor("x", "fp8_e4m3") + _tensor("w", "fp8_e4m3", 4096) + _tensor("h", "half") + _tensor("{odd} [name]", "fp8_e4m3")
     body = (
-        _operation("first", ("x", "w", "h"), ("first", "its_dequantise"))
+        _operation("first", ("x", "w", "h"), ("first", "its_dequantize"))
         + _operation("second", ("h", "w"), ("second",))
         + _operation("third", ("x", "{odd} [name]"), ())
         + '  copy={ name="c" output={"y" } input={"x" }  stream=0 }\n'
@@ -36,7 +36,7 @@ def test_only_operations_with_two_fp8_operands_count(tmp_path: Path) -> None:
     )
     facts = read_program(_plan(tmp_path / "a.plan", (tensors, body)))
     assert facts is not None
-    assert facts.fp8_layers == {"first", "its_dequantise", "third"}
+    assert facts.fp8_layers == {"first", "its_dequantize", "third"}
     assert facts.constant_bytes == {"fp8_e4m3": 4096}
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 import pytest
 from onerec_trt.builders import child, rtx
-from onerec_trt.builders.plan_record import inspect_plan
 from onerec_trt.builders.program_text import ProgramFacts
 from onerec_trt.builders.stage import build
-from onerec_trt.core.errors import ArtefactError, BuildError, MissingExtraError
+from onerec_trt.core.errors import ArtifactError, BuildError, MissingExtraError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record
+from onerec_trt.runtime.plan_record import inspect_plan
 
 Make = Callable[..., onnx.ModelProto]
 Export = Callable[[onnx.ModelProto], Path]
@@ -71,7 +71,7 @@ def test_what_is_unchanged_is_not_built_again(exported: Path, recipe: MakeRecipe
 
 def test_a_graph_that_is_not_its_record_s_is_refused(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     (exported / "weights.data").write_bytes((exported / "weights.data").read_bytes()[:-1])
-    with pytest.raises(ArtefactError, match="does not match its record"):
+    with pytest.raises(ArtifactError, match="does not match its record"):
         build(recipe(), exported, tmp_path / "plans")
     assert _left(tmp_path) == []
 
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_nothing(monkeypatch: pytest.MonkeyPatch, exported: P
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(rtx, "write_json", full)
-    with pytest.raises(ArtefactError, match="disk is full"):
+    with pytest.raises(ArtifactError, match="disk is full"):
         build(recipe(), exported, tmp_path / "plans")
     assert _left(tmp_path) == []
 

@@ -13,16 +13,16 @@ import pytest
 from onerec_trt.builders import stage
 from onerec_trt.builders import tensorrt as builder
 from onerec_trt.builders.host_library import HostLibrary
-from onerec_trt.builders.machine import Machine
-from onerec_trt.builders.plan_record import inspect_plan
 from onerec_trt.builders.stage import build
 from onerec_trt.builders.timing_cache import cache_file
-from onerec_trt.core.artefacts import sha256
+from onerec_trt.core.artifacts import sha256
 from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record, run_stage
-from onerec_trt.operators.kernels import factories
-from onerec_trt.operators.kernels.tiles import GemmTile
+from onerec_trt.operators.kernels import registry
+from onerec_trt.operators.launch.tiles import GemmTile
+from onerec_trt.runtime.machine import Machine
+from onerec_trt.runtime.plan_record import inspect_plan
 
 from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
 
@@ -46,11 +46,11 @@ def exported(make_model: Make, tmp_path: Path) -> Path:
 
 
 def _export(folder: Path, model: onnx.ModelProto) -> Path:
-    """The serving graph and its forced form, here the same."""
+    """The serving graph and its scoring graph, here the same."""
 
     def body(temporary: Path) -> dict[str, object]:
         content = model.SerializeToString()
-        for name in ("model", "forced"):
+        for name in ("model", "scoring"):
             copy = onnx.load_model_from_string(content)
             onnx.save(copy, str(temporary / f"{name}.onnx"), save_as_external_data=True, location=f"{name}.data", size_threshold=0)
         return {}
@@ -59,16 +59,16 @@ def _export(folder: Path, model: onnx.ModelProto) -> Path:
     return folder
 
 
-def test_serving_and_forced_plans_with_their_layers(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     record = build(recipe(target="tensorrt", profiles=PROFILES), exported, tmp_path / "plans")
-    stems = ("sm90", "sm90-forced")
+    stems = ("sm90", "sm90-scoring")
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("plan", "json")}
     assert set(record.wrote) == expected | {f"builder-{stem}.log" for stem in stems} | {f"layers-{stem}.json" for stem in stems}
     assert read_record(tmp_path / "plans").options["machine"]["gpu"] == "NVIDIA H200"
     plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
     assert (plan.compute_capability, plan.driver, plan.gpu, plan.library_version) == ("9.0", "580.159.03", "NVIDIA H200", "10.6.0")
     assert (plan.form, plan.precision, plan.validated, plan.timing_cache) == ("serving", "fp8-static", False, None)
-    assert inspect_plan(tmp_path / "plans" / "sm90-forced.plan").form == "forced"
+    assert inspect_plan(tmp_path / "plans" / "sm90-scoring.plan").form == "scoring"
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (1, 1)
     first, second = plan.layers
     assert (first.profile, first.nodes, first.in_fp8) == (0, ("layer",), True)
@@ -82,7 +82,7 @@ def test_serving_and_forced_plans_with_their_layers(exported: Path, recipe: Make
 def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     record = build(recipe(target="tensorrt", profiles=PROFILES, plan_per_profile=True), exported, tmp_path / "plans")
     plans = sorted(name for name in record.wrote if name.endswith(".plan"))
-    assert plans == ["sm90-b1-1-s64-64-forced.plan", "sm90-b1-1-s64-64.plan", "sm90-b1-8-s1-32-forced.plan", "sm90-b1-8-s1-32.plan"]
+    assert plans == ["sm90-b1-1-s64-64-scoring.plan", "sm90-b1-1-s64-64.plan", "sm90-b1-8-s1-32-scoring.plan", "sm90-b1-8-s1-32.plan"]
     plan = inspect_plan(tmp_path / "plans" / plans[1])
     assert len(plan.profiles) == 1
     assert plan.layers[0].inputs == ("FP8 [1, 64, 64]",)  # of one profile: at its typical shapes
@@ -94,16 +94,16 @@ def test_two_plans_of_one_name_are_refused(exported: Path, recipe: MakeRecipe, t
         build(recipe(target="tensorrt", profiles=twice, plan_per_profile=True), exported, tmp_path / "plans")
 
 
-def test_the_twin_lies_beside(exported: Path, make_model: Make, recipe: MakeRecipe, tmp_path: Path) -> None:
-    twin = _export(tmp_path / "twin", make_model(fp8=False))
-    record = build(recipe(target="tensorrt", fp16_twin=True), exported, tmp_path / "plans", twin)
+def test_the_baseline_lies_beside(exported: Path, make_model: Make, recipe: MakeRecipe, tmp_path: Path) -> None:
+    baseline = _export(tmp_path / "baseline", make_model(fp8=False))
+    record = build(recipe(target="tensorrt", fp16_baseline=True), exported, tmp_path / "plans", baseline)
     assert {name for name in record.wrote if name.endswith(".plan")} == {
-        f"sm90{middle}{form}.plan" for middle in ("", "-fp16") for form in ("", "-forced")
+        f"sm90{middle}{form}.plan" for middle in ("", "-fp16") for form in ("", "-scoring")
     }
     plan = inspect_plan(tmp_path / "plans" / "sm90-fp16.plan")
     assert (plan.precision, plan.fp8_gemms.expected) == ("fp16", 0)
-    assert plan.made_from["model.onnx"] == read_record(twin).wrote["model.onnx"]
-    assert "twin/model.onnx" in record.read
+    assert plan.made_from["model.onnx"] == read_record(baseline).wrote["model.onnx"]
+    assert "baseline/model.onnx" in record.read
 
 
 def test_another_gpu_or_driver_builds_anew(monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     host = tmp_path / "host.so"
     host.write_bytes(b"a library")
     monkeypatch.setattr(builder, "host_library", lambda version: HostLibrary(host, sha256(host)))
-    monkeypatch.setattr(factories, "FACTORIES", {"Fp8Linear": factories.KernelFactory(fp8_linear, {2: lambda weight: weight.copy()})})
+    monkeypatch.setattr(registry, "FACTORIES", {"Fp8Linear": registry.KernelFactory(fp8_linear, {2: lambda weight: weight.copy()})})
     return exported
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from onerec_trt.builders import timing_cache
-from onerec_trt.builders.machine import Machine
 from onerec_trt.builders.timing_cache import cache_file, digest, read_cache, write_cache
-from onerec_trt.core.errors import ArtefactError, BuildError
+from onerec_trt.core.errors import ArtifactError, BuildError
+from onerec_trt.runtime.machine import Machine
 
 MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 
@@ -50,7 +50,7 @@ def test_nothing_new_is_not_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtefactError, match="cannot be kept") as caught:
+    with pytest.raises(ArtifactError, match="cannot be kept") as caught:
         write_cache(tmp_path / "file" / "a.cache", b"a", b"", _merge)
     assert caught.value.where == str(tmp_path / "file" / "a.cache")
     assert "build.timing_cache" in caught.value.hint

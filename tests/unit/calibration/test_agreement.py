@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from onerec_trt.calibration.agreement import WeightAgreement
-from onerec_trt.calibration.freeze import FrozenWeight, freeze_weight, weight_amax
-from onerec_trt.calibration.modelopt_api import insert_quantisers
+from onerec_trt.calibration.modelopt_api import insert_quantizers
 from onerec_trt.calibration.ptq import read_amax
-from onerec_trt.calibration.targets import Target, quantised_targets
+from onerec_trt.calibration.quantize import QuantizedWeight, quantize_weight, weight_amax
+from onerec_trt.calibration.targets import Target, quantized_targets
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.models.config import OneRecConfig
 from onerec_trt.models.onerec import OneRec
@@ -23,7 +23,7 @@ def _weight(model: OneRec, target: Target) -> Tensor:
 
 def _targets(config: OneRecConfig, precision: str) -> list[Target]:
     """Weights can be compared without calibrated activations, so static targets serve too."""
-    return quantised_targets(config, precision)
+    return quantized_targets(config, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
@@ -31,13 +31,13 @@ def _targets(config: OneRecConfig, precision: str) -> list[Target]:
 def test_all_weights_agree(model: OneRec, config: OneRecConfig, precision: str, dtype: torch.dtype) -> None:
     """BF16 weights lie exactly on rounding boundaries quite often, so some of their codes really differ."""
     model.to(dtype).float()
-    insert_quantisers(model, precision, None)
+    insert_quantizers(model, precision, None)
     targets = _targets(config, precision)
     amax, agreement = read_amax(model, targets), WeightAgreement(model)
     for target in targets:
         weight = _weight(model, target)
         assert torch.equal(amax[target.name].weight, weight_amax(weight, target.granularity))
-        agreement.compare(target, weight, freeze_weight(weight, target.granularity, amax[target.name].weight))
+        agreement.compare(target, weight, quantize_weight(weight, target.granularity, amax[target.name].weight))
     result = agreement.result()
     assert result.linears == len(targets)
     assert result.codes == sum(outputs * inputs for outputs, inputs in (target.shape for target in targets))
@@ -47,19 +47,19 @@ def test_all_weights_agree(model: OneRec, config: OneRecConfig, precision: str, 
 
 @pytest.mark.parametrize("fault", ["one code", "one scale", "another amax"])
 def test_a_single_wrong_value_is_found(model: OneRec, config: OneRecConfig, fault: str) -> None:
-    insert_quantisers(model, "fp8-paper", None)
+    insert_quantizers(model, "fp8-paper", None)
     target = _targets(config, "fp8-paper")[-1]
     weight = _weight(model, target)
     amax = weight_amax(weight, target.granularity)
-    frozen = freeze_weight(weight, target.granularity, amax * 1.01 if fault == "another amax" else amax)
-    codes, scale = frozen.codes.clone(), frozen.scale.clone()
+    quantized = quantize_weight(weight, target.granularity, amax * 1.01 if fault == "another amax" else amax)
+    codes, scale = quantized.codes.clone(), quantized.scale.clone()
     if fault == "one code":
         raw = codes.view(torch.uint8)
-        raw[3, 7] = raw[3, 7] ^ 1  # the neighbouring code
+        raw[3, 7] = raw[3, 7] ^ 1  # the neighboring code
     if fault == "one scale":
         scale[0, 1] *= 1 + 1e-4
     with pytest.raises(CalibrationError, match="differ from ModelOpt's") as error:
-        WeightAgreement(model).compare(target, weight, FrozenWeight(codes, scale, frozen.shape))
+        WeightAgreement(model).compare(target, weight, QuantizedWeight(codes, scale, quantized.shape))
     assert error.value.where == target.name
 
 
@@ -72,8 +72,8 @@ def test_rows_of_zeros_and_of_tiny_values_agree(model: OneRec, config: OneRecCon
     weight[6] *= 1e-9
     if precision == "fp8-paper":
         weight *= 1e-9  # whole blocks
-    insert_quantisers(model, precision, None)
-    frozen = freeze_weight(weight, target.granularity, read_amax(model, [target])[target.name].weight)
-    WeightAgreement(model).compare(target, weight, frozen)
-    assert bool(frozen.dequantised().isfinite().all())
-    assert not frozen.dequantised()[5].any()
+    insert_quantizers(model, precision, None)
+    quantized = quantize_weight(weight, target.granularity, read_amax(model, [target])[target.name].weight)
+    WeightAgreement(model).compare(target, weight, quantized)
+    assert bool(quantized.dequantized().isfinite().all())
+    assert not quantized.dequantized()[5].any()

@@ -1,12 +1,12 @@
-"""What ModelOpt really quantises, and that its casts are ours."""
+"""What ModelOpt really quantizes, and that its casts are ours."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from onerec_trt.calibration import modelopt_api
-from onerec_trt.calibration.modelopt_api import amax_of, enabled_quantisers, insert_quantisers, quantiser
-from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.calibration.modelopt_api import amax_of, enabled_quantizers, insert_quantizers, quantizer
+from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.models.config import OneRecConfig
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.operators import fp8
@@ -24,21 +24,21 @@ def _feed(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper"])
-def test_exactly_the_targets_are_quantised(model: OneRec, config: OneRecConfig, precision: str) -> None:
-    insert_quantisers(model, precision, _feed)
-    names = {target.name for target in quantised_targets(config, precision)}
-    assert enabled_quantisers(model) == {f"{name}.{role}_quantizer" for name in names for role in ("weight", "input")}
+def test_exactly_the_targets_are_quantized(model: OneRec, config: OneRecConfig, precision: str) -> None:
+    insert_quantizers(model, precision, _feed)
+    names = {target.name for target in quantized_targets(config, precision)}
+    assert enabled_quantizers(model) == {f"{name}.{role}_quantizer" for name in names for role in ("weight", "input")}
 
 
 def test_inserting_prints_nothing(model: OneRec, capsys: pytest.CaptureFixture[str]) -> None:
-    insert_quantisers(model, "fp8-row", _feed)
+    insert_quantizers(model, "fp8-row", _feed)
     assert capsys.readouterr() == ("", "")
 
 
 def test_static_amax_is_the_largest_input_seen(model: OneRec) -> None:
     seen: list[float] = []
     model.blocks[0].ffn.down.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].abs().max())))  # type: ignore[union-attr, operator]
-    insert_quantisers(model, "fp8-static", _feed)
+    insert_quantizers(model, "fp8-static", _feed)
     amax = amax_of(model, "blocks.0.ffn.down", "input")
     assert amax is not None
     assert float(amax) == max(seen)
@@ -46,19 +46,19 @@ def test_static_amax_is_the_largest_input_seen(model: OneRec) -> None:
 
 @pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
 def test_dynamic_inputs_have_no_amax(model: OneRec, config: OneRecConfig, precision: str) -> None:
-    insert_quantisers(model, precision, _feed)
-    assert all(amax_of(model, target.name, "input") is None for target in quantised_targets(config, precision))
+    insert_quantizers(model, precision, _feed)
+    assert all(amax_of(model, target.name, "input") is None for target in quantized_targets(config, precision))
 
 
 def test_activations_are_cast_as_the_reference_casts_them(model: OneRec) -> None:
-    insert_quantisers(model, "fp8-paper", _feed)
+    insert_quantizers(model, "fp8-paper", _feed)
     torch.manual_seed(2)
     x = torch.randn(7, 160) * torch.logspace(-3, 3, 7)[:, None]
-    blocks = quantiser(model, "blocks.1.ffn.experts.0.down", "input")(x)
-    torch.testing.assert_close(blocks, fp8.dequantise_row_blocks(*fp8.quantise_row_blocks(x))[:, :160], rtol=0, atol=0)
+    blocks = quantizer(model, "blocks.1.ffn.experts.0.down", "input")(x)
+    torch.testing.assert_close(blocks, fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(x))[:, :160], rtol=0, atol=0)
     x_4d = torch.randn(2, 1, 3, 96)
-    codes, scale = fp8.quantise_rows(x_4d)
-    torch.testing.assert_close(quantiser(model, "blocks.1.cross_attention.q", "input")(x_4d), codes.float() * scale, rtol=1e-6, atol=0)
+    codes, scale = fp8.quantize_rows(x_4d)
+    torch.testing.assert_close(quantizer(model, "blocks.1.cross_attention.q", "input")(x_4d), codes.float() * scale, rtol=1e-6, atol=0)
 
 
 def test_no_preset_is_used_that_skips_layers_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Quantised checkpoints of random weights."""
+"""Quantized checkpoints of random weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from onerec_trt.calibration.quantised import open_quantised
-from onerec_trt.calibration.random_checkpoint import random_quantised_checkpoint
-from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.calibration.quantized import open_quantized
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
+from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.core.recipe import PrecisionName
 from onerec_trt.models.config import OneRecConfig
@@ -16,8 +16,8 @@ from onerec_trt.models.config import OneRecConfig
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8-row", "fp8-paper"])
 def test_it_opens_like_a_calibrated_one(config: OneRecConfig, tmp_path: Path, precision: PrecisionName) -> None:
-    random_quantised_checkpoint(config, precision, tmp_path / "model", 7)
-    opened = open_quantised(tmp_path / "model")
+    random_quantized_checkpoint(config, precision, tmp_path / "model", 7)
+    opened = open_quantized(tmp_path / "model")
     assert opened.precision == precision
     heads = opened.tensor("heads.0.weight").float()
     assert float(heads.std()) == pytest.approx(0.02, rel=0.05)
@@ -29,27 +29,27 @@ def test_it_opens_like_a_calibrated_one(config: OneRecConfig, tmp_path: Path, pr
 
 
 def test_the_seed_decides(config: OneRecConfig, tmp_path: Path) -> None:
-    records = [random_quantised_checkpoint(config, "fp8-row", tmp_path / str(i), seed) for i, seed in enumerate((1, 1, 2))]
+    records = [random_quantized_checkpoint(config, "fp8-row", tmp_path / str(i), seed) for i, seed in enumerate((1, 1, 2))]
     assert records[0].wrote == records[1].wrote
     changed = {name for name in records[0].wrote if records[0].wrote[name] != records[2].wrote[name]}
     assert changed == {f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)}
 
 
 def test_blocks_have_different_weights(config: OneRecConfig, tmp_path: Path) -> None:
-    random_quantised_checkpoint(config, "fp16", tmp_path / "model", 0)
-    opened = open_quantised(tmp_path / "model")
+    random_quantized_checkpoint(config, "fp16", tmp_path / "model", 0)
+    opened = open_quantized(tmp_path / "model")
     assert not torch.equal(opened.tensor("blocks.1.self_attention.q.weight"), opened.tensor("blocks.2.self_attention.q.weight"))
 
 
 def test_static_scales_cannot_be_invented(config: OneRecConfig, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="needs calibrated activation scales"):
-        random_quantised_checkpoint(config, "fp8-static", tmp_path / "model", 0)
+        random_quantized_checkpoint(config, "fp8-static", tmp_path / "model", 0)
     assert not (tmp_path / "model").exists()
 
 
 def test_static_scales_can_be_given(config: OneRecConfig, tmp_path: Path) -> None:
-    groups = sorted({target.group for target in quantised_targets(config, "fp8-static")})
-    random_quantised_checkpoint(config, "fp8-static", tmp_path / "model", 0, {group: 448.0 * (n + 1) for n, group in enumerate(groups)})
-    opened = open_quantised(tmp_path / "model")
-    for target in quantised_targets(config, "fp8-static"):
+    groups = sorted({target.group for target in quantized_targets(config, "fp8-static")})
+    random_quantized_checkpoint(config, "fp8-static", tmp_path / "model", 0, {group: 448.0 * (n + 1) for n, group in enumerate(groups)})
+    opened = open_quantized(tmp_path / "model")
+    for target in quantized_targets(config, "fp8-static"):
         assert float(opened.tensor(f"{target.name}.input_scale")) == groups.index(target.group) + 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from onerec_trt.calibration.forced import with_paths
-from onerec_trt.calibration.freeze import Amax
 from onerec_trt.calibration.ptq import Calibrated, calibrate_model
+from onerec_trt.calibration.quantize import Amax
 from onerec_trt.calibration.saved_state import SavedState
-from onerec_trt.calibration.targets import Target, quantised_targets
+from onerec_trt.calibration.scoring import with_paths
+from onerec_trt.calibration.targets import Target, quantized_targets
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.models.checkpoint import open_checkpoint
 from onerec_trt.models.config import OneRecConfig
@@ -41,7 +41,7 @@ def static_state(calibrate_as: Callable[[str], Calibrated]) -> dict[str, Tensor]
 
 
 def _read(path: Path, config: OneRecConfig, precision: str = "fp8-static") -> dict[str, Amax]:
-    targets = quantised_targets(config, precision)
+    targets = quantized_targets(config, precision)
     return SavedState(path).amax(targets, _same_names(targets))
 
 
@@ -119,7 +119,7 @@ def test_a_state_of_another_precision_is_refused(static_state: dict[str, Tensor]
 def test_a_state_of_another_checkpoint_is_refused(
     static_state: dict[str, Tensor], config: OneRecConfig, checkpoint_folder: Path, tmp_path: Path
 ) -> None:
-    targets, checkpoint = quantised_targets(config, "fp8-static"), open_checkpoint(checkpoint_folder)
+    targets, checkpoint = quantized_targets(config, "fp8-static"), open_checkpoint(checkpoint_folder)
     save_file({name: value.half() for name, value in static_state.items()}, tmp_path / "same.safetensors")
     SavedState(tmp_path / "same.safetensors").check_weights(checkpoint, targets, _same_names(targets))  # BF16 rounded to FP16: the same
     static_state = static_state | {f"{GATE}.weight": static_state[f"{GATE}.weight"] + 1e-2}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from onerec_trt.calibration.forced import read_reference, with_paths
-from onerec_trt.calibration.freeze import FrozenWeight
-from onerec_trt.calibration.quantised import QuantisedCheckpoint, open_quantised
+from onerec_trt.calibration.quantize import QuantizedWeight
+from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
+from onerec_trt.calibration.scoring import read_reference, with_paths
 from onerec_trt.calibration.stage import calibrate
 from onerec_trt.calibration.statistics import HISTOGRAM_BINS, activation_cast
 from onerec_trt.core.errors import CalibrationError, OnerecTrtError
@@ -22,16 +22,16 @@ from onerec_trt.models.requests import Requests, write_requests
 from safetensors.torch import save_file
 
 RecipeFor = Callable[..., Recipe]
-FP8 = [name for name, scheme in PRECISIONS.items() if scheme.is_quantised]
+FP8 = [name for name, scheme in PRECISIONS.items() if scheme.is_quantized]
 
 
-def _frozen_model(opened: QuantisedCheckpoint, exact: OneRec) -> OneRec:
-    """The FP32 model with frozen weights, and inputs that pass through our own casts: no ModelOpt anywhere."""
+def _packed_model(opened: QuantizedCheckpoint, exact: OneRec) -> OneRec:
+    """The FP32 model with quantized weights, and inputs that pass through our own casts: no ModelOpt anywhere."""
     for setting in opened.settings:
         module = exact.get_submodule(setting.name)
         assert isinstance(module, torch.nn.Linear)
-        frozen = FrozenWeight(opened.tensor(f"{setting.name}.weight"), opened.tensor(f"{setting.name}.weight_scale"), setting.shape)
-        module.weight.data = frozen.dequantised()
+        quantized = QuantizedWeight(opened.tensor(f"{setting.name}.weight"), opened.tensor(f"{setting.name}.weight_scale"), setting.shape)
+        module.weight.data = quantized.dequantized()
         static = f"{setting.name}.input_scale"
         cast = activation_cast(setting.granularity, float(opened.tensor(static)) * 448 if static in opened.names else None)
         module.register_forward_pre_hook(lambda _, inputs, cast=cast: (cast(inputs[0]),))  # type: ignore[misc]
@@ -39,14 +39,14 @@ def _frozen_model(opened: QuantisedCheckpoint, exact: OneRec) -> OneRec:
 
 
 @pytest.mark.parametrize("precision", FP8)
-def test_the_frozen_model_is_as_good_as_modelopts(
+def test_the_packed_model_is_as_good_as_modelopts(
     calibrated: Callable[[str], Path], checkpoint_folder: Path, requests: Requests, precision: str
 ) -> None:
     folder = calibrated(precision)
     reference, exact = read_reference(folder), open_checkpoint(checkpoint_folder).load_model()
-    forced = with_paths(exact, requests, 10)
-    torch.testing.assert_close(forced.log_probabilities(exact), reference.log_probs_fp32, rtol=1e-5, atol=1e-5)
-    ours = forced.log_probabilities(_frozen_model(open_quantised(folder), exact))
+    scoring = with_paths(exact, requests, 10)
+    torch.testing.assert_close(scoring.log_probabilities(exact), reference.log_probs_fp32, rtol=1e-5, atol=1e-5)
+    ours = scoring.log_probabilities(_packed_model(open_quantized(folder), exact))
     # Single codes on rounding boundaries differ and drift to the level of the FP8 noise, so errors are compared, not outputs;
     # test_ptq.py compares linear by linear on identical inputs.
     assert (ours - reference.log_probs_fp32).abs().mean() <= 1.1 * reference.mean_error
@@ -55,16 +55,16 @@ def test_the_frozen_model_is_as_good_as_modelopts(
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_the_description_is_complete(calibrated: Callable[[str], Path], precision: str) -> None:
-    summary = open_quantised(calibrated(precision)).summary
+    summary = open_quantized(calibrated(precision)).summary
     linears = 51 if precision != "fp16" else 0
     assert len(summary.layers) == linears
-    assert len(summary.layers) + len(summary.unquantised) == len(summary.weights) == 59
-    assert {"blocks.1.ffn.router", "context.pathways.0", "heads.2"} <= set(summary.unquantised)
+    assert len(summary.layers) + len(summary.unquantized) == len(summary.weights) == 59
+    assert {"blocks.1.ffn.router", "context.pathways.0", "heads.2"} <= set(summary.unquantized)
     assert [len(part.routed_tokens) for part in summary.experts] == [4, 4]
     assert all(sum(part.routed_tokens) == 24 * 3 * 2 for part in summary.experts)  # requests x positions x top-2
-    assert sum(part.quantised for part in summary.weights) == linears
-    assert sum(part.quantised for part in summary.activations) == (len({layer.input for layer in summary.layers}))
-    assert all((part.snr_db or 0) > 20 and (part.cosine or 0) > 0.99 for part in (*summary.weights, *summary.activations) if part.quantised)
+    assert sum(part.quantized for part in summary.weights) == linears
+    assert sum(part.quantized for part in summary.activations) == (len({layer.input for layer in summary.layers}))
+    assert all((part.snr_db or 0) > 20 and (part.cosine or 0) > 0.99 for part in (*summary.weights, *summary.activations) if part.quantized)
     assert {len(part.histogram) for part in (*summary.weights, *summary.activations)} == {HISTOGRAM_BINS}
     assert len(summary.histogram_log10_edges) == HISTOGRAM_BINS + 1
     assert all(part.fp16_ok for part in summary.activations)
@@ -75,12 +75,12 @@ def test_the_description_is_complete(calibrated: Callable[[str], Path], precisio
 
 
 def test_only_static_layers_have_input_scales(calibrated: Callable[[str], Path]) -> None:
-    static = open_quantised(calibrated("fp8-static")).summary.layers
+    static = open_quantized(calibrated("fp8-static")).summary.layers
     scales: dict[str, set[float | None]] = {}
     for layer in static:
         scales.setdefault(layer.input, set()).add(layer.input_scale)
     assert all(len(values) == 1 and None not in values for values in scales.values())
-    assert {layer.input_scale for layer in open_quantised(calibrated("fp8-paper")).summary.layers} == {None}
+    assert {layer.input_scale for layer in open_quantized(calibrated("fp8-paper")).summary.layers} == {None}
 
 
 def test_what_is_unchanged_is_not_done_again(
@@ -91,7 +91,7 @@ def test_what_is_unchanged_is_not_done_again(
     record = calibrate(recipe_for("fp8-row"), checkpoint_folder, requests_file, folder)
     assert {path: path.stat().st_ino for path in folder.iterdir()} == before
     assert not record.ran
-    assert record.facts["quantised_linears"] == 51
+    assert record.facts["quantized_linears"] == 51
     assert record.read.keys() == {"checkpoint", "requests"}
 
 
@@ -120,7 +120,7 @@ def test_an_expert_below_the_minimum_stops_static_scales_only(
     recipe_for: RecipeFor, checkpoint_folder: Path, requests_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "earlier").write_text("artefact")
+    (tmp_path / "out" / "earlier").write_text("artifact")
     with pytest.raises(CalibrationError, match="too few tokens") as error:
         calibrate(recipe_for("fp8-static", min_routed_tokens=1000), checkpoint_folder, requests_file, tmp_path / "out")
     assert "blocks.1.ffn" in error.value.where
@@ -146,7 +146,7 @@ def test_activations_near_and_beyond_the_end_of_fp16(
     else:
         record = calibrate(recipe_for(precision), tmp_path / "model", requests_file, tmp_path / "out")
         assert any(warning.startswith("blocks.2.output: AbsMax") for warning in record.facts["warnings"])
-        stats = {part.name: part for part in open_quantised(tmp_path / "out").summary.activations}
+        stats = {part.name: part for part in open_quantized(tmp_path / "out").summary.activations}
         assert 6.5e3 < stats["blocks.2.output"].absmax < 6.5e4
 
 
@@ -157,7 +157,7 @@ def test_a_saved_state_is_imported(
     requests_file: Path,
     tmp_path: Path,
 ) -> None:
-    own = open_quantised(calibrated("fp8-static"))
+    own = open_quantized(calibrated("fp8-static"))
     state = {}
     for setting in own.settings:
         state[f"{setting.name}.weight_quantizer._amax"] = own.tensor(f"{setting.name}.weight_scale")[:, None] * 448
@@ -165,7 +165,7 @@ def test_a_saved_state_is_imported(
     save_file(state, tmp_path / "state.safetensors")
     recipe = recipe_for("fp8-static", saved_state=str(tmp_path / "state.safetensors"), min_routed_tokens=1000)  # only warns: not our amax
     record = calibrate(recipe, checkpoint_folder, requests_file, tmp_path / "out")
-    imported = open_quantised(tmp_path / "out")
+    imported = open_quantized(tmp_path / "out")
     assert "saved_state" in record.read
     for setting in own.settings:
         name = f"{setting.name}.input_scale"
@@ -176,7 +176,7 @@ def test_a_saved_state_is_imported(
 def test_names_of_a_users_own_serve_checkpoint_and_saved_state(
     calibrated: Callable[[str], Path], recipe_for: RecipeFor, checkpoint_folder: Path, requests_file: Path, tmp_path: Path
 ) -> None:
-    checkpoint, own = open_checkpoint(checkpoint_folder), open_quantised(calibrated("fp8-row"))
+    checkpoint, own = open_checkpoint(checkpoint_folder), open_quantized(calibrated("fp8-row"))
     (tmp_path / "theirs").mkdir()
     save_file({f"net.{name}": checkpoint.tensor(name) for name in checkpoint.names}, tmp_path / "theirs" / "model.safetensors")
     (tmp_path / "theirs" / "config.json").write_text(checkpoint.config.model_dump_json())
@@ -186,7 +186,7 @@ def test_names_of_a_users_own_serve_checkpoint_and_saved_state(
     recipe = recipe_for("fp8-row", saved_state=str(tmp_path / "state.safetensors")).model_copy(update={"key_map": tmp_path / "map.yaml"})
     record = calibrate(recipe, tmp_path / "theirs", requests_file, tmp_path / "out")
     assert record.read.keys() == {"checkpoint", "requests", "key_map", "saved_state"}
-    assert open_quantised(tmp_path / "out").names == own.names
+    assert open_quantized(tmp_path / "out").names == own.names
 
 
 def test_a_saved_state_for_fp16_is_a_mistake(recipe_for: RecipeFor, checkpoint_folder: Path, requests_file: Path, tmp_path: Path) -> None:

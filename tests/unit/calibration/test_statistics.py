@@ -15,7 +15,7 @@ from onerec_trt.calibration.statistics import (
     TensorStatistics,
     activation_cast,
     check_fp16_range,
-    quantisation_error,
+    quantization_error,
 )
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.core.precision import Granularity
@@ -100,14 +100,14 @@ def test_nan_and_infinity_are_refused_by_name(bad: float) -> None:
     assert error.value.where == "blocks.0.output"
 
 
-def test_quantisation_error_of_known_tensors() -> None:
-    error = quantisation_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+def test_quantization_error_of_known_tensors() -> None:
+    error = quantization_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
     assert error.snr_db == pytest.approx(20.0)
     assert error.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
-    exact = quantisation_error(torch.ones(3), torch.ones(3))
+    exact = quantization_error(torch.ones(3), torch.ones(3))
     assert exact.snr_db is None
     assert exact.cosine == pytest.approx(1)
-    assert quantisation_error(torch.zeros(3), torch.zeros(3)).cosine is None
+    assert quantization_error(torch.zeros(3), torch.zeros(3)).cosine is None
 
 
 def test_finer_scales_leave_less_error() -> None:
@@ -115,15 +115,15 @@ def test_finer_scales_leave_less_error() -> None:
     x = torch.randn(64, 256) * torch.logspace(-5, 1, 64)[:, None]  # rows of very different size
     x[:, 128:] *= 1e-5
     amax = float(x.abs().max())
-    snr = {g: quantisation_error(x[:8], activation_cast(g, amax)(x[:8])).snr_db for g in Granularity if g is not Granularity.NONE}
+    snr = {g: quantization_error(x[:8], activation_cast(g, amax)(x[:8])).snr_db for g in Granularity if g is not Granularity.NONE}
     tensor, row = snr[Granularity.TENSOR], snr[Granularity.ROW]
     assert tensor is not None
     assert row is not None
     assert tensor < 20 < 28 < row
     small = x[:, 128:]
     through_blocks = activation_cast(Granularity.BLOCK, None)(x)[:, 128:]
-    assert quantisation_error(small, through_blocks).snr_db > 28  # type: ignore[operator]
-    assert quantisation_error(small, activation_cast(Granularity.ROW, None)(x)[:, 128:]).snr_db < 20  # type: ignore[operator]
+    assert quantization_error(small, through_blocks).snr_db > 28  # type: ignore[operator]
+    assert quantization_error(small, activation_cast(Granularity.ROW, None)(x)[:, 128:]).snr_db < 20  # type: ignore[operator]
 
 
 def test_static_cast_saturates_beyond_the_calibrated_amax() -> None:

@@ -1,10 +1,10 @@
-"""The list of quantised linears against the model itself."""
+"""The list of quantized linears against the model itself."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from onerec_trt.calibration.targets import linear_names, quantised_targets, targets_of
+from onerec_trt.calibration.targets import linear_names, quantized_targets, targets_of
 from onerec_trt.core.precision import Granularity
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
@@ -24,16 +24,16 @@ def test_targets_are_all_linears_under_blocks_except_routers(size: str) -> None:
 
 
 def test_paper_precision_uses_blocks_for_experts_only(config: OneRecConfig) -> None:
-    granularity = {target.name: target.granularity for target in quantised_targets(config, "fp8-paper")}
+    granularity = {target.name: target.granularity for target in quantized_targets(config, "fp8-paper")}
     assert granularity["blocks.0.ffn.up"] is Granularity.ROW
     assert granularity["blocks.2.self_attention.v"] is Granularity.ROW
     assert granularity["blocks.1.ffn.experts.3.down"] is Granularity.BLOCK
     assert granularity["blocks.1.ffn.shared.0.gate"] is Granularity.BLOCK
 
 
-def test_fp16_quantises_nothing(config: OneRecConfig) -> None:
-    assert quantised_targets(config, "fp16") == []
-    assert len(targets_of(config, "fp16")) == len(quantised_targets(config, "fp8-static"))
+def test_fp16_quantizes_nothing(config: OneRecConfig) -> None:
+    assert quantized_targets(config, "fp16") == []
+    assert len(targets_of(config, "fp16")) == len(quantized_targets(config, "fp8-static"))
 
 
 def test_groups_join_the_linears_that_read_one_tensor(config: OneRecConfig) -> None:

@@ -1,4 +1,4 @@
-"""The difference metric against its definition, and its behaviour at the edges."""
+"""The difference metric against its definition, and its behavior at the edges."""
 
 from __future__ import annotations
 

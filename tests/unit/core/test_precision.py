@@ -20,5 +20,5 @@ def test_only_static_activations_need_a_calibrated_amax() -> None:
     assert [name for name, precision in PRECISIONS.items() if precision.needs_activation_amax] == ["fp8-static"]
 
 
-def test_all_but_fp16_are_quantised() -> None:
-    assert [name for name, precision in PRECISIONS.items() if not precision.is_quantised] == ["fp16"]
+def test_all_but_fp16_are_quantized() -> None:
+    assert [name for name, precision in PRECISIONS.items() if not precision.is_quantized] == ["fp16"]

@@ -84,7 +84,7 @@ def test_one_beam_width_means_the_same_for_all_steps() -> None:
         ("validate.top1", 0.96),
         ("validate.tie_band_nat", 0.03),
         ("validate.tie_band_share", 0.3),
-        ("validate.forced_error_ratio", 1.2),
+        ("validate.scoring_error_ratio", 1.2),
         ("validate.overlap", float("nan")),
     ],
 )
@@ -157,7 +157,7 @@ def test_build_options_may_be_replaced_and_are_checked_again() -> None:
         with_build_options(recipe, strict_timing_cache=True)
 
 
-def test_an_fp16_recipe_is_its_own_twin() -> None:
-    assert parse_recipe(with_value("build.fp16_twin", True)).build.fp16_twin
-    with pytest.raises(RecipeError, match="its own twin"):
-        parse_recipe(with_value("build.fp16_twin", True) | {"precision": "fp16"})
+def test_an_fp16_recipe_is_its_own_baseline() -> None:
+    assert parse_recipe(with_value("build.fp16_baseline", True)).build.fp16_baseline
+    with pytest.raises(RecipeError, match="its own baseline"):
+        parse_recipe(with_value("build.fp16_baseline", True) | {"precision": "fp16"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from onerec_trt.core import records
-from onerec_trt.core.errors import ArtefactError
+from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.records import RECORD_NAME, Record, read_record, run_stage, tool_version
 
 
@@ -84,7 +84,7 @@ def test_a_new_tool_version_runs_it_again(stage: Stage, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "add", "record"])
-def test_a_damaged_artefact_is_made_again(stage: Stage, damage: str) -> None:
+def test_a_damaged_artifact_is_made_again(stage: Stage, damage: str) -> None:
     stage.run()
     tamper(stage.output, damage)
     assert stage.run().ran
@@ -95,10 +95,10 @@ def test_a_damaged_artefact_is_made_again(stage: Stage, damage: str) -> None:
     ("damage", "message"),
     [("change", "does not match"), ("remove", "file missing"), ("add", "not in the record"), ("record", "malformed")],
 )
-def test_reading_a_damaged_artefact_says_what_is_wrong(stage: Stage, damage: str, message: str) -> None:
+def test_reading_a_damaged_artifact_says_what_is_wrong(stage: Stage, damage: str, message: str) -> None:
     stage.run()
     tamper(stage.output, damage)
-    with pytest.raises(ArtefactError, match=message) as caught:
+    with pytest.raises(ArtifactError, match=message) as caught:
         read_record(stage.output)
     assert "again" in caught.value.hint
     assert str(stage.output) in caught.value.where
@@ -118,7 +118,7 @@ def tamper(folder: Path, damage: str) -> None:
         record.write_text(json.dumps(values))
 
 
-def test_a_failed_stage_leaves_the_earlier_artefacts(stage: Stage) -> None:
+def test_a_failed_stage_leaves_the_earlier_artifacts(stage: Stage) -> None:
     record = stage.run()
     stage.input.write_text("other")
 
@@ -134,14 +134,14 @@ def test_a_failed_stage_leaves_the_earlier_artefacts(stage: Stage) -> None:
 
 def test_a_missing_input_is_named(stage: Stage) -> None:
     stage.input.unlink()
-    with pytest.raises(ArtefactError, match="not found") as caught:
+    with pytest.raises(ArtifactError, match="not found") as caught:
         stage.run()
     assert caught.value.where == str(stage.input)
     assert not stage.output.exists()
 
 
 def test_a_record_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="not found"):
+    with pytest.raises(ArtifactError, match="not found"):
         read_record(tmp_path / "absent")
 
 

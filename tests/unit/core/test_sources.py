@@ -10,7 +10,7 @@ from onerec_trt.core import sources
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("core/sources.py", "operators/linear.py", "operators/kernels/gemm.py", "export/stage.py"):
+    for name in ("core/sources.py", "operators/linear.py", "operators/kernels/gemm_sm90.py", "export/stage.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "core" / "sources.py"))
@@ -18,7 +18,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 IN_FOLDERS = ["operators/linear.py", "export/stage.py"]
-ELSEWHERE = ["operators/kernels/gemm.py", "core/sources.py"]
+ELSEWHERE = ["operators/kernels/gemm_sm90.py", "core/sources.py"]
 
 
 @pytest.mark.parametrize(("file", "counts"), [*((name, True) for name in IN_FOLDERS), *((name, False) for name in ELSEWHERE)])

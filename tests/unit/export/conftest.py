@@ -1,4 +1,4 @@
-"""Small random models, frozen by the real calibration code, their exported graphs, and requests for them."""
+"""Small random models, packed by the real calibration code, their exported graphs, and requests for them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onerec_trt.calibration.freeze import Amax, freeze, share_input_amax, weight_amax
-from onerec_trt.calibration.targets import Target, quantised_targets
+from onerec_trt.calibration.quantize import Amax, quantize, share_input_amax, weight_amax
+from onerec_trt.calibration.targets import Target, quantized_targets
 from onerec_trt.core.precision import PRECISIONS, Granularity, Precision
 from onerec_trt.core.recipe import ExportOptions
-from onerec_trt.engines.onnxruntime_runner import OnnxRuntimeRunner
-from onerec_trt.export.serving import Decoder, ForcedModel, ServingModel
-from onerec_trt.export.stage import FORCED_FILE, SERVING_FILE, Description, write_graphs
+from onerec_trt.export.serving import Decoder, ScoringModel, ServingModel
+from onerec_trt.export.stage import SCORING_FILE, SERVING_FILE, Description, write_graphs
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import MixtureOfExperts, OneRec
 from onerec_trt.operators import fp8
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ def random_model(config: OneRecConfig, seed: int = 0) -> OneRec:
 
 
 class ModelWeights:
-    """A model as the freezing code reads it."""
+    """A model as the quantizing code reads it."""
 
     def __init__(self, model: OneRec) -> None:
         self.config, self._tensors = model.config, model.state_dict()
@@ -95,8 +95,8 @@ class ModelWeights:
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A frozen checkpoint in memory, as the export reads it, with the values its weights stand for."""
+class Packed:
+    """A packed checkpoint in memory, as the export reads it, with the values its weights stand for."""
 
     config: OneRecConfig
     scheme: Precision
@@ -134,27 +134,27 @@ def observed_amax(model: OneRec, targets: list[Target]) -> dict[str, Amax]:
     return share_input_amax(targets, amax)
 
 
-def freeze_model(model: OneRec, precision: str, folder: Path) -> Frozen:
-    targets = quantised_targets(model.config, precision)
+def quantize_model(model: OneRec, precision: str, folder: Path) -> Packed:
+    targets = quantized_targets(model.config, precision)
     amax = observed_amax(model, targets)
     values: dict[str, Tensor] = {}
 
-    def on_weight(name: str, tensor: Tensor, frozen: Any) -> None:
-        values[name] = tensor if frozen is None else frozen.dequantised()
+    def on_weight(name: str, tensor: Tensor, packed: Any) -> None:
+        values[name] = tensor if packed is None else packed.dequantized()
 
     folder.mkdir(parents=True)
-    freeze(ModelWeights(model), targets, lambda target, _: amax[target.name], folder, on_weight)
+    quantize(ModelWeights(model), targets, lambda target, _: amax[target.name], folder, on_weight)
     stored = {name: tensor for shard in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(shard).items()}
-    return Frozen(model.config, PRECISIONS[precision], targets, stored, values)
+    return Packed(model.config, PRECISIONS[precision], targets, stored, values)
 
 
-def fake_quantised(model: OneRec, frozen: Frozen) -> OneRec:
-    """The model with dequantised weights, whose quantised linears round their inputs to E4M3 first; everything else in FP32."""
+def fake_quantized(model: OneRec, packed: Packed) -> OneRec:
+    """The model with dequantized weights, whose quantized linears round their inputs to E4M3 first; everything else in FP32."""
     copy = OneRec(model.config).eval()
-    copy.load_state_dict(dict(frozen.values))
+    copy.load_state_dict(dict(packed.values))
     modules = dict(copy.named_modules())
-    for target in frozen.targets:
-        scale = frozen.stored.get(f"{target.name}.input_scale")
+    for target in packed.targets:
+        scale = packed.stored.get(f"{target.name}.input_scale")
         modules[target.name].register_forward_pre_hook(lambda _m, inputs, g=target.granularity, s=scale: (_rounded(inputs[0], g, s),))
     return copy
 
@@ -162,11 +162,11 @@ def fake_quantised(model: OneRec, frozen: Frozen) -> OneRec:
 def _rounded(x: Tensor, granularity: Granularity, scale: Tensor | None) -> Tensor:
     if granularity is Granularity.TENSOR:
         assert scale is not None
-        return fp8.quantise_tensor(x, scale).float() * scale
+        return fp8.quantize_tensor(x, scale).float() * scale
     if granularity is Granularity.ROW:
-        codes, row_scale = fp8.quantise_rows(x)
+        codes, row_scale = fp8.quantize_rows(x)
         return codes.float() * row_scale
-    return fp8.dequantise_row_blocks(*fp8.quantise_row_blocks(x))[..., : x.shape[-1]]
+    return fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(x))[..., : x.shape[-1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +175,10 @@ class Exported:
 
     folder: Path
     model: OneRec
-    frozen: Frozen
+    packed: Packed
     description: Description
     serving: ServingModel
-    forced: ForcedModel
+    scoring: ScoringModel
 
     def proto(self, name: str = SERVING_FILE) -> onnx.ModelProto:
         """A fresh copy of a graph, without its external data."""
@@ -189,9 +189,9 @@ class Exported:
         outputs = self._runner(SERVING_FILE)(batch.arrays)
         return outputs["sids"], outputs["scores"]
 
-    def run_forced(self, batch: Batch, sids: Any) -> Any:
+    def run_scoring(self, batch: Batch, sids: Any) -> Any:
         """Log-probabilities from ONNX Runtime."""
-        return self._runner(FORCED_FILE)(batch.arrays | {"sids": np.asarray(sids)})["log_probabilities"]
+        return self._runner(SCORING_FILE)(batch.arrays | {"sids": np.asarray(sids)})["log_probabilities"]
 
     @cache  # noqa: B019 (lives as long as the test session)
     def _runner(self, name: str) -> OnnxRuntimeRunner:
@@ -220,17 +220,17 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture(scope="session")
-def make_fake_quantised() -> Callable[[OneRec, Frozen], OneRec]:
-    return fake_quantised
+def make_fake_quantized() -> Callable[[OneRec, Packed], OneRec]:
+    return fake_quantized
 
 
 @pytest.fixture(scope="session")
-def make_frozen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OneRec, str], Frozen]:
-    return lambda model, precision: freeze_model(model, precision, tmp_path_factory.mktemp("frozen") / precision)
+def make_packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[OneRec, str], Packed]:
+    return lambda model, precision: quantize_model(model, precision, tmp_path_factory.mktemp("packed") / precision)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, make_frozen: Callable[[OneRec, str], Frozen]) -> Callable[[str], Exported]:
+def exported(tmp_path_factory: pytest.TempPathFactory, make_packed: Callable[[OneRec, str], Packed]) -> Callable[[str], Exported]:
     """The export of one small mixture-of-experts model in a precision, made once."""
     done: dict[str, Exported] = {}
 
@@ -239,10 +239,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, make_frozen: Callable[[On
             folder = tmp_path_factory.mktemp(f"exported-{precision}")
             model = random_model(CONFIG)
             model.blocks[1].self_attention.o.weight = model.blocks[0].self_attention.o.weight  # equal, yet two weights
-            frozen = make_frozen(model, precision)
-            description = write_graphs(frozen, ExportOptions(beam=BEAM), folder)
-            serving = ServingModel(frozen, BEAM).eval()
-            done[precision] = Exported(folder, model, frozen, description, serving, ForcedModel(Decoder(frozen), BEAM[-1]).eval())
+            packed = make_packed(model, precision)
+            description = write_graphs(packed, ExportOptions(beam=BEAM), folder)
+            serving = ServingModel(packed, BEAM).eval()
+            done[precision] = Exported(folder, model, packed, description, serving, ScoringModel(Decoder(packed), BEAM[-1]).eval())
         return done[precision]
 
     return export

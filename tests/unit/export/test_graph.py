@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 import torch
 from onerec_trt.core.errors import ExportError
-from onerec_trt.export.graph import FORCED, GraphSpec, export_graph
+from onerec_trt.export.graph import SCORING, GraphSpec, export_graph
 from onerec_trt.export.lint import lint
 from onerec_trt.export.passes import attach_functions
-from onerec_trt.export.serving import Decoder, ForcedModel
+from onerec_trt.export.serving import Decoder, ScoringModel
 from onerec_trt.models.config import parse_config
 from torch import nn
 
@@ -21,12 +21,12 @@ LENGTHS = [[1, 1, 2], [1, 2, 0]]
     ("n_layers", "l_kv", "s_kv", "g_kv"),
     [(1, 1, 1, 14), (1, 1, 2, 7), (3, 3, 1, 2), (9, 9, 1, 1), (18, 18, 1, 14)],
 )
-def test_every_sharing_exports(make_model, make_frozen, make_batch, n_layers, l_kv, s_kv, g_kv):
+def test_every_sharing_exports(make_model, make_packed, make_batch, n_layers, l_kv, s_kv, g_kv):
     config = parse_config(SMALL | {"n_layers": n_layers, "l_kv": l_kv, "s_kv": s_kv, "g_kv": g_kv})
-    frozen = make_frozen(make_model(config), "fp16")
-    graph = export_graph(ForcedModel(Decoder(frozen), 2).eval(), FORCED, (*make_batch(config, LENGTHS), torch.zeros(2, 2, 3).long()))
+    packed = make_packed(make_model(config), "fp16")
+    graph = export_graph(ScoringModel(Decoder(packed), 2).eval(), SCORING, (*make_batch(config, LENGTHS), torch.zeros(2, 2, 3).long()))
     attach_functions(graph)
-    assert lint(ir.to_proto(graph), config, frozen.scheme) == []
+    assert lint(ir.to_proto(graph), config, packed.scheme) == []
     assert sum(node.op_type == "ContextNorm" for node in graph.graph) == l_kv * s_kv
     read = [node.inputs[1].name for node in graph.graph if node.op_type == "ContextAttention"]
     assert read == [f"context.key_norm_{config.kv_set(layer)}.0" for layer in range(n_layers)] * 3

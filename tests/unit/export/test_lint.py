@@ -22,7 +22,7 @@ def findings(exported):
     export = exported("fp8-paper")
 
     def find(model, folder=None):
-        found = lint(model, export.frozen.config, export.frozen.scheme, folder)
+        found = lint(model, export.packed.config, export.packed.scheme, folder)
         assert all(finding.severity == "error" and finding.what for finding in found)
         return [(finding.rule, finding.where) for finding in found]
 
@@ -59,9 +59,9 @@ def test_fp8_constant_with_a_wrong_consumer(model, findings):
     assert findings(model) == [("fp8-consumer", "turn")]
 
 
-def test_fp8_constant_may_feed_dequantisation(model, findings):
+def test_fp8_constant_may_feed_dequantization(model, findings):
     weight = next(i.name for i in model.graph.initializer if i.data_type == TensorProto.FLOAT8E4M3FN)
-    model.graph.node.append(helper.make_node("DequantizeLinear", [weight, "scale"], ["values"], name="dequantise"))
+    model.graph.node.append(helper.make_node("DequantizeLinear", [weight, "scale"], ["values"], name="dequantize"))
     assert findings(model) == []
 
 
@@ -78,7 +78,7 @@ def test_expert_missing_from_the_weights(model, findings):
 
 def test_expert_layer_missing(model, findings):
     remove(model.graph.node, lambda node: node.name == "step2.blocks.1.ffn.experts")
-    assert set(findings(model)) == {("expert-missing", "graph"), ("gemm-not-quantised", "graph")}
+    assert set(findings(model)) == {("expert-missing", "graph"), ("gemm-not-quantized", "graph")}
 
 
 @pytest.mark.parametrize("attribute", ["width", "kept"])
@@ -94,30 +94,30 @@ def test_gemm_left_in_fp16(model, findings):
     node = node_of(model, "step1.blocks.0.ffn.down")
     node.op_type = "LinearAdd"
     assert set(findings(model)) == {
-        ("gemm-not-quantised", "step1.blocks.0.ffn.down"),
-        ("gemm-not-quantised", "graph"),
-        ("meaning-missing", "LinearAdd"),
+        ("gemm-not-quantized", "step1.blocks.0.ffn.down"),
+        ("gemm-not-quantized", "graph"),
+        ("reference-missing", "LinearAdd"),
     }
 
 
 def test_weight_not_stored_in_fp8(model, findings):
     name = "decoder.blocks.0.cross_q.weight"
     next(i for i in model.graph.initializer if i.name == name).data_type = TensorProto.FLOAT16
-    assert findings(model) == [("gemm-not-quantised", f"step{step}.blocks.0.cross.q") for step in range(3)]
+    assert findings(model) == [("gemm-not-quantized", f"step{step}.blocks.0.cross.q") for step in range(3)]
 
 
 def test_fp16_graph_linted_as_fp8(exported):
     export = exported("fp16")
-    found = lint(export.proto(), export.frozen.config, PRECISIONS["fp8-row"])
-    assert {finding.rule for finding in found} == {"gemm-not-quantised"}
+    found = lint(export.proto(), export.packed.config, PRECISIONS["fp8-row"])
+    assert {finding.rule for finding in found} == {"gemm-not-quantized"}
     places = {finding.where for finding in found}
     assert {"graph", "step0.blocks.0.cross.q", "step2.blocks.1.ffn.experts"} <= places
     assert not {"context.linear", "step0.head"} & places, "context and heads stay in FP16"
 
 
-def test_operator_without_meaning(model, findings):
+def test_operator_without_reference(model, findings):
     remove(model.functions, lambda function: function.name == "Fp8Linear")
-    assert findings(model) == [("meaning-missing", "Fp8Linear")]
+    assert findings(model) == [("reference-missing", "Fp8Linear")]
 
 
 def test_truncated_and_missing_weights(model, findings, exported, tmp_path):

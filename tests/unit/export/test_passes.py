@@ -1,4 +1,4 @@
-"""Rewrite passes: names follow the trace, equal weights stay two weights, meanings are attached once."""
+"""Rewrite passes: names follow the trace, equal weights stay two weights, references are attached once."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def test_equal_weights_stay_two_weights(exported, precision):
     """Merged, a weight's name would depend on its content, and no later stage could find it."""
     export = exported(precision)
     names = [f"blocks.{layer}.self_attention.o.weight" for layer in (0, 1)]
-    assert torch.equal(*(export.frozen.tensor(name).float() for name in names))
+    assert torch.equal(*(export.packed.tensor(name).float() for name in names))
     assert {f"decoder.blocks.{layer}.self_o.weight" for layer in (0, 1)} <= {i.name for i in export.proto().graph.initializer}

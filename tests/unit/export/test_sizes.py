@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
-from onerec_trt.calibration.quantised import stored_forms
-from onerec_trt.calibration.targets import quantised_targets
+from onerec_trt.calibration.quantized import stored_forms
+from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.precision import PRECISIONS, Granularity
-from onerec_trt.export.lint import expected_quantised_gemms
+from onerec_trt.export.lint import expected_quantized_gemms
 from onerec_trt.export.serving import ServingModel
 from onerec_trt.models.config import LEVELS, SIZES
 from onerec_trt.operators.operator import recorded_calls
@@ -19,11 +19,11 @@ BATCH, TOKENS, BEAM = 2, 4, 512
 
 
 class Shapes:
-    """A quantised checkpoint as its description says it must be, without a single value."""
+    """A quantized checkpoint as its description says it must be, without a single value."""
 
     def __init__(self, config, precision):
         self.config, self.scheme = config, PRECISIONS[precision]
-        self._forms = stored_forms(config, quantised_targets(config, precision))
+        self._forms = stored_forms(config, quantized_targets(config, precision))
 
     def tensor(self, name, /):
         shape, dtype = self._forms[name]
@@ -50,15 +50,15 @@ def check_counts(count, config, scheme):
     assert count["BeamSelfAttention1"] == count["BeamSelfAttention2"] == config.n_layers
     assert count["MoeRoute"] == LEVELS * moe
     assert count["BeamStep"] == LEVELS
-    quantised = sum(number for name, number in count.items() if name.startswith(("Fp8Linear", "MoeExpertsFp8")))
-    assert quantised == expected_quantised_gemms(config, scheme)
-    unquantised = count["Linear"] + count["LinearAdd"] + count["MoeExperts"]
+    quantized = sum(number for name, number in count.items() if name.startswith(("Fp8Linear", "MoeExpertsFp8")))
+    assert quantized == expected_quantized_gemms(config, scheme)
+    unquantized = count["Linear"] + count["LinearAdd"] + count["MoeExperts"]
     in_fp16 = 0 if scheme.linears is not Granularity.NONE else LEVELS * (6 * config.n_layers - moe)
-    assert unquantised == 1 + LEVELS + in_fp16, "the context and the heads stay in FP16"
+    assert unquantized == 1 + LEVELS + in_fp16, "the context and the heads stay in FP16"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("0.1B", 3 * 12 * 6), ("8B", 3 * 34 * 6), ("4B-A0.5B", 3 * (14 * 4 + 2 * 2 + 12))])
-def test_quantised_gemms_of_the_published_sizes(size, expected):
+def test_quantized_gemms_of_the_published_sizes(size, expected):
     """Cross q and o, self qkv and o, gate_up and down; a layer of experts is one."""
-    assert expected_quantised_gemms(SIZES[size], PRECISIONS["fp8-paper"]) == expected
-    assert expected_quantised_gemms(SIZES[size], PRECISIONS["fp16"]) == 0
+    assert expected_quantized_gemms(SIZES[size], PRECISIONS["fp8-paper"]) == expected
+    assert expected_quantized_gemms(SIZES[size], PRECISIONS["fp16"]) == 0

@@ -12,7 +12,7 @@ import torch
 from onerec_trt.core.errors import ExportError
 from onerec_trt.core.recipe import ExportOptions
 from onerec_trt.export.lint import lint
-from onerec_trt.export.stage import DESCRIPTION_FILE, FORCED_FILE, SERVING_FILE, Description, write_graphs
+from onerec_trt.export.stage import DESCRIPTION_FILE, SCORING_FILE, SERVING_FILE, Description, write_graphs
 from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.operator import DOMAIN
@@ -30,29 +30,29 @@ def test_fp16_beams_equal_those_of_torch(exported, make_batch, config, lengths):
         expected_sids, expected_scores = export.serving(*batch)
     assert sids.shape == tuple(expected_sids.shape)
     assert np.abs(scores - expected_scores.numpy()).max() < FP16_NOISE
-    assert (sids == expected_sids.numpy()).all(-1).mean() > 0.8, "only neighbours within FP16 noise may change places"
+    assert (sids == expected_sids.numpy()).all(-1).mean() > 0.8, "only neighbors within FP16 noise may change places"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lengths", SHAPES, ids=["one-token", "one-request", "five-requests"])
-def test_forced_scores_equal_those_of_torch(exported, make_batch, config, precision, lengths):
+def test_scoring_scores_equal_those_of_torch(exported, make_batch, config, precision, lengths):
     """Fed the same paths. In FP8 single codes flip, and results drift apart as far as two independent roundings may: sqrt(2) x noise."""
     export, batch = exported(precision), make_batch(config, lengths)
     sids = torch.randint(0, config.codebook, (len(lengths), export.description.paths, 3))
-    actual = export.run_forced(batch, sids)
+    actual = export.run_scoring(batch, sids)
     with torch.no_grad():
-        expected = export.forced(*batch, sids).numpy()
+        expected = export.scoring(*batch, sids).numpy()
     exact = path_log_probabilities(export.model, batch.features.float(), batch.lengths, sids).numpy()
     noise = np.abs(expected - exact).mean()
     assert np.abs(actual - expected).mean() < (FP16_NOISE / 4 if precision == "fp16" else 2**0.5 * noise)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_forced_scores_of_found_beams_are_the_beam_scores(exported, make_batch, config, precision):
+def test_scoring_scores_of_found_beams_are_the_beam_scores(exported, make_batch, config, precision):
     export, batch = exported(precision), make_batch(config, SHAPES[-1])
     sids, scores = export.run(batch)
     assert (np.diff(scores, axis=1) <= 0).all()
-    assert export.run_forced(batch, sids).sum(-1) == pytest.approx(scores, abs=1e-5)
+    assert export.run_scoring(batch, sids).sum(-1) == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -68,7 +68,7 @@ def test_padding_and_empty_contexts(exported, make_batch, config, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_bad_request_leaves_its_neighbours_bit_identical(exported, make_batch, config, precision):
+def test_bad_request_leaves_its_neighbors_bit_identical(exported, make_batch, config, precision):
     export, batch = exported(precision), make_batch(config, SHAPES[-1])
     features = batch.features.clone()
     features[1, 0, 0] = float("nan")
@@ -81,8 +81,8 @@ def test_bad_request_leaves_its_neighbours_bit_identical(exported, make_batch, c
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", [SERVING_FILE, FORCED_FILE])
-def test_fp8_constants_feed_operators_and_inlined_only_dequantisation(exported, precision, name):
+@pytest.mark.parametrize("name", [SERVING_FILE, SCORING_FILE])
+def test_fp8_constants_feed_operators_and_inlined_only_dequantization(exported, precision, name):
     model = exported(precision).proto(name)
     codes = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT8E4M3FN}
     assert bool(codes) is (precision != "fp16")
@@ -94,11 +94,11 @@ def test_fp8_constants_feed_operators_and_inlined_only_dequantisation(exported, 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", [SERVING_FILE, FORCED_FILE])
+@pytest.mark.parametrize("name", [SERVING_FILE, SCORING_FILE])
 def test_files_are_valid_and_lint_free(exported, precision, name):
     export = exported(precision)
     onnx.checker.check_model(str(export.folder / name))
-    assert lint(export.proto(name), export.frozen.config, export.frozen.scheme, export.folder) == []
+    assert lint(export.proto(name), export.packed.config, export.packed.scheme, export.folder) == []
 
 
 def test_inputs_and_outputs_are_named_typed_and_dynamic(exported):
@@ -119,15 +119,15 @@ def test_description_says_what_was_written(exported):
     written = Description.model_validate(json.loads((export.folder / DESCRIPTION_FILE).read_text()))
     assert written == export.description
     assert (written.widths, written.paths, written.feature_width) == ([4, 8, 16], 16, 27)
-    assert written.quantised_gemms == 3 * (2 * 4 + 2 + 1)
+    assert written.quantized_gemms == 3 * (2 * 4 + 2 + 1)
     assert written.nodes["onerec.MoeExpertsFp8Block"] == 3
 
 
-def test_fault_found_by_the_lint_stops_the_export(make_model, make_frozen, tmp_path):
+def test_fault_found_by_the_lint_stops_the_export(make_model, make_packed, tmp_path):
     """A beam of 4000 needs a top-k that TensorRT does not have."""
     config = parse_config({"d_model": 32, "n_layers": 1, "n_heads": 1, "d_head": 32, "embed_dim": 4, "codebook": 4000, "ffn_hidden": 32})
-    frozen = make_frozen(make_model(config), "fp16")
+    packed = make_packed(make_model(config), "fp16")
     with pytest.raises(ExportError, match="top-k of 4000") as caught:
-        write_graphs(frozen, ExportOptions(beam=(4000, 2, 2)), tmp_path)
+        write_graphs(packed, ExportOptions(beam=(4000, 2, 2)), tmp_path)
     assert "beam" in caught.value.hint
     assert not (tmp_path / DESCRIPTION_FILE).exists()

@@ -1,4 +1,4 @@
-"""External data: E4M3 bytes as frozen, one file for both graphs, page-aligned; conflicting names are refused."""
+"""External data: E4M3 bytes as packed, one file for both graphs, page-aligned; conflicting names are refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from onerec_trt.core.errors import ExportError
-from onerec_trt.export.stage import FORCED_FILE, SERVING_FILE
-from onerec_trt.export.weights import ALIGNMENT, INLINE_BYTES, WEIGHTS_FILE, externalise
+from onerec_trt.export.stage import SCORING_FILE, SERVING_FILE
+from onerec_trt.export.weights import ALIGNMENT, INLINE_BYTES, WEIGHTS_FILE, externalize
 
 EXPERTS = ("experts.0", "experts.1", "experts.2", "experts.3", "shared.0")
 QUANTISED = ["fp8-static", "fp8-row", "fp8-paper"]
@@ -28,7 +28,7 @@ def places(model):
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_file_holds_the_frozen_codes_byte_for_byte(exported, precision):
+def test_file_holds_the_packed_codes_byte_for_byte(exported, precision):
     export = exported(precision)
     raw = (export.folder / WEIGHTS_FILE).read_bytes()
     sources = {
@@ -39,18 +39,18 @@ def test_file_holds_the_frozen_codes_byte_for_byte(exported, precision):
     stored = places(export.proto())
     for name, parts in sources.items():
         _, offset, length = stored[name]
-        expected = b"".join(export.frozen.tensor(part).contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
+        expected = b"".join(export.packed.tensor(part).contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
         assert raw[offset : offset + length] == expected
 
 
 @pytest.mark.parametrize("precision", ["fp16", *QUANTISED])
 def test_both_graphs_share_one_aligned_file(exported, precision):
     export = exported(precision)
-    serving, forced = places(export.proto(SERVING_FILE)), places(export.proto(FORCED_FILE))
-    shared = serving.keys() & forced.keys()
-    assert {name for name in serving if name.startswith("decoder.")} == {name for name in forced if name.startswith("decoder.")} <= shared
-    assert all(serving[name] == forced[name] for name in shared)
-    spans = sorted({(offset, length) for _, offset, length in (*serving.values(), *forced.values())})
+    serving, scoring = places(export.proto(SERVING_FILE)), places(export.proto(SCORING_FILE))
+    shared = serving.keys() & scoring.keys()
+    assert {name for name in serving if name.startswith("decoder.")} == {name for name in scoring if name.startswith("decoder.")} <= shared
+    assert all(serving[name] == scoring[name] for name in shared)
+    spans = sorted({(offset, length) for _, offset, length in (*serving.values(), *scoring.values())})
     assert all(offset % ALIGNMENT == 0 for offset, _ in spans)
     assert all(start + length <= following for (start, length), (following, _) in pairwise(spans)), "no overlap"
     assert sum(length for _, length in spans) == export.description.weight_bytes
@@ -76,12 +76,12 @@ def model_with(name, array):
 @pytest.mark.parametrize("other", [np.ones((512, 2), np.float32), np.ones(512, np.float64)], ids=["shape", "type"])
 def test_two_tensors_under_one_name_are_refused(tmp_path, other):
     with pytest.raises(ExportError, match="different tensors under one name") as caught:
-        externalise([model_with("weight", np.ones(512, np.float32)), model_with("weight", other)], tmp_path)
+        externalize([model_with("weight", np.ones(512, np.float32)), model_with("weight", other)], tmp_path)
     assert caught.value.where == "weight"
 
 
 def test_tensor_read_back_is_the_tensor_written(tmp_path):
     array = np.random.default_rng(0).normal(size=(37, 50)).astype(np.float32)
     model = model_with("weight", array)
-    assert externalise([model], tmp_path) == array.nbytes
+    assert externalize([model], tmp_path) == array.nbytes
     assert np.array_equal(model.graph.initializers["weight"].const_value.numpy(), array)

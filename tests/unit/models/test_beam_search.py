@@ -95,9 +95,9 @@ def test_ties_between_beams_go_to_the_earlier_beam(make_model: MakeModel, make_b
         place = {tuple(sid): index for index, sid in enumerate(sids)}
         for sid in place:
             if sid[2] == 1:
-                twin = (sid[0], sid[1], 3)
-                assert scores[place[sid]] == scores[place[twin]]
-                assert place[sid] < place[twin]
+                pair = (sid[0], sid[1], 3)
+                assert scores[place[sid]] == scores[place[pair]]
+                assert place[sid] < place[pair]
 
 
 def test_beams_are_sorted_distinct_and_within_the_codebook(make_model: MakeModel, make_batch: MakeBatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from onerec_trt.core.errors import ArtefactError, CheckpointError
+from onerec_trt.core.errors import ArtifactError, CheckpointError
 from onerec_trt.models import checkpoint as checkpoint_module
 from onerec_trt.models.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, expected_shapes, open_checkpoint, save_checkpoint
 from onerec_trt.models.config import SIZES
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(folder: Path, make_model: Mak
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")  # its words, version 0.8
 
     monkeypatch.setattr(checkpoint_module, "save_torch_state_dict", write_to_full_disk)
-    with pytest.raises(ArtefactError, match="disk is full"):
+    with pytest.raises(ArtifactError, match="disk is full"):
         save_checkpoint(make_model(seed=1), folder)
     assert [p.name for p in folder.parent.iterdir()] == ["checkpoint"]
     assert_same_weights(open_checkpoint(folder).load_model(), make_model())
@@ -256,7 +256,7 @@ def test_a_write_the_kernel_refuses_leaves_the_earlier_checkpoint(folder: Path, 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(ArtefactError, match="too large"):
+        with pytest.raises(ArtifactError, match="too large"):
             save_checkpoint(make_model(seed=1), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onerec_trt.core.artefacts import sha256
+from onerec_trt.core.artifacts import sha256
 from onerec_trt.models.config import counted_parameters
 from onerec_trt.models.demo import CATALOGUE_FILE, DEMO_CONFIG, DEMO_USERS, make_demo_data, request_file, train_demo
 from onerec_trt.models.requests import read_requests
@@ -14,7 +14,7 @@ from onerec_trt.models.training import TrainingOptions
 FEW = {"train": 300, "calibration": 20, "heldout": 30}
 
 
-def test_the_splits_hold_different_users_and_behaviour(tmp_path: Path) -> None:
+def test_the_splits_hold_different_users_and_behavior(tmp_path: Path) -> None:
     make_demo_data(tmp_path, users=FEW)
     splits = {name: read_requests(request_file(tmp_path, name), DEMO_CONFIG, need_targets=True) for name in FEW}
     assert {name: len(requests) for name, requests in splits.items()} == FEW

@@ -1,4 +1,4 @@
-"""The model against plain restatements of the paper, and its promises about padding, neighbours and routing."""
+"""The model against plain restatements of the paper, and its promises about padding, neighbors and routing."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_an_empty_context_gives_attention_zero(make_model: MakeModel, make_batch
         torch.testing.assert_close(logits[0], model(batch.features_BSF, batch.lengths_B3, paths)[0])
 
 
-def test_requests_do_not_see_their_neighbours(make_model: MakeModel, make_batch: MakeBatch) -> None:
+def test_requests_do_not_see_their_neighbors(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model()
     batch = make_batch(model.config, RAGGED)
     paths = prefixes(4, 2, 2, 16)
@@ -191,7 +191,7 @@ def test_requests_do_not_see_their_neighbours(make_model: MakeModel, make_batch:
             torch.testing.assert_close(together[row], own[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_request_full_of_nan_leaves_its_neighbours_alone(make_model: MakeModel, make_batch: MakeBatch) -> None:
+def test_a_request_full_of_nan_leaves_its_neighbors_alone(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model()
     batch = make_batch(model.config, RAGGED)
     paths = prefixes(4, 2, 2, 16)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onerec_trt.core.errors import ArtefactError, RequestError
+from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.models import requests as requests_module
 from onerec_trt.models.config import OneRecConfig
 from onerec_trt.models.requests import LENGTH_COLUMNS, Requests, read_requests, write_requests
@@ -283,7 +283,7 @@ def test_a_failed_write_leaves_the_earlier_file(
         real(table, file, **options)
 
     monkeypatch.setattr(requests_module.pq, "write_table", write_to_full_disk)
-    with pytest.raises(ArtefactError, match="disk is full"):
+    with pytest.raises(ArtifactError, match="disk is full"):
         write_requests(path, requests.select([0]))
     assert {p.name for p in tmp_path.iterdir()} == {"r.parquet"}
     assert path.read_bytes() == before

@@ -31,7 +31,7 @@ def target_items(catalogue: Catalogue, requests: Requests) -> np.ndarray:
     return np.array([place[tuple(sid)] for sid in requests.targets_n3.tolist()])
 
 
-@pytest.mark.parametrize("world", [World(), World(topics=64, items_per_topic=64), World(topics=3, items_per_topic=3, favourites=2)])
+@pytest.mark.parametrize("world", [World(), World(topics=64, items_per_topic=64), World(topics=3, items_per_topic=3, favorites=2)])
 def test_semantic_ids_are_unique_and_within_the_codebook(world: World) -> None:
     sids = make_catalogue(world, seed=0).sids_I3
     assert len({tuple(sid) for sid in sids.tolist()}) == len(sids) == world.topics * world.items_per_topic
@@ -51,9 +51,9 @@ def test_distributions_are_distributions(catalogue: Catalogue) -> None:
     np.testing.assert_allclose([catalogue.popularity_I.sum(), catalogue.topic_weight_C.sum()], 1)
 
 
-def test_the_favourites_of_a_topic_are_clearly_apart(catalogue: Catalogue) -> None:
+def test_the_favorites_of_a_topic_are_clearly_apart(catalogue: Catalogue) -> None:
     ranked = -np.sort(-catalogue.preference_YCI, axis=-1)
-    gaps = np.log(ranked[..., : WORLD.favourites] / ranked[..., 1 : WORLD.favourites + 1])
+    gaps = np.log(ranked[..., : WORLD.favorites] / ranked[..., 1 : WORLD.favorites + 1])
     assert gaps.min() > 0.3  # nat; an FP8 model's scores move by about 0.03
     assert gaps[..., -1].min() > 1  # after the tenth
 
@@ -82,7 +82,7 @@ def test_contexts_are_ragged_within_their_bounds(requests: Requests) -> None:
         assert (lengths.min(), lengths.max()) == (low, high)
 
 
-def test_behaviour_tokens_are_items(catalogue: Catalogue, requests: Requests) -> None:
+def test_behavior_tokens_are_items(catalogue: Catalogue, requests: Requests) -> None:
     known = {row.tobytes() for row in catalogue.features_IF.astype(np.float32)}
     static, short, long = requests.lengths_n3[7]
     tokens = requests.values_NF[requests.offsets[7] : requests.offsets[8]]

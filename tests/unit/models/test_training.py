@@ -12,9 +12,9 @@ from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import MixtureOfExperts, OneRec
 from onerec_trt.models.requests import Requests
 from onerec_trt.models.synthetic import World, make_catalogue, make_requests
-from onerec_trt.models.training import TrainingOptions, balance_experts, initialised, next_item_loss, train
+from onerec_trt.models.training import TrainingOptions, balance_experts, initialized, next_item_loss, train
 
-WORLD = World(topics=4, items_per_topic=8, favourites=4, codebook=16, embed_dim=4, long_term=(0, 4))
+WORLD = World(topics=4, items_per_topic=8, favorites=4, codebook=16, embed_dim=4, long_term=(0, 4))
 CONFIG: OneRecConfig = parse_config(
     {
         "d_model": 32,
@@ -45,7 +45,7 @@ def mean_loss(model: OneRec, requests: Requests) -> float:
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_three_tokens(requests: Requests) -> None:
-    model, batch = initialised(CONFIG), requests.batch(range(5))
+    model, batch = initialized(CONFIG), requests.batch(range(5))
     assert batch.targets_B3 is not None
     with torch.no_grad():
         total = 0.0
@@ -61,7 +61,7 @@ def test_training_learns_what_holds_for_other_users(trained: OneRec) -> None:
     heldout = make_requests(make_catalogue(WORLD, seed=0), 256, seed=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(OPTIONS.seed)
-        before = mean_loss(initialised(CONFIG), heldout)
+        before = mean_loss(initialized(CONFIG), heldout)
     assert before == pytest.approx(math.log(16), rel=0.05), "an untrained model guesses"
     assert mean_loss(trained, heldout) < 0.6 * before
 
@@ -98,7 +98,7 @@ def test_balancing_raises_the_underloaded_and_lowers_the_overloaded() -> None:
 
 def test_balancing_spreads_tokens_that_would_all_go_to_one_expert(requests: Requests) -> None:
     torch.manual_seed(0)
-    model = initialised(CONFIG)
+    model = initialized(CONFIG)
     moe = next(module for module in model.modules() if isinstance(module, MixtureOfExperts))
     moe.selection_bias[0] = 0.5
     shares = []
@@ -126,7 +126,7 @@ def test_progress_goes_to_standard_error(requests: Requests, capsys: pytest.Capt
 def test_every_weight_gets_a_gradient(requests: Requests) -> None:
     """The router and every expert included, once each expert has been selected."""
     torch.manual_seed(0)
-    model = initialised(CONFIG.with_changes(moe={"experts": 4, "top_k": 2, "hidden": 32, "dense_layers": 1}))
+    model = initialized(CONFIG.with_changes(moe={"experts": 4, "top_k": 2, "hidden": 32, "dense_layers": 1}))
     for bias in ([9.0, 9.0, 0, 0], [0, 0, 9.0, 9.0]):
         for module in model.modules():
             if isinstance(module, MixtureOfExperts):

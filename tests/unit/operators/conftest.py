@@ -1,4 +1,4 @@
-"""Runs an operator's PyTorch meaning and its ONNX function on identical inputs, and says how they must agree."""
+"""Runs an operator's PyTorch reference and its ONNX function on identical inputs, and says how they must agree."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from onerec_trt.engines.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.operators import fp8
 from onerec_trt.operators.operator import Array
 from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.operators.single_node import as_arrays, feed, single_node_model
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from torch import Tensor
 
 
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 def run_both(name: str, *inputs: Tensor, **attributes: int | float) -> Outcome:
     """Outputs of both, after checking that they have the types and shapes the operator promises."""
     operator = OPERATORS[name]
-    meant = operator.meaning(*inputs, **attributes)
+    meant = operator.reference(*inputs, **attributes)
     promised = operator.outputs(*inputs, **attributes)
     assert [(out.dtype, tuple(out.shape)) for out in meant] == [(spec.dtype, tuple(spec.shape)) for spec in promised]
     model = single_node_model(operator, inputs, attributes)
@@ -60,7 +60,7 @@ def random_half(*shape: int) -> Tensor:
 
 def random_weight_codes(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """E4M3 codes [N, K] and FP32 scales [N] of a random weight that keeps variances."""
-    codes, scale = fp8.quantise_rows(torch.randn(outputs, inputs) * inputs**-0.5)
+    codes, scale = fp8.quantize_rows(torch.randn(outputs, inputs) * inputs**-0.5)
     return codes, scale[:, 0]
 
 

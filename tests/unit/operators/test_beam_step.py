@@ -51,7 +51,7 @@ def test_many_ties_across_groups_keep_the_flat_order(both, rows, vocabulary, wid
     """Scores of five values: the last places are always decided by the flat index, within groups and between them."""
     few = torch.randint(0, 5, (2, rows, vocabulary)).half()
     few[..., :5] = torch.arange(5).half()
-    few = few.sort(-1)[0][..., torch.randperm(vocabulary)]  # a row like the other: the same normaliser, so that ties are exact
+    few = few.sort(-1)[0][..., torch.randperm(vocabulary)]  # a row like the other: the same normalizer, so that ties are exact
     logits = few[:, :1].expand(-1, rows, -1).reshape(2 * rows, -1).contiguous()
     outcome = step(both, logits, torch.zeros(2, rows), width)
     for meant, found in zip(outcome.torch[1:], outcome.onnx[1:], strict=True):

@@ -10,8 +10,8 @@ from onerec_trt.operators.operator import FP8_THRESHOLD
 from onerec_trt.operators.single_node import as_arrays
 
 
-def quantised(x):
-    return as_arrays(fp8.quantise_row_blocks(x))
+def quantized(x):
+    return as_arrays(fp8.quantize_row_blocks(x))
 
 
 def compare(actual, expected):
@@ -19,12 +19,12 @@ def compare(actual, expected):
 
 
 def test_the_same_codes():
-    x = quantised(torch.randn(7, 300))
+    x = quantized(torch.randn(7, 300))
     assert compare(x, x) == 0
 
 
 def test_one_flipped_code_in_ten_thousand_passes_and_one_in_a_hundred_does_not():
-    codes, scale = quantised(torch.randn(80, 128))
+    codes, scale = quantized(torch.randn(80, 128))
     for share, passes in ((10_000, True), (100, False)):
         other = codes.copy().ravel()
         other[::share] *= 1.125
@@ -32,12 +32,12 @@ def test_one_flipped_code_in_ten_thousand_passes_and_one_in_a_hundred_does_not()
 
 
 def test_wrong_scale_of_right_codes():
-    codes, scale = quantised(torch.randn(7, 128))
+    codes, scale = quantized(torch.randn(7, 128))
     assert compare([codes, scale * 1.01], [codes, scale]) > FP8_THRESHOLD
 
 
 def test_nan_at_another_place():
-    codes, scale = quantised(torch.randn(7, 128))
+    codes, scale = quantized(torch.randn(7, 128))
     bad = codes.copy()
     bad[3, 3] = np.nan
     assert compare([bad, scale], [codes, scale]) == float("inf")
@@ -45,6 +45,6 @@ def test_nan_at_another_place():
 
 
 def test_other_outputs_count_too():
-    codes, scale = quantised(torch.randn(7, 128))
+    codes, scale = quantized(torch.randn(7, 128))
     norm = np.ones(3)
     assert compare([codes, scale, norm * 2], [codes, scale, norm]) > 0.1

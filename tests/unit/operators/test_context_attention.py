@@ -69,7 +69,7 @@ def test_nan_in_the_features_of_padding_changes_nothing(both, half):
     assert np.array_equal(clean.onnx[0], dirty_outcome.onnx[0])
 
 
-def test_bad_request_leaves_its_neighbours_bit_identical(both, half):
+def test_bad_request_leaves_its_neighbors_bit_identical(both, half):
     key, value, query, lengths = half(3, 2, 6, 32), half(3, 2, 6, 32), half(3 * 4, 128), torch.tensor([6, 6, 6])
     bad_key = key.clone()
     bad_key[1, 0, 2, 3] = float("nan")

@@ -19,7 +19,7 @@ def by_ml_dtypes(values):
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 37.5])
 def test_every_fp16_value_rounds_like_ml_dtypes(scale):
-    codes = fp8.quantise_tensor(torch.from_numpy(FINITE), torch.tensor(scale))
+    codes = fp8.quantize_tensor(torch.from_numpy(FINITE), torch.tensor(scale))
     assert np.array_equal(codes.view(torch.uint8).numpy(), by_ml_dtypes(FINITE / np.float32(scale)).view(np.uint8))
 
 
@@ -40,7 +40,7 @@ def test_rounds_straight_from_fp32():
 @pytest.mark.parametrize("shape", [(1, 1), (3, 130), (2, 5, 33)])
 def test_rows(shape):
     x = torch.randn(shape)
-    codes, scale = fp8.quantise_rows(x)
+    codes, scale = fp8.quantize_rows(x)
     assert scale.shape == (*shape[:-1], 1)
     assert scale.dtype == torch.float32
     assert torch.equal(scale, x.abs().amax(-1, keepdim=True) / 448)
@@ -48,7 +48,7 @@ def test_rows(shape):
 
 
 def test_zeros_get_the_smallest_scale_and_no_nan():
-    for codes, scale in (fp8.quantise_rows(torch.zeros(2, 130)), fp8.quantise_row_blocks(torch.zeros(2, 130))):
+    for codes, scale in (fp8.quantize_rows(torch.zeros(2, 130)), fp8.quantize_row_blocks(torch.zeros(2, 130))):
         assert not codes.float().any()
         assert (scale == torch.tensor(AMAX_FLOOR) / 448).all()
     assert (fp8.scale_of(fp8.weight_block_amax(torch.zeros(130, 4))) == torch.tensor(AMAX_FLOOR) / 448).all()
@@ -59,12 +59,12 @@ def test_fault_stays_in_its_row_and_block(fault):
     x = torch.randn(3, 256)
     bad = x.clone()
     bad[1, 200] = fault
-    for quantise, dequantise in ((fp8.quantise_rows, None), (fp8.quantise_row_blocks, fp8.dequantise_row_blocks)):
+    for quantize, dequantize in ((fp8.quantize_rows, None), (fp8.quantize_row_blocks, fp8.dequantize_row_blocks)):
         good, after = (
-            codes.float() * scale if dequantise is None else dequantise(codes, scale) for codes, scale in (quantise(x), quantise(bad))
+            codes.float() * scale if dequantize is None else dequantize(codes, scale) for codes, scale in (quantize(x), quantize(bad))
         )
         assert torch.equal(good[[0, 2]], after[[0, 2]])
-        if dequantise is not None:
+        if dequantize is not None:
             assert torch.equal(good[1, :BLOCK], after[1, :BLOCK])
         assert not after[1].isfinite().all()
 
@@ -72,11 +72,11 @@ def test_fault_stays_in_its_row_and_block(fault):
 @pytest.mark.parametrize("width", [1, 127, 128, 300])
 def test_row_blocks(width):
     x = torch.randn(3, width)
-    codes, scale = fp8.quantise_row_blocks(x)
+    codes, scale = fp8.quantize_row_blocks(x)
     blocks = -(-width // BLOCK)
     assert codes.shape == (3, blocks * BLOCK)
     assert scale.shape == (3, blocks)
-    values = fp8.dequantise_row_blocks(codes, scale)
+    values = fp8.dequantize_row_blocks(codes, scale)
     assert not values[:, width:].any()
     assert (values[:, :width] - x).abs().max() <= x.abs().max() / 16
     for block in range(blocks):
@@ -93,9 +93,9 @@ def test_weight_blocks(outputs, inputs):
         for j in range(amax.shape[1]):
             assert amax[i, j] == weight[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK].abs().max()
     scale = fp8.scale_of(amax)
-    codes = fp8.quantise_weight_blocks(weight, scale)
+    codes = fp8.quantize_weight_blocks(weight, scale)
     expanded = fp8.expand_block_scale(scale, outputs)
     assert expanded.shape == (outputs, amax.shape[1])
-    values = fp8.dequantise_row_blocks(codes, expanded)
+    values = fp8.dequantize_row_blocks(codes, expanded)
     assert not values[:, inputs:].any()
     assert (values[:, :inputs] - weight).abs().max() <= weight.abs().max() / 16

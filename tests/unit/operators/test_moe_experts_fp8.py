@@ -1,4 +1,4 @@
-"""MoeExpertsFp8{Tensor,Row}: scaled products inside experts; truth from a slow loop over the dequantised weights."""
+"""MoeExpertsFp8{Tensor,Row}: scaled products inside experts; truth from a slow loop over the dequantized weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NAMES = ["MoeExpertsFp8Tensor", "MoeExpertsFp8Row"]
 
 def packed(experts):
     """Codes and scales of gate_up [E * 2H, D] and down [E * D, H], one scale per output channel."""
-    gate_up, gate_up_scale = fp8.quantise_rows(torch.cat([experts.gate, experts.up], 1).flatten(0, 1))
-    down, down_scale = fp8.quantise_rows(experts.down.flatten(0, 1))
+    gate_up, gate_up_scale = fp8.quantize_rows(torch.cat([experts.gate, experts.up], 1).flatten(0, 1))
+    down, down_scale = fp8.quantize_rows(experts.down.flatten(0, 1))
     return gate_up, gate_up_scale[:, 0], down, down_scale[:, 0]
 
 
@@ -22,12 +22,12 @@ def inputs_of(name, experts, routed, x=None):
     x = routed.x.float() if x is None else x
     weights = packed(experts)
     if name == "MoeExpertsFp8Row":
-        return (*fp8.quantise_rows(x), *weights, *routed[1:])
+        return (*fp8.quantize_rows(x), *weights, *routed[1:])
     calibration = routed.x.float()
     scale = (calibration.abs().max() / 448).reshape(1)
     hidden = torch.nn.functional.silu(calibration @ experts.gate.mT) * (calibration @ experts.up.mT)
     hidden_scale = hidden.abs().amax((1, 2)) / 448
-    return (fp8.quantise_tensor(x, scale), scale, *weights, hidden_scale, *routed[1:])
+    return (fp8.quantize_tensor(x, scale), scale, *weights, hidden_scale, *routed[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,10 +13,10 @@ NAME = "MoeExpertsFp8Block"
 SIZES = [(1, 128, 128, 1, 1), (2, 96, 160, 3, 2), (37, 161, 48, 4, 4), (130, 64, 257, 3, 1)]  # rows, D, H, experts, top_k
 
 
-def quantised(weight):
+def quantized(weight):
     """Codes [N, K'] and scales [N, K' / 128] of one weight."""
     scale = fp8.scale_of(fp8.weight_block_amax(weight))
-    return fp8.quantise_weight_blocks(weight, scale), fp8.expand_block_scale(scale, len(weight))
+    return fp8.quantize_weight_blocks(weight, scale), fp8.expand_block_scale(scale, len(weight))
 
 
 def padded(codes, scale):
@@ -28,13 +28,13 @@ def padded(codes, scale):
 
 def packed(experts):
     """Gate and up padded to whole blocks of hidden channels each, so that down's blocks line up with theirs."""
-    gate_up = [padded(*quantised(weight)) for pair in zip(experts.gate, experts.up, strict=True) for weight in pair]
-    down = [quantised(weight) for weight in experts.down]
+    gate_up = [padded(*quantized(weight)) for pair in zip(experts.gate, experts.up, strict=True) for weight in pair]
+    down = [quantized(weight) for weight in experts.down]
     return *(torch.cat(part) for part in zip(*gate_up, strict=True)), *(torch.cat(part) for part in zip(*down, strict=True))
 
 
 def inputs_of(experts, routed, x=None):
-    return (*fp8.quantise_row_blocks(routed.x if x is None else x), *packed(experts), *routed[1:])
+    return (*fp8.quantize_row_blocks(routed.x if x is None else x), *packed(experts), *routed[1:])
 
 
 @pytest.mark.parametrize(("rows", "width", "hidden", "count", "top_k"), SIZES)

@@ -1,4 +1,4 @@
-"""Calling operators: the meaning runs, calls are recorded with their place, and nothing is recorded outside."""
+"""Calling operators: the reference runs, calls are recorded with their place, and nothing is recorded outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_calls_are_recorded_in_order_with_labels_inputs_and_outputs():
     assert [(call.operator.name, call.label) for call in calls] == [("Linear", "step0.first"), ("LinearAdd", "step0")]
     assert calls[0].inputs == (x, weight)
     assert calls[0].outputs[0] is product
-    assert torch.equal(calls[0].operator.meaning(*calls[0].inputs)[0], product)
+    assert torch.equal(calls[0].operator.reference(*calls[0].inputs)[0], product)
 
 
 def test_nothing_is_recorded_outside_the_block_or_after_a_failure():

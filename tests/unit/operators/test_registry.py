@@ -26,7 +26,7 @@ def defined_operators():
         operator.name: name
         for name, module in MODULES.items()
         for operator in vars(module).values()
-        if isinstance(operator, Operator) and operator.meaning.__module__ == module.__name__
+        if isinstance(operator, Operator) and operator.reference.__module__ == module.__name__
     }
 
 
@@ -46,8 +46,8 @@ def test_every_operator_is_tested_by_name(name):
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_function_and_meaning_have_the_same_inputs_and_attributes(operator):
-    parameters = inspect.signature(operator.meaning).parameters.values()
+def test_function_and_reference_have_the_same_inputs_and_attributes(operator):
+    parameters = inspect.signature(operator.reference).parameters.values()
     proto = operator.function.to_function_proto()
     assert len(proto.input) == sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     attributes = {*proto.attribute, *(attribute.name for attribute in proto.attribute_proto)}
@@ -55,8 +55,8 @@ def test_function_and_meaning_have_the_same_inputs_and_attributes(operator):
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_meaning_is_typed(operator):
-    signature = inspect.signature(operator.meaning)
+def test_reference_is_typed(operator):
+    signature = inspect.signature(operator.reference)
     kinds = [signature.return_annotation, *(p.annotation for p in signature.parameters.values())]
     assert inspect.Signature.empty not in kinds
 

@@ -35,8 +35,8 @@ def test_codes_come_straight_from_fp32(hold, half):
     """Rounding the norm to FP16 first would change codes: numerics.md measured 0.4 % of them."""
     x, weight = half(64, 640), torch.rand(640).half()
     codes = hold("RmsNormQuantRow", x, weight, epsilon=EPSILON).torch[0]
-    exact, _ = fp8.quantise_rows(norm_in_fp32(x, weight, EPSILON))
-    through_half, _ = fp8.quantise_rows(norm_in_fp32(x, weight, EPSILON).half())
+    exact, _ = fp8.quantize_rows(norm_in_fp32(x, weight, EPSILON))
+    through_half, _ = fp8.quantize_rows(norm_in_fp32(x, weight, EPSILON).half())
     assert np.array_equal(codes, exact.float().numpy())
     assert (codes != through_half.float().numpy()).any()
 

@@ -11,8 +11,8 @@ from onerec_trt.operators.single_node import as_arrays, e4m3_initializer, feed, 
 
 
 def codes_and_weight():
-    codes, scale = fp8.quantise_rows(torch.randn(3, 32))
-    weight, weight_scale = fp8.quantise_rows(torch.randn(5, 32))
+    codes, scale = fp8.quantize_rows(torch.randn(3, 32))
+    weight, weight_scale = fp8.quantize_rows(torch.randn(5, 32))
     return codes, scale, weight, weight_scale[:, 0]
 
 
@@ -42,6 +42,6 @@ def test_codes_as_arrays_are_their_values():
 
 
 def test_operator_runs_on_functions_handed_in():
-    """Without its functions the node has no meaning."""
+    """Without its functions the node has no reference."""
     inputs = codes_and_weight()
     assert not single_node_model(OPERATORS["Fp8Linear"], inputs, {"promotion": 0}, functions=[]).functions

@@ -1,4 +1,4 @@
-"""SwiGlu and SwiGluQuant{Tensor,Row}: gate and up side by side, FP32 until rounded or quantised."""
+"""SwiGlu and SwiGluQuant{Tensor,Row}: gate and up side by side, FP32 until rounded or quantized."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_the_first_half_is_the_gate(hold):
 def test_codes_come_straight_from_fp32(hold, half):
     gate_up = half(64, 1280)
     codes, _ = hold("SwiGluQuantRow", gate_up).torch
-    through_half, _ = fp8.quantise_rows(swiglu_in_fp32(gate_up).half())
+    through_half, _ = fp8.quantize_rows(swiglu_in_fp32(gate_up).half())
     assert (codes != through_half.float().numpy()).any()
 
 
-def test_product_beyond_fp16_is_still_quantised(hold):
-    """400 * 400 is no FP16 number, but the FP32 product can be quantised."""
+def test_product_beyond_fp16_is_still_quantized(hold):
+    """400 * 400 is no FP16 number, but the FP32 product can be quantized."""
     for codes, scale in hold("SwiGluQuantRow", torch.full((1, 4), 400.0).half()):
         assert codes * scale == pytest.approx(160000, rel=1e-3)
 

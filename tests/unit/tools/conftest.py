@@ -8,40 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onerec_trt.builders.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
 from onerec_trt.calibration.statistics import HISTOGRAM_BINS, HISTOGRAM_LOG10_EDGES
 from onerec_trt.calibration.summary import (
     Checks,
     ExpertCoverage,
     LayerSummary,
-    QuantisationSummary,
+    QuantizationSummary,
     TensorSummary,
     WeightCheck,
     write_summary,
 )
-from onerec_trt.core.artefacts import files_in, sha256, write_json
+from onerec_trt.core.artifacts import files_in, sha256, write_json
 from onerec_trt.core.precision import PRECISIONS, Granularity
 from onerec_trt.core.records import run_stage
-from onerec_trt.engines.beam_parity import BeamMetrics
-from onerec_trt.engines.forced_parity import ForcedErrors
-from onerec_trt.engines.gates import Gate, gate
-from onerec_trt.engines.operator_parity import OperatorResult
-from onerec_trt.engines.proof import PROOF_FOLDER
-from onerec_trt.engines.validate import VALIDATION_FILE, Validation
 from onerec_trt.export.lint import Finding
 from onerec_trt.export.stage import DESCRIPTION_FILE, Description
+from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
+from onerec_trt.runtime.verdict import PROOF_FOLDER
+from onerec_trt.validation.beam_parity import BeamMetrics
+from onerec_trt.validation.gates import Gate, gate
+from onerec_trt.validation.operator_parity import OperatorResult
+from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.validate import VALIDATION_FILE, Validation
 
 ROLES = ("self_attention.q", "ffn.experts.0.gate", "ffn.experts.1.gate")
 
 
-def tensor(name: str, place: int, quantised: bool) -> TensorSummary:
+def tensor(name: str, place: int, quantized: bool) -> TensorSummary:
     middle = 20 + place
     histogram = tuple(int(1000 * math.exp(-((bin - middle) ** 2) / 8)) for bin in range(HISTOGRAM_BINS))
     absmax = 0.25 + 0.125 * place
-    snr, cosine = (31.0 - place, 0.999) if quantised else (None, None)
+    snr, cosine = (31.0 - place, 0.999) if quantized else (None, None)
     return TensorSummary(
         name=name,
-        quantised=quantised,
+        quantized=quantized,
         variance=0.01 * (place + 1),
         absmax=absmax,
         absp99=absmax / 2,
@@ -52,24 +52,24 @@ def tensor(name: str, place: int, quantised: bool) -> TensorSummary:
     )
 
 
-def quantisation(precision: Any, warnings: tuple[str, ...]) -> QuantisationSummary:
+def quantization(precision: Any, warnings: tuple[str, ...]) -> QuantizationSummary:
     names = [f"blocks.{block}.{role}" for block in range(2) for role in ROLES]
-    quantised = PRECISIONS[precision].is_quantised
+    quantized = PRECISIONS[precision].is_quantized
     layers = [
         LayerSummary(name=name, kind="linear", granularity=Granularity.ROW, input=name, weight_scale_shape=(8,), input_scale=None)
         for name in names
     ]
-    return QuantisationSummary(
+    return QuantizationSummary(
         precision=precision,
-        layers=tuple(layers) if quantised else (),
-        unquantised=("heads.0",) if quantised else ("heads.0", *names),
+        layers=tuple(layers) if quantized else (),
+        unquantized=("heads.0",) if quantized else ("heads.0", *names),
         experts=(ExpertCoverage(layer="blocks.1.ffn", routed_tokens=(41, 3)),),
-        weights=tuple(tensor(f"{name}.weight", place, quantised) for place, name in enumerate(names)),
-        activations=tuple(tensor(f"{name}.input", place, quantised) for place, name in enumerate(names)),
+        weights=tuple(tensor(f"{name}.weight", place, quantized) for place, name in enumerate(names)),
+        activations=tuple(tensor(f"{name}.input", place, quantized) for place, name in enumerate(names)),
         histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
         warnings=warnings,
         checks=Checks(
-            reference="modelopt", modelopt_forced_error=0.01, requests=8, weights=WeightCheck(linears=6, codes=100, differing_codes=1)
+            reference="modelopt", modelopt_scoring_error=0.01, requests=8, weights=WeightCheck(linears=6, codes=100, differing_codes=1)
         ),
     )
 
@@ -78,7 +78,7 @@ def good_gates(recipe: str) -> list[Gate]:
     return [
         gate("weights in the file", recipe, 0, "<=", 0, "6 tensors compared"),
         gate("operator Fp8Linear", recipe, 2e-6, "<=", 1e-4, "worst of 6"),
-        gate("forced log-probabilities", recipe, 1.0123, "<=", 1.1),
+        gate("scoring log-probabilities", recipe, 1.0123, "<=", 1.1),
         gate("overlap@10", recipe, 0.9375, ">=", 0.90),
     ]
 
@@ -102,7 +102,7 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
             hit_fp32=0.4425,
             hit_interval=(-0.0125, 0.0025),
         ),
-        forced=ForcedErrors(engine=0.020246, quantised=0.02, engine_kl=0.00151, quantised_kl=0.0015),
+        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015),
         fp16_noise=0.001,
         operators=[
             OperatorResult(label=name, operator="Fp8Linear", difference=difference, threshold=1e-4, passed=True)
@@ -124,7 +124,7 @@ def plan_record(plan: Path, capability: str, validated: bool) -> PlanRecord:
         tensors=(PlanTensor(name="features", mode="input", dtype="float16", shape=(-1, -1, 64)),),
         profiles=({"features": ((1, 1, 64), (4, 16, 64), (8, 32, 64))},),
         builder_flags=(),
-        fp8_gemms=Fp8Gemms(expected=18, found=18, missing=(), dequantised=0, how="counted"),
+        fp8_gemms=Fp8Gemms(expected=18, found=18, missing=(), dequantized=0, how="counted"),
         weight_bytes=WeightBytes(graph={"fp8": 4096, "other": 1024, "with_fp16_instead": 9216}, plan=None),
         build_seconds=0.5,
         peak_memory_bytes=1,
@@ -155,12 +155,12 @@ def write_run(
     source.write_text("checkpoint")
 
     def calibrated(folder: Path) -> dict[str, Any]:
-        write_summary(folder, quantisation(precision, warnings))
+        write_summary(folder, quantization(precision, warnings))
         return {}
 
     def exported(folder: Path, weight_bytes: int = 5120) -> dict[str, Any]:
         description = Description(
-            widths=[8, 8, 8], paths=8, feature_width=64, quantised_gemms=18, weight_bytes=weight_bytes, nodes={}, findings=list(findings)
+            widths=[8, 8, 8], paths=8, feature_width=64, quantized_gemms=18, weight_bytes=weight_bytes, nodes={}, findings=list(findings)
         )
         write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
         return {}
@@ -179,10 +179,10 @@ def write_run(
 
     options = {"min_routed_tokens": 32}
     run_stage("calibrate", root / "calibrated", read={"checkpoint": source}, options=options, tools=("torch",), body=calibrated)
-    run_stage("export", root / "exported", read={"quantised": root / "calibrated"}, options={}, tools=("onnx",), body=exported)
+    run_stage("export", root / "exported", read={"quantized": root / "calibrated"}, options={}, tools=("onnx",), body=exported)
     files = {path.name: path for path in files_in(root / "exported")}
     run_stage("build", root / "plans", read=files, options={}, tools=("tensorrt-rtx-cu13",), body=plans)
-    read = {"quantised": root / "calibrated", "exported": root / "exported"}
+    read = {"quantized": root / "calibrated", "exported": root / "exported"}
     run_stage("validate", root / "validated", read=read, options={}, tools=("onnxruntime",), body=checked)
     if on_gpu is not None:
         plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
@@ -194,7 +194,7 @@ def write_run(
 
         run_stage("validate", root / PROOF_FOLDER, read=read, options={}, tools=("onnxruntime",), body=proven)
     if change_exported:
-        read = {"quantised": root / "calibrated"}
+        read = {"quantized": root / "calibrated"}
         run_stage("export", root / "exported", read=read, options={"again": True}, tools=("onnx",), body=lambda folder: exported(folder, 1))
     return root
 

@@ -1,4 +1,4 @@
-"""`onerec-trt build`: options given on the command line, the folder of each target, the FP16 twin."""
+"""`onerec-trt build`: options given on the command line, the folder of each target, the FP16 baseline."""
 
 from __future__ import annotations
 
@@ -69,22 +69,22 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_the_twin_is_calibrated_and_exported_in_fp16_before_the_build(
+def test_the_baseline_is_calibrated_and_exported_in_fp16_before_the_build(
     make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
-    changes = {"build": {"target": "tensorrt", "fp16_twin": True}, "calibration": {"saved_state": "state.pt"}}
+    changes = {"build": {"target": "tensorrt", "fp16_baseline": True}, "calibration": {"saved_state": "state.pt"}}
     recipe = load_recipe(make_recipe(tmp_path, "fp8-row", **changes))
     list(pipeline.run_stages(recipe, ["build"]))
     assert [call[0] for call in stages] == ["machine", "calibrate", "export", "build"]
     _, calibrate, export, build = stages
-    twin = pipeline.folders_of(recipe).twin
-    assert (calibrate[1].precision, calibrate[1].calibration.saved_state, calibrate[4]) == ("fp16", None, twin / "calibrated")
-    assert export[1:] == (recipe.export, twin / "calibrated", twin / "exported")
-    assert (build[1].precision, build[4]) == ("fp8-row", twin / "exported")
+    baseline = pipeline.folders_of(recipe).baseline
+    assert (calibrate[1].precision, calibrate[1].calibration.saved_state, calibrate[4]) == ("fp16", None, baseline / "calibrated")
+    assert export[1:] == (recipe.export, baseline / "calibrated", baseline / "exported")
+    assert (build[1].precision, build[4]) == ("fp8-row", baseline / "exported")
 
 
-@pytest.mark.parametrize("build", [{"target": "tensorrt"}, {"fp16_twin": True}])
-def test_there_is_no_twin_unless_it_is_asked_for(
+@pytest.mark.parametrize("build", [{"target": "tensorrt"}, {"fp16_baseline": True}])
+def test_there_is_no_baseline_unless_it_is_asked_for(
     make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path, build: dict[str, Any]
 ) -> None:
     list(pipeline.run_stages(load_recipe(make_recipe(tmp_path, "fp8-row", build=build)), ["build"]))
@@ -92,14 +92,14 @@ def test_there_is_no_twin_unless_it_is_asked_for(
     assert stages[0][4] is None
 
 
-def test_a_machine_without_gpu_does_no_work_for_a_twin(
+def test_a_machine_without_gpu_does_no_work_for_a_baseline(
     monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     def none(target: str) -> None:
         raise GpuError("no GPU")
 
     monkeypatch.setattr(pipeline, "this_machine", none)
-    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_twin": True}))
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_baseline": True}))
     with pytest.raises(GpuError):
         list(pipeline.run_stages(recipe, ["build"]))
     assert stages == []

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 from onerec_trt.core.records import Record
-from onerec_trt.engines.validate import Validation
 from onerec_trt.tools import cli, pipeline
+from onerec_trt.validation.validate import Validation
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -148,9 +148,9 @@ def test_run_leaves_report_and_summary_and_does_nothing_the_second_time(call: Ca
     assert summary["plans"] == [{"path": "fp8-row/plans/sm89.plan", "target": "tensorrt-rtx sm 8.9", "validated": False}]
     assert summary["recipes"].keys() == {"fp8-row"}
     figures = summary["recipes"]["fp8-row"]
-    assert figures.keys() == {"hit@10", "overlap@10", "forced_error_vs_fp32", "forced_error_ratio"}
+    assert figures.keys() == {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
     assert 0.9 <= figures["overlap@10"] <= 1
-    assert figures["forced_error_ratio"] <= 1.1
+    assert figures["scoring_error_ratio"] <= 1.1
 
     second = call("run", world / "fp8-row.yaml")
     assert second.code == 0
@@ -159,24 +159,24 @@ def test_run_leaves_report_and_summary_and_does_nothing_the_second_time(call: Ca
 
 
 def test_a_failed_gate_exits_with_2_and_leaves_report_and_summary(call: Call, world: Path, make_recipe: Callable[..., Path]) -> None:
-    strict = make_recipe(world, "fp8-row", validate={"forced_error_ratio": 0.01})
+    strict = make_recipe(world, "fp8-row", validate={"scoring_error_ratio": 0.01})
     ended = call("run", strict, "--json")
     assert ended.code == 2
     assert ended.err.count("up to date") == 3
     assert "GateError: " in ended.err
-    assert "[fp8-row] forced log-probabilities: " in ended.err
+    assert "[fp8-row] scoring log-probabilities: " in ended.err
     assert "must be <= 0.01" in ended.err
     folder = world / "out" / "fp8-row"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(ended.out)
     failed = {gate["name"] for gate in summary["gates"] if not gate["passed"]}
-    assert {"forced log-probabilities", "forced KL"} <= failed
+    assert {"scoring log-probabilities", "scoring KL"} <= failed
     assert "overlap@10" not in failed
     assert (folder / "report.html").is_file()
 
     again = call("validate", strict)
     assert again.code == 2
-    assert "forced KL" in again.out
+    assert "scoring KL" in again.out
 
 
 def test_report_shows_recipes_side_by_side(call: Call, world: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_report_shows_recipes_side_by_side(call: Call, world: Path, tmp_path: Pa
 def test_report_of_what_was_not_run_is_an_error(call: Call, world: Path, make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     ended = call("report", make_recipe(world, "fp8-paper"), "--out", tmp_path / "report.html")
     assert ended.code == 1
-    assert "ArtefactError: " in ended.err
+    assert "ArtifactError: " in ended.err
     assert not (tmp_path / "report.html").exists()
 
 
@@ -204,7 +204,7 @@ def test_report_of_what_was_not_run_is_an_error(call: Call, world: Path, make_re
         ("checkpoint", "checkpoint", "active_parameters"),
     ],
 )
-def test_inspect_knows_every_artefact(call: Call, world: Path, path: str, kind: str, key: str) -> None:
+def test_inspect_knows_every_artifact(call: Call, world: Path, path: str, kind: str, key: str) -> None:
     ended = call("inspect", world / path, "--json")
     assert ended.code == 0
     facts = json.loads(ended.out)
@@ -217,7 +217,7 @@ def test_inspect_knows_every_artefact(call: Call, world: Path, path: str, kind: 
 def test_inspect_refuses_what_it_does_not_know(call: Call, world: Path, name: str) -> None:
     ended = call("inspect", world / name)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("ArtefactError: ")
+    assert ended.err.startswith("ArtifactError: ")
     assert "to do: " in ended.err
 
 

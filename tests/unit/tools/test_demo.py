@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from onerec_trt.core.errors import RequestError
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.engines.reference import heldout_requests, make_reference
 from onerec_trt.models.demo import DEMO_BEAM, request_file
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
 from onerec_trt.tools import demo
 from onerec_trt.tools.demo import DEMO_RECIPES, model_gates, prepare, recipes
 from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.validation.fp32_reference import heldout_requests, make_reference
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_both_steps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for step in figures["steps"].values():
         assert step["seconds"] > 0
         assert 0.05 < step["peak_gib"] < 8
-    assert figures["bytes"].keys() >= {"model.onnx", "forced.onnx", "weights.data"}
+    assert figures["bytes"].keys() >= {"model.onnx", "scoring.onnx", "weights.data"}
     assert figures["bytes"]["weights.data"] == (tmp_path / "exported" / "weights.data").stat().st_size
     assert figures["nodes"]["onerec.Fp8Linear"] > 0
     assert figures["environment"]["torch"] == "2.11.0"

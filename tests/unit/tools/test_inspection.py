@@ -1,4 +1,4 @@
-"""What `inspect` says of each artefact, and what it refuses."""
+"""What `inspect` says of each artifact, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onerec_trt.core.errors import ArtefactError, CheckpointError
+from onerec_trt.core.errors import ArtifactError, CheckpointError
 from onerec_trt.models.config import counted_parameters
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.tools.inspection import inspect, table
@@ -33,7 +33,7 @@ def test_a_checkpoint_tells_its_sizes(finished_world: Path, small_model: Any) ->
 def test_a_stage_tells_what_it_read_and_wrote(finished_world: Path) -> None:
     facts = inspect(finished_world / "out" / "fp8-row" / "exported")
     assert (facts["kind"], facts["stage"]) == ("stage", "export")
-    assert facts["wrote"].keys() == {"model.onnx", "forced.onnx", "weights.data", "export.json"}
+    assert facts["wrote"].keys() == {"model.onnx", "scoring.onnx", "weights.data", "export.json"}
 
 
 def test_a_plan_tells_that_it_was_not_validated(finished_world: Path) -> None:
@@ -67,7 +67,7 @@ def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
 
 def test_a_changed_stage_is_refused(world: Path) -> None:
     (world / "out/fp16/exported/export.json").write_text("{}")
-    with pytest.raises(ArtefactError, match="does not match its record"):
+    with pytest.raises(ArtifactError, match="does not match its record"):
         inspect(world / "out/fp16/exported")
 
 
@@ -79,9 +79,9 @@ def test_a_damaged_checkpoint_is_refused(world: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "file.txt", "nothing.plan"])
-def test_what_is_no_artefact_is_refused_with_a_hint(tmp_path: Path, name: str) -> None:
+def test_what_is_no_artifact_is_refused_with_a_hint(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.txt").write_text("text")
-    with pytest.raises(ArtefactError) as caught:
+    with pytest.raises(ArtifactError) as caught:
         inspect(tmp_path / name)
     assert caught.value.where == str(tmp_path / name)
     assert caught.value.hint

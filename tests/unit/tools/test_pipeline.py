@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onerec_trt.builders.plan_record import inspect_plan
-from onerec_trt.core.errors import ArtefactError
+from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import load_recipe
-from onerec_trt.engines.forced_parity import ForcedErrors
-from onerec_trt.engines.gates import gate
+from onerec_trt.runtime.plan_record import inspect_plan
 from onerec_trt.tools import pipeline
-from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, summarise, validations, write_summary
+from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, summarize, validations, write_summary
+from onerec_trt.validation.gates import gate
+from onerec_trt.validation.scoring_parity import ScoringErrors
 
 MakeRecipe = Callable[..., Path]
 
@@ -57,11 +57,11 @@ def test_calibration_that_gives_the_same_weights_is_enough_to_start_over(
 
 def test_a_stage_that_fails_stops_those_after_it(world: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise ArtefactError("the disk is full")
+        raise ArtifactError("the disk is full")
 
     monkeypatch.setattr(pipeline, "export", fail)
     done = []
-    with pytest.raises(ArtefactError, match="disk is full"):
+    with pytest.raises(ArtifactError, match="disk is full"):
         done.extend(iter(run_stages(load_recipe(make_recipe(world, "fp16")))))
     assert [result.stage for result in done] == ["calibrate"]
 
@@ -76,7 +76,7 @@ def test_folders_are_apart_by_recipe_and_share_the_reference(world: Path) -> Non
 def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
     recipes = [load_recipe(world / f"{name}.yaml") for name in ("fp16", "fp8-row")]
     extra = gate("demo model hit@10, not too hard", "fp32", 0.5, ">=", 0.2)
-    summary = summarise(recipes, [extra])
+    summary = summarize(recipes, [extra])
     assert summary["gates"][0] == {"name": extra.name, "recipe": "fp32", "value": 0.5, "threshold": 0.2, "passed": True}
     assert {entry["recipe"] for entry in summary["gates"]} == {"fp32", "fp16", "fp8-row"}
     assert len(summary["gates"]) == 1 + sum(len(result.gates) for result in validations(recipes))
@@ -88,25 +88,25 @@ def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
 
 def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    broken = ForcedErrors(engine=math.nan, quantised=0.0, engine_kl=math.nan, quantised_kl=0.0)
-    results = [result.model_copy(update={"forced": broken}) for result in validations([recipe])]
+    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0)
+    results = [result.model_copy(update={"scoring": broken}) for result in validations([recipe])]
     monkeypatch.setattr(pipeline, "validations", lambda _: results)
-    write_summary(tmp_path / "summary.json", summarise([recipe]))
+    write_summary(tmp_path / "summary.json", summarize([recipe]))
     figures = json.loads((tmp_path / "summary.json").read_text())["recipes"]["fp16"]
-    assert (figures["forced_error_vs_fp32"], figures["forced_error_ratio"]) == (None, None)
+    assert (figures["scoring_error_vs_fp32"], figures["scoring_error_ratio"]) == (None, None)
 
 
-def test_a_changed_plan_is_not_summarised(world: Path) -> None:
+def test_a_changed_plan_is_not_summarized(world: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
     plan = folders_of(recipe).plans / "sm89.plan"
     plan.write_bytes(plan.read_bytes() + b"\0")
-    with pytest.raises(ArtefactError, match="its record says"):
+    with pytest.raises(ArtifactError, match="its record says"):
         plans([recipe])
 
 
 def test_a_recipe_without_plans_is_named(world: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
     (folders_of(recipe).plans / "sm89.plan").unlink()
-    with pytest.raises(ArtefactError, match="there are no plans") as caught:
+    with pytest.raises(ArtifactError, match="there are no plans") as caught:
         plans([recipe])
     assert caught.value.where == str(folders_of(recipe).plans)

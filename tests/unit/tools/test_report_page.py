@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from onerec_trt.core.errors import ArtefactError
-from onerec_trt.engines.forced_parity import ForcedErrors
-from onerec_trt.engines.gates import gate
+from onerec_trt.core.errors import ArtifactError
 from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, load_run, write_report
 from onerec_trt.tools.report.content import verdict
+from onerec_trt.validation.gates import gate
+from onerec_trt.validation.scoring_parity import ScoringErrors
 
 MakeRun = Callable[..., Path]
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -92,8 +92,8 @@ def test_recipes_stand_side_by_side_with_their_values(two_pages: Page) -> None:
     assert two_pages.row("top-1 agreement")[0] == "98.8 %"
     assert two_pages.row("tie band")[0] == "0.0125 nat; 8.8 %"
     assert two_pages.row("score regret")[0] == "0.00321 nat"
-    assert two_pages.row("forced error against")[0] == "0.0202 nat"
-    assert two_pages.row("forced error ratio")[0] == "1.012"
+    assert two_pages.row("scoring error against")[0] == "0.0202 nat"
+    assert two_pages.row("scoring error ratio")[0] == "1.012"
     assert two_pages.row("linears in FP8") == ["0 of 7", "6 of 7"]
     assert two_pages.row("weights")[0] == "5.0 KiB"
     assert two_pages.row("plan, compute capability 12.0")[1] == "11.7 KiB; 18 of 18"
@@ -103,7 +103,7 @@ def test_recipes_stand_side_by_side_with_their_values(two_pages: Page) -> None:
     assert "d_model 128" in two_pages.text
 
 
-BUILT = {"twin": ("tensorrt", "fp16", False), "native": ("tensorrt", "fp8-row", False), "rtx": ("tensorrt-rtx", None, False)}
+BUILT = {"baseline": ("tensorrt", "fp16", False), "native": ("tensorrt", "fp8-row", False), "rtx": ("tensorrt-rtx", None, False)}
 RUN_IT = " Run onerec-trt validate --engine tensorrt before you ship those of TensorRT."
 NOT_YET = " Those of TensorRT-RTX were built without their GPU: what passed is the ONNX file they were made from."
 
@@ -111,10 +111,10 @@ NOT_YET = " Those of TensorRT-RTX were built without their GPU: what passed is t
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("twin good", "The plan was validated on a GPU."),
+        ("baseline good", "The plan was validated on a GPU."),
         ("good native", "1 of 2 plans are not validated on a GPU." + RUN_IT),
         ("rtx", "1 of 1 plans are not validated on a GPU." + NOT_YET),
-        ("rtx native twin", "2 of 2 plans are not validated on a GPU." + RUN_IT + NOT_YET),
+        ("rtx native baseline", "2 of 2 plans are not validated on a GPU." + RUN_IT + NOT_YET),
     ],
 )
 def test_what_is_said_of_plans(names: str, sentence: str) -> None:
@@ -122,7 +122,7 @@ def test_what_is_said_of_plans(names: str, sentence: str) -> None:
     found = {name: SimpleNamespace(target=t, precision=p, validated=v) for name in names.split() for t, p, v in [built[name]]}
     run: Any = SimpleNamespace(engines=["tensorrt"], plans=found, precision="fp8-row")
     said = verdict([run], [])
-    assert (said.plans, said.seen) == (sentence, names == "twin good")
+    assert (said.plans, said.seen) == (sentence, names == "baseline good")
 
 
 def test_passing_gates_and_plans_no_gpu_has_seen(two_pages: Page) -> None:
@@ -232,18 +232,18 @@ def test_names_are_no_markup(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_a_run_without_statistics_still_has_a_report(make_run: MakeRun, tmp_path: Path) -> None:
     run = load_run(make_run("random"))
-    bare = run.quantisation.model_copy(update={"weights": (), "activations": (), "experts": (), "histogram_log10_edges": ()})
-    stripped = RecipeRun(**{**vars(run), "quantisation": bare})
+    bare = run.quantization.model_copy(update={"weights": (), "activations": (), "experts": (), "histogram_log10_edges": ()})
+    stripped = RecipeRun(**{**vars(run), "quantization": bare})
     assert set(page_of([stripped], tmp_path / "report.html").plots) == {"gates-plot", "operators", "layers", "sizes"}
 
 
 def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) -> None:
     run = load_run(make_run("one"))
     nan = float("nan")
-    found = run.validation.model_copy(update={"forced": ForcedErrors(engine=nan, quantised=0.02, engine_kl=nan, quantised_kl=0.0015)})
+    found = run.validation.model_copy(update={"scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015)})
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
-    assert page.row("forced error against FP32") == ["not finite"]
-    assert page.row("forced error ratio") == page.row("root KL ratio") == ["not finite"]
+    assert page.row("scoring error against FP32") == ["not finite"]
+    assert page.row("scoring error ratio") == page.row("root KL ratio") == ["not finite"]
 
 
 def test_what_a_log_axis_cannot_show_is_said(make_run: MakeRun, tmp_path: Path) -> None:
@@ -258,6 +258,6 @@ def test_what_a_log_axis_cannot_show_is_said(make_run: MakeRun, tmp_path: Path) 
 def test_runs_that_cannot_be_told_apart_are_refused(make_run: MakeRun, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     path = tmp_path / "report.html"
     path.write_text("an earlier report")
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         write_report([load_run(make_run(name)) for name in names], path, title="t", context={})
     assert path.read_text() == "an earlier report"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onerec_trt.core.errors import ArtefactError
-from onerec_trt.engines.gates import gate
+from onerec_trt.core.errors import ArtifactError
 from onerec_trt.tools.report import load_run
+from onerec_trt.validation.gates import gate
 
 MakeRun = Callable[..., Path]
 
@@ -35,7 +35,7 @@ def test_a_validation_on_the_gpu_belongs_to_the_run(make_run: MakeRun) -> None:
     assert list(failed.records)[-1] == "validated-tensorrt"
 
 
-def test_a_validation_of_other_artefacts_says_nothing(make_run: MakeRun) -> None:
+def test_a_validation_of_other_artifacts_says_nothing(make_run: MakeRun) -> None:
     root, other = (make_run("mine", on_gpu=[gate("overlap@10", "mine", 0.95, ">=", 0.9)], warnings=w) for w in ((), ("a warning",)))
     shutil.rmtree(root / "validated-tensorrt")
     shutil.copytree(other / "validated-tensorrt", root / "validated-tensorrt")
@@ -48,7 +48,7 @@ def test_a_validation_of_other_artefacts_says_nothing(make_run: MakeRun) -> None
 def test_a_missing_stage_is_named(make_run: MakeRun, folder: str, stage: str) -> None:
     root = make_run("mine")
     shutil.rmtree(root / folder)
-    with pytest.raises(ArtefactError, match=f"the stage '{stage}' has not run") as caught:
+    with pytest.raises(ArtifactError, match=f"the stage '{stage}' has not run") as caught:
         load_run(root)
     assert f"onerec-trt {stage}" in caught.value.hint
     assert caught.value.where == str(root / folder)
@@ -57,12 +57,12 @@ def test_a_missing_stage_is_named(make_run: MakeRun, folder: str, stage: str) ->
 def test_a_changed_file_is_refused(make_run: MakeRun) -> None:
     root = make_run("mine")
     (root / "validated" / "validation.json").write_text("{}")
-    with pytest.raises(ArtefactError, match="does not match its record"):
+    with pytest.raises(ArtifactError, match="does not match its record"):
         load_run(root)
 
 
 def test_plans_of_an_older_export_are_refused(make_run: MakeRun) -> None:
-    with pytest.raises(ArtefactError, match="'build' were made from other artefacts") as caught:
+    with pytest.raises(ArtifactError, match="'build' were made from other artifacts") as caught:
         load_run(make_run("mine", change_exported=True))
     assert "onerec-trt build" in caught.value.hint
 
@@ -71,5 +71,5 @@ def test_a_folder_of_another_stage_is_refused(make_run: MakeRun) -> None:
     root = make_run("mine")
     shutil.rmtree(root / "plans")
     shutil.copytree(root / "exported", root / "plans")
-    with pytest.raises(ArtefactError, match="the record is of the stage 'export', not of 'build'"):
+    with pytest.raises(ArtifactError, match="the record is of the stage 'export', not of 'build'"):
         load_run(root)

@@ -1,4 +1,4 @@
-"""Terminal tables: failed gates first, no markup from names, no colour where NO_COLOR asks for none."""
+"""Terminal tables: failed gates first, no markup from names, no color where NO_COLOR asks for none."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onerec_trt.engines.gates import gate
 from onerec_trt.tools.formats import bytes_text, number_text, seconds_text, share_text
 from onerec_trt.tools.report import load_run
 from onerec_trt.tools.tables import gates_table, plans_table, recipes_table, stage_line
+from onerec_trt.validation.gates import gate
 from rich.console import Console
 
 GATES = [
@@ -58,7 +58,7 @@ def test_recipes_fit_into_80_columns(make_run: Callable[..., Path]) -> None:
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[3" in printed(gates_table(GATES), force_terminal=True)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[3" not in printed(gates_table(GATES), force_terminal=True).replace("\x1b[3m", "")  # italics are no colour
+    assert "\x1b[3" not in printed(gates_table(GATES), force_terminal=True).replace("\x1b[3m", "")  # italics are no color
 
 
 def test_recipes_side_by_side(make_run: Callable[..., Path]) -> None:

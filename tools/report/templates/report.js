@@ -1,4 +1,4 @@
-// Draws each plot when it comes into view, in the colours of the reader's scheme, and again when the scheme changes.
+// Draws each plot when it comes into view, in the colors of the reader's scheme, and again when the scheme changes.
 "use strict";
 (() => {
   const plots = JSON.parse(document.getElementById("plots-data").textContent);

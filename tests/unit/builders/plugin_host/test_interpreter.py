@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onerec_trt.core.errors import BuildError
-from onerec_trt.operators.kernels.encoding import DTYPES, MAGIC, encode
-from onerec_trt.operators.kernels.expression import as_expr
-from onerec_trt.operators.kernels.program import (
+from onerec_trt.operators.launch.encoding import DTYPES, MAGIC, encode
+from onerec_trt.operators.launch.expression import as_expr
+from onerec_trt.operators.launch.program import (
     Argument,
     Buffer,
     Expr,

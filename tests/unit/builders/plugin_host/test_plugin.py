@@ -12,8 +12,8 @@ import pytest
 from onerec_trt.builders.headers import cuda_headers, tensorrt_headers
 from onerec_trt.builders.host_library import find_compiler, host_library
 from onerec_trt.core.errors import MissingExtraError
-from onerec_trt.operators.kernels.encoding import encode
-from onerec_trt.operators.kernels.program import (
+from onerec_trt.operators.launch.encoding import encode
+from onerec_trt.operators.launch.program import (
     Buffer,
     Input,
     InputType,

@@ -1,4 +1,4 @@
-"""Runs launch programs on the CPU in Triton's interpreter and prints how far each is from its operator's PyTorch meaning, as JSON.
+"""Runs launch programs on the CPU in Triton's interpreter and prints how far each is from its operator's PyTorch reference, as JSON.
 
 A process of its own: TRITON_INTERPRET must be set before the kernels are imported. What the interpreter of Triton 3.6 does not
 compute as a GPU does is replaced here: its cast to E4M3 neither rounds to even nor saturates, its fma rounds twice, and it
@@ -20,20 +20,12 @@ import numpy as np
 import torch
 import triton.language as tl
 from onerec_trt.core.difference import difference
-from onerec_trt.operators.kernels import (
-    attention_tiles,
-    beam_self_attention,
-    gemm_pointers,
-    quant,
-    rms_norm,
-    rms_norm_quant,
-    swiglu,
-)
-from onerec_trt.operators.kernels.compile import Build
-from onerec_trt.operators.kernels.factories import FACTORIES
-from onerec_trt.operators.kernels.factory import Node
-from onerec_trt.operators.kernels.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, evaluated
-from onerec_trt.operators.kernels.tiles import AttentionTile, Entry, GemmTile, RowTile, Tile, Tiles
+from onerec_trt.operators.kernels import attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
+from onerec_trt.operators.kernels.registry import FACTORIES
+from onerec_trt.operators.launch.compile import Build
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, evaluated
+from onerec_trt.operators.launch.tiles import AttentionTile, Entry, GemmTile, RowTile, Tile, Tiles
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
@@ -134,15 +126,15 @@ def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
 def check(
     operator: str, inputs: list[Tensor], attributes: Attributes, tile: Tile, read: tuple[bool, ...] = (), given: list[Tensor] | None = None
 ) -> dict:
-    """Distance to the PyTorch meaning by the operator's own comparison, and how many values differ.
+    """Distance to the PyTorch reference by the operator's own comparison, and how many values differ.
 
     `given` is what the kernel gets in the place of `inputs`, where it must make no difference.
     """
     program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile, read))
     actual = execute(program, given or inputs)
     truth = OPERATORS[operator]
-    expected = list(truth.meaning(*inputs, **attributes))[: len(actual)]
-    compare = truth.compare if len(actual) == len(truth.meaning(*inputs, **attributes)) else lambda a, e, *_: max(map(difference, a, e))
+    expected = list(truth.reference(*inputs, **attributes))[: len(actual)]
+    compare = truth.compare if len(actual) == len(truth.reference(*inputs, **attributes)) else lambda a, e, *_: max(map(difference, a, e))
     arrays = [[t.float().numpy() for t in tensors] for tensors in (actual, expected)]
     flips = [
         float((a != e).mean()) if not np.isnan(e).any() else float((np.isnan(a) != np.isnan(e)).mean())
@@ -241,7 +233,7 @@ def beam_attentions() -> Iterator[tuple]:
         yield "BeamSelfAttention2", [qkv, bad, first, parent], {"rows": rows, "heads": heads}, none
 
 
-def neighbours_moved() -> Iterator[dict]:
+def neighbors_moved() -> Iterator[dict]:
     """Spoils one request of three; which of the others' values then have other bits?"""
     rows, heads, head = 5, 2, 32
     qkv, bos, first = (torch.randn(3 * n, 3 * heads * head).half() for n in (rows, 1, 2))
@@ -267,4 +259,4 @@ def neighbours_moved() -> Iterator[dict]:
 
 if __name__ == "__main__":
     emulate_gpu()
-    print(json.dumps({"meaning": [check(*case) for case in cases()], "neighbours": list(neighbours_moved())}))
+    print(json.dumps({"reference": [check(*case) for case in cases()], "neighbors": list(neighbors_moved())}))

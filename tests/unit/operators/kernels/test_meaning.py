@@ -1,4 +1,4 @@
-"""Every kernel against its operator's PyTorch meaning, on the CPU in Triton's interpreter, over ragged sizes."""
+"""Every kernel against its operator's PyTorch reference, on the CPU in Triton's interpreter, over ragged sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from onerec_trt.operators.kernels.factories import FACTORIES
+from onerec_trt.operators.kernels.registry import FACTORIES
 
 ROUNDED_DIFFERENTLY = 0.01  # share of FP16 results that another order of summation rounds differently
 
@@ -23,7 +23,7 @@ def interpreted() -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def outcomes(interpreted) -> list[dict]:
-    return interpreted["meaning"]
+    return interpreted["reference"]
 
 
 def test_every_kernel_is_run(outcomes):
@@ -50,6 +50,6 @@ def test_attentions_of_beams_differ_in_roundings_only(outcomes):
     assert [o for o in outcomes if o["operator"].startswith("BeamSelfAttention") and o["unequal"] > ROUNDED_DIFFERENTLY] == []
 
 
-def test_a_bad_request_moves_no_bit_of_its_neighbours(interpreted):
-    assert len(interpreted["neighbours"]) == 4
-    assert [each for each in interpreted["neighbours"] if each["moved"]] == []
+def test_a_bad_request_moves_no_bit_of_its_neighbors(interpreted):
+    assert len(interpreted["neighbors"]) == 4
+    assert [each for each in interpreted["neighbors"] if each["moved"]] == []

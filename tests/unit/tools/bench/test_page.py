@@ -46,12 +46,12 @@ def test_the_page_says_what_was_measured(measured: dict[str, Any], tmp_path: Pat
 
 def test_a_run_that_does_not_count_says_so_and_takes_nothing_for_markup(measured: dict[str, Any], tmp_path: Path) -> None:
     bad = copy.deepcopy(measured)
-    bad["environment"]["invalid_because"] = ["the <opponent> was slow"]
+    bad["environment"]["invalid_because"] = ["the <baseline> was slow"]
     bad["environment"]["layer_times"] = []
     write_page(bad, tmp_path / "bench.html")
     html = (tmp_path / "bench.html").read_text()
     assert "This run does not count" in html
-    assert "the &lt;opponent&gt; was slow" in html
+    assert "the &lt;baseline&gt; was slow" in html
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_run_that_does_not_count_says_so_and_takes_nothing_for_markup(measured
         ("blocks.*.ffn.gate_up", PRODUCTS),
         ("blocks.*.cross.o, blocks.*.self.o, blocks.*.self.norm", "norms and residuals"),
         ("blocks.*.ffn.gate_up, blocks.*.ffn.activation", "SwiGLU"),
-        ("blocks.*.self.qkv, blocks.*.self.attention, blocks.*.self.quantise", "self-attention"),
+        ("blocks.*.self.qkv, blocks.*.self.attention, blocks.*.self.quantize", "self-attention"),
         ("blocks.*.cross.q, blocks.*.cross.attention", "attention to the context"),
         ("context.key_norm_0, node_pad_2", "attention to the context"),
         ("beam, blocks.*.self.attention, node_embedding_2", "beam steps, heads, embedding"),

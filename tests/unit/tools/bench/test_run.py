@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from onerec_trt.builders.machine import Machine
 from onerec_trt.core.errors import GateError, RecipeError
-from onerec_trt.engines.layer_times import PlaceTime
 from onerec_trt.models.config import SIZES, parse_config
+from onerec_trt.runtime.layer_times import PlaceTime
+from onerec_trt.runtime.machine import Machine
 from onerec_trt.tools.bench import command as bench_command
 from onerec_trt.tools.bench import run as benchmark
+from onerec_trt.tools.bench.candidates import shared_items
 from onerec_trt.tools.bench.case import Case, parse_case
-from onerec_trt.tools.bench.contenders import shared_items
 from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
 from onerec_trt.tools.bench.sampling import interleaved_ms, summary
 from onerec_trt.tools.environment import git_commit
@@ -53,10 +53,10 @@ def test_other_words_are_no_batch_shape(text: str) -> None:
         parse_case(text)
 
 
-def test_contenders_take_turns_after_warming_up() -> None:
+def test_candidates_take_turns_after_warming_up() -> None:
     order: list[str] = []
     runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    taken = interleaved_ms(runs, samples=30, synchronise=lambda: order.append("|"), warm_up=2)
+    taken = interleaved_ms(runs, samples=30, synchronize=lambda: order.append("|"), warm_up=2)
     assert "".join(order[:6]) == "aabbcc"
     rounds = [order[6 + 9 * n : 15 + 9 * n] for n in range(30)]
     assert {("".join(each[::3]), "".join(each[2::3]), "".join(sorted(each[1::3]))) for each in rounds} == {("|||", "|||", "abc")}
@@ -95,7 +95,7 @@ def test_a_result_holds_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize(("milliseconds", "counts"), [(132.0, True), (138.5, True), (138.7, False)])
-def test_an_opponent_slower_than_seen_before_does_not_count(milliseconds: float, counts: bool) -> None:
+def test_an_baseline_slower_than_seen_before_does_not_count(milliseconds: float, counts: bool) -> None:
     problems = invalid_because([result("torch-cuda-graph", "bf16", milliseconds)], "NVIDIA H200")
     assert (problems == []) is counts
     assert counts or "it was seen at 132.0 ms" in problems[0]
@@ -127,7 +127,7 @@ class StandInPlan:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU: contenders that give fixed items at once, one plan for each recipe."""
+    """No GPU: candidates that give fixed items at once, one plan for each recipe."""
 
     def plans(options: benchmark.BenchOptions, machine: Machine) -> dict[Any, Any]:
         gemms = SimpleNamespace(expected=4, found=4)
@@ -141,8 +141,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_command, "this_machine", lambda _: H200)
     monkeypatch.setattr(benchmark, "prepare", plans)
     monkeypatch.setattr(benchmark, "load_runner", lambda plan: None)
-    monkeypatch.setattr(benchmark, "torch_contender", lambda *_: lambda: ITEMS)
-    monkeypatch.setattr(benchmark, "PlanContender", StandInPlan)
+    monkeypatch.setattr(benchmark, "torch_candidate", lambda *_: lambda: ITEMS)
+    monkeypatch.setattr(benchmark, "PlanCandidate", StandInPlan)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))

@@ -1,4 +1,4 @@
-"""The benchmark's opponent computes what the model computes: same items, same scores, dense and with experts."""
+"""The benchmark's baseline computes what the model computes: same items, same scores, dense and with experts."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_it_compiles_into_whole_graphs_within_the_limit_of_recompilations() -> N
     """Dynamo without its code generator: a graph break is an error there, and so is one kind of block and step too many."""
     model = model_of(moe=EXPERTS, n_layers=5)
     features, _ = inputs(model)
-    opponent = TorchBaseline(StateDict(model), device="cpu")  # in BF16: compiled code has no other grouped product
+    baseline = TorchBaseline(StateDict(model), device="cpu")  # in BF16: compiled code has no other grouped product
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        sids, scores = opponent.compiled("eager")(features, LENGTHS, (4, 5, 6))
-    expected_sids, expected_scores = opponent(features, LENGTHS, (4, 5, 6))
+        sids, scores = baseline.compiled("eager")(features, LENGTHS, (4, 5, 6))
+    expected_sids, expected_scores = baseline(features, LENGTHS, (4, 5, 6))
     assert torch.equal(scores, expected_scores)
     assert torch.equal(sids, expected_sids)

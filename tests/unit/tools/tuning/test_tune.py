@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from onerec_trt.core.errors import BuildError, GateError, GpuError
-from onerec_trt.operators.kernels.program import Kernel
-from onerec_trt.operators.kernels.tiles import RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.operators.launch.program import Kernel
+from onerec_trt.operators.launch.tiles import RowTile, Tiles, committed_tiles, read_tiles
 from onerec_trt.tools.tuning import benchmark, cases, space, tune
 from onerec_trt.tools.tuning.cases import OperatorCase
 

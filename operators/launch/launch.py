@@ -1,0 +1,134 @@
+"""Launch programs run on PyTorch tensors through the CUDA driver: what the plugin host does in a plan, for tests and measurements."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import GpuError
+from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Output, Program, evaluated
+
+DTYPES = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+WARP = 32
+DEFAULT_SHARED = 48 << 10  # bytes a block may have unasked
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+Run = Callable[[], None]
+
+
+def new_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Uninitialized outputs for the given inputs."""
+    shapes = program.output_shapes([tuple(tensor.shape) for tensor in inputs])
+    return [torch.empty(s, dtype=DTYPES[o.dtype], device="cuda") for o, s in zip(program.outputs, shapes, strict=True)]
+
+
+def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Run:
+    """A call that launches the program on these tensors, on PyTorch's current stream; it may be captured in a CUDA graph.
+
+    Everything is loaded and computed here; the call only launches.
+    """
+    assert not program.scratch, "no kernel here asks for scratch of its own"
+    dtypes = [*(each.dtype for each in program.inputs), *(each.dtype for each in program.outputs)]
+    for tensor, dtype in zip((*inputs, *outputs), dtypes, strict=True):
+        assert tensor.is_cuda, tensor.device
+        assert tensor.is_contiguous(), tensor.stride()
+        assert tensor.dtype == DTYPES[dtype], (tensor.dtype, dtype)
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    launches = [_bind(launch, inputs, outputs, shapes) for launch in program.variant(shapes).launches]
+
+    def run() -> None:
+        for launch in launches:
+            launch()
+
+    return run
+
+
+def execute(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a program once."""
+    outputs = new_outputs(program, inputs)
+    bind(program, inputs, outputs)()
+    return outputs
+
+
+def _bind(launch: Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Run:
+    kernel = launch.kernel
+    grid = evaluated(launch.grid, shapes)
+    if 0 in grid:
+        return lambda: None
+    blocks = grid[0] * grid[1] * grid[2]
+    hidden = [_hidden(size * blocks) for size in (kernel.global_scratch_bytes, kernel.profile_scratch_bytes)]
+    values = [_value(argument, inputs, outputs, shapes) for argument in launch.arguments]
+    values += [ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None) for tensor in hidden]
+    addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    function, driver = _loaded(kernel, torch.cuda.current_device()), _driver()
+    kept = (values, hidden, inputs, outputs)  # what the launch points to lives as long as it
+
+    def run() -> None:
+        assert kept
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        _check(driver.cuLaunchKernel(function, *grid, kernel.warps * WARP, 1, 1, kernel.shared_bytes, stream, addresses, None))
+
+    return run
+
+
+def _hidden(size: int) -> Tensor | None:
+    return torch.empty(size, dtype=torch.uint8, device="cuda") if size else None
+
+
+def _value(argument: Argument, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Any:
+    match argument:
+        case Input(index):
+            return ctypes.c_void_p(inputs[index].data_ptr())
+        case Output(index):
+            return ctypes.c_void_p(outputs[index].data_ptr())
+        case Int32(value):
+            return ctypes.c_int32(evaluated([value], shapes)[0])
+        case Int64(value):
+            return ctypes.c_int64(evaluated([value], shapes)[0])
+        case Float32(value):
+            return ctypes.c_float(value)
+        case _:
+            raise AssertionError(f"{argument} needs scratch")
+
+
+@cache
+def _loaded(kernel: Kernel, _device: int) -> ctypes.c_void_p:
+    """The kernel's handle in the current context; modules stay loaded."""
+    torch.cuda.current_stream().synchronize()  # PyTorch has made its context current by now
+    driver, module, function = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
+    _check(driver.cuModuleLoadData(ctypes.byref(module), kernel.cubin))
+    _check(driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.entry.encode()))
+    if kernel.shared_bytes > DEFAULT_SHARED:
+        _check(driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, kernel.shared_bytes))
+    return function
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise GpuError("there is no NVIDIA driver", hint="run this on a machine with an NVIDIA GPU") from error
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(result, ctypes.byref(text))
+        raise GpuError(
+            f"CUDA error {result}: {(text.value or b'unknown').decode()}", hint="look at `nvidia-smi`; is the kernel for this GPU?"
+        )

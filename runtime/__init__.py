@@ -1,0 +1,1 @@
+"""What loads and runs a plan: TensorRT through one module, execution slots, CUDA graphs, records and verdicts."""

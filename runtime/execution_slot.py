@@ -1,0 +1,185 @@
+"""One slot of a runner: a stream, device buffers for the largest shapes, scratch memory, and what was captured on it.
+
+Work of one slot runs in order, so all its execution contexts share one scratch. Slots run beside each other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.errors import GpuError
+from .engine import Engine, Execution
+from .plan_shapes import Shape, Shapes
+from .shape_cache import ShapeCache
+from .tensorrt_api import TensorInfo
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+_capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph, the shapes of its outputs, and the context it was captured from, which is of a profile.
+
+    TensorRT's guide wants one context per graph: a context whose shapes change afterwards invalidates its graph.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    outputs: dict[str, Shape]
+    execution: Execution
+    profile: int
+
+
+def _without_autograd(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Neither the caller's gradients nor its inference mode reach buffers that outlive the call."""
+
+    @wraps(method)
+    def outside(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
+
+
+class ExecutionSlot:
+    """Runs one batch after the other on its own stream.
+
+    Args:
+        engine: The plan.
+        graphs: CUDA graphs kept, one per shape.
+
+    Raises:
+        torch.OutOfMemoryError: The GPU has no room for the buffers.
+        GpuError: It has none for what TensorRT itself allocates.
+    """
+
+    @_without_autograd
+    def __init__(self, engine: Engine, graphs: int) -> None:
+        self._engine = engine
+        self.stream = torch.cuda.Stream()
+        self._scratch = torch.empty(max(1, engine.scratch_bytes), dtype=torch.uint8, device="cuda")
+        unbound = [self._unbound(number) for number in range(len(engine.profiles))]
+        self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest(unbound)}
+        self._plain = [self._bound(execution) for execution in unbound]
+        self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
+        self._kept: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+
+    def __del__(self) -> None:
+        """Work that still runs loses neither its memory nor its contexts; at the interpreter's end the driver may be gone already."""
+        if hasattr(self, "stream"):
+            with suppress(RuntimeError):
+                self.stream.synchronize()
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured so far and still kept."""
+        return len(self._captured)
+
+    @_without_autograd
+    def run(self, profile: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Enqueue one batch on the slot's stream; gives views of the output buffers, valid until the next batch.
+
+        Args:
+            profile: An optimization profile that takes these shapes.
+            inputs: On the GPU, or in pinned memory.
+        """
+        with torch.cuda.stream(self.stream):
+            outputs = self._execute(profile, self._fill(inputs))
+        return {name: self._view(name, shape) for name, shape in outputs.items()}
+
+    def keep(self, tensors: list[Tensor], until: torch.cuda.Event) -> None:
+        """Hold inputs in memory that is not torch's, of which nobody else may know that the stream still reads them."""
+        while self._kept and self._kept[0][0].query():
+            self._kept.popleft()
+        self._kept.append((until, tensors))
+
+    @_without_autograd
+    def layer_milliseconds(self, profile: int, inputs: Mapping[str, Tensor]) -> list[tuple[str, float]]:
+        """Run one batch twice without a graph; gives the name and milliseconds of each layer of the second time."""
+        execution = self._bound(self._unbound(profile))
+        with torch.cuda.stream(self.stream):
+            execution.set_inputs(self._fill(inputs))
+            execution.enqueue(self.stream.cuda_stream)
+            return execution.layer_milliseconds(self.stream.cuda_stream, self.stream.synchronize)
+
+    def _fill(self, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:
+        """Copy a batch into the input buffers, on the current stream; gives its shapes."""
+        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
+        for name, shape in shapes.items():
+            self._view(name, shape).copy_(inputs[name], non_blocking=True)
+        return shapes
+
+    def _execute(self, profile: int, shapes: Shapes) -> dict[str, Shape]:
+        key = (profile, tuple(shapes.values()))
+        if (known := self._captured.get(key)) is not None:
+            known.graph.replay()
+            return known.outputs
+        if self._captured.earns_place(key):
+            return self._capture(key, shapes)
+        execution = self._plain[profile]
+        outputs = execution.set_inputs(shapes)
+        execution.enqueue(self.stream.cuda_stream)
+        return outputs
+
+    def _capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
+        """Run once, which settles what follows from the shapes, then capture the same again without running it."""
+        profile = key[0]
+        execution = self._freed(profile) or self._bound(self._unbound(profile))
+        outputs = execution.set_inputs(shapes)
+        execution.enqueue(self.stream.cuda_stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                execution.enqueue(self.stream.cuda_stream)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # whatever CUDA says of a broken capture
+            hint = "no thread may wait for the whole GPU during a capture: warm all shapes up first, or use graphs=0"
+            raise GpuError(f"a CUDA graph could not be captured: {str(error).splitlines()[0]}", hint=hint) from error
+        self._captured.put(key, Captured(graph, outputs, execution, profile))
+        return outputs
+
+    def _freed(self, profile: int) -> Execution | None:
+        """Make room for a graph; gives the context of the one that had to go, if it is of this profile."""
+        evicted = self._captured.make_room()
+        if evicted is None:
+            return None
+        self.stream.synchronize()  # its graph may still be running
+        return evicted.execution if evicted.profile == profile else None
+
+    def _unbound(self, profile: int) -> Execution:
+        scratch = self._scratch
+        return self._engine.execution(profile, scratch.data_ptr(), scratch.numel(), self.stream.cuda_stream)
+
+    def _bound(self, execution: Execution) -> Execution:
+        for name, buffer in self._buffers.items():
+            execution.bind(name, buffer.data_ptr())
+        return execution
+
+    def _largest(self, executions: Sequence[Execution]) -> list[tuple[TensorInfo, int]]:
+        """The most elements of every input and output in any profile; each profile has an execution."""
+        most: dict[str, int] = {}
+        for profile, execution in zip(self._engine.profiles, executions, strict=True):
+            inputs = {name: shapes[2] for name, shapes in profile.items()}
+            for name, shape in (inputs | execution.set_inputs(inputs)).items():
+                most[name] = max(most.get(name, 0), math.prod(shape))
+        return [(tensor, most[tensor.name]) for tensor in (*self._engine.inputs, *self._engine.outputs)]
+
+    def _view(self, name: str, shape: Shape) -> Tensor:
+        return self._buffers[name][: math.prod(shape)].view(shape)
+
+
+def _buffer(tensor: TensorInfo, elements: int) -> Tensor:
+    return torch.empty(max(1, elements), dtype=getattr(torch, tensor.dtype), device="cuda")

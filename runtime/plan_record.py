@@ -1,0 +1,203 @@
+"""The record beside a plan: what it was built for, what it runs in FP8, and whether that was ever seen running."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..core.artifacts import read_json, sha256
+from ..core.errors import ArtifactError
+from .tensorrt_api import ShapeRange, Target
+
+NOT_VALIDATED = "built without its GPU; nothing runs the gates on plans of TensorRT-RTX yet"
+NOT_YET_VALIDATED = "built on its GPU, not held against the gates yet; run `onerec-trt validate --engine tensorrt`"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanTensor(_Part):
+    """An input or output of the plan. `shape` has -1 for a dynamic dimension."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Fp8Gemms(_Part):
+    """FP8 matrix multiplications: expected from the graph, found in the plan (null: could not be read), and how they were counted.
+
+    `missing` names the expected ones that the plan runs in another type. `dequantized` counts those that have an FP8
+    operand and are not meant to run in FP8: their block scales have no native form, so they run in the wider type.
+    """
+
+    expected: int
+    found: int | None
+    missing: tuple[str, ...]
+    dequantized: int
+    how: str
+
+
+class WeightBytes(_Part):
+    """Bytes of the weights: in the graph (FP8, others, all with FP16 instead of FP8) and in the plan by type.
+
+    `plan` is null when it could not be read.
+    """
+
+    graph: dict[str, int]
+    plan: dict[str, int] | None
+
+
+class StoredWeights(_Part):
+    """Large weights of the graph, looked for in the plan byte by byte.
+
+    `searched`: how many there are; `found`: those the plan stores as the graph does; `duplicated`: name and number of
+    copies of those it stores more than once. A weight stored in another layout or type is not found.
+    """
+
+    searched: int
+    found: int
+    duplicated: dict[str, int]
+
+
+class PlanLayer(_Part):
+    """A layer of the plan that computes matrix multiplications, as the engine inspector describes it.
+
+    `nodes`: the ONNX nodes it computes, such as `step0.blocks.0.cross.q/MatMul`; `kernel`: the tactic's name;
+    `inputs` and `outputs`: data type and shape, at the typical shapes of a plan's only profile, -1 for what is dynamic in one with
+    several; `kind`: the inspector's layer type.
+    """
+
+    profile: int
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    kernel: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    in_fp8: bool
+
+
+class TimingCacheUse(_Part):
+    """The timing cache a build read and left: hashes before (null: there was none) and after it, and its size."""
+
+    file: str
+    sha256_before: str | None
+    sha256: str | None
+    bytes: int
+    strict: bool
+
+
+class PluginUse(_Part):
+    """The plugin host in the plan, the nodes it runs by operator, and the weights that were laid out anew for their kernels."""
+
+    host_sha256: str
+    nodes: dict[str, int]
+    prepared_weights: tuple[str, ...]
+
+
+class PlanRecord(_Part):
+    """Facts of one plan.
+
+    `form`: the serving graph or its scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
+    graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
+    weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
+    plugins carries their library, and loading it runs that library's code.
+    """
+
+    plan: str
+    sha256: str
+    bytes: int
+    target: Target
+    library_version: str
+    compute_capability: str
+    driver: str | None
+    gpu: str | None
+    tensors: tuple[PlanTensor, ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
+    builder_flags: tuple[str, ...]
+    fp8_gemms: Fp8Gemms
+    weight_bytes: WeightBytes
+    build_seconds: float
+    peak_memory_bytes: int
+    validated: bool
+    reason: str
+    form: Literal["serving", "scoring"] = "serving"
+    precision: str | None = None
+    made_from: dict[str, str] = {}
+    weight_ratio: float | None = None
+    stored_weights: StoredWeights | None = None
+    timing_cache: TimingCacheUse | None = None
+    layers: tuple[PlanLayer, ...] = ()
+    plugins: PluginUse | None = None
+
+
+def facts_of_build(plan: Path, built: Mapping[str, Any], profiles: Sequence[Mapping[str, ShapeRange]]) -> dict[str, Any]:
+    """What the record of any plan says of its file and of its build; `built` is the worker's last word. No plan is validated yet."""
+    return {
+        "plan": plan.name,
+        "sha256": sha256(plan),
+        "bytes": plan.stat().st_size,
+        "library_version": built["version"],
+        "tensors": tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
+        "profiles": tuple(profiles),
+        "builder_flags": tuple(built["builder_flags"]),
+        "build_seconds": built["build_seconds"],
+        "peak_memory_bytes": built["peak_memory_bytes"],
+        "validated": False,
+    }
+
+
+def _not_found(plan: Path) -> ArtifactError:
+    return ArtifactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
+
+
+def record_path(plan: Path) -> Path:
+    """Where the record of a plan lies."""
+    return plan.with_suffix(".json")
+
+
+def read_plan(plan: Path) -> bytes:
+    """Read a plan.
+
+    Raises:
+        ArtifactError: It is missing.
+    """
+    try:
+        return plan.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise _not_found(plan) from None
+
+
+def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
+    """Read a plan's record and hold the plan against it.
+
+    Args:
+        content: What the caller has read of the plan and is about to use. Default: the file as it is.
+
+    Raises:
+        ArtifactError: The plan or its record is missing, the record is malformed, or the plan was truncated or changed.
+    """
+    if content is None and not plan.is_file():
+        raise _not_found(plan)
+    path = record_path(plan)
+    try:
+        record = PlanRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ArtifactError(f"the plan's record is malformed: {problem}", where=str(path), hint="build the plan again") from None
+    size = plan.stat().st_size if content is None else len(content)
+    if size != record.bytes:
+        problem = f"the plan has {size} bytes, its record says {record.bytes}"
+        raise ArtifactError(problem, where=str(plan), hint="copy it again, or build it again")
+    digest = sha256(plan) if content is None else hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise ArtifactError("the plan does not match its record", where=str(plan), hint="copy it again, or build it again")
+    return record

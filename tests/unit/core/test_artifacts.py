@@ -1,0 +1,354 @@
+"""Artifacts appear whole or not at all, whatever stops the writer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from onerec_trt.core import artifacts
+from onerec_trt.core.artifacts import (
+    _HOST,
+    atomic_file,
+    atomic_folder,
+    files_in,
+    read_json,
+    restore_interrupted_swap,
+    sha256,
+    write_json,
+)
+from onerec_trt.core.errors import ArtifactError
+from safetensors import SafetensorError
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def run_until_killed(program: str, *arguments: Path) -> None:
+    """Run a program in a child process until it says 'ready', then kill -9 it there."""
+    child = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child.stdout.close()
+
+
+def write_text(path: Path, text: str, *, then: BaseException | None = None) -> None:
+    """Write a file atomically; raise `then` in the middle, if given."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+        if then:
+            raise then
+
+
+def write_folder(path: Path, name: str, text: str, *, then: BaseException | None = None) -> None:
+    """Write a folder with one file atomically; raise `then` in the middle, if given."""
+    with atomic_folder(path) as temporary:
+        (temporary / name).write_text(text)
+        if then:
+            raise then
+
+
+def write_to_full_disk(writer: Callable[[Path], AbstractContextManager[Path]], path: Path) -> None:
+    with writer(path) as temporary:
+        file = temporary / "weights" if temporary.is_dir() else temporary
+        file.symlink_to("/dev/full")  # the kernel answers each write with ENOSPC
+        file.write_text("data")
+
+
+def dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_a_file_replaces_the_earlier_one_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    with atomic_file(path) as temporary:
+        temporary.write_text("two")
+        assert path.read_text() == "one"
+    assert snapshot(path.parent) == {"a.txt": b"two"}
+
+
+def test_an_exception_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("earlier")
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "half", then=KeyboardInterrupt())
+    assert snapshot(tmp_path) == {"a.txt": b"earlier"}
+
+
+def test_an_exception_leaves_the_earlier_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "a", "earlier")
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, "b", "half", then=KeyboardInterrupt())
+    assert snapshot(tmp_path) == {"stage/a": b"earlier"}
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    for name in ("a", "b"):
+        with atomic_folder(path) as temporary:
+            assert list(temporary.iterdir()) == []
+            (temporary / name).write_text(name)
+    assert snapshot(tmp_path) == {"stage/b": b"b"}
+
+
+WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from onerec_trt.core.artifacts import atomic_file, atomic_folder
+path = Path(sys.argv[1])
+writer = atomic_folder if path.is_dir() else atomic_file
+with writer(path) as temporary:
+    (temporary / "weights" if path.is_dir() else temporary).write_text("half of")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_kill_9_inside_a_folder_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    run_until_killed(WRITE_AND_WAIT, path)
+    assert snapshot(path) == {"weights": b"earlier"}
+    assert len(list(tmp_path.iterdir())) == 2, "the killed writer leaves a temporary sibling"
+    write_folder(path, "weights", "new")
+    assert snapshot(tmp_path) == {"stage/weights": b"new"}, "the next writer removes it"
+
+
+def test_kill_9_inside_a_file_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    path.write_text("earlier")
+    run_until_killed(WRITE_AND_WAIT, path)
+    assert path.read_text() == "earlier"
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+    assert snapshot(tmp_path) == {"plan": b"new"}
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, sys, time
+from pathlib import Path
+from onerec_trt.core import artifacts
+real, calls = os.replace, []
+def replace(source, target):
+    if calls:
+        print("ready", flush=True)
+        time.sleep(60)
+    calls.append(source)
+    real(source, target)
+artifacts.os.replace = replace
+with artifacts.atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "weights").write_text("new")
+"""
+
+
+def test_kill_9_between_the_two_renames_of_a_swap_is_undone(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    run_until_killed(KILLED_BETWEEN_RENAMES, path)
+    assert not path.exists()
+    restore_interrupted_swap(path)
+    assert snapshot(path) == {"weights": b"earlier"}
+    restore_interrupted_swap(path)
+    assert snapshot(path) == {"weights": b"earlier"}
+
+
+def test_a_writer_that_fails_after_a_killed_swap_leaves_the_earlier_content(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    run_until_killed(KILLED_BETWEEN_RENAMES, path)
+    with pytest.raises(ZeroDivisionError), artifacts.atomic_folder(path):
+        _ = 1 // 0
+    assert snapshot(tmp_path) == {"stage/weights": b"earlier"}
+
+
+def test_a_reader_waits_for_a_swap_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    real, reader = os.replace, threading.Thread(target=restore_interrupted_swap, args=(path,))
+
+    def slowly(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(source) == path:
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive()
+
+    monkeypatch.setattr(os, "replace", slowly)
+    write_folder(path, "weights", "new")
+    reader.join(10)
+    assert snapshot(tmp_path) == {"stage/weights": b"new"}
+
+
+def test_writers_of_one_folder_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, problems = tmp_path / "stage", []
+    real = artifacts._remove
+
+    def slowly(target: Path) -> None:
+        time.sleep(0.002)
+        real(target)
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(20):
+                write_folder(path, "weights", text)
+        except OSError as problem:
+            problems.append(problem)
+
+    monkeypatch.setattr(artifacts, "_remove", slowly)
+    writers = [threading.Thread(target=write, args=(text,)) for text in ("one", "two", "three")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert problems == []
+    assert list(snapshot(tmp_path)) == ["stage/weights"]
+
+
+def test_a_swap_that_fails_halfway_brings_the_earlier_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage"
+    write_folder(path, "weights", "earlier")
+    real = os.replace
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if Path(target) == path and not Path(source).name.endswith("-old"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_new)
+    with pytest.raises(OSError, match="Input/output"):
+        write_folder(path, "weights", "new")
+    assert snapshot(tmp_path) == {"stage/weights": b"earlier"}
+
+
+def test_a_writer_leaves_the_temporaries_of_others_alone(tmp_path: Path) -> None:
+    kept = {
+        f".partial-fp8-{os.getppid()}.0@{_HOST}": "of a process that still runs",
+        f".partial-fp8-{dead_pid()}.0@another": "of a process on another machine, whose number says nothing here",
+        f".partial-fp8-row-{dead_pid()}.0@{_HOST}": "of another artifact",
+        ".partial-fp8-row-old": "the earlier content of another artifact, in the middle of its swap",
+    }
+    for name, content in kept.items():
+        (tmp_path / name).write_text(content)
+    for owner in (dead_pid(), os.getpid()):
+        (tmp_path / f".partial-fp8-{owner}.77@{_HOST}").write_text("left by a dead writer of this artifact")
+    write_json(tmp_path / "fp8", {})
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, "fp8"}
+
+
+def test_two_writers_of_one_process_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a") as outer:
+        outer.write_text("outer")
+        with atomic_file(tmp_path / "a") as inner:
+            inner.write_text("inner")
+        assert (tmp_path / "a").read_text() == "inner"
+    assert snapshot(tmp_path) == {"a": b"outer"}
+
+
+def test_a_full_disk_is_an_artifact_error(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("earlier")
+    with pytest.raises(ArtifactError, match="disk is full") as caught:
+        write_to_full_disk(atomic_file, path)
+    assert caught.value.where == str(path)
+    assert "free space" in caught.value.hint
+    assert snapshot(tmp_path) == {"a": b"earlier"}
+
+
+def test_a_full_disk_inside_a_folder_is_an_artifact_error(tmp_path: Path) -> None:
+    path = tmp_path / "stage"
+    with pytest.raises(ArtifactError, match="disk is full"):
+        write_to_full_disk(atomic_folder, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_folder_that_may_not_be_written_is_an_artifact_error(tmp_path: Path, number: int) -> None:
+    with pytest.raises(ArtifactError, match="cannot write") as caught:
+        write_text(tmp_path / "a", "data", then=OSError(number, os.strerror(number)))
+    assert "choose an output folder" in caught.value.hint
+
+
+def test_other_os_errors_are_not_disguised(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output"):
+        write_text(tmp_path / "a", "data", then=OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, ArtifactError), (errno.EACCES, ArtifactError), (errno.EIO, SafetensorError)])
+def test_what_safetensors_says_in_words_is_understood(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+    words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    with pytest.raises(kind):
+        write_text(tmp_path / "a", "data", then=SafetensorError(words))
+
+
+def test_sha256_of_a_file_is_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_a_folder_follows_names_and_contents_only(tmp_path: Path) -> None:
+    for copy in ("x", "y"):
+        (tmp_path / copy / "sub").mkdir(parents=True)
+        (tmp_path / copy / "sub" / "a").write_text("1")
+        (tmp_path / copy / "b").write_text("2")
+    before = sha256(tmp_path / "x")
+    assert before == sha256(tmp_path / "y")
+    (tmp_path / "y" / "b").write_text("3")
+    assert sha256(tmp_path / "y") != before
+    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
+    assert sha256(tmp_path / "x") != before
+
+
+def test_sha256_of_nothing_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not found"):
+        sha256(tmp_path / "absent")
+
+
+def test_files_in_leaves_out_unfinished_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / ".partial-stage-12").mkdir()
+    (tmp_path / ".partial-stage-12" / "weights").write_text("half")
+    (tmp_path / ".partial-a-12").write_text("half")
+    (tmp_path / "a").write_text("whole")
+    assert files_in(tmp_path) == [tmp_path / "a"]
+
+
+def test_json_is_written_in_one_form_and_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ü"})
+    write_json(tmp_path / "b.json", {"a": "ü", "b": [1, 2.5, None]})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert read_json(tmp_path / "a.json") == {"a": "ü", "b": [1, 2.5, None]}
+
+
+def test_json_with_nan_is_refused_and_the_earlier_file_stays(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"gate": 1.0})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"gate": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"gate": 1.0}
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"])
+def test_bad_json_is_an_artifact_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_absent_json_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not found"):
+        read_json(tmp_path / "a.json")

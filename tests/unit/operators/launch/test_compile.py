@@ -1,0 +1,174 @@
+"""Ahead-of-time compilation without a GPU: what a cubin needs, the cache, and refusals."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+
+import pytest
+import triton
+from onerec_trt.core.errors import ArtifactError, BuildError
+from onerec_trt.operators.kernels.context_attention import attention_build, usable
+from onerec_trt.operators.kernels.product import Product
+from onerec_trt.operators.kernels.quant import quant
+from onerec_trt.operators.launch import compile as ahead
+from onerec_trt.operators.launch.compile import Build, compile_many, compiled
+from onerec_trt.operators.launch.node import row_build
+from onerec_trt.operators.launch.tiles import CAPABILITIES, AttentionTile, GemmTile, RowTile
+
+QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
+ELF = b"\x7fELF"
+PERSISTENT = GemmTile(128, 128, 128, 5, 12, programs=132)
+POINTERS = GemmTile(64, 64, 128, 2, 4)
+ATTENTION = AttentionTile(128, 128, 2, 12, programs=132)
+PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
+
+
+def quant_build(capability: str = "9.0", tile: RowTile = RowTile(4, 256, 4)) -> Build:  # noqa: B008
+    return row_build(quant, QUANT, {"PER_ROW": True, "WIDTH": 640}, tile, capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_compute_capability(tmp_path, capability):
+    row, gemm = (compiled(build, tmp_path) for build in (quant_build(capability), PRODUCT.build(POINTERS, capability)))
+    assert row.cubin.startswith(ELF)
+    assert gemm.cubin.startswith(ELF)
+    assert (row.entry, row.warps, row.global_scratch_bytes) == ("quant", 4, 0)
+    assert 0 < gemm.shared_bytes <= ahead.MOST_SHARED[capability]
+
+
+@pytest.mark.parametrize(
+    ("tile", "product", "descriptors"),
+    [
+        (PERSISTENT, PRODUCT, 6),
+        (PERSISTENT, replace(PRODUCT, residual=False, row_scales=False), 4),
+        (PERSISTENT, replace(PRODUCT, promotion=128), 6),
+        (replace(PERSISTENT, m=192, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
+        (replace(PERSISTENT, k=64), Product("float16", 1408, 640, residual=True), 6),
+    ],
+    ids=str,
+)
+def test_the_persistent_product_fits_and_spills_nothing(tmp_path, tile, product, descriptors):
+    kernel = compiled(product.build(tile, "9.0"), tmp_path)
+    assert kernel.warps == tile.warps
+    assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("tile", [ATTENTION, replace(ATTENTION, n=64, stages=4)], ids=str)
+@pytest.mark.parametrize(("share", "head"), [(1, 128), (7, 128), (1, 64)])
+def test_the_attention_with_roles_fits_and_spills_nothing(tmp_path, tile, share, head):
+    kernel = compiled(attention_build(512, 2, share, head, usable(tile, head), "9.0"), tmp_path)
+    assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 2 * 128), "descriptors of keys and values"
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+def assert_fits_and_spills_nothing(kernel, folder):
+    assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
+    (folder / "kernel.cubin").write_bytes(kernel.cubin)
+    usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
+    text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+    assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
+
+
+@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=64), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
+def test_the_attention_with_roles_is_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no attention with roles"):
+        attention_build(512, 2, 1, 128, tile, capability)
+
+
+@pytest.mark.parametrize(("head", "descriptors"), [(48, True), (4, False)])
+def test_other_heads_have_no_roles(head, descriptors):
+    tile = usable(ATTENTION, head)
+    assert (tile.programs, tile.m, tile.descriptors) == (0, 128, descriptors)
+
+
+@pytest.mark.parametrize(("tile", "capability"), [("rows", "9.0"), ("capability", "12.0")])
+def test_the_persistent_product_is_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no persistent kernel"):
+        PRODUCT.build(replace(PERSISTENT, m=64) if tile == "rows" else PERSISTENT, capability)
+
+
+def test_without_aligned_strides_there_are_no_descriptors():
+    tile = replace(PRODUCT, k=200).usable(replace(PERSISTENT, m=192))
+    assert (tile.programs, tile.m, tile.warps) == (0, 128, 8)
+
+
+def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
+    assert compiled(quant_build(), tmp_path).shared_bytes == 0
+
+
+def test_a_plan_carries_no_line_numbers(tmp_path):
+    cubin = compiled(PRODUCT.build(PERSISTENT, "9.0"), tmp_path).cubin
+    assert b".debug_line" not in cubin
+    assert len(cubin) < 64 << 10
+
+
+def test_the_second_time_it_comes_from_the_cache(tmp_path, monkeypatch):
+    first = compiled(quant_build(), tmp_path)
+    monkeypatch.setattr(ahead, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compiled(quant_build(), tmp_path) == first
+
+
+def test_whatever_changes_the_cubin_changes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda build, _: ahead.Kernel(b"cubin", "quant", build.warps, 0, 0))
+    base = quant_build()
+    others = [
+        replace(base, capability="8.9"),
+        replace(base, constants={**base.constants, "WIDTH": 896}),
+        replace(base, warps=8),
+        replace(base, registers=64),
+        replace(base, types=("*fp16", "*fp8e4nv", "*fp32", "i64")),
+    ]
+    for build in (base, *others):
+        compiled(build, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 + len(others)
+
+
+def test_what_the_compiler_reads_from_the_environment_changes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda build, _: ahead.Kernel(b"cubin", "quant", build.warps, 0, 0))
+    compiled(quant_build(), tmp_path)
+    monkeypatch.setenv("DISABLE_PTXAS_OPT", "1")
+    compiled(quant_build(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_promoted_sum_is_added_outside_the_tensor_core(tmp_path, capability):
+    """Triton would otherwise make it the tensor core's own."""
+    counts = []
+    for promotion in (0, 128):
+        product = Product("float8_e4m3fn", 1408, 640, promotion=promotion)
+        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(POINTERS, capability), tmp_path / "cache").cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+        counts.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("FADD"))
+    values_of_a_thread = 64 * 64 // 128
+    assert counts == [0, values_of_a_thread]
+
+
+def test_a_spoilt_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "_compile", lambda *_: ahead.Kernel(b"cubin", "quant", 4, 0, 0))
+    compiled(quant_build(), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text("{}")
+    with pytest.raises(ArtifactError, match="not a compiled kernel"):
+        compiled(quant_build(), tmp_path)
+
+
+def test_too_much_shared_memory_is_refused(tmp_path):
+    with pytest.raises(BuildError, match="shared memory"):
+        compiled(PRODUCT.build(replace(PERSISTENT, stages=7), "9.0"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_triton_refuses_is_a_build_error(tmp_path):
+    with pytest.raises(BuildError, match="Triton cannot compile"):
+        compiled(quant_build(tile=RowTile(3, 256, 4)), tmp_path)
+
+
+def test_parallel_compilation_tells_which_failed(tmp_path):
+    results = compile_many([quant_build(), quant_build(tile=RowTile(3, 256, 4))], tmp_path, workers=1)
+    assert results[0] == compiled(quant_build(), tmp_path)
+    assert isinstance(results[1], BuildError)

@@ -1,0 +1,81 @@
+"""What the driver is asked when a program runs on tensors: a driver that writes it down stands in for it."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from onerec_trt.core.errors import GpuError
+from onerec_trt.operators.launch import launch
+from onerec_trt.operators.launch.program import Float32, Input, Int32, Int64, Kernel, Launch, Output, cdiv, dim
+
+STREAM, FUNCTION = 0x5EAF, 0xF00D
+TYPES = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class Driver:
+    """Notes launches: grid, threads, shared memory, stream, and the values that the parameters point to."""
+
+    def __init__(self, result: int = 0) -> None:
+        self.result = result
+        self.launches: list[tuple[Any, ...]] = []
+
+    def cuLaunchKernel(self, function, x, y, z, threads, _y, _z, shared, stream, parameters, extra):
+        values = [kind.from_address(parameters[n]).value for n, kind in enumerate(TYPES)]
+        self.launches.append((function.value, (x, y, z), threads, shared, stream.value, values, extra))
+        return self.result
+
+    def cuGetErrorString(self, result, text):
+        text._obj.value = b"out of luck"
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch) -> Driver:
+    noted = Driver()
+    monkeypatch.setattr(launch, "_driver", lambda: noted)
+    monkeypatch.setattr(launch, "_loaded", lambda *_: ctypes.c_void_p(FUNCTION))
+    monkeypatch.setattr(launch, "_hidden", lambda size: torch.empty(size, dtype=torch.uint8) if size else None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
+    return noted
+
+
+def bound(rows: int, scratch: int = 512) -> tuple[launch.Run, torch.Tensor, torch.Tensor]:
+    x, y = torch.zeros(rows, 4), torch.zeros(rows, 4)
+    arguments = (Input(0), Output(0), Int32(dim(0, 0)), Float32(0.5), Int64(1 << 40))
+    one = Launch(Kernel(b"cubin", "k", 8, 1000, scratch), (cdiv(dim(0, 0), 4), 2, 1), arguments)
+    return launch._bind(one, [x], [y], [(rows, 4)]), x, y
+
+
+def test_arguments_end_with_the_hidden_scratch(driver):
+    run, x, y = bound(9)
+    assert driver.launches == [], "binding launches nothing"
+    run()
+    ((function, grid, threads, shared, stream, values, extra),) = driver.launches
+    assert (function, grid, threads, shared, stream, extra) == (FUNCTION, (3, 2, 1), 256, 1000, STREAM, None)
+    assert values[:5] == [x.data_ptr(), y.data_ptr(), 9, 0.5, 1 << 40]
+    assert values[5]
+    assert values[6] is None
+
+
+def test_no_scratch_is_a_null_address(driver):
+    run, *_ = bound(9, scratch=0)
+    run()
+    assert driver.launches[0][5][5:] == [None, None]
+
+
+def test_an_empty_grid_is_not_launched(driver):
+    run, *_ = bound(0)
+    run()
+    assert driver.launches == []
+
+
+def test_the_drivers_error_is_told(driver):
+    driver.result = 719
+    run, *_ = bound(9)
+    with pytest.raises(GpuError, match="CUDA error 719: out of luck"):
+        run()

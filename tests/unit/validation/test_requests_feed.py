@@ -1,0 +1,60 @@
+"""Inputs of the serving graph: padded with NaN, cut into batches, with each request's own paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from onerec_trt.models.requests import Requests, offsets_of
+from onerec_trt.operators.operator import Array
+from onerec_trt.validation.requests_feed import feeds, run_all
+
+LENGTHS = np.array([[1, 2, 0], [1, 0, 0], [0, 0, 2], [2, 2, 1], [1, 1, 1]])
+WIDTH = 6
+
+
+@pytest.fixture
+def requests() -> Requests:
+    offsets = offsets_of(LENGTHS)
+    values = np.arange(1, offsets[-1] + 1, dtype=np.float32)[:, None].repeat(WIDTH, 1)  # token t holds t + 1 everywhere
+    return Requests([str(n) for n in range(len(LENGTHS))], values, offsets, LENGTHS)
+
+
+def test_every_token_is_fed_once_and_all_padding_is_nan(requests: Requests) -> None:
+    seen = []
+    for inputs in feeds(requests, 2):
+        features = inputs["features"]
+        assert features.dtype == np.float16
+        for row, length in zip(features, inputs["lengths"].sum(1), strict=True):
+            assert np.isfinite(row[:length]).all()
+            assert np.isnan(row[length:]).all()
+            seen += row[:length, 0].tolist()
+    assert seen == requests.values_NF[:, 0].tolist()
+
+
+def test_a_batch_is_as_long_as_its_longest_context(requests: Requests) -> None:
+    assert [inputs["features"].shape for inputs in feeds(requests, 2)] == [(2, 3, WIDTH), (2, 5, WIDTH), (1, 3, WIDTH)]
+
+
+def test_lengths_are_int64_pathway_counts(requests: Requests) -> None:
+    (inputs,) = feeds(requests, 8)
+    assert list(inputs) == ["features", "lengths"]
+    assert inputs["lengths"].dtype == np.int64
+    np.testing.assert_array_equal(inputs["lengths"], LENGTHS)
+
+
+def test_paths_stay_with_their_requests(requests: Requests) -> None:
+    paths = np.arange(5)[:, None, None].repeat(4, 1).repeat(3, 2)
+    fed = [inputs["sids"] for inputs in feeds(requests, 2, paths)]
+    assert [len(part) for part in fed] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(fed), paths)
+
+
+def test_run_all_joins_the_batches_in_order(requests: Requests) -> None:
+    def first_token(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"first": inputs["features"][:, 0, 0], "total": inputs["lengths"].sum(1)}
+
+    outputs = run_all(first_token, requests, 2, "test")
+    np.testing.assert_array_equal(outputs["first"], requests.values_NF[requests.offsets[:-1], 0])
+    np.testing.assert_array_equal(outputs["total"], LENGTHS.sum(1))

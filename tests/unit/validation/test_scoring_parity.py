@@ -1,0 +1,81 @@
+"""Errors against FP32, held against what a pencil gives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onerec_trt.core.artifacts import write_json
+from onerec_trt.validation.fp32_reference import Reference
+from onerec_trt.validation.scoring_parity import ScoringErrors, scoring_errors, scoring_gates
+
+# One request, two paths with probabilities 1/4 and 1/4 in FP32; renormalized over the paths: 1/2 and 1/2.
+FP32 = np.log(np.array([[[0.5, 1.0, 0.5], [0.25, 1.0, 1.0]]], np.float32))
+SIDS = np.zeros((1, 2, 3), np.int64)
+
+
+@pytest.fixture
+def reference() -> Reference:
+    return Reference(SIDS, FP32.sum(-1), FP32, FP32)
+
+
+def test_hand_computed_errors(reference: Reference) -> None:
+    engine = np.log(np.array([[[0.5, 1.0, 0.5], [0.125, 1.0, 1.0]]], np.float32))  # second path half as likely
+    quantized = FP32 + np.float32(0.1)  # every token 0.1 nat off, but the distribution over the paths is the same
+    errors = scoring_errors(engine, quantized, reference)
+    assert errors.engine == pytest.approx(math.log(2) / 6)
+    assert errors.quantized == pytest.approx(0.1, rel=1e-5)
+    expected_kl = 0.5 * math.log(0.5 / (2 / 3)) + 0.5 * math.log(0.5 / (1 / 3))
+    assert errors.engine_kl == pytest.approx(math.sqrt(2 * expected_kl))
+    assert errors.quantized_kl == pytest.approx(0, abs=1e-6)
+    assert errors.ratio == pytest.approx(math.log(2) / 6 / 0.1, rel=1e-5)
+
+
+def test_errors_are_means_over_requests() -> None:
+    fp32 = np.concatenate([FP32, FP32])
+    reference = Reference(np.zeros((2, 2, 3), np.int64), fp32.sum(-1), fp32, fp32)
+    engine = fp32.copy()
+    engine[1] -= 0.3
+    assert scoring_errors(engine, fp32, reference).engine == pytest.approx(0.15, rel=1e-5)
+
+
+def test_an_exact_engine_passes_whatever_the_quantized_model_does(reference: Reference) -> None:
+    errors = scoring_errors(FP32, FP32, reference)
+    assert (errors.ratio, errors.kl_ratio) == (0, 0)
+    assert all(gate.passed for gate in scoring_gates("fp16", errors, 1.1))
+
+
+def test_an_engine_that_errs_where_the_quantized_model_is_exact_fails(reference: Reference) -> None:
+    shifted = FP32.copy()
+    shifted[0, 0] += 0.5
+    gates = scoring_gates("fp16", scoring_errors(shifted, FP32, reference), 1.1)
+    assert [gate.passed for gate in gates] == [False, False]
+
+
+@pytest.mark.parametrize(("engine", "passed"), [(0.0109, True), (0.0112, False)])
+def test_the_limit_is_a_ratio(engine: float, passed: bool) -> None:
+    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01)
+    assert [gate.passed for gate in scoring_gates("fp8-row", errors, 1.1)] == [passed, passed]
+
+
+@pytest.mark.parametrize("broken", ["engine", "quantized"])
+def test_nan_fails_and_can_be_stored(reference: Reference, broken: str, tmp_path: Path) -> None:
+    nan = np.full_like(FP32, np.nan)
+    inexact = FP32 * np.array([[[1.5], [1.0]]], np.float32)
+    errors = scoring_errors(nan, inexact, reference) if broken == "engine" else scoring_errors(inexact, nan, reference)
+    assert not any(gate.passed for gate in scoring_gates("fp8-row", errors, 1.1))
+    write_json(tmp_path / "errors.json", errors.model_dump(mode="json"))
+    again = ScoringErrors.model_validate(json.loads((tmp_path / "errors.json").read_text()))
+    assert math.isnan(getattr(again, broken))
+
+
+def test_one_bad_value_among_thousands_fails(make_hand_made_reference: Callable[..., Reference]) -> None:
+    rng = np.random.default_rng(0)
+    reference = make_hand_made_reference(np.zeros((100, 10, 3)), np.sort(rng.normal(size=(100, 10)))[:, ::-1])
+    engine = reference.scoring_nW3.copy()
+    engine[63, 4, 1] = np.nan
+    assert not any(gate.passed for gate in scoring_gates("fp8-row", scoring_errors(engine, reference.scoring_nW3 + 1, reference), 1.1))

@@ -1,0 +1,78 @@
+"""Gate 3, beams and hits on a trained model: does the engine recommend what the FP32 model recommends?"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ..core.recipe import ValidateOptions
+from ..models.evaluation import hits
+from .confidence_interval import paired_interval
+from .fp32_reference import Reference
+from .gates import Gate, gate
+
+Sids = NDArray[np.int64]
+
+
+class BeamMetrics(BaseModel):
+    """Agreement of an engine's items with the FP32 model's; k is the recipe's `top_k`.
+
+    `tie_band`: nat; requests whose two best FP32 items lie closer are no test of the first place.
+    `score_regret`: mean FP32 log-probability lost per item among the first k, in nat.
+    `hit_interval`: 99 % paired bootstrap interval of hit@k minus the FP32 model's.
+    """
+
+    k: int
+    overlap: float
+    top1: float
+    tie_band: float
+    tie_band_share: float
+    score_regret: float
+    hit: float
+    hit_fp32: float
+    hit_interval: tuple[float, float]
+
+
+def beam_metrics(sids_nW3: Sids, regret: float, targets_n3: Sids, reference: Reference, options: ValidateOptions) -> BeamMetrics:
+    """Compare an engine's items with the reference beams of the same requests."""
+    k = min(options.top_k, sids_nW3.shape[1])
+    band = min(2 * reference.fp16_noise, options.tie_band_nat)
+    clear = _gap(reference.scores_nW) > band
+    same_first = (sids_nW3[:, 0] == reference.sids_nW3[:, 0]).all(-1)
+    engine_hits, fp32_hits = hits(sids_nW3, targets_n3, k), hits(reference.sids_nW3, targets_n3, k)
+    return BeamMetrics(
+        k=k,
+        overlap=float(overlap(sids_nW3[:, :k], reference.sids_nW3[:, :k]).mean()),
+        top1=float(same_first[clear].mean()) if clear.any() else float(same_first.mean()),
+        tie_band=band,
+        tie_band_share=float(1 - clear.mean()),
+        score_regret=regret,
+        hit=float(engine_hits.mean()),
+        hit_fp32=float(fp32_hits.mean()),
+        hit_interval=paired_interval(engine_hits, fp32_hits),
+    )
+
+
+def beam_gates(recipe: str, metrics: BeamMetrics, options: ValidateOptions) -> list[Gate]:
+    """Overlap, first place, width of the tie band, and a hit rate that differs by no more than chance explains."""
+    low, high = metrics.hit_interval
+    hit_rates = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}"
+    hit_detail = f"{hit_rates}, paired 99 % interval of the difference [{low:.4f}, {high:.4f}]"
+    return [
+        gate(f"overlap@{metrics.k}", recipe, metrics.overlap, ">=", options.overlap, f"score regret {metrics.score_regret:.3g} nat"),
+        gate("top-1 outside the tie band", recipe, metrics.top1, ">=", options.top1, f"band {metrics.tie_band:.2g} nat"),
+        gate("requests inside the tie band", recipe, metrics.tie_band_share, "<=", options.tie_band_share),
+        gate("hits within the paired interval of FP32", recipe, max(0.0, low, -high), "<=", 0.0, hit_detail),
+    ]
+
+
+def overlap(actual_nk3: Sids, expected_nk3: Sids) -> NDArray[np.float64]:
+    """Share of each request's expected items that are among the actual ones, [n]."""
+    found_nk = (expected_nk3[:, :, None] == actual_nk3[:, None]).all(-1).any(2)
+    return np.asarray(found_nk.mean(1), np.float64)
+
+
+def _gap(scores_nW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Distance between the two best scores; infinite where there is only one item."""
+    return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf, np.float32)

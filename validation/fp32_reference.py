@@ -1,0 +1,111 @@
+"""The FP32 reference of a checkpoint on held-out requests: beams, path scores, FP16 noise. Made once, used by every recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from ..core.errors import CheckpointError
+from ..core.progress import tracked
+from ..core.recipe import Recipe
+from ..core.records import read_record, run_stage
+from ..export.serving import Decoder
+from ..models.beam_search import beam_search, path_log_probabilities
+from ..models.checkpoint import open_checkpoint
+from ..models.requests import Requests, read_requests
+from .fp16_source import Fp16Source
+from .requests_feed import run_all
+from .torch_runner import scoring_torch_runner
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the FP32 model says, best item first.
+
+    Args:
+        sids_nW3: FP32 beams, int64.
+        scores_nW: Their log-probabilities, FP32.
+        scoring_nW3: Log-probability of each token along them in FP32.
+        fp16_scoring_nW3: The same from the model in FP16.
+    """
+
+    sids_nW3: NDArray[np.int64]
+    scores_nW: NDArray[np.float32]
+    scoring_nW3: NDArray[np.float32]
+    fp16_scoring_nW3: NDArray[np.float32]
+
+    @property
+    def fp16_noise(self) -> float:
+        """Mean absolute difference in nat between the FP16 and the FP32 score of an item."""
+        return float(np.abs(self.fp16_scoring_nW3.sum(-1) - self.scoring_nW3.sum(-1)).mean())
+
+
+def make_reference(recipe: Recipe, folder: Path) -> Reference:
+    """Compute the reference into `folder`, or read it when checkpoint, requests and beam are unchanged.
+
+    Raises:
+        CheckpointError, RequestError: An input is malformed.
+    """
+    read = {"checkpoint": recipe.checkpoint, "heldout": recipe.heldout}
+    if recipe.key_map is not None:
+        read["key_map"] = recipe.key_map
+    options = {
+        "beam": list(recipe.export.beam),
+        "max_requests": recipe.validation.max_requests,
+        "batch_size": recipe.validation.batch_size,
+        "max_context": recipe.max_context,
+    }
+    run_stage("reference", folder, read=read, options=options, tools=("torch",), body=partial(_write, recipe))
+    read_record(folder)
+    return Reference(**load_file(folder / REFERENCE_FILE))
+
+
+def heldout_requests(recipe: Recipe) -> Requests:
+    """The held-out requests a recipe validates on, with targets.
+
+    Raises:
+        RequestError: The file or a request in it is malformed.
+    """
+    config = open_checkpoint(recipe.checkpoint, recipe.key_map).config
+    requests = read_requests(recipe.heldout, config, max_context=recipe.max_context, need_targets=True)
+    return requests.select(slice(recipe.validation.max_requests))
+
+
+def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
+    """A yardstick of NaN measures nothing."""
+    for name, scores_nW3 in (("FP32", reference.scoring_nW3), ("FP16", reference.fp16_scoring_nW3)):
+        for row in np.flatnonzero(~np.isfinite(scores_nW3).all((1, 2)))[:1]:
+            raise CheckpointError(
+                f"the model in {name} gives scores that are not finite for request {requests.ids[row]}",
+                where=str(path),
+                hint="activations beyond FP16 (65504)? `onerec-trt calibrate` names the tensor when such requests are among its own",
+            )
+
+
+def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
+    requests, batch_size = heldout_requests(recipe), recipe.validation.batch_size
+    model = checkpoint.load_model()
+    sids, scores, scoring = [], [], []
+    with torch.no_grad():
+        for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
+            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, recipe.export.beam)
+            sids.append(beams.sids_BW3.numpy())
+            scores.append(beams.scores_BW.numpy())
+            scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
+    sids_nW3 = np.concatenate(sids)
+    runner = scoring_torch_runner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
+    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)["log_probabilities"].astype(np.float32)
+    reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(scoring), fp16)
+    _require_finite(reference, requests, recipe.heldout)
+    save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
+    return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}

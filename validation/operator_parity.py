@@ -1,0 +1,121 @@
+"""Gate 1, per operator: each operator of the exported file alone, fed with the packed model's own inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from polygraphy.comparator import CompareFunc, IterationResult
+from pydantic import BaseModel
+
+from ..core.difference import difference
+from ..core.progress import tracked
+from ..export.passes import LARGEST_FOLDED
+from ..export.serving import ServingModel
+from ..export.weights import WEIGHTS_FILE
+from ..models.requests import Requests
+from ..operators.operator import DOMAIN, Array, Call, recorded_calls
+from ..operators.single_node import as_arrays, feed, single_node_model
+from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
+from .gates import Gate, gate
+from .requests_feed import feeds
+
+
+class OperatorResult(BaseModel):
+    """One operator node: its difference from the torch reference, the bound, and where the worst value lies."""
+
+    label: str
+    operator: str
+    difference: float | None
+    threshold: float
+    passed: bool
+    detail: str = ""
+
+
+def operator_results(serving: ServingModel, exported: onnx.ModelProto, requests: Requests, batch_size: int) -> list[OperatorResult]:
+    """Compare every operator node of the exported file on the inputs it sees in the packed model.
+
+    Args:
+        serving: The packed model that was exported.
+        exported: model.onnx, loaded without its weights; its own functions are what runs.
+        requests: A few requests.
+        batch_size: Requests per batch.
+    """
+    with torch.no_grad(), recorded_calls() as calls:
+        for inputs in feeds(requests, batch_size):
+            serving(torch.from_numpy(inputs["features"]), torch.from_numpy(inputs["lengths"]))
+    nodes = {node.name: node.op_type for node in exported.graph.node if node.domain == DOMAIN}
+    assert {call.label for call in calls} == nodes.keys(), "the exported file holds other operators than the packed model calls"
+    return [_compare(call, exported) for call in tracked(calls, "operators")]
+
+
+def _compare(call: Call, exported: onnx.ModelProto) -> OperatorResult:
+    inputs = [tensor.contiguous() for tensor in call.inputs]
+    model = single_node_model(call.operator, inputs, call.attributes, list(exported.functions))
+    actual = list(OnnxRuntimeRunner(model, threads=1)(feed(inputs)).values())
+    expected = as_arrays(call.outputs)
+    value = call.operator.compare(actual, expected, as_arrays(inputs), call.attributes)
+    passed = bool(value <= call.operator.threshold)
+    return OperatorResult(
+        label=call.label,
+        operator=call.operator.name,
+        difference=value if np.isfinite(value) else None,
+        threshold=call.operator.threshold,
+        passed=passed,
+        detail="" if passed else _explanation(actual, expected),
+    )
+
+
+def _explanation(actual: list[Array], expected: list[Array]) -> str:
+    """Polygraphy's statistics of the worst output, for the message of a failed gate."""
+    names = [f"output_{number}" for number in range(len(actual))]
+    sides = {"ONNX": actual, "torch": expected}
+    results = [IterationResult(dict(zip(names, arrays, strict=True)), runner_name=side) for side, arrays in sides.items()]
+    compared = CompareFunc.simple(fail_fast=False)(*results)
+    worst = max(names, key=lambda name: difference(actual[names.index(name)], expected[names.index(name)]))
+    found = compared[worst]
+    if not hasattr(found, "max_absdiff"):
+        return f"{worst}: shapes {actual[names.index(worst)].shape} and {expected[names.index(worst)].shape}"
+    return f"{worst}: largest absolute difference {found.max_absdiff:.3g}, mean {found.mean_absdiff:.3g}"
+
+
+def operator_gates(recipe: str, results: list[OperatorResult]) -> list[Gate]:
+    """One gate per operator type: the largest share of its threshold that any node used."""
+    gates = []
+    for name in sorted({result.operator for result in results}):
+        of_type = [result for result in results if result.operator == name]
+        worst = max(of_type, key=lambda r: np.inf if r.difference is None else r.difference)
+        value = np.inf if worst.difference is None else worst.difference
+        detail = f"worst of {len(of_type)}: {worst.label} {worst.detail}".strip()
+        gates.append(gate(f"operator {name}", recipe, value, "<=", worst.threshold, detail))
+    return gates
+
+
+def weight_gate(recipe: str, serving: ServingModel, exported: onnx.ModelProto, folder: Path) -> Gate:
+    """Every weight in the file has, byte for byte, the value of the packed model's buffer of that name.
+
+    A small buffer that constant folding has turned into other constants is named; the model gates see it. A larger one is missing.
+    """
+    buffers = dict(serving.named_buffers())
+    wrong, compared = [], 0
+    with (folder / WEIGHTS_FILE).open("rb") as stream:
+        for initializer in exported.graph.initializer:
+            if initializer.name not in buffers:
+                continue
+            place = {entry.key: int(entry.value) for entry in initializer.external_data if entry.key != "location"}
+            if place:
+                stream.seek(place["offset"])
+            stored = stream.read(place["length"]) if place else initializer.raw_data
+            expected = buffers[initializer.name].contiguous().view(torch.uint8).numpy().tobytes()
+            compared += 1
+            if stored != expected:
+                wrong.append(initializer.name)
+    folded = sorted(buffers.keys() - {initializer.name for initializer in exported.graph.initializer})
+    missing = [name for name in folded if buffers[name].numel() > LARGEST_FOLDED]
+    detail = f"{compared} tensors compared"
+    detail += f"; folded into constants: {', '.join(folded)}" if folded and not missing else ""
+    detail += f"; first that is missing: {missing[0]}" if missing else ""
+    detail += f"; first that differs: {wrong[0]}" if wrong else ""
+    return gate("weights in the file", recipe, len(wrong) + len(missing) if compared else np.inf, "<=", 0, detail)

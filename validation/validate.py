@@ -1,0 +1,223 @@
+"""The validate stage: run what was exported, or the plans built from it, and hold it against every gate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.json import to_json
+from pydantic import BaseModel
+
+from ..calibration.quantized import open_quantized
+from ..calibration.scoring import read_reference as read_modelopt_reference
+from ..core.artifacts import read_json, write_json
+from ..core.recipe import Recipe
+from ..core.records import Record, read_record, run_stage
+from ..core.sources import sources_hash
+from ..export.serving import ServingModel
+from ..export.stage import SERVING_FILE
+from ..models.beam_search import path_log_probabilities
+from ..models.checkpoint import open_checkpoint
+from ..models.onerec import OneRec
+from ..models.requests import Requests, read_requests
+from ..runtime.machine import this_machine
+from ..runtime.onnxruntime_runner import e4m3_self_test
+from ..runtime.verdict import VALIDATION_FILE
+from .backends import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
+from .beam_parity import BeamMetrics, beam_gates, beam_metrics
+from .fp32_reference import Reference, heldout_requests, make_reference
+from .gates import Gate, gate
+from .lineage import require_lineage
+from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
+from .requests_feed import Runner, feeds, run_all
+from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
+from .torch_runner import scoring_torch_runner
+
+__all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate"]
+
+POLYGRAPHY_FILE = "scoring-outputs.json"
+
+
+class Validation(BaseModel):
+    """Everything the gates of one recipe found.
+
+    `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
+    `beams` and `scoring` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
+    """
+
+    recipe: str
+    precision: str
+    engine: str
+    requests: int
+    gates: list[Gate]
+    beams: BeamMetrics
+    scoring: ScoringErrors
+    fp16_noise: float
+    operators: list[OperatorResult]
+    plans: dict[str, str] = {}
+    unseen: dict[str, list[int]] = {}
+
+    @property
+    def passed(self) -> bool:
+        return all(g.passed for g in self.gates)
+
+    @property
+    def marked_gates(self) -> list[Gate]:
+        """The gates with the engine in their names, beside those of another engine."""
+        return [gate.model_copy(update={"name": f"{self.engine}: {gate.name}"}) for gate in self.gates]
+
+
+def validate(recipe: Recipe, quantized: Path, exported: Path, reference: Path, folder: Path, plans: Path | None = None) -> Record:
+    """Run every gate, or read the result when nothing changed.
+
+    A failed gate does not raise here: the result is kept for the report; `gates.require` stops the run.
+
+    Args:
+        recipe: Names checkpoint, held-out requests and thresholds.
+        quantized: Folder of the calibrate stage.
+        exported: Folder of the export stage.
+        reference: Folder the FP32 reference is kept in; shared by all recipes of one checkpoint.
+        folder: Where validation.json goes.
+        plans: Folder of the build stage, whose plans of TensorRT are the engine then. Default: ONNX Runtime is.
+
+    Raises:
+        ArtifactError: An artifact does not match its record, or was made from other inputs than the recipe's.
+        CheckpointError, RequestError: An input is malformed.
+        GateError: The reference runner's own self-test failed.
+        GpuError: There is no GPU for the plans, or its memory is exhausted.
+        MissingExtraError: TensorRT is not installed.
+    """
+    require_lineage(recipe, quantized, exported)
+    fp32 = make_reference(recipe, reference)
+    read = {"quantized": quantized, "exported": exported, "reference": reference, "heldout": recipe.heldout}
+    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "engines": sources_hash("validation")}
+    under_test = onnxruntime_under_test(recipe, exported)
+    if plans is not None:
+        under_test = tensorrt_under_test(recipe, exported, plans)
+        read |= {name: plans / name for name in under_test.plans}
+        options |= {"machine": asdict(this_machine("tensorrt"))}
+    body = partial(_write, recipe, quantized, exported, fp32, under_test)
+    return run_stage("validate", folder, read=read, options=options, tools=("torch", "onnxruntime", "polygraphy"), body=body)
+
+
+def read_validation(folder: Path) -> Validation:
+    """Read and verify a validation result.
+
+    Raises:
+        ArtifactError: It is missing or was changed.
+    """
+    read_record(folder)
+    return Validation.model_validate(read_json(folder / VALIDATION_FILE))
+
+
+def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, folder: Path) -> dict[str, Any]:
+    source = open_quantized(quantized)
+    e4m3_self_test()
+    requests = heldout_requests(recipe)
+    serving = ServingModel(source, recipe.export.beam).eval()
+    graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
+    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
+    model = checkpoint.load_model()
+
+    few = requests.select(slice(recipe.validation.operator_requests))
+    operators = operator_results(serving, graph, few, recipe.validation.operator_requests)
+    expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
+    outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
+    _save_for_polygraphy(under_test, next(feeds(requests, under_test.trials[0].batch_size, fp32.sids_nW3)), folder)
+    gates = [
+        weight_gate(recipe.name, serving, graph, exported),
+        *operator_gates(recipe.name, operators),
+        _packed_gate(recipe, quantized, serving, model),
+        *(gate for outcome in outcomes for gate in outcome.gates),
+    ]
+    validation = Validation(
+        recipe=recipe.name,
+        precision=recipe.precision,
+        engine=under_test.engine,
+        requests=len(requests),
+        gates=gates,
+        beams=outcomes[-1].beams,
+        scoring=outcomes[-1].scoring,
+        fp16_noise=fp32.fp16_noise,
+        operators=operators,
+        plans={name: plan.sha256 for name, plan in under_test.plans.items()},
+        unseen=under_test.unseen,
+    )
+    write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
+    return {"passed": validation.passed, "gates": len(gates)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trial of an engine gave."""
+
+    scoring: ScoringErrors
+    beams: BeamMetrics
+    gates: list[Gate]
+
+
+def _try(
+    recipe: Recipe, trial: Trial, engine: str, model: OneRec, requests: Requests, expected_nW3: NDArray[np.float32], fp32: Reference
+) -> Outcome:
+    """Both forms of an engine on all requests: its errors along the FP32 model's paths, and its own beams."""
+    options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
+    actual = run_all(trial.scoring(), requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)["log_probabilities"]
+    errors = scoring_errors(_floats(actual), expected_nW3, fp32)
+    sids_nW3 = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")["sids"].astype(np.int64)
+    assert requests.targets_n3 is not None
+    k = min(options.top_k, sids_nW3.shape[1])
+    regret = fp32.scores_nW[:, :k].mean() - _fp32_scores(model, requests, sids_nW3[:, :k], options.batch_size).mean()
+    beams = beam_metrics(sids_nW3, float(regret), requests.targets_n3, fp32, options)
+    gates = [*scoring_gates(recipe.name, errors, options.scoring_error_ratio), *beam_gates(recipe.name, beams, options)]
+    if trial.label:
+        gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
+    return Outcome(errors, beams, gates)
+
+
+def _quantized_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
+    """Log-probabilities [n, W, 3] by the quantized PyTorch model along the FP32 model's paths."""
+    runner = scoring_torch_runner(serving.decoder, fp32.sids_nW3.shape[1])
+    outputs = run_all(runner, requests, recipe.validation.batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)
+    return _floats(outputs["log_probabilities"])
+
+
+def _save_for_polygraphy(under_test: UnderTest, inputs: dict[str, Any], folder: Path) -> None:
+    """First batch of the scoring graph, for `polygraphy run scoring.onnx --trt --load-outputs ...` on a GPU machine."""
+    runner: Runner = under_test.trials[0].scoring()
+    results = RunResults()
+    results.append((under_test.engine, [IterationResult(runner(inputs), runner_name=under_test.engine)]))
+    (folder / POLYGRAPHY_FILE).write_text(to_json(results))  # not results.save: it writes a line to standard output
+
+
+def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
+    """The FP32 model's score [n, k] of the items an engine found."""
+    scores, first = [], 0
+    for batch in requests.batches(batch_size):
+        paths = torch.from_numpy(sids_nk3[first : first + len(batch.lengths_B3)])
+        scores.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, paths).sum(-1).numpy())
+        first += len(paths)
+    return np.concatenate(scores)
+
+
+def _packed_gate(recipe: Recipe, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
+    """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
+    known = read_modelopt_reference(quantized)
+    requests = read_requests(recipe.requests, model.config, max_context=recipe.max_context).select(known.requests.numpy())
+    runner = scoring_torch_runner(serving.decoder, known.sids.shape[1])
+    packed = run_all(runner, requests, recipe.validation.batch_size, "packed model", known.sids.numpy())["log_probabilities"]
+    fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
+    error, allowed = np.abs(packed - fp32).mean(), np.abs(modelopt - fp32).mean()
+    ratio = float(error / allowed) if allowed > 0 else float("inf")
+    limit = recipe.validation.scoring_error_ratio
+    return gate("packed model beside ModelOpt", recipe.name, ratio, "<=", limit, f"{error:.3g} nat against {allowed:.3g}")
+
+
+def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    return array.astype(np.float32)
