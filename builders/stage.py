@@ -8,7 +8,6 @@ from typing import Any
 from ..core.artifacts import files_in
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
-from ..core.sources import sources_hash
 from ..runtime.machine import Machine, this_machine
 from ..runtime.plan_record import PlanRecord
 from ..runtime.tensorrt_api import Target
@@ -36,7 +35,7 @@ def build(recipe: Recipe, exported: Path, folder: Path, baseline: Path | None = 
     sources = {"": exported, "baseline/": baseline}
     read = {f"{prefix}{name}": file for prefix, source in sources.items() if source is not None for name, file in _files(source).items()}
     if recipe.build.target == "tensorrt-rtx":
-        options = recipe.build.model_dump(mode="json", exclude={"timing_cache"}) | {"builders": sources_hash("builders")}
+        options = recipe.build.model_dump(mode="json", exclude={"timing_cache"}) | {"sources": tensorrt.sources(recipe.build).sha256()}
         return run_stage("build", folder, read=read, options=options, tools=("onnx", "tensorrt-rtx-cu13"), body=_rtx(recipe, exported))
     machine = this_machine("tensorrt")
     tools = ("onnx", "triton") if recipe.build.plugins else ("onnx",)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..core.artifacts import read_json, sha256, write_json
 from ..core.errors import BuildError
 from ..core.recipe import BuildOptions, Profile
-from ..core.sources import sources_hash
+from ..core.sources import Sources
 from ..operators.launch.tiles import committed_tiles
 from ..runtime.machine import Machine
 from ..runtime.plan_record import (
@@ -79,8 +79,16 @@ def working_folder(folder: Path) -> Iterator[Path]:
 
 def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
     """What decides the plans beside the files they are made from; where timings come from is no property of theirs."""
-    facts = options.model_dump(mode="json", exclude={"timing_cache"}) | {"machine": asdict(machine), "builders": sources_hash("builders")}
-    return facts | ({"kernels": sources_hash("operators/kernels", "builders/plugin_host", "core")} if options.plugins else {})
+    facts = options.model_dump(mode="json", exclude={"timing_cache"})
+    return facts | {"machine": asdict(machine), "sources": sources(options).sha256()}
+
+
+def sources(options: BuildOptions) -> Sources:
+    """What of the package decides the plans; kernels and their host do where operators run them."""
+    parts = ("core", "runtime", "builders", "export/weights.py")
+    if options.plugins:
+        return Sources((*parts, "operators"))
+    return Sources(parts, without=("operators", "builders/plugin_host"))
 
 
 def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, baseline: Source | None = None) -> list[PlanJob]:

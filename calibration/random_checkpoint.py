@@ -14,6 +14,7 @@ from ..core.errors import CalibrationError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName
 from ..core.records import Record, run_stage
+from ..core.sources import Sources
 from ..models.checkpoint import expected_shapes
 from ..models.config import OneRecConfig
 from ..operators import fp8
@@ -21,6 +22,7 @@ from .quantize import Amax, quantize, weight_amax
 from .summary import QuantizationSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 
+SOURCES = Sources(("core", "models", "operators/fp8.py", "calibration"))
 STANDARD_DEVIATION = 0.02  # the usual initialization of transformers
 
 
@@ -67,7 +69,13 @@ def random_quantized_checkpoint(
             hint = "use fp16, fp8-row or fp8-paper, or calibrate a trained checkpoint"
             problem = f"{precision} needs calibrated activation scales; random weights have none for {len(missing)} groups of linears"
             raise CalibrationError(problem, where=str(folder), hint=hint)
-    options = {"config": config.model_dump(mode="json"), "precision": precision, "seed": seed, "input_amax": amax}
+    options = {
+        "config": config.model_dump(mode="json"),
+        "precision": precision,
+        "seed": seed,
+        "input_amax": amax,
+        "sources": SOURCES.sha256(),
+    }
     body = partial(_write, config, precision, seed, amax)
     return run_stage("random-checkpoint", folder, read={}, options=options, tools=("torch", "safetensors"), body=body)
 

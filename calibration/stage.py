@@ -12,6 +12,7 @@ import torch
 from ..core.errors import CalibrationError
 from ..core.recipe import Recipe
 from ..core.records import Record, run_stage
+from ..core.sources import Sources
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.key_map import read_key_map
 from ..models.requests import read_requests
@@ -30,6 +31,7 @@ from .weights import WeightWatcher
 
 STAGE = "calibrate"
 TOOLS = ("torch", "nvidia-modelopt", "safetensors")
+SOURCES = Sources(("core", "models", "operators/fp8.py", "calibration"))
 
 
 def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) -> Record:
@@ -59,7 +61,7 @@ def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) ->
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the result, beside the files that are read."""
     options = recipe.calibration.model_dump(mode="json", exclude={"saved_state"})
-    return {"precision": recipe.precision, "max_context": recipe.max_context, **options}
+    return {"precision": recipe.precision, "max_context": recipe.max_context, **options, "sources": SOURCES.sha256()}
 
 
 def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:

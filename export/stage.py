@@ -16,7 +16,7 @@ from ..core.errors import ExportError
 from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.records import Record, run_stage
-from ..core.sources import sources_hash
+from ..core.sources import Sources
 from .graph import SCORING, SERVING, export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
@@ -25,6 +25,7 @@ from .serving import ScoringModel, ServingModel
 from .weights import WEIGHTS_FILE, externalize
 
 SERVING_FILE, SCORING_FILE, DESCRIPTION_FILE = "model.onnx", "scoring.onnx", "export.json"
+SOURCES = Sources(("core", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch"))
 
 
 class Description(BaseModel):
@@ -56,7 +57,7 @@ def export(options: ExportOptions, quantized: Path, folder: Path) -> Record:
 
 def identity(options: ExportOptions) -> dict[str, Any]:
     """What decides the graphs beside the checkpoint: the options, and how this version writes operators and graphs."""
-    return options.model_dump(mode="json") | {"sources": sources_hash("operators", "export")}
+    return options.model_dump(mode="json") | {"sources": SOURCES.sha256()}
 
 
 def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:

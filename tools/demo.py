@@ -13,6 +13,7 @@ import numpy as np
 from ..core.artifacts import write_text
 from ..core.recipe import Recipe, load_recipe
 from ..core.records import Record, run_stage
+from ..core.sources import Sources
 from ..models.checkpoint import write_checkpoint
 from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
 from ..models.evaluation import hits, popularity_hits
@@ -22,6 +23,7 @@ from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
 from .pipeline import StageResult, folders_of, run_stages
 
+SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
 HIT_RANGE = (0.2, 0.8)  # outside, hit rates say nothing: the task is too hard or too easy
 TIMES_POPULARITY = 3.0
@@ -75,7 +77,7 @@ def model_gates(recipe: Recipe) -> tuple[list[Gate], dict[str, Any]]:
 
 
 def _make_data(folder: Path) -> Record:
-    options = {"world": repr(DEMO_WORLD), "users": DEMO_USERS, "seed": DEMO_SEED}
+    options = {"world": repr(DEMO_WORLD), "users": DEMO_USERS, "seed": DEMO_SEED, "sources": SOURCES.sha256()}
 
     def body(temporary: Path) -> dict[str, Any]:
         make_demo_data(temporary)
@@ -89,7 +91,7 @@ def _train(data: Path, folder: Path) -> Record:
         write_checkpoint(train_demo(data), temporary)
         return {}
 
-    options = {"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING)}
+    options = {"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING), "sources": SOURCES.sha256()}
     return run_stage("train", folder, read={"train": request_file(data, "train")}, options=options, tools=("torch",), body=body)
 
 

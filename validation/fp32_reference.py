@@ -16,6 +16,7 @@ from ..core.errors import CheckpointError
 from ..core.progress import tracked
 from ..core.recipe import Recipe
 from ..core.records import read_record, run_stage
+from ..core.sources import Sources
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import open_checkpoint
@@ -25,6 +26,11 @@ from .requests_feed import run_all
 from .torch_runner import scoring_torch_runner
 
 REFERENCE_FILE = "reference.safetensors"
+_HERE = ("fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+SOURCES = Sources(
+    ("core", "models", "operators", "calibration", "export", *(f"validation/{name}.py" for name in _HERE)),
+    without=("operators/kernels", "operators/launch"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,7 @@ def make_reference(recipe: Recipe, folder: Path) -> Reference:
         "max_requests": recipe.validation.max_requests,
         "batch_size": recipe.validation.batch_size,
         "max_context": recipe.max_context,
+        "sources": SOURCES.sha256(),
     }
     run_stage("reference", folder, read=read, options=options, tools=("torch",), body=partial(_write, recipe))
     read_record(folder)

@@ -25,7 +25,7 @@ def require_lineage(recipe: Recipe, quantized: Path, exported: Path) -> None:
             raise _made_from_another(name.replace("_", " "), quantized, calibrated)
     for name, value in calibration_identity(recipe).items():
         if calibrated.options.get(name) != value:
-            raise _made_from_another(name.replace("_", " "), quantized, calibrated)
+            raise _made_from_another("version of the calibration" if name == "sources" else name.replace("_", " "), quantized, calibrated)
     if graph.read.get("quantized") != sha256(quantized):
         raise _made_from_another("quantized checkpoint", exported, graph)
     wanted = identity(recipe.export)

@@ -20,7 +20,7 @@ from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..core.artifacts import read_json, write_json
 from ..core.recipe import Recipe
 from ..core.records import Record, read_record, run_stage
-from ..core.sources import sources_hash
+from ..core.sources import Sources
 from ..export.serving import ServingModel
 from ..export.stage import SERVING_FILE
 from ..models.beam_search import path_log_probabilities
@@ -43,6 +43,10 @@ from .torch_runner import scoring_torch_runner
 __all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate"]
 
 POLYGRAPHY_FILE = "scoring-outputs.json"
+SOURCES = Sources(
+    ("core", "runtime", "models", "operators", "calibration", "export", "validation"),
+    without=("operators/kernels", "operators/launch", "builders"),  # in a plan already, whose hash is an input
+)
 
 
 class Validation(BaseModel):
@@ -97,7 +101,7 @@ def validate(recipe: Recipe, quantized: Path, exported: Path, reference: Path, f
     require_lineage(recipe, quantized, exported)
     fp32 = make_reference(recipe, reference)
     read = {"quantized": quantized, "exported": exported, "reference": reference, "heldout": recipe.heldout}
-    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "engines": sources_hash("validation")}
+    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "sources": SOURCES.sha256()}
     under_test = onnxruntime_under_test(recipe, exported)
     if plans is not None:
         under_test = tensorrt_under_test(recipe, exported, plans)

@@ -15,6 +15,7 @@ from ...core.artifacts import files_in, read_json, write_json
 from ...core.precision import PRECISIONS
 from ...core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
 from ...core.records import run_stage
+from ...core.sources import Sources
 from ...export.stage import export
 from ...models.config import OneRecConfig
 from ...runtime.machine import Machine
@@ -25,6 +26,10 @@ from .random_scales import input_amax
 SEED = 0  # of weights and features: the PyTorch baseline runs the same model
 MAX_CONTEXT = 3072
 AMAX_FILE = "amax.json"
+SCALES_SOURCES = Sources(
+    ("core", "models", "operators", "calibration", "export", "tools/bench/random_scales.py"),
+    without=("operators/kernels", "operators/launch"),
+)
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
 RECIPES: tuple[str, ...] = tuple(f"{name}{ending}" for ending in ("", WITH_KERNELS) for name in get_args(PrecisionName))
 
@@ -104,7 +109,8 @@ def _input_amax(config: OneRecConfig, folder: Path) -> dict[str, float]:
         write_json(temporary / AMAX_FILE, input_amax(open_quantized(rows), SEED))
         return {}
 
-    run_stage("random-scales", scales, read={"rows": rows}, options={"seed": SEED}, tools=("torch",), body=body)
+    options = {"seed": SEED, "sources": SCALES_SOURCES.sha256()}
+    run_stage("random-scales", scales, read={"rows": rows}, options=options, tools=("torch",), body=body)
     amax: dict[str, float] = read_json(scales / AMAX_FILE)
     return amax
 

@@ -1,4 +1,4 @@
-"""The fingerprint of the product's own source: of the files asked for and of nothing else, by content and name."""
+"""The fingerprint of the package's own source: of the files asked for and of nothing else, by content and name."""
 
 from __future__ import annotations
 
@@ -6,37 +6,85 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core import sources
+from onerec_trt.core.sources import Sources
+
+COUNTED = [
+    "operators/linear.py",
+    "operators/launch/node.py",
+    "operators/kernels/tiles.json",
+    "builders/plugin_host/plugin.cpp",
+    "builders/plugin_host/exports.map",
+    "export/templates/graph.html",
+    "core/precision.py",
+]
+IN_NO_PART = ["core/errors.py", "models/config.py", "tools/cli.py"]
+EXCLUDED = ["operators/kernels/gemm_sm90.py", "operators/kernels/deeper/gemm.py", "export/lint.py"]
+NO_SOURCE = [
+    "README",
+    "README.md",
+    "py.typed",
+    ".DS_Store",
+    "linear.pyc",
+    "linear.py~",
+    "__pycache__/linear.cpython-312.pyc",
+    ".cache/linear.py",
+]
+SOME = Sources(
+    ("operators", "builders", "export", "core/precision.py"),
+    without=("operators/kernels/gemm_sm90.py", "operators/kernels/deeper", "export/lint.py", "models"),
+)
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("core/sources.py", "operators/linear.py", "operators/kernels/gemm_sm90.py", "export/stage.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "core" / "sources.py"))
+    for name in (*COUNTED, *IN_NO_PART, *EXCLUDED):
+        write(tmp_path / name)
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
     return tmp_path
 
 
-IN_FOLDERS = ["operators/linear.py", "export/stage.py"]
-ELSEWHERE = ["operators/kernels/gemm_sm90.py", "core/sources.py"]
+def write(file: Path, content: str = "as it was") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
 
 
-@pytest.mark.parametrize(("file", "counts"), [*((name, True) for name in IN_FOLDERS), *((name, False) for name in ELSEWHERE)])
-def test_a_changed_file_counts_where_its_folder_does(package: Path, file: str, counts: bool) -> None:
-    before = sources.sources_hash("operators", "export")
-    assert before == sources.sources_hash("operators", "export")
-    (package / file).write_text("changed")
-    assert (sources.sources_hash("operators", "export") != before) is counts
+def test_the_same_files_give_the_same_hash(package: Path) -> None:
+    assert SOME.sha256() == SOME.sha256()
+    assert [str(file) for file in SOME.files()] == sorted(COUNTED)
+
+
+@pytest.mark.parametrize(("file", "counts"), [*((f, True) for f in COUNTED), *((f, False) for f in (*IN_NO_PART, *EXCLUDED))])
+def test_a_changed_file_counts_where_a_part_holds_it(package: Path, file: str, counts: bool) -> None:
+    before = SOME.sha256()
+    write(package / file, "changed")
+    assert (SOME.sha256() != before) is counts
+
+
+@pytest.mark.parametrize("folder", ["operators", "operators/kernels", "builders/plugin_host/new"])
+def test_a_new_file_counts(package: Path, folder: str) -> None:
+    before = SOME.sha256()
+    write(package / folder / "new.py")
+    assert SOME.sha256() != before
 
 
 def test_a_moved_file_counts(package: Path) -> None:
-    before = sources.sources_hash("operators")
+    before = SOME.sha256()
     (package / "operators" / "linear.py").rename(package / "operators" / "product.py")
-    assert sources.sources_hash("operators") != before
+    assert SOME.sha256() != before
 
 
-def test_compiled_files_do_not(package: Path) -> None:
-    before = sources.sources_hash("operators")
-    (package / "operators" / "__pycache__").mkdir()
-    (package / "operators" / "__pycache__" / "linear.pyc").write_text("x")
-    assert sources.sources_hash("operators") == before
+@pytest.mark.parametrize("name", NO_SOURCE)
+def test_what_is_no_source_does_not_count(package: Path, name: str) -> None:
+    before = SOME.sha256()
+    write(package / "operators" / name)
+    assert SOME.sha256() == before
+
+
+def test_a_part_named_twice_counts_once(package: Path) -> None:
+    assert Sources(("core", "core/precision.py")).sha256() == Sources(("core",)).sha256()
+
+
+@pytest.mark.usefixtures("package")
+def test_a_part_that_does_not_exist_is_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="no part of the package"):
+        Sources(("operator",)).sha256()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from onerec_trt.calibration import stage as calibration_stage
 from onerec_trt.core.artifacts import read_json, write_json
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import Profile, Recipe, load_recipe
 from onerec_trt.core.records import RECORD_NAME
+from onerec_trt.core.sources import Sources
 from onerec_trt.export import stage
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.onerec import OneRec
@@ -89,10 +91,16 @@ def test_another_beam_is_refused(recipe: Recipe) -> None:
 
 
 def test_a_graph_that_another_version_wrote_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "sources_hash", lambda *_: "other")
+    monkeypatch.setattr(stage, "SOURCES", Sources(("core",)))
     with pytest.raises(ArtifactError, match="'export' was made from another version of the exporter") as caught:
         require(recipe)
     assert caught.value.hint == "run `onerec-trt export` with this recipe"
+
+
+def test_weights_that_another_version_calibrated_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_stage, "SOURCES", Sources(("core",)))
+    with pytest.raises(ArtifactError, match="'calibrate' was made from another version of the calibration"):
+        require(recipe)
 
 
 def test_a_graph_of_another_quantized_checkpoint_is_refused(recipe: Recipe, world: Path) -> None:

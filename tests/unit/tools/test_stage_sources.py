@@ -1,0 +1,104 @@
+"""The fingerprint of every stage covers the code that the stage runs: what its modules import, and the files that decide beside them."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from onerec_trt.builders import tensorrt
+from onerec_trt.calibration import random_checkpoint
+from onerec_trt.calibration import stage as calibration
+from onerec_trt.core import sources
+from onerec_trt.core.recipe import BuildOptions
+from onerec_trt.core.sources import Sources
+from onerec_trt.export import stage as export
+from onerec_trt.tools import demo
+from onerec_trt.tools.bench import plans
+from onerec_trt.validation import fp32_reference, validate
+
+PACKAGE = sources.PACKAGE
+PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "tools", "configs")
+NATIVE, PLUGINS = (tensorrt.sources(BuildOptions(target="tensorrt", plugins=plugins)) for plugins in (False, True))
+STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
+    "data and train": (("models/demo.py",), demo.SOURCES),
+    "calibrate": (("calibration/stage.py",), calibration.SOURCES),
+    "export": (("export/stage.py",), export.SOURCES),
+    "build": (("builders/stage.py", "builders/worker.py"), NATIVE),
+    "build with plugins": (("builders/stage.py", "builders/worker.py"), PLUGINS),
+    "reference": (("validation/fp32_reference.py",), fp32_reference.SOURCES),
+    "validate": (("validation/validate.py",), validate.SOURCES),
+    "random-checkpoint": (("calibration/random_checkpoint.py",), random_checkpoint.SOURCES),
+    "random-scales": (("tools/bench/random_scales.py",), plans.SCALES_SOURCES),
+}
+
+
+def imports(file: Path) -> Iterator[Path]:
+    """The package's own modules that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = Path(*file.parts[: len(file.parts) - node.level], *(node.module or "").split("."))
+            for candidate in (module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)):
+                if (PACKAGE / candidate).is_file():
+                    yield candidate
+
+
+def reached(files: tuple[str, ...]) -> set[Path]:
+    """The files and all that they import, directly and through others."""
+    found: set[Path] = set()
+    waiting = [Path(file) for file in files]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += imports(file)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_module_that_a_stage_reaches_counts_or_is_excluded(stage: str) -> None:
+    files, declared = STAGES[stage]
+    excluded = {Path(name) for name in declared.without}
+    missing = [file for file in reached(files) - set(declared.files()) if not excluded & {file, *file.parents}]
+    assert not missing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_change_in_any_folder_of_a_stage_counts_and_one_elsewhere_does_not(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of the package, one file of each folder is changed at a time."""
+    declared = STAGES[stage][1]
+    counted = {file.parent: file for file in declared.files()}
+    code = [file.relative_to(PACKAGE) for part in PARTS for file in (PACKAGE / part).rglob("*") if file.suffix in (".py", ".cpp", ".json")]
+    others = {file.parent: file for file in code if file not in declared.files()}
+    for part in PARTS:
+        shutil.copytree(PACKAGE / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
+    before = declared.sha256()
+    for file, counts in [*((file, True) for file in counted.values()), *((file, False) for file in others.values())]:
+        content = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content + b"\n")
+        assert (declared.sha256() != before) is counts, file
+        (tmp_path / file).write_bytes(content)
+    assert len(counted) >= 2
+
+
+@pytest.mark.parametrize(
+    ("file", "deciding"),
+    [
+        ("operators/kernels/tiles.json", {"build with plugins"}),
+        ("operators/kernels/gemm_sm90.py", {"build with plugins"}),
+        ("operators/launch/node.py", {"build with plugins"}),
+        ("builders/plugin_host/plugin.cpp", {"build with plugins"}),
+        ("builders/worker.py", {"build", "build with plugins"}),
+        ("validation/gates.py", {"validate"}),
+        ("tools/bench/random_scales.py", {"random-scales"}),
+        ("tools/report/templates/report.html", set()),
+        ("core/precision.py", set(STAGES)),
+    ],
+)
+def test_files_decide_the_stages_that_they_belong_to(file: str, deciding: set[str]) -> None:
+    assert {stage for stage, (_, declared) in STAGES.items() if Path(file) in declared.files()} == deciding
