@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import helper
 
+from ..core.dtypes import FROM_ONNX, DType
 from ..core.errors import BuildError
 from ..operators.launch.encoding import encode
 from ..operators.launch.node import Node
-from ..operators.launch.program import DType, InputType, Program
+from ..operators.launch.program import InputType, Program
 from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
@@ -28,17 +29,6 @@ if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins
 OP_TYPE, PLUGIN_VERSION = "KernelProgram", "1"
 FP8: DType = "float8_e4m3fn"
 
-_DTYPES: dict[int, DType] = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-    onnx.TensorProto.FLOAT8E4M3FN: FP8,
-    onnx.TensorProto.INT64: "int64",
-    onnx.TensorProto.INT32: "int32",
-    onnx.TensorProto.INT8: "int8",
-    onnx.TensorProto.UINT8: "uint8",
-    onnx.TensorProto.BOOL: "bool",
-}
 _MULTIPLICATIONS = ("MatMul", "Gemm")
 
 
@@ -178,6 +168,13 @@ def _description(graph: _Graph, operator: str, made: onnx.NodeProto, program: Pr
     )
 
 
+def _dtype(number: int, name: str) -> DType:
+    onnx_name = onnx.TensorProto.DataType.Name(number)
+    if onnx_name not in FROM_ONNX:
+        raise BuildError(f"'{name}' is {onnx_name}, which no kernel takes", hint="set build.plugins to false to build without kernels")
+    return FROM_ONNX[onnx_name].name
+
+
 class _Graph:
     """What is known of a model's tensors and functions."""
 
@@ -196,7 +193,7 @@ class _Graph:
             BuildError: The graph does not say.
         """
         known = self.initializers.get(tensor) if isinstance(tensor, str) else tensor
-        found = self.value_type(str(tensor)) if known is None else InputType(_DTYPES[known.data_type], tuple(known.dims))
+        found = self.value_type(str(tensor)) if known is None else InputType(_dtype(known.data_type, known.name), tuple(known.dims))
         if found is None:
             raise BuildError(f"the graph does not say the type and shape of '{tensor}'", hint="run `onerec-trt export` again")
         return found
@@ -207,7 +204,7 @@ class _Graph:
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
         kind = value.type.tensor_type
-        return InputType(_DTYPES[kind.elem_type], tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim))
+        return InputType(_dtype(kind.elem_type, name), tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim))
 
     def multiplies(self, domain: str, name: str) -> bool:
         """Whether a function, or one that it calls, multiplies matrices."""

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.artifacts import read_json
+from ..core.dtypes import FROM_SAFETENSORS
 from ..core.errors import CheckpointError
 from ..core.precision import PRECISIONS, Granularity, Precision
 from ..core.records import read_record
@@ -21,7 +22,6 @@ from .summary import QuantizationSummary, read_summary
 from .targets import Target, quantized_targets
 
 _AGAIN = "run the stage 'calibrate' again"
-_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F16": torch.float16, "F32": torch.float32}
 _Form = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -61,7 +61,8 @@ class QuantizedCheckpoint:
     def form(self, name: str) -> _Form:
         """Shape and dtype of one tensor, without reading it."""
         part = self._handle(name).get_slice(name)
-        return tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
+        known = FROM_SAFETENSORS.get(part.get_dtype())
+        return tuple(part.get_shape()), torch.uint8 if known is None else known.torch
 
     def _handle(self, name: str) -> Any:
         file = self._weight_map[name]

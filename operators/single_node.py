@@ -10,16 +10,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from ..core.dtypes import of_torch
 from .fp8 import E4M3
 from .operator import DOMAIN, Array, Attributes, Operator
 from .registry import functions_of, opset_imports
 
-_ONNX_TYPE = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
-    torch.int64: TensorProto.INT64,
-    E4M3: TensorProto.FLOAT8E4M3FN,
-}
 IR_VERSION = 10  # the version ONNX pairs with opset 21
 
 
@@ -44,9 +39,9 @@ def single_node_model(
             ]
             outputs.append(helper.make_tensor_value_info(f"{name}_values", TensorProto.FLOAT, list(spec.shape)))
         else:
-            outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPE[spec.dtype], list(spec.shape)))
+            outputs.append(helper.make_tensor_value_info(name, _onnx_type(spec.dtype), list(spec.shape)))
     graph_inputs = [
-        helper.make_tensor_value_info(n, _ONNX_TYPE[x.dtype], list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
+        helper.make_tensor_value_info(n, _onnx_type(x.dtype), list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
     ]
     graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs, initializers)
     return helper.make_model(
@@ -62,6 +57,11 @@ def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:
 def as_arrays(tensors: Sequence[Tensor]) -> list[Array]:
     """NumPy arrays of tensors, E4M3 codes as the FP32 values they stand for."""
     return [np.asarray((t.float() if t.dtype == E4M3 else t).numpy()) for t in tensors]
+
+
+def _onnx_type(dtype: torch.dtype) -> int:
+    number: int = TensorProto.DataType.Value(of_torch(dtype).onnx)
+    return number
 
 
 def e4m3_initializer(name: str, codes: Tensor) -> onnx.TensorProto:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from ..core.dtypes import FROM_TENSORRT
 from ..core.errors import BuildError, MissingExtraError
 
 Target = Literal["tensorrt-rtx", "tensorrt"]
@@ -252,10 +253,7 @@ def _tensor(tensor: Any) -> TensorInfo:
 def dtype_name(dtype: Any) -> str:
     """A data type of the library by its usual name, such as float16."""
     name = str(dtype.name)
-    return _DTYPES.get(name, name.lower())
-
-
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"}
+    return FROM_TENSORRT[name].name if name in FROM_TENSORRT else name.lower()
 
 
 def _logger(trt: Any, log: LogSink) -> Any:

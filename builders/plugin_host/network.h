@@ -14,15 +14,10 @@ inline nvinfer1::DataType dataType(DType dtype)
     {
     case DType::kFloat32: return nvinfer1::DataType::kFLOAT;
     case DType::kFloat16: return nvinfer1::DataType::kHALF;
-    case DType::kBfloat16: return nvinfer1::DataType::kBF16;
     case DType::kFloat8E4M3: return nvinfer1::DataType::kFP8;
-    case DType::kInt64: return nvinfer1::DataType::kINT64;
-    case DType::kInt32: return nvinfer1::DataType::kINT32;
-    case DType::kInt8: return nvinfer1::DataType::kINT8;
-    case DType::kUint8: return nvinfer1::DataType::kUINT8;
-    case DType::kBool: break;
+    case DType::kInt64: break;
     }
-    return nvinfer1::DataType::kBOOL;
+    return nvinfer1::DataType::kINT64;
 }
 
 // TensorRT's expressions as the values of a program's expressions.

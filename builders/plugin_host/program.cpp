@@ -8,7 +8,7 @@ namespace
 {
 
 constexpr std::string_view kMagic = "ONERECKP";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 constexpr size_t kAnyCount = UINT32_MAX;
 
@@ -77,7 +77,7 @@ private:
     DType dtype()
     {
         uint8_t const number = mReader.number<uint8_t>();
-        mReader.require(number <= static_cast<uint8_t>(DType::kBool), "a tensor has an unknown type");
+        mReader.require(number <= static_cast<uint8_t>(DType::kInt64), "a tensor has an unknown type");
         return static_cast<DType>(number);
     }
 

@@ -25,13 +25,8 @@ enum class DType : uint8_t
 {
     kFloat32,
     kFloat16,
-    kBfloat16,
     kFloat8E4M3,
-    kInt64,
-    kInt32,
-    kInt8,
-    kUint8,
-    kBool, // the last one
+    kInt64, // the last one
 };
 
 struct Kernel

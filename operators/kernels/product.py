@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ..launch.compile import Build
-from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, TRITON_TYPES, WARPGROUP, Node, by_rows, expect_size, static
+from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, expect_size, static
 from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from ..launch.tiles import GemmTile
 
@@ -47,7 +48,7 @@ class Product:
         if self.promotion not in (0, tile.k):
             hint = f"choose 0 or 128, and tiles with k = {self.promotion}"
             raise BuildError(f"promotion every {self.promotion} channels, in steps of {tile.k}", where=self.family, hint=hint)
-        operand = TRITON_TYPES[self.dtype]
+        operand = DTYPES[self.dtype].pointer
         constants: dict[str, int | bool] = {
             "N": self.n,
             "K": self.k,
@@ -72,8 +73,7 @@ class Product:
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""
-        operand_bytes = 2 if self.dtype == "float16" else 1
-        aligned = self.k * operand_bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
+        aligned = self.k * DTYPES[self.dtype].bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
         if aligned or not tile.programs:
             return tile
         return GemmTile(128, 128, tile.k, POINTER_STAGES, 8, tile.group)

@@ -2,11 +2,11 @@
 
 All numbers are little-endian, without padding. `list<T>` is a u32 count and that many T; `text` is a u32 length and UTF-8.
 
-    program     "ONERECKP"  u32 version = 1  u64 length of all this, header included
+    program     "ONERECKP"  u32 version = 2  u64 length of all this, header included
                 list<cubin>  list<kernel>  list<input>  list<output>  list<buffer>  list<variant>
     cubin       u64 length  bytes                                  each distinct cubin once
     kernel      u32 cubin  text entry  u32 warps  u32 shared bytes  u32 global scratch bytes  u32 profile scratch bytes
-    input       u8 dtype  list<i64>                                dimensions, -1: any
+    input       u8 dtype  list<i64>                                its number in core/dtypes.py; dimensions, -1: any
     output      u8 dtype  list<expression>
     buffer      expression  u8 clear
     variant     expression  list<launch>
@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TypeVar
 
+from ...core.dtypes import DTYPES, DType
 from .expression import Expr, Op, as_expr
 from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Output, Program, Scratch
 
 MAGIC = b"ONERECKP"
-VERSION = 1
+VERSION = 2
 
-DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool")
 _KINDS = (Input, Output, Scratch, Int32, Int64, Float32)
 
 T = TypeVar("T")
@@ -99,8 +99,8 @@ def _instructions(expression: Expr) -> Iterable[bytes]:
         yield op
 
 
-def _dtype(name: str) -> bytes:
-    return struct.pack("<B", DTYPES.index(name))
+def _dtype(name: DType) -> bytes:
+    return struct.pack("<B", DTYPES[name].host)
 
 
 def _i64(value: int) -> bytes:

@@ -10,20 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.dtypes import DTYPES
 from ...core.errors import GpuError
 from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Output, Program, evaluated
 
-DTYPES = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
 WARP = 32
 DEFAULT_SHARED = 48 << 10  # bytes a block may have unasked
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -33,7 +23,7 @@ Run = Callable[[], None]
 def new_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialized outputs for the given inputs."""
     shapes = program.output_shapes([tuple(tensor.shape) for tensor in inputs])
-    return [torch.empty(s, dtype=DTYPES[o.dtype], device="cuda") for o, s in zip(program.outputs, shapes, strict=True)]
+    return [torch.empty(s, dtype=DTYPES[o.dtype].torch, device="cuda") for o, s in zip(program.outputs, shapes, strict=True)]
 
 
 def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Run:
@@ -46,7 +36,7 @@ def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     for tensor, dtype in zip((*inputs, *outputs), dtypes, strict=True):
         assert tensor.is_cuda, tensor.device
         assert tensor.is_contiguous(), tensor.stride()
-        assert tensor.dtype == DTYPES[dtype], (tensor.dtype, dtype)
+        assert tensor.dtype == DTYPES[dtype].torch, (tensor.dtype, dtype)
     shapes = [tuple(tensor.shape) for tensor in inputs]
     launches = [_bind(launch, inputs, outputs, shapes) for launch in program.variant(shapes).launches]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from .compile import Build, compiled
 from .program import Argument, Expr, InputType, Int64, Kernel, Launch, Program, Tensor, Variant, cdiv, constant, dim
@@ -16,7 +17,6 @@ LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
 HOPPER = "9.0"  # for which kernels exist whose warps have roles
 WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
-TRITON_TYPES = {"float16": "*fp16", "float32": "*fp32", "float8_e4m3fn": "*fp8e4nv", "int64": "*i64"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def expect(node: Node, index: int, *dtypes: str) -> str:
     found = node.inputs[index].dtype
     if found not in dtypes:
         raise BuildError(f"input {index} is {found}, must be {' or '.join(dtypes)}", where=node.operator, hint="correct the graph")
-    return TRITON_TYPES[found]
+    return DTYPES[found].pointer
 
 
 def expect_size(node: Node, index: int, size: int) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from ...core.dtypes import DTYPES, DType
 from ...core.errors import BuildError
 from .expression import MOST_OPERANDS, Expr, Shapes, as_expr, cdiv, constant, dim, maximum, minimum
 
@@ -35,8 +35,6 @@ __all__ = [
     "maximum",
     "minimum",
 ]
-
-DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool"]
 
 # Limits of the host.
 MOST_TENSORS = 64
@@ -176,6 +174,8 @@ class Program:
         _require(most <= MOST_TENSORS, f"a program has {most} inputs, outputs or scratch buffers, the most are {MOST_TENSORS}")
         ranks = [*(len(tensor.shape) for tensor in self.inputs), *(len(tensor.shape) for tensor in self.outputs)]
         _require(max(ranks) <= MOST_DIMENSIONS, f"a tensor has {max(ranks)} dimensions, the most are {MOST_DIMENSIONS}")
+        dtypes = {tensor.dtype for tensor in (*self.inputs, *self.outputs)}
+        _require(all(DTYPES[dtype].host is not None for dtype in dtypes), f"no kernel takes one of the types {sorted(dtypes)}")
         _require(all(d is None or d >= 0 for t in self.inputs for d in t.shape), "an input has a negative dimension")
         for expression in [d for output in self.outputs for d in output.shape]:
             self._check_expression(expression)

@@ -10,13 +10,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...core.dtypes import of_torch
 from ...core.errors import GateError, GpuError
 from ...operators import fp8
 from ...operators.kernels.registry import FACTORIES
 from ...operators.launch.compile import Build, compiled
-from ...operators.launch.launch import DTYPES, execute
+from ...operators.launch.launch import execute
 from ...operators.launch.node import Node
-from ...operators.launch.program import DType, InputType, Kernel, Program
+from ...operators.launch.program import InputType, Kernel, Program
 from ...operators.launch.tiles import Tiles, committed_tiles
 from ...operators.operator import Attributes
 from ...operators.registry import OPERATORS
@@ -29,7 +30,6 @@ CHECKED_REQUESTS = 4
 STEP_CHANNELS = 32  # that an FP8 tensor core instruction adds to the accumulator at a time
 STEP_LOSS = 2.0**-12  # of the sum, at most, in each of them
 DEVICE = "cuda"
-NAMES: dict[torch.dtype, DType] = {DTYPES[name]: name for name in ("float16", "float32", "float8_e4m3fn", "int64")}
 EPSILON: Attributes = {"epsilon": 1e-6}
 
 
@@ -237,7 +237,9 @@ def _types(operator: str, shape: tuple[int, ...], _device: str) -> tuple[InputTy
         return axis == 0 and (number == 0 or (tensor.dim() == 2 and tensor.shape[0] == rows))
 
     def type_of(number: int, tensor: Tensor) -> InputType:
-        return InputType(NAMES[tensor.dtype], tuple(None if dynamic(number, tensor, n) else size for n, size in enumerate(tensor.shape)))
+        return InputType(
+            of_torch(tensor.dtype).name, tuple(None if dynamic(number, tensor, n) else size for n, size in enumerate(tensor.shape))
+        )
 
     return tuple(type_of(number, tensor) for number, tensor in enumerate(INPUTS[operator](rows, *shape)))
 

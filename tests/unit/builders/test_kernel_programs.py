@@ -185,6 +185,14 @@ def test_an_output_that_is_read_cannot_be_left_out(build: Callable[[Factories], 
         )
 
 
+def test_a_type_that_no_kernel_takes_is_refused(source: Path, tmp_path: Path) -> None:
+    model = load_graph(source)
+    value = next(each for each in model.graph.value_info if each.name == "n.0")
+    value.type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    with pytest.raises(BuildError, match=r"'n\.0' is BOOL, which no kernel takes"):
+        use_kernels(model, Kernels({"Fp8Linear": KernelFactory(fp8_linear)}, "9.0", PreparedWeights(source.parent, tmp_path / "w")))
+
+
 def test_a_graph_that_does_not_say_its_types(source: Path, tmp_path: Path) -> None:
     model = load_graph(source)
     del model.graph.value_info[:]

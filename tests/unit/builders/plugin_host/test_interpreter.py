@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import BuildError
-from onerec_trt.operators.launch.encoding import DTYPES, MAGIC, encode
+from onerec_trt.operators.launch.encoding import MAGIC, encode
 from onerec_trt.operators.launch.expression import as_expr
 from onerec_trt.operators.launch.program import (
     Argument,
@@ -82,6 +83,7 @@ GROWING: list[Callable[[Any, Any], Any]] = [
 
 expressions = st.recursive(leaves, lambda inner: st.tuples(st.sampled_from(OPERATIONS), inner, inner).map(_applied), max_leaves=12)
 growing = st.recursive(growing_leaves, lambda inner: st.tuples(st.sampled_from(GROWING), inner, inner).map(_applied), max_leaves=5)
+TENSOR_TYPES = [each.name for each in DTYPES.values() if each.host is not None]
 arguments = st.one_of(
     st.builds(Input, st.integers(0, 1)),
     st.builds(Output, st.just(0)),
@@ -103,9 +105,9 @@ launches = st.builds(Launch, kernels, st.tuples(growing, growing, growing), st.l
 programs = st.builds(
     Program,
     inputs=st.just(INPUTS),
-    outputs=st.lists(st.builds(Tensor, st.sampled_from(DTYPES), st.lists(expressions, max_size=3).map(tuple)), min_size=1, max_size=2).map(
-        tuple
-    ),
+    outputs=st.lists(
+        st.builds(Tensor, st.sampled_from(TENSOR_TYPES), st.lists(expressions, max_size=3).map(tuple)), min_size=1, max_size=2
+    ).map(tuple),
     variants=st.lists(st.builds(Variant, expressions, st.lists(launches, max_size=2).map(tuple)), min_size=1, max_size=3).map(tuple),
     scratch=st.tuples(*[st.builds(Buffer, growing, st.booleans())] * 2),
 )
@@ -156,7 +158,7 @@ def _expected(program: Program, shapes: Sequence[Sequence[int]]) -> str:
     """What the host must say, computed from the program itself."""
     lines = []
     for output, shape in zip(program.outputs, program.output_shapes(shapes), strict=True):
-        lines.append(" ".join(map(str, ("output", DTYPES.index(output.dtype), *shape))))
+        lines.append(" ".join(map(str, ("output", DTYPES[output.dtype].host, *shape))))
     variant = program.variant(shapes)
     sizes = evaluated([buffer.bytes for buffer in program.scratch], shapes)
     offsets = [sum(map(_aligned, sizes[:number])) for number in range(len(sizes))]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from onerec_trt.core.difference import difference
+from onerec_trt.core.dtypes import DTYPES, of_torch
 from onerec_trt.operators.kernels import attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.compile import Build
@@ -33,7 +34,6 @@ from triton.runtime import interpreter
 
 KERNELS = (attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
 MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": torch.float8_e4m3fn, "int64": torch.int64}
 E4M3 = torch.float8_e4m3fn
 builds: list[Build] = []
 
@@ -73,7 +73,9 @@ def remember(build: Build) -> Kernel:
 
 def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     shapes = [tuple(tensor.shape) for tensor in inputs]
-    outputs = [torch.full(shape, 77.0).to(DTYPES[o.dtype]) for o, shape in zip(program.outputs, program.output_shapes(shapes), strict=True)]
+    outputs = [
+        torch.full(shape, 77.0).to(DTYPES[o.dtype].torch) for o, shape in zip(program.outputs, program.output_shapes(shapes), strict=True)
+    ]
     for launch in program.variant(shapes).launches:
         build = builds[int(launch.kernel.entry)]
         values: list[object] = []
@@ -112,7 +114,6 @@ def families(tile: Tile) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
-    names = {dtype: name for name, dtype in DTYPES.items()}
     leading = inputs[0].shape[:-1]
 
     def dynamic(tensor: Tensor, axis: int) -> bool:
@@ -120,7 +121,9 @@ def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
             return axis == 0 or (tensor.dim() == 4 and axis == 2)  # requests, rows and tokens
         return axis < tensor.dim() - 1 and tensor.shape[:-1] == leading
 
-    return tuple(InputType(names[t.dtype], tuple(None if dynamic(t, n) else size for n, size in enumerate(t.shape))) for t in inputs)
+    return tuple(
+        InputType(of_torch(t.dtype).name, tuple(None if dynamic(t, n) else size for n, size in enumerate(t.shape))) for t in inputs
+    )
 
 
 def check(

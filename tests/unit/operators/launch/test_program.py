@@ -45,6 +45,7 @@ def _with(**changes: Any) -> Program:
         (replace(PROGRAM, inputs=(InputType("float16", (None,) * 9),)), "9 dimensions"),
         (replace(PROGRAM, inputs=(InputType("float16", (None, -1)),)), "negative dimension"),
         (replace(PROGRAM, inputs=PROGRAM.inputs * 65), "the most are 64"),
+        (replace(PROGRAM, outputs=(Tensor("bfloat16", (ROWS,)),)), "no kernel takes one of the types .'bfloat16', 'float16'"),
         (replace(PROGRAM, outputs=(Tensor("float16", (dim(1, 0),)),)), r"dim\(1, 0\)"),
         (replace(PROGRAM, outputs=(Tensor("float16", (dim(0, 2),)),)), r"dim\(0, 2\)"),
         (replace(PROGRAM, scratch=(Buffer(ROWS - 1),)), "scratch 0 may be largest at a smaller shape"),
