@@ -15,8 +15,8 @@ from ..operators.operator import DOMAIN
 
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
-_UNQUANTISED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
-_QUANTISED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8Block")
+_UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
+_QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8Block")
 _LINEARS_PER_BLOCK = 4  # cross q, cross o, self qkv, self o
 _LINEARS_PER_DENSE_FFN = 2  # gate_up, down
 
@@ -118,15 +118,15 @@ def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _quantized_gemms(model: onnx.ModelProto, config: OneRecConfig, precision: Precision) -> Iterator[Finding]:
-    expected, found = expected_quantized_gemms(config, precision), len(_operator_nodes(model, _QUANTISED_GEMMS))
-    for node in _operator_nodes(model, _UNQUANTISED_GEMMS):
+    expected, found = expected_quantized_gemms(config, precision), len(_operator_nodes(model, _QUANTIZED_GEMMS))
+    for node in _operator_nodes(model, _UNQUANTIZED_GEMMS):
         kind = precision.experts if node.op_type == "MoeExperts" else precision.linears
         if ".blocks." in node.name and kind is not Granularity.NONE:
             yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what=f"{node.op_type} runs in FP16, not in FP8")
     if expected != found:
         yield Finding(rule="gemm-not-quantized", severity="error", where="graph", what=f"{found} of {expected} matrix products are in FP8")
     types = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
-    for node in _operator_nodes(model, _QUANTISED_GEMMS):
+    for node in _operator_nodes(model, _QUANTIZED_GEMMS):
         if not any(types.get(name) == _FP8 for name in node.input):
             yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what="its weight is not stored in FP8")
 

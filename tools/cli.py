@@ -13,18 +13,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .. import __version__
 from ..core.artifacts import remove_unfinished
 from ..core.errors import OnerecTrtError
+from . import dev_cli
 
 PROGRAM = "onerec-trt"
 
 app = typer.Typer(
     name=PROGRAM,
-    help="From a trained OneRec-V2 checkpoint to a TensorRT plan in FP8 that is proven right.",
+    help="From a trained OneRec-V2 checkpoint to a validated TensorRT plan in FP8.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dev_cli.app)
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
@@ -62,6 +65,19 @@ def main() -> None:
         raise
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
@@ -75,7 +91,7 @@ def demo(
 
 @app.command()
 def run(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Every stage of one recipe: calibrate, export, build, validate, report."""
+    """Run every stage of one recipe: calibrate, export, build, validate, report."""
     from . import commands
 
     commands.run(recipe_file, as_json)
@@ -83,7 +99,7 @@ def run(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def calibrate(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Quantize a checkpoint with ModelOpt and quantize its scales."""
+    """Calibrate a checkpoint with ModelOpt and quantize it."""
     from . import commands
 
     commands.one_stage(recipe_file, "calibrate", as_json)
@@ -119,7 +135,7 @@ def validate(
     ] = Engine.ONNXRUNTIME,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the exported graph, or the plans built from it, against every gate; exits with 2 when one fails."""
+    """Run the gates on the exported graph, or on the plans built from it; exits with 2 when one fails."""
     from . import commands
 
     commands.validate(recipe_file, as_json, engine.value)
@@ -141,24 +157,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A plan, a stage's folder, or a checkpoint.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Say what an artifact is, what it was made from, and whether it still matches its record."""
+    """Show what an artifact is and what it was made from; check it against its record."""
     from . import commands
 
     commands.inspect(path, as_json)
-
-
-@app.command("export-trial")
-def export_trial(
-    size: Annotated[str, typer.Argument(help="A published size, such as 4B-A0.5B.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the files: several GB for the large sizes.")] = Path("out/trial"),
-    precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
-    beam: Annotated[int, typer.Option(min=1, help="Beams kept after each step.")] = 512,
-    record: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, too.", show_default=False)] = None,
-) -> None:
-    """Export a full size with random weights: how long and how much memory it takes on this machine."""
-    from . import commands
-
-    commands.export_trial(size, precision, beam, out, record)
 
 
 @app.command()
@@ -185,30 +187,6 @@ def bench(
     from .bench import command
 
     command.bench(out, size, case, recipe, baseline, samples, layers, work, commit, plans_only, as_json)
-
-
-@app.command("bench-operators")
-def bench_operators(
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/operators.json"),
-    samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
-    commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
-) -> None:
-    """Time the operators' kernels beside PyTorch's, on this GPU, after holding each against its reference."""
-    from .tuning.benchmark import bench_operators as measure
-    from .tuning.page import write_page
-
-    write_page(measure(out, samples, typer.echo, commit), page := out.with_suffix(".html"))
-    typer.echo(f"with plots: {page}")
-
-
-@app.command()
-def tune(
-    log: Annotated[Path | None, typer.Option(help="Write what each candidate took into this JSON file.", show_default=False)] = None,
-) -> None:
-    """Time candidate tiles of every kernel on this GPU and rewrite operators/kernels/tiles.json."""
-    from .tuning.tune import tune as choose
-
-    choose(log=log, say=typer.echo)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from . import inspection, pipeline
 from .pipeline import StageResult
 from .report import load_run, write_report
 from .tables import gates_table, plans_table, recipes_table, stage_line
+from .terminal import print_results
 
 
 def demo(out: Path, as_json: bool) -> None:
@@ -121,6 +122,4 @@ def _print(value: Any, tables: list[Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
         return
-    console = Console()
-    for table in tables:
-        console.print(table)
+    print_results(tables)

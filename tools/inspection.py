@@ -42,6 +42,8 @@ def inspect(path: Path) -> dict[str, Any]:
 def table(facts: dict[str, Any]) -> Table:
     """The facts for the terminal, nested mappings one level deep."""
     shown = Table(title=str(facts["kind"]), show_header=False)
+    shown.add_column("fact", no_wrap=True)
+    shown.add_column("value", overflow="fold")
     for key, value in facts.items():
         if key != "kind":
             shown.add_row(escape(key), escape(_layers(value) if key == "layers" else _text(value)))

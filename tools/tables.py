@@ -1,11 +1,13 @@
-"""Tables and lines for the terminal. They are made here and printed by the command line; rich drops colors where NO_COLOR asks for it."""
+"""Tables and lines for the terminal; the command line prints them. rich drops colors where NO_COLOR asks for it.
+
+Every table fits into 80 columns without cutting a cell: text folds, numbers and names of recipes do not, long text has a line of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +15,7 @@ from rich.text import Text
 from ..validation.gates import Gate
 from ..validation.validate import Validation
 from .formats import number_text, seconds_text, share_text, sign_text
+from .terminal import compact_table
 
 
 def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table | Text:
@@ -20,28 +23,28 @@ def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table | 
     title = f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed"
     if gates and failed_only and all(gate.passed for gate in gates):
         return _mark(True).append(f" {title}", style="not green")
-    table = _table(title)
-    for heading in ("", "recipe", "gate"):
-        table.add_column(heading)
+    table = compact_table(title)
+    table.add_column("", no_wrap=True)
+    table.add_column("recipe", overflow="fold")
+    table.add_column("gate", overflow="fold")
     for heading in ("value", "threshold"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("detail", overflow="fold", ratio=1)
     for gate in failed_first(gates):
         if failed_only and gate.passed:
             continue
         threshold = f"{sign_text(gate.comparison)} {number_text(gate.threshold)}"
-        cells = (gate.recipe, gate.name, number_text(gate.value), threshold, gate.detail)
-        table.add_row(_mark(gate.passed), *map(escape, cells), style=None if gate.passed else "red")
+        cells = (escape(gate.recipe), _with_detail(gate.name, gate.detail), number_text(gate.value), threshold)
+        table.add_row(_mark(gate.passed), *cells, style=None if gate.passed else "red")
     return table
 
 
 def recipes_table(results: Sequence[Validation]) -> Table:
     """What decides between recipes, one row each."""
-    table = _table("Recipes")
-    table.add_column("")
-    table.add_column("recipe", no_wrap=True)
+    table = compact_table("Recipes")
+    table.add_column("", no_wrap=True)
+    table.add_column("recipe", overflow="fold")
     at = "/".join(str(k) for k in sorted({result.beams.k for result in results}))
-    for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "error nat", "ratio", "gates"):
+    for heading in (f"hit@{at}", "FP32", f"overlap@{at}", "top-1", "error\nnat", "ratio", "gates"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         beams, scoring = result.beams, result.scoring
@@ -54,13 +57,12 @@ def recipes_table(results: Sequence[Validation]) -> Table:
 
 def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
     """Built plans, as in the `plans` part of summary.json: path, target, and whether they were seen running."""
-    table = _table("Plans")
-    table.add_column("plan", overflow="fold")
-    table.add_column("target")
-    table.add_column("validated")
+    table = compact_table("Plans")
+    table.add_column("plan and its target", overflow="fold")
+    table.add_column("validated", no_wrap=True)
     for plan in plans:
         seen = Text("yes", style="green") if plan["validated"] else Text("no: not seen on a GPU", style="yellow")
-        table.add_row(escape(str(plan["path"])), escape(str(plan["target"])), seen)
+        table.add_row(_with_detail(str(plan["path"]), str(plan["target"])), seen)
     return table
 
 
@@ -77,8 +79,9 @@ def failed_first(gates: Sequence[Gate]) -> list[Gate]:
     return sorted(gates, key=lambda gate: gate.passed)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+def _with_detail(name: str, detail: str) -> Text:
+    """A name, and below it what is to be said about it."""
+    return Text(name).append(f"\n{detail}" if detail else "", style="dim")
 
 
 def _mark(passed: bool) -> Text:

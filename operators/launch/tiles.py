@@ -1,6 +1,6 @@
 """The committed table of tile configurations: which tile a kernel uses for a shape on a compute capability.
 
-`onerec-trt tune` measures and rewrites it (tools/tuning/tune.py); a shape that was not measured takes the nearest one that was.
+`onerec-trt dev tune` writes a new one (tools/tuning/tune.py); a shape that was not measured takes the nearest one that was.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Tiles:
         merged = {(e.capability, e.family, e.rows, e.shape): e for e in (*self.entries, *new)}
         return Tiles(tuple(sorted(merged.values(), key=Entry.key)))
 
-    def write(self, path: Path = TABLE) -> None:
+    def write(self, path: Path) -> None:
         """Write the table, one entry per line."""
         lines = ",\n".join("  " + json.dumps({**asdict(e), "tile": _without_defaults(e.tile)}) for e in self.entries)
         write_text(path, f"[\n{lines}\n]\n")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ...core.errors import GateError, RecipeError
 from ...core.precision import PRECISIONS
 from ...models.config import SIZES, OneRecConfig
 from ...runtime.machine import this_machine
+from ..terminal import print_results
 from . import run as benchmark
 from .candidates import TORCH_ENGINES
 from .case import parse_case
 from .page import write_page
 from .plans import RECIPES, precision_of
-from .table import HEADINGS, WORDS, candidate_rows
+from .table import terminal_tables
 
 Word = TypeVar("Word", bound=str)
 DEFAULT_RECIPES = ("fp16", "fp8-static", "fp8-row")
@@ -58,20 +56,10 @@ def bench(
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True, allow_nan=False))
     else:
-        Console().print(table(report))
-        Console().print(f"with plots: {page}", highlight=False)
+        print_results(terminal_tables(report))
+        typer.echo(f"with plots: {page}")
     if problems := report["environment"]["invalid_because"]:
         raise GateError("this run does not count:\n    " + "\n    ".join(problems), where=str(out), hint="is anything else using the GPU?")
-
-
-def table(report: dict[str, Any]) -> Table:
-    """One row per candidate."""
-    shown = Table(title=escape(f"{report['environment']['gpu']}, TensorRT {report['environment']['tensorrt']}"), title_justify="left")
-    for place, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="left" if place < WORDS else "right")
-    for row in candidate_rows(report):
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def _model(size: str, layers: int) -> tuple[str, OneRecConfig]:

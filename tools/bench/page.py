@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
-from ..report.theme import LIMIT_COLOUR, color, label
+from ..report.theme import LIMIT_COLOR, color, label
 from .parts import PARTS, milliseconds_by_part
 from .result import Result
 from .table import HEADINGS, WORDS, candidate_rows, case_text, results_with_limits
@@ -81,7 +81,7 @@ def _latency_plot(results: Sequence[Result], shape: str, number: int) -> Plot:
         y=names,
         mode="markers",
         name="physical limit of its number format",
-        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": LIMIT_COLOUR}},
+        marker={"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": LIMIT_COLOR}},
         hovertemplate="limit: %{x:.1f} ms<extra></extra>",
     )
     figure.update_xaxes(title_text="ms per batch", rangemode="tozero")
@@ -104,7 +104,7 @@ def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
             y=names,
             orientation="h",
             name=part,
-            marker={"color": color(place) if place < len(PARTS) - 1 else LIMIT_COLOUR},
+            marker={"color": color(place) if place < len(PARTS) - 1 else LIMIT_COLOR},
             hovertemplate=f"{part}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         )
     figure.update_xaxes(title_text="ms, layers timed one by one")

@@ -1,10 +1,19 @@
-"""The rows that the terminal and the page show of a benchmark's result: latency, throughput, distance from the limits."""
+"""What the terminal and the page show of a benchmark's result: latency, throughput, distance from the limits.
+
+The page has one row per candidate with every cell. The terminal has a narrower table for each model and batch shape.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..terminal import compact_table
 from .result import Result
 
 HEADINGS = (
@@ -41,6 +50,20 @@ def candidate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return shown
+
+
+def terminal_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """A table for each model and batch shape, at most 80 columns wide."""
+    environment = report["environment"]
+    machine = f"{environment['gpu']}, TensorRT {environment['tensorrt']}"
+    for (model, shape), rows in groupby(candidate_rows(report), key=lambda row: row[:2]):
+        table = compact_table(Text(f"{machine}\n{model}, batch x beam x context {shape}"))
+        table.add_column("engine and recipe", overflow="fold")
+        for heading in ("median\nms", "p10 to p90\nms", "requests\nper s", "x limit", "FP8\nlinears\nonly"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for _, _, engine, recipe, *numbers in rows:
+            table.add_row(escape(f"{engine} {recipe}"), *numbers)
+        yield table
 
 
 def shape_text(measured: Result | Mapping[str, Any]) -> str:

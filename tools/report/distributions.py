@@ -14,7 +14,7 @@ from ...core.precision import FP16_MAX, FP16_WARN
 from .layers import LayerRow, distinct, layer_label, layer_rows, of_recipes
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import LIMIT_COLOUR, colors, label, symbols
+from .theme import LIMIT_COLOR, colors, label, symbols
 
 Part = Literal["weights", "activations"]
 _VISIBLE_SHARE = 1e-6  # the axis starts where a layer has this share of its values; smaller values can be reached by zooming out
@@ -96,7 +96,7 @@ def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...],
     figure.add_trace(_dots("variance", names, [row.variance for row in rows], "diamond"), 1, 3)
     if part == "activations":
         for limit in (FP16_WARN, FP16_MAX):
-            figure.add_vline(limit, line={"color": LIMIT_COLOUR, "width": 1, "dash": "dot"}, row=1, col=2)
+            figure.add_vline(limit, line={"color": LIMIT_COLOR, "width": 1, "dash": "dot"}, row=1, col=2)
     seen = [value for values in magnitudes.values() for value in values] + ([FP16_MAX] if part == "activations" else [])
     figure.update_xaxes(log_axis("|x|", _visible(edges, rows)), row=1, col=1)
     figure.update_xaxes(log_axis("|x|", seen, ticks=5), row=1, col=2)

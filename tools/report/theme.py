@@ -10,10 +10,10 @@ from .run import RecipeRun
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 # Readable on white and on near-black, and told apart by people who see red and green alike (after Okabe and Ito).
-_RECIPE_COLOURS = ("#8492a6", "#2f81d6", "#14a38b", "#e0872f", "#b667c4", "#c9a411")
+_RECIPE_COLORS = ("#8492a6", "#2f81d6", "#14a38b", "#e0872f", "#b667c4", "#c9a411")
 # Markers differ too, so that recipes with the same value stay visible.
 _RECIPE_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "pentagon", "star")
-LIMIT_COLOUR = "#d64550"
+LIMIT_COLOR = "#d64550"
 
 _LIGHT = {"text": "#1f2933", "soft": "#5d6b7a", "grid": "#e6e9ee", "line": "#c5ccd5", "scale": ["#eef4fb", "#9dc3e8", "#3f83c4", "#123e6e"]}
 _DARK = {"text": "#dfe5ec", "soft": "#97a3b1", "grid": "#2a323c", "line": "#3d4753", "scale": ["#16222f", "#1f4c78", "#3f8fd6", "#c5e2fb"]}
@@ -26,7 +26,7 @@ def colors(runs: Sequence[RecipeRun]) -> dict[str, str]:
 
 def color(place: int) -> str:
     """The color of whatever stands at a place of a list."""
-    return _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)]
+    return _RECIPE_COLORS[place % len(_RECIPE_COLORS)]
 
 
 def symbols(runs: Sequence[RecipeRun]) -> dict[str, str]:

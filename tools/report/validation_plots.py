@@ -12,7 +12,7 @@ from ...validation.operator_parity import OperatorResult
 from ..formats import bytes_text
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import LIMIT_COLOUR, colors, label, symbols
+from .theme import LIMIT_COLOR, colors, label, symbols
 
 _MIB = 1 << 20
 _FARTHEST = 2.0  # shares of a threshold above this one are drawn here
@@ -37,13 +37,13 @@ def gate_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             orientation="h",
             name=label(run.name),
             marker={
-                "color": [color[run.name] if gate.passed else LIMIT_COLOUR for gate, _ in shown],
+                "color": [color[run.name] if gate.passed else LIMIT_COLOR for gate, _ in shown],
                 "symbol": [symbol[run.name] if gate.passed else "x" for gate, _ in shown],
                 "size": 7,
             },
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
-    figure.add_vline(1, line={"color": LIMIT_COLOUR, "width": 1.5}, annotation_text="limit", annotation_position="top")
+    figure.add_vline(1, line={"color": LIMIT_COLOR, "width": 1.5}, annotation_text="limit", annotation_position="top")
     figure.update_xaxes(title_text="share of the threshold used", tickformat=".0%", range=(-0.03, _reach(runs)))
     figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=[label(name) for name in names])
     figure.update_layout(height=rows_height(len(names), per_row=30))
@@ -80,7 +80,7 @@ def operator_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
         customdata=list(thresholds.values()),
         mode="markers",
         name="threshold",
-        marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": LIMIT_COLOUR}},
+        marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": LIMIT_COLOR}},
         hovertemplate="%{y}: threshold %{customdata:.3g}<extra></extra>",
     )
     seen = [max(r.difference or 0.0, floor) for found in results.values() for r in found]
@@ -115,7 +115,7 @@ def layer_error_plot(runs: Sequence[RecipeRun]) -> list[Plot]:
             marker={"symbol": symbol[name], "size": 8},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
-    figure.add_hline(1, line={"color": LIMIT_COLOUR, "width": 1.5})
+    figure.add_hline(1, line={"color": LIMIT_COLOR, "width": 1.5})
     seen = [max(used, floor) for layers in worst.values() for used, _ in layers.values()]
     figure.update_yaxes(log_axis("share of the threshold used", [*seen, 1.0]))
     figure.update_xaxes(categoryorder="array", categoryarray=[place[2] for place in order])

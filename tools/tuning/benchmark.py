@@ -1,4 +1,4 @@
-"""`onerec-trt bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
+"""`onerec-trt dev bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
 
 A kernel is measured only after it was held against its operator's PyTorch reference.
 """

@@ -1,4 +1,4 @@
-"""The result of `bench-operators` as one HTML page: the table, and each kernel beside its library."""
+"""The result of `dev bench-operators` as one HTML page: the table, and each kernel beside its library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
     environment, results = report["environment"], report["results"]
     largest = max((each["difference"] for each in environment["differences"]), default=0.0)
     measured = Measured(
-        title="onerec-trt bench-operators",
+        title="onerec-trt dev bench-operators",
         machine=f"{environment['gpu']}, compute capability {environment['compute_capability']}",
         good=True,
         headline="Every kernel was held against PyTorch before it was timed",

@@ -1,4 +1,4 @@
-"""`onerec-trt tune`: times candidate tiles of every kernel on this GPU and writes the fastest into the committed table.
+"""`onerec-trt dev tune`: times candidate tiles of every kernel on this GPU and writes the committed table with the fastest ones in it.
 
 Candidates are compiled ahead of time in parallel processes, timed as a plan runs them, and checked against PyTorch when they win.
 """
@@ -20,7 +20,7 @@ from ...core.errors import BuildError
 from ...operators.launch.compile import Build, compile_many
 from ...operators.launch.launch import bind, new_outputs
 from ...operators.launch.program import Kernel, Program
-from ...operators.launch.tiles import TABLE, Entry, Tile, Tiles, read_tiles
+from ...operators.launch.tiles import Entry, Tile, Tiles, committed_tiles
 from . import space
 from .cases import OperatorCase, copies_of, this_capability
 from .timing import captured
@@ -59,8 +59,14 @@ class Tuned:
         return f"{self.case.operator} {self.case.label} {self.case.attributes or ''}: {self.microseconds:.1f} us{before}; {self.tile}"
 
 
-def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
-    """Tune every case of space.py for the GPU at hand and write the table; into `log`, what each candidate took.
+def tune(out: Path, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
+    """Tune every case of space.py for the GPU at hand.
+
+    Args:
+        out: Gets the new table. The installed one is only read.
+        log: Gets the time of every candidate.
+        cache: Folder of compiled kernels. Default: the user's.
+        say: Is called with each line of progress.
 
     Raises:
         GpuError: There is no GPU, or it fails.
@@ -68,7 +74,7 @@ def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None
         GateError: A winner differs from PyTorch.
     """
     capability = this_capability()
-    tiles = read_tiles(table)
+    tiles = committed_tiles()
     torch.manual_seed(0)
     searches = [_Search(case, families, capability, tiles) for case, families in space.cases()]
     started = time.perf_counter()
@@ -81,7 +87,7 @@ def tune(table: Path = TABLE, log: Path | None = None, cache: Path | None = None
         torch.cuda.empty_cache()
     if log is not None:
         write_json(log, [each.as_json() for each in tuned])
-    tiles.with_entries([entry for each in tuned for entry in each.entries(capability)]).write(table)
+    tiles.with_entries([entry for each in tuned for entry in each.entries(capability)]).write(out)
     return tuned
 
 

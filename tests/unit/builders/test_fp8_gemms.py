@@ -10,7 +10,7 @@ from onerec_trt.builders.fp8_gemms import QuantizedGemms, quantized_gemms, weigh
 from onnx import helper
 
 Make = Callable[..., onnx.ModelProto]
-IN_FP8, DEQUANTISED = QuantizedGemms(("layer",), ()), QuantizedGemms((), ("layer",))
+IN_FP8, DEQUANTIZED = QuantizedGemms(("layer",), ()), QuantizedGemms((), ("layer",))
 
 
 def _node(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
@@ -33,7 +33,7 @@ def test_codes_without_zero_point_count(make_model: Make) -> None:
     model = make_model()
     quantize = _node(model, "codes")
     del quantize.input[2]
-    assert quantized_gemms(model) == DEQUANTISED  # uint8 by default
+    assert quantized_gemms(model) == DEQUANTIZED  # uint8 by default
     quantize.attribute.append(helper.make_attribute("output_dtype", onnx.TensorProto.FLOAT8E4M3FN))
     assert quantized_gemms(model) == IN_FP8
 
@@ -48,7 +48,7 @@ def test_what_cannot_run_in_fp8_counts_as_dequantized(make_model: Make, change: 
     else:
         _node(model, "product").input[1] = "scaled"
         model.graph.node.append(helper.make_node("Mul", ["w", "scale"], ["scaled"]))
-    assert quantized_gemms(model) == DEQUANTISED
+    assert quantized_gemms(model) == DEQUANTIZED
 
 
 def test_weight_bytes(make_model: Make) -> None:

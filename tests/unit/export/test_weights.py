@@ -14,7 +14,7 @@ from onerec_trt.export.stage import SCORING_FILE, SERVING_FILE
 from onerec_trt.export.weights import ALIGNMENT, INLINE_BYTES, WEIGHTS_FILE, externalize
 
 EXPERTS = ("experts.0", "experts.1", "experts.2", "experts.3", "shared.0")
-QUANTISED = ["fp8-static", "fp8-row", "fp8-paper"]
+QUANTIZED = ["fp8-static", "fp8-row", "fp8-paper"]
 
 
 def places(model):
@@ -27,7 +27,7 @@ def places(model):
     return found
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_file_holds_the_packed_codes_byte_for_byte(exported, precision):
     export = exported(precision)
     raw = (export.folder / WEIGHTS_FILE).read_bytes()
@@ -43,7 +43,7 @@ def test_file_holds_the_packed_codes_byte_for_byte(exported, precision):
         assert raw[offset : offset + length] == expected
 
 
-@pytest.mark.parametrize("precision", ["fp16", *QUANTISED])
+@pytest.mark.parametrize("precision", ["fp16", *QUANTIZED])
 def test_both_graphs_share_one_aligned_file(exported, precision):
     export = exported(precision)
     serving, scoring = places(export.proto(SERVING_FILE)), places(export.proto(SCORING_FILE))

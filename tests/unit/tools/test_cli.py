@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import onerec_trt
 import pytest
+from click import Command
 from onerec_trt.core.records import Record
 from onerec_trt.tools import cli, pipeline
 from onerec_trt.validation.validate import Validation
@@ -27,9 +29,9 @@ COMMANDS = (
     "report",
     "inspect",
     "bench",
-    "export-trial",
-    "bench-operators",
-    "tune",
+    "dev export-trial",
+    "dev bench-operators",
+    "dev tune",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
@@ -60,11 +62,24 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def commands(group: TyperGroup, prefix: str = "") -> dict[str, Command]:
+    """Every command by its words, those of groups too."""
+    found: dict[str, Command] = {}
+    for name, command in group.commands.items():
+        found |= commands(command, f"{prefix}{name} ") if isinstance(command, TyperGroup) else {prefix + name: command}
+    return found
+
+
+def all_commands() -> dict[str, Command]:
+    return commands(cast(TyperGroup, get_command(cli.app)))
+
+
 def test_every_command_and_option_is_documented() -> None:
-    rows = re.findall(r"^\| `(\S+)[^`]*` \| .* \| (.*) \|$", (Path(__file__).parents[3] / "docs" / "commands.md").read_text(), re.M)
-    commands = cast(TyperGroup, get_command(cli.app)).commands
+    text = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
+    rows = re.findall(r"^\| `((?:dev )?\S+)[^`]*` \| .* \| (.*) \|$", text, re.M)
     assert {name: set(re.findall(r"--[a-z-]+", options)) for name, options in rows} == {
-        name: {option for each in command.params for option in each.opts if option.startswith("--")} for name, command in commands.items()
+        name: {option for each in command.params for option in each.opts if option.startswith("--")}
+        for name, command in all_commands().items()
     }
 
 
@@ -74,14 +89,27 @@ def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(call: Call, command: str) -> None:
-    ended = call(command, "--help")
+    ended = call(*command.split(), "--help")
     assert ended.code == 0
     assert f"Usage: onerec-trt {command}" in ended.out
     assert len(ended.out.splitlines()) > 5
 
 
 def test_there_are_no_other_commands() -> None:
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(COMMANDS)
+    assert set(all_commands()) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", "dev", *COMMANDS])
+def test_no_option_is_cut_in_help_of_80_columns(call: Call, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*command.split(), "--help").out
+    assert "…" not in shown
+    given = all_commands().get(command)
+    assert all(option in shown for each in (given.params if given else ()) for option in each.opts if option.startswith("--"))
+
+
+def test_the_version(call: Call) -> None:
+    assert call("--version") == (0, f"onerec-trt {onerec_trt.__version__}\n", "")
 
 
 def test_help_does_not_wait_for_pytorch() -> None:
@@ -89,7 +117,7 @@ def test_help_does_not_wait_for_pytorch() -> None:
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
-@pytest.mark.parametrize("arguments", [("train",), ("run",), ("run", "--jsonl", "a.yaml"), ("report",)])
+@pytest.mark.parametrize("arguments", [("train",), ("run",), ("run", "--jsonl", "a.yaml"), ("report",), ("tune",), ("dev", "bench")])
 def test_wrong_words_are_a_usage_error(call: Call, arguments: tuple[str, ...]) -> None:
     ended = call(*arguments)
     assert (ended.code, ended.out) == (2, "")

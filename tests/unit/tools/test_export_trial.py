@@ -66,11 +66,11 @@ def test_the_command_writes_the_figures_it_prints(
 ) -> None:
     small = SIZES["0.1B"].with_changes(d_model=64, n_layers=1, n_heads=2, d_head=32, g_kv=2, ffn_hidden=64, codebook=16, embed_dim=8)
     monkeypatch.setattr(trial, "SIZES", {"tiny": small})
-    app(["export-trial", "tiny", "--out", str(tmp_path), "--beam", "4", "--record", str(tmp_path / "f.json")], standalone_mode=False)
+    app(["dev", "export-trial", "tiny", "--out", str(tmp_path), "--beam", "4", "--record", str(tmp_path / "f.json")], standalone_mode=False)
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f.json").read_text())
 
 
 def test_the_command_refuses_an_unknown_precision(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'fp4'"):
-        app(["export-trial", "0.1B", "--out", str(tmp_path), "--precision", "fp4"], standalone_mode=False)
+        app(["dev", "export-trial", "0.1B", "--out", str(tmp_path), "--precision", "fp4"], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []

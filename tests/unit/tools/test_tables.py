@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from onerec_trt.tools import inspection
 from onerec_trt.tools.formats import bytes_text, number_text, seconds_text, share_text
 from onerec_trt.tools.report import load_run
 from onerec_trt.tools.tables import gates_table, plans_table, recipes_table, stage_line
+from onerec_trt.tools.terminal import PIPE_WIDTH, results_console
 from onerec_trt.validation.gates import gate
 from rich.console import Console
 
@@ -23,7 +26,7 @@ GATES = [
 
 def printed(table: Any, **options: Any) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=160, **options).print(table)
+    Console(file=stream, **{"width": 160, **options}).print(table)
     return stream.getvalue()
 
 
@@ -48,11 +51,47 @@ def test_a_line_is_enough_when_no_gate_failed() -> None:
     assert "0 of 0 gates passed" in printed(gates_table([], failed_only=True))
 
 
-def test_recipes_fit_into_80_columns(make_run: Callable[..., Path]) -> None:
-    stream = io.StringIO()
-    Console(file=stream, width=80).print(recipes_table([load_run(make_run("fp8-static")).validation]))
-    assert all(text in stream.getvalue() for text in ("fp8-static", "overlap@10", "error nat", "0.0202", "1.012", "4/4"))
-    assert "…" not in stream.getvalue()
+LONG = "1b-fp8-static-h200"  # the longest name in configs/
+LAYER = {
+    "profile": 0,
+    "name": "a",
+    "kind": "gemm",
+    "kernel": "sm90_e4m3",
+    "inputs": [],
+    "outputs": [],
+    "in_fp8": True,
+    "nodes": ["a/MatMul"],
+}
+
+
+def test_every_table_is_whole_in_80_columns(make_run: Callable[..., Path]) -> None:
+    names = ("weights in the file", "packed model beside ModelOpt", "top-1 outside the tie band", "hits within the paired interval of FP32")
+    gates = [gate(name, LONG, 1.23456e-7, "<=", 1e-6, "why " * 60) for name in names]
+    plan = f"{LONG}/plans-tensorrt/sm90-scoring.plan"
+    facts = {"kind": "plan", "compute_capability": "9.0", "sha256": "0123456789abcdef" * 4, "layers": [LAYER]}
+    shown = {
+        gates_table: (gates_table(gates), (*" ".join(names).split(), LONG, "1.235e-07", "≤ 1e-06")),
+        recipes_table: (recipes_table([load_run(make_run(LONG)).validation]), (LONG, "overlap@10", "0.0202", "1.012", "4/4")),
+        plans_table: (plans_table([{"path": plan, "target": "tensorrt sm 9.0", "validated": False}]), (plan, "tensorrt sm 9.0")),
+        inspection.table: (inspection.table(facts), ("compute_capability", "sm90_e4m3")),
+    }
+    for table, (rendered, wanted) in shown.items():
+        text = printed(rendered, width=80)
+        assert "…" not in text, table
+        assert all(word in text for word in wanted), text
+        assert all(len(line) <= 80 for line in text.splitlines()), table
+
+
+def test_a_checksum_is_folded_not_cut() -> None:
+    text = printed(inspection.table({"kind": "plan", "compute_capability": "9.0", "sha256": "0123456789abcdef" * 4}), width=60)
+    assert "".join(re.findall(r"[0-9a-f]{16,}", text)) == "0123456789abcdef" * 4
+
+
+def test_a_pipe_is_wide_whatever_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert results_console().width == PIPE_WIDTH
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which says that standard output is as good as a terminal
+    assert results_console().width == 40
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

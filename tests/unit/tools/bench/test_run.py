@@ -20,6 +20,7 @@ from onerec_trt.tools.bench.candidates import shared_items
 from onerec_trt.tools.bench.case import Case, parse_case
 from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
 from onerec_trt.tools.bench.sampling import interleaved_ms, summary
+from onerec_trt.tools.bench.table import terminal_tables
 from onerec_trt.tools.environment import git_commit
 from rich.console import Console
 
@@ -149,6 +150,22 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TorchBaseline", lambda source: SimpleNamespace(config=source.config))
 
 
+def in_80_columns(report: dict[str, Any]) -> str:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in terminal_tables(report):
+        console.print(table)
+    return console.export_text()
+
+
+def test_the_terminal_shows_every_candidate_whole_in_80_columns() -> None:
+    report = json.loads((Path(__file__).parents[4] / "docs" / "measurements" / "h200-dense.json").read_text())
+    text = in_80_columns(report)
+    assert "…" not in text
+    for measured in report["results"]:
+        (line,) = [line for line in text.splitlines() if f"{measured['engine']} {measured['recipe']} " in line]
+        assert f" {measured['latency_ms']['median']:.1f} " in line
+
+
 @pytest.mark.usefixtures("stand_ins")
 def test_the_file_is_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = parse_config({"d_model": 16, "n_layers": 1, "n_heads": 2, "d_head": 8, "embed_dim": 4, "codebook": 16})
@@ -190,10 +207,8 @@ def test_the_file_is_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert all(entry["milliseconds"] == 50 and len(entry["places"]) == 30 for entry in layers)
 
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(bench_command.table(report))
-    text = console.export_text()
-    assert "2 x 2-3-4 x 8" in text
+    text = in_80_columns(report)
+    assert "small, batch x beam x context 2 x 2-3-4 x 8" in text
     assert text.count("torch-cuda-graph") == 2
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from onerec_trt.core.errors import BuildError, GateError, GpuError
 from onerec_trt.operators.launch.program import Kernel
-from onerec_trt.operators.launch.tiles import RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.operators.launch.tiles import TABLE, RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.tools.cli import app
 from onerec_trt.tools.tuning import benchmark, cases, space, tune
 from onerec_trt.tools.tuning.cases import OperatorCase
 
@@ -51,10 +52,11 @@ def warps_of(program) -> float:
     return float(program.variants[0].launches[0].kernel.warps)
 
 
-def test_the_fastest_goes_into_the_table_and_others_stay(tmp_path, monkeypatch):
+def test_the_fastest_goes_into_a_new_table_and_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
-    committed_tiles().write(table := tmp_path / "tiles.json")
+    installed, table = TABLE.read_bytes(), tmp_path / "tiles.json"
     (tuned,) = tune.tune(table, tmp_path / "log.json", say=lambda _: None)
+    assert TABLE.read_bytes() == installed
     (logged,) = json.loads((tmp_path / "log.json").read_text())
     assert [each["microseconds"] for each in logged["tried"]] == sorted(tuned.tried_us.values())
     assert isinstance(tuned.tile, RowTile)
@@ -64,25 +66,32 @@ def test_the_fastest_goes_into_the_table_and_others_stay(tmp_path, monkeypatch):
     assert {e for e in committed_tiles().entries if e.family != "quant"} <= set(written.entries)
 
 
-def test_a_winner_that_differs_from_pytorch_leaves_the_table_alone(tmp_path, monkeypatch):
+def test_a_winner_that_differs_from_pytorch_leaves_no_table(tmp_path, monkeypatch):
     def differs(*_):
         raise GateError("the kernel differs")
 
     monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
     monkeypatch.setattr(OperatorCase, "difference", differs)
-    committed_tiles().write(table := tmp_path / "tiles.json")
-    before = table.read_bytes()
     with pytest.raises(GateError):
-        tune.tune(table, say=lambda _: None)
-    assert table.read_bytes() == before
+        tune.tune(tmp_path / "tiles.json", say=lambda _: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_candidate_that_compiles_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: BuildError("no") for n, _ in enumerate(builds)})
-    committed_tiles().write(table := tmp_path / "tiles.json")
     with pytest.raises(BuildError, match="no candidate compiles"):
-        tune.tune(table, say=lambda _: None)
+        tune.tune(tmp_path / "tiles.json", say=lambda _: None)
+
+
+def test_the_command_writes_beside_the_caller_and_says_where_the_table_belongs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.chdir(tmp_path)
+    installed = TABLE.read_bytes()
+    app(["dev", "tune"], standalone_mode=False)
+    assert read_tiles(tmp_path / "tiles.json").classes("9.0", "quant", (256,))[0].tile.warps == 1
+    assert "tiles.json: to use these tiles, put the file in the place of operators/kernels/tiles.json" in capsys.readouterr().out
+    assert TABLE.read_bytes() == installed
 
 
 def test_every_family_of_the_table_is_tuned():

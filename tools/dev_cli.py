@@ -1,0 +1,54 @@
+"""The words of `onerec-trt dev`: commands for people who change the package. They write to the folder they are called in or to `--out`.
+
+What the commands do stands in modules that are imported when one runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="dev", help="For people who change onerec-trt: tiles and speed of kernels, cost of an export.", no_args_is_help=True)
+Commit = Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)]
+
+
+@app.command("export-trial")
+def export_trial(
+    size: Annotated[str, typer.Argument(help="A published size, such as 4B-A0.5B.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the files: several GB for the large sizes.")] = Path("out/trial"),
+    precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
+    beam: Annotated[int, typer.Option(min=1, help="Beams kept after each step.")] = 512,
+    record: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, too.", show_default=False)] = None,
+) -> None:
+    """Export a published size with random weights; print its time and memory on this machine."""
+    from . import commands
+
+    commands.export_trial(size, precision, beam, out, record)
+
+
+@app.command("bench-operators")
+def bench_operators(
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/operators.json"),
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
+    commit: Commit = "",
+) -> None:
+    """Check each kernel against its reference, then time it beside a library on this GPU."""
+    from .tuning.benchmark import bench_operators as measure
+    from .tuning.page import write_page
+
+    write_page(measure(out, samples, typer.echo, commit), page := out.with_suffix(".html"))
+    typer.echo(f"with plots: {page}")
+
+
+@app.command()
+def tune(
+    out: Annotated[Path, typer.Option(help="The table of tiles to write.")] = Path("tiles.json"),
+    log: Annotated[Path | None, typer.Option(help="Write the time of every candidate into this JSON file.", show_default=False)] = None,
+) -> None:
+    """Time candidate tiles of every kernel on this GPU and write the table with the fastest ones."""
+    from .tuning.tune import tune as choose
+
+    choose(out, log=log, say=typer.echo)
+    typer.echo(f"{out}: to use these tiles, put the file in the place of operators/kernels/tiles.json in the repository and install again")
