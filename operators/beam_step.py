@@ -1,4 +1,4 @@
-"""BeamStep: log-softmax, add the beams' scores, keep the best. FP32, equal scores to the smaller flat index.
+"""BeamStep: log-softmax, add the beams' scores, keep the best. FP32, equal scores to the smaller flat index, NaN after -inf.
 
 The candidates of a request lie in groups of neighbors. The `width` best candidates lie in the `width` groups whose best
 candidate is best, equal ones to the earlier group: every candidate that a left-out group holds has `width` better or
@@ -18,11 +18,13 @@ from .operator import DETAIL, ONEREC, Array, Attributes, Operator, Spec, op
 
 TIE_BAND = 1e-5  # nat; candidates closer than this may be ordered either way by FP32 sums in another order
 _LARGEST_GROUP = 64  # of 512 x 8192 candidates at width 512: 65536 groups, then 32768 candidates of the groups kept
+_LOWEST, _BELOW = -(2.0**126), -(2.0**127)  # stand for -inf and NaN in the order; scores lie above, and top-k gets finite numbers only
 _EXACT_IN_FP32 = 1 << 24  # group numbers are sorted as FP32, the type in which every TensorRT has top-k
 
 
 def beam_groups(rows: int, vocabulary: int, width: int) -> dict[str, int]:
     """Attributes of a BeamStep of `rows` beams per request: `width`, candidates in a group, and groups to keep."""
+    assert 1 <= width <= rows * vocabulary, f"{width} beams of {rows * vocabulary} candidates"
     group = next(size for size in (_LARGEST_GROUP >> shift for shift in range(7)) if vocabulary % size == 0)
     groups = rows * vocabulary // group
     assert groups < _EXACT_IN_FP32, "group numbers are exact in FP32 only below 2^24"
@@ -30,7 +32,10 @@ def beam_groups(rows: int, vocabulary: int, width: int) -> dict[str, int]:
 
 
 def beam_step_reference(logits_NV: Tensor, scores_BR: Tensor, *, width: int, group: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores FP32 [B, width], parent row INT64 [B, width] and token INT64 [B, width], best first."""
+    """Scores FP32 [B, width], parent row INT64 [B, width] and token INT64 [B, width], best first.
+
+    A row with NaN or +inf, or of -inf alone, has no probabilities: its scores are NaN and come after those of all other rows.
+    """
     batch, rows = scores_BR.shape
     total_BRV = logits_NV.float().log_softmax(-1).view(batch, rows, -1) + scores_BR[..., None]
     best_BW, flat_BW = stable_topk(total_BRV.flatten(1), width)
@@ -39,16 +44,20 @@ def beam_step_reference(logits_NV: Tensor, scores_BR: Tensor, *, width: int, gro
 
 
 def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array], attributes: Attributes) -> float:
-    """Difference of the sorted scores; each kept candidate must also really have the score it was given, within the tie band."""
+    """Difference of the sorted scores; each kept candidate must also really have the score it was given, within the tie band.
+
+    NaN and infinities must stand at the same places.
+    """
     logits, scores = (array.astype(np.float64) for array in inputs)
-    shifted = logits - logits.max(1, keepdims=True)
-    total = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).reshape(*scores.shape, -1) + scores[..., None]
+    with np.errstate(invalid="ignore", divide="ignore"):  # rows without probabilities
+        shifted = logits - logits.max(1, keepdims=True)
+        total = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).reshape(*scores.shape, -1) + scores[..., None]
     parent, token = actual[1].astype(np.int64), actual[2].astype(np.int64)
     beyond = (parent < 0) | (parent >= scores.shape[1]) | (token < 0) | (token >= total.shape[2])
     if beyond.any():
         return float("inf")
     claimed = total[np.arange(len(total))[:, None], parent, token]
-    wrong = np.abs(claimed - expected[0].astype(np.float64)) > TIE_BAND * np.maximum(1, np.abs(expected[0]))
+    wrong = ~np.isclose(claimed, expected[0].astype(np.float64), rtol=0, atol=TIE_BAND * np.maximum(1, np.abs(expected[0])), equal_nan=True)
     repeated = any(len(np.unique(row)) != len(row) for row in parent * total.shape[2] + token)
     return float("inf") if wrong.any() or repeated else difference(actual[0], expected[0])
 
@@ -60,6 +69,12 @@ def LogNormalizer(logits):
     wide = op.Cast(logits, to=1)
     largest = op.ReduceMax(wide, last, keepdims=1)
     return op.Add(largest, op.Log(op.ReduceSum(op.Exp(op.Sub(wide, largest)), last, keepdims=1)))
+
+
+@script(DETAIL, default_opset=op)
+def BeamOrder(total):
+    """FP32 scores as finite numbers in the order of BeamStep: NaN after -inf."""
+    return op.Where(op.IsNaN(total), op.Constant(value_float=_BELOW), op.Max(total, op.Constant(value_float=_LOWEST)))
 
 
 @script(ONEREC, default_opset=op)
@@ -76,7 +91,8 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     groups = op.Reshape(logits, op.Concat(rest, size, axis=0))
     largest = op.Reshape(op.ReduceMax(groups, one, keepdims=0), op.Concat(op.Shape(logits, end=1), rest, axis=0))
     total = op.Add(op.Sub(op.Cast(largest, to=1), normalizer), before)
-    _best, unordered = op.TopK(op.Reshape(total, op.Concat(batch, rest, axis=0)), op.Reshape(op.Constant(value_int=kept), one), axis=1)
+    by_request = op.Reshape(BeamOrder(total), op.Concat(batch, rest, axis=0))
+    _best, unordered = op.TopK(by_request, op.Reshape(op.Constant(value_int=kept), one), axis=1)
     # In the order of their numbers, so that equal candidates stand in their flat order: TopK gives the earlier one first.
     ordered, _order = op.TopK(op.Cast(unordered, to=1), op.Reshape(op.Constant(value_int=kept), one), axis=1, largest=0)
     number = op.Cast(ordered, to=7)
@@ -93,7 +109,8 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     own = op.Reshape(op.Gather(op.Reshape(normalizer, column), op.Reshape(row, rest), axis=0), shape)
     past = op.Reshape(op.Gather(before, op.Reshape(row, rest), axis=0), shape)
     candidates = op.Reshape(op.Add(op.Sub(chosen, own), past), op.Concat(batch, rest, axis=0))
-    best, position = op.TopK(candidates, op.Reshape(op.Constant(value_int=width), one), axis=1)
+    _best, position = op.TopK(BeamOrder(candidates), op.Reshape(op.Constant(value_int=width), one), axis=1)
+    best = op.GatherElements(candidates, position, axis=1)
     flat = op.Add(op.Mul(op.GatherElements(number, op.Div(position, size), axis=1), size), op.Mod(position, size))
     return best, op.Div(flat, vocabulary), op.Mod(flat, vocabulary)
 
@@ -104,5 +121,10 @@ def _specs(logits: Tensor, scores: Tensor, *, width: int, group: int, kept: int)
 
 
 beam_step = Operator(
-    name="BeamStep", reference=beam_step_reference, function=BeamStep, helpers=(LogNormalizer,), outputs=_specs, compare=compare_beams
+    name="BeamStep",
+    reference=beam_step_reference,
+    function=BeamStep,
+    helpers=(LogNormalizer, BeamOrder),
+    outputs=_specs,
+    compare=compare_beams,
 )

@@ -21,6 +21,8 @@ def test_every_row_is_sorted_by_itself() -> None:
     assert index.tolist() == [[2, 0], [0, 1]]
 
 
-def test_nan_comes_first_and_no_index_is_out_of_range() -> None:
-    _, index = stable_topk(torch.tensor([1.0, float("nan"), float("inf"), float("-inf")]), 4)
-    assert index.tolist() == [1, 2, 0, 3]
+def test_nan_comes_last_and_no_index_is_out_of_range() -> None:
+    top, index = stable_topk(torch.tensor([1.0, float("nan"), float("inf"), float("-inf"), float("nan")]), 5)
+    assert index.tolist() == [2, 0, 3, 1, 4]
+    assert top[:3].tolist() == [float("inf"), 1.0, float("-inf")]
+    assert top[3:].isnan().all()

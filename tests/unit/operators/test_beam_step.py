@@ -61,7 +61,7 @@ def test_many_ties_across_groups_keep_the_flat_order(both, rows, vocabulary, wid
 @pytest.mark.parametrize(("vocabulary", "group"), [(8192, 64), (96, 32), (50, 2), (33, 1)])
 def test_groups_divide_the_codebook(vocabulary, group):
     assert beam_groups(512, vocabulary, 512) == {"width": 512, "group": group, "kept": 512}
-    assert beam_groups(1, vocabulary, 512)["kept"] == min(512, vocabulary // group)
+    assert beam_groups(1, vocabulary, vocabulary)["kept"] == vocabulary // group
 
 
 def test_all_candidates_are_kept_when_the_beam_is_as_wide(hold, half):
@@ -80,6 +80,38 @@ def test_bad_request_stays_alone_and_in_range(both, half):
         assert np.isnan(after[0][1]).all()
         assert 0 <= after[1].min() <= after[1].max() < 2
         assert 0 <= after[2].min() <= after[2].max() < 9
+
+
+def test_a_bad_row_takes_no_place_of_its_request(both, half):
+    """NaN, +inf, or nothing but -inf: what remains is as if the row were not there."""
+    logits, before = half(3 * 4, 9), torch.randn(3, 4)
+    bad = logits.clone()
+    bad[1, 3], bad[6, 0], bad[11] = float("nan"), float("inf"), float("-inf")
+    without = before.clone()
+    without[0, 1], without[1, 2], without[2, 3] = -1e9, -1e9, -1e9
+    clean, poisoned = step(both, logits, without, 20), step(both, bad, before, 20)
+    for good, after in ((clean.torch, poisoned.torch), (clean.onnx, poisoned.onnx)):
+        for first, second in zip(good, after, strict=True):
+            assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("width", [24, 30, 36])
+def test_after_minus_infinity_comes_nan_in_flat_order(both, half, width):
+    """Row 0 is NaN, row 1 has three finite logits, row 2 the score -inf; row 3 is good."""
+    logits, before = half(4, 9), torch.randn(1, 4)
+    logits[0, 5], logits[1, 3:], before[0, 2] = float("nan"), float("-inf"), float("-inf")
+    for scores, parent, token in step(both, logits, before, width):
+        flat = (parent * 9 + token)[0]
+        assert np.isfinite(scores[0, :12]).all()
+        assert flat[12:27].tolist() == list(range(12, 27))[: width - 12]
+        assert np.isneginf(scores[0, 12:27]).all()
+        assert flat[27:].tolist() == list(range(9))[: width - 27 if width > 27 else 0]
+        assert np.isnan(scores[0, 27:]).all()
+
+
+def test_no_more_beams_than_candidates():
+    with pytest.raises(AssertionError, match="41 beams of 40 candidates"):
+        beam_groups(5, 8, 41)
 
 
 class TestComparison:
@@ -107,6 +139,11 @@ class TestComparison:
 
     def test_repeated_candidate(self):
         assert self.compare(self.outputs([0, 0]), self.outputs([0, 0])) == float("inf")
+
+    def test_nan_in_the_place_of_a_score(self):
+        wrong = self.outputs([0, 2])
+        wrong[0][0, 1] = np.nan
+        assert self.compare(wrong, self.outputs([0, 2])) == float("inf")
 
     def test_token_out_of_range(self):
         wrong = self.outputs([0, 2])
