@@ -9,6 +9,7 @@ from ..launch.node import Node
 from ..launch.program import Program
 from ..operator import Array
 from .beam_self_attention import beam_self_attention_1_program, beam_self_attention_2_program
+from .beam_step import beam_step_program
 from .context_attention import context_attention_program
 from .fp8_linear import fp8_linear_add_program, fp8_linear_program
 from .linear import linear_add_program, linear_program
@@ -52,4 +53,5 @@ FACTORIES: dict[str, KernelFactory] = {
     "ContextAttention": KernelFactory(context_attention_program),
     "BeamSelfAttention1": KernelFactory(beam_self_attention_1_program),
     "BeamSelfAttention2": KernelFactory(beam_self_attention_2_program),
+    "BeamStep": KernelFactory(beam_step_program),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ...operators.registry import OPERATORS
 from ...runtime.machine import driver_version
 from ..clock import ClockWatch
 from ..environment import software
-from .cases import EPSILON, OperatorCase, beam_attention_case, context_attention_case, copies_of, this_capability
+from .cases import EPSILON, OperatorCase, beam_attention_case, beam_step_case, context_attention_case, copies_of, this_capability
 from .timing import Captured, captured, interleaved_us
 
 SAMPLES = 21
@@ -60,6 +61,7 @@ def measurements() -> Iterator[Measurement]:
     case = OperatorCase("SwiGluQuantRow", ROWS, (5632,))
     yield Measurement(case, "row scales", _compiled(case))
     yield from _attentions()
+    yield from _beam_steps()
     yield from _fp16_baselines()
 
 
@@ -83,6 +85,20 @@ def _attentions() -> Iterator[Measurement]:
         yield Measurement(case, "every context full", Library("scaled_dot_product_attention, without lengths", _attend))
     case = beam_attention_case("BeamSelfAttention2", 32, 512, heads=14, head=128)
     yield Measurement(case, "FP16", _compiled(case))
+
+
+def _beam_steps() -> Iterator[Measurement]:
+    """Of the schedules 512-512-512 and 128-256-512."""
+    for requests, beam, width in ((32, 1, 512), (32, 512, 512), (1, 512, 512), (32, 1, 128), (32, 128, 256), (32, 256, 512)):
+        library = Library("log_softmax and topk of PyTorch, which leaves the order of equal scores open", partial(_beam_step, width=width))
+        yield Measurement(beam_step_case(requests, beam, 8192, width), f"width {width}", library)
+
+
+def _beam_step(inputs: list[Tensor], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    logits, scores = inputs
+    total = (logits.float().log_softmax(-1).view(*scores.shape, -1) + scores[..., None]).flatten(1)
+    best, flat = total.topk(width)
+    return best, flat // logits.shape[1], flat % logits.shape[1]
 
 
 def _attend(inputs: list[Tensor]) -> Tensor:

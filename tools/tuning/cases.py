@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.dtypes import of_torch
 from ...core.errors import GateError, GpuError
 from ...operators import fp8
+from ...operators.beam_step import beam_groups
 from ...operators.kernels.registry import FACTORIES
 from ...operators.launch.compile import Build, compiled
 from ...operators.launch.launch import execute
@@ -70,6 +71,11 @@ def _beam_self_attention_2(rows: int, beam: int, heads: int, head: int) -> list[
     return [*_beam_self_attention(rows, beam, heads, head), normal(rows, 3 * heads * head), parent]
 
 
+def _beam_step(rows: int, beam: int, vocabulary: int) -> list[Tensor]:
+    """Scores as a step before leaves them: best first."""
+    return [normal(rows, vocabulary), torch.rand(rows // beam, beam, device=DEVICE).mul_(-10).sort(dim=1, descending=True).values]
+
+
 INPUTS: dict[str, Callable[..., list[Tensor]]] = {
     "RmsNorm": lambda rows, d: [normal(rows, d), normal(d)],
     "RmsNormQuantTensor": lambda rows, d: [normal(rows, d), normal(d), positive(1)],
@@ -87,6 +93,7 @@ INPUTS: dict[str, Callable[..., list[Tensor]]] = {
     "ContextAttention": _context_attention,
     "BeamSelfAttention1": _beam_self_attention,
     "BeamSelfAttention2": _beam_self_attention_2,
+    "BeamStep": _beam_step,
 }
 
 
@@ -97,7 +104,7 @@ class OperatorCase:
     Attributes:
         operator: Its name.
         rows: Rows of its first input.
-        shape: (width,), for SwiGLU that of its result; (K, N); or what `context_attention_case` and `beam_attention_case` put there.
+        shape: (width,), for SwiGLU that of its result; (K, N); or what the functions below put there that make cases of requests.
         attributes: Of the node.
         read: Outputs somebody reads. Default: all.
     """
@@ -110,7 +117,9 @@ class OperatorCase:
 
     @property
     def label(self) -> str:
-        """Shape in words: rows x width of the input, M x K x N, or requests x heads x beam x tokens x channels of a head."""
+        """Shape in words: rows x width of the input, M x K x N, requests x heads x beam x tokens x channels of a head, or
+        requests x beam x codebook.
+        """
         shape: tuple[int, ...] = (self.rows, *self.shape)
         if self.operator.startswith("SwiGlu"):
             shape = (self.rows, 2 * self.shape[0])
@@ -119,11 +128,23 @@ class OperatorCase:
             shape = (self.rows // beam, heads, beam, tokens, head)
         elif self.is_attention:
             shape = (self.rows, self.shape[1] * self.shape[2])
+        elif self.operator == "BeamStep":
+            shape = (self.requests, *self.shape)
         return "x".join(map(str, shape))
 
     @property
     def is_attention(self) -> bool:
         return "Attention" in self.operator
+
+    @property
+    def is_by_request(self) -> bool:
+        """Whether its unit is a request of `shape[0]` rows."""
+        return self.is_attention or self.operator == "BeamStep"
+
+    @property
+    def requests(self) -> int:
+        """Of an operator whose unit is one."""
+        return self.rows // self.shape[0]
 
     @property
     def flops(self) -> int:
@@ -188,17 +209,17 @@ class OperatorCase:
         expected = as_arrays([t.cpu() for t in truth.reference(*chosen, **self.attributes)])
         actual = as_arrays([output[rows].cpu() for output in execute(program, inputs)])
         actual += expected[len(actual) :]  # outputs that nobody reads are not made
-        difference = truth.compare(actual, expected, [], self.attributes)
+        difference = truth.compare(actual, expected, as_arrays([tensor.cpu() for tensor in chosen]), self.attributes)
         if difference > self.threshold:
             where = f"{self.operator} {self.label} {self.attributes}"
             raise GateError(f"the kernel differs from PyTorch by {difference:.2g}, at most {self.threshold:.2g}", where=where)
         return difference
 
     def _sampled(self, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Inputs of rows, or of whole requests, spread across the batch and ending with its last; and which rows those are."""
-        unit, most = (self.shape[0], CHECKED_REQUESTS) if self.is_attention else (1, CHECKED_ROWS)
+        """Inputs of rows, or of whole requests, spread across the batch and ending with its last; and their rows in the outputs."""
+        unit, most = (self.shape[0], CHECKED_REQUESTS) if self.is_by_request else (1, CHECKED_ROWS)
         count = self.rows // unit
-        step = max(1, count // most) | (not self.is_attention)  # odd for rows: all places of a tile come in turn
+        step = max(1, count // most) | (not self.is_by_request)  # odd for rows: all places of a tile come in turn
         units = slice((count - 1) % step, None, step)
 
         def of_units(tensor: Tensor) -> Tensor:
@@ -206,9 +227,9 @@ class OperatorCase:
             return chosen.flatten(0, 1)
 
         def by_rows(index: int, tensor: Tensor) -> bool:
-            return self.is_attention or (tensor.dim() == 2 and len(tensor) == self.rows and not self._is_weight(index))
+            return self.is_by_request or (tensor.dim() == 2 and len(tensor) == self.rows and not self._is_weight(index))
 
-        rows = of_units(torch.arange(self.rows, device=DEVICE))
+        rows = of_units(torch.arange(self.requests if self.operator == "BeamStep" else self.rows, device=DEVICE))
         return [of_units(t) if by_rows(n, t) else t for n, t in enumerate(inputs)], rows
 
     def _is_weight(self, index: int) -> bool:
@@ -225,14 +246,19 @@ def beam_attention_case(operator: str, requests: int, beam: int, heads: int, hea
     return OperatorCase(operator, requests * beam, (beam, heads, head), {"rows": beam, "heads": heads})
 
 
+def beam_step_case(requests: int, beam: int, codebook: int, width: int) -> OperatorCase:
+    """The `width` best of all candidates of `beam` rows."""
+    return OperatorCase("BeamStep", requests * beam, (beam, codebook), {**beam_groups(beam, codebook, width)})
+
+
 @cache
 def _types(operator: str, shape: tuple[int, ...], _device: str) -> tuple[InputType, ...]:
     """Types of the inputs with a dynamic number of rows, requests and tokens, read off inputs of two rows or requests."""
-    attention = "Attention" in operator
-    rows = 2 * shape[0] if attention else 2
+    by_request = "Attention" in operator or operator == "BeamStep"
+    rows = 2 * shape[0] if by_request else 2
 
     def dynamic(number: int, tensor: Tensor, axis: int) -> bool:
-        if attention:
+        if by_request:
             return axis == 0 or (tensor.dim() == 4 and axis == 2)
         return axis == 0 and (number == 0 or (tensor.dim() == 2 and tensor.shape[0] == rows))
 

@@ -21,19 +21,42 @@ import torch
 import triton.language as tl
 from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import DTYPES, of_torch
-from onerec_trt.operators.kernels import attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
+from onerec_trt.operators.beam_step import beam_groups
+from onerec_trt.operators.kernels import (
+    attention_tiles,
+    beam_self_attention,
+    beam_step,
+    gemm_pointers,
+    quant,
+    rms_norm,
+    rms_norm_quant,
+    swiglu,
+)
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
-from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, evaluated
+from onerec_trt.operators.launch.program import (
+    Buffer,
+    Float32,
+    Input,
+    InputType,
+    Int32,
+    Int64,
+    Kernel,
+    Output,
+    Program,
+    Scratch,
+    evaluated,
+)
 from onerec_trt.operators.launch.tiles import AttentionTile, Entry, GemmTile, RowTile, Tile, Tiles
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
 
-KERNELS = (attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
+KERNELS = (attention_tiles, beam_self_attention, beam_step, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
 MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
+POINTERS = {**{each.pointer: each.torch for each in DTYPES.values()}, "*i32": torch.int32}  # what scratch may hold
 E4M3 = torch.float8_e4m3fn
 builds: list[Build] = []
 
@@ -71,20 +94,25 @@ def remember(build: Build) -> Kernel:
     return Kernel(b"-", str(len(builds) - 1), build.warps, 0, 0)
 
 
-def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
+def execute(program: Program, inputs: list[Tensor], scratch: list[Tensor] | None = None) -> list[Tensor]:
+    """The outputs; `scratch`, an empty list, gets what the kernels left in their buffers."""
+    scratch = [] if scratch is None else scratch
     shapes = [tuple(tensor.shape) for tensor in inputs]
     outputs = [
         torch.full(shape, 77.0).to(DTYPES[o.dtype].torch) for o, shape in zip(program.outputs, program.output_shapes(shapes), strict=True)
     ]
+    scratch += [new_scratch(buffer, shapes) for buffer in program.scratch]
     for launch in program.variant(shapes).launches:
         build = builds[int(launch.kernel.entry)]
         values: list[object] = []
-        for argument in launch.arguments:
+        for argument, kind in zip(launch.arguments, build.types, strict=True):
             match argument:
                 case Input(index):
                     values.append(inputs[index])
                 case Output(index):
                     values.append(outputs[index])
+                case Scratch(index):
+                    values.append(scratch[index].view(POINTERS[kind]))
                 case Int32(value):
                     values.append(evaluated([value], shapes)[0])
                 case Float32(value):
@@ -95,6 +123,12 @@ def execute(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         variables = [name for name in kernel.arg_names if name not in build.constants]
         kernel[evaluated(launch.grid, shapes)](**dict(zip(variables, values, strict=True)), **build.constants)
     return outputs
+
+
+def new_scratch(buffer: Buffer, shapes: list[tuple[int, ...]]) -> Tensor:
+    """Bytes as the host leaves them: zero where the program asks for it, else anything."""
+    (size,) = evaluated([buffer.bytes], shapes)
+    return torch.full((size,), 0 if buffer.clear else 0x55, dtype=torch.uint8)
 
 
 def node_of(operator: str, inputs: list[Tensor], attributes: Attributes, tile: Tile, read: tuple[bool, ...] = ()) -> Node:
@@ -117,7 +151,7 @@ def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
     leading = inputs[0].shape[:-1]
 
     def dynamic(tensor: Tensor, axis: int) -> bool:
-        if "Attention" in operator:
+        if "Attention" in operator or operator == "BeamStep":
             return axis == 0 or (tensor.dim() == 4 and axis == 2)  # requests, rows and tokens
         return axis < tensor.dim() - 1 and tensor.shape[:-1] == leading
 
@@ -136,6 +170,8 @@ def check(
     program = FACTORIES[operator].program(node_of(operator, inputs, attributes, tile, read))
     actual = execute(program, given or inputs)
     truth = OPERATORS[operator]
+    if operator == "BeamStep":
+        attributes = beam_groups(inputs[1].shape[1], inputs[0].shape[1], int(attributes["width"]))
     expected = list(truth.reference(*inputs, **attributes))[: len(actual)]
     compare = truth.compare if len(actual) == len(truth.reference(*inputs, **attributes)) else lambda a, e, *_: max(map(difference, a, e))
     arrays = [[t.float().numpy() for t in tensors] for tensors in (actual, expected)]
@@ -176,6 +212,7 @@ def cases() -> Iterator[tuple]:
     yield from products()
     yield from context_attentions()
     yield from beam_attentions()
+    yield from beam_steps()
 
 
 def products() -> Iterator[tuple]:
@@ -234,6 +271,15 @@ def beam_attentions() -> Iterator[tuple]:
         bad = bos.clone()
         bad[-1, -1] = float("nan")
         yield "BeamSelfAttention2", [qkv, bad, first, parent], {"rows": rows, "heads": heads}, none
+
+
+def beam_steps() -> Iterator[tuple]:
+    """interpreted_beam_step.py holds the selection to the last bit."""
+    for requests, rows, vocabulary, width in ((2, 1, 32, 20), (3, 5, 200, 128), (1, 7, 1030, 40)):
+        logits, scores = torch.randn(requests * rows, vocabulary).mul(3).half(), torch.randn(requests, rows)
+        yield "BeamStep", [logits, scores], {"width": width}, RowTile(1, 64, 1)
+        logits[0, :5], logits[-1, 3], scores[0, 0] = -torch.inf, torch.nan, -torch.inf
+        yield "BeamStep", [logits, scores], {"width": width}, RowTile(1, 64, 1)
 
 
 def neighbors_moved() -> Iterator[dict]:
