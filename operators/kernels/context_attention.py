@@ -70,4 +70,4 @@ def attention_build(rows: int, groups: int, share: int, head: int, tile: Attenti
         raise BuildError(what, where="context_attention", hint=f"choose {ROLE_ROWS} rows on {HOPPER}, or programs = 0")
     at_launch, many, few = ROLE_REGISTERS
     constants |= {"STAGES": tile.stages, "PROGRAMS": tile.programs, "REGISTERS": many, "FEW_REGISTERS": few}
-    return Build("attention", "attention", (*tensors, "i32", *sizes), constants, capability, WARPGROUP, registers=at_launch)
+    return Build("attention_sm90", "attention", (*tensors, "i32", *sizes), constants, capability, WARPGROUP, registers=at_launch)

@@ -69,7 +69,7 @@ class Product:
             raise BuildError(f"no persistent kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
         at_launch, many, few = PERSISTENT[tile.m]
         constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
-        return Build("gemm", "gemm", types, constants, capability, WARPGROUP, registers=at_launch)
+        return Build("gemm_sm90", "gemm", types, constants, capability, WARPGROUP, registers=at_launch)
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""

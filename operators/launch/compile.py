@@ -37,7 +37,7 @@ class Build:
     """A kernel to compile.
 
     Attributes:
-        module: Name of the module below this package that defines it.
+        module: Name of the module in operators/kernels that defines it.
         function: Its name there.
         types: Triton's type of each argument that is no constant, in order: "*fp16", "i32", "fp32".
         constants: The values of the others.
@@ -101,7 +101,7 @@ def _source(build: Build) -> Any:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    function = getattr(importlib.import_module(f".{build.module}", __package__), build.function)
+    function = getattr(importlib.import_module(f"..kernels.{build.module}", __package__), build.function)
     variables = [name for name in function.arg_names if name not in build.constants]
     assert len(variables) == len(build.types), f"{build.function} takes {variables}, typed as {build.types}"
     types = dict(zip(variables, build.types, strict=True))

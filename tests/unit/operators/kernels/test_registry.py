@@ -107,7 +107,7 @@ def test_heads_that_share_keys_fill_a_tile_together(builds):
 def test_an_attention_with_roles_has_a_program_per_tile_as_long_as_all_run_at_once(builds):
     program = context_attention(512, 14, 2)
     (build,) = builds
-    assert build.module == "attention"
+    assert build.module == "attention_sm90"
     for requests, programs in ((1, 2 * 28), (3, 132)):
         shapes = [(requests * 512, 14 * 128), (requests, 2, 700, 128), (requests, 2, 700, 128), (requests,)]
         (launch,) = program.variant(shapes).launches
