@@ -226,9 +226,9 @@ class BeamTile:
     partials: int = 32
     partials_warps: int = 4
     totals: int = 1024
-    pick_warps: int = 32
+    pick_warps: int = 8
     chunk: int = 4096
-    finish: int = 64
+    finish: int = 16
 
 
 TOTALS_WARPS, FINISH_WARPS, FINISH_CHUNK = 4, 4, 256
