@@ -1,4 +1,4 @@
-"""Makes requests from arrays, asks `onerec-trt recommend` for items, and prints the first ones."""
+"""Makes requests from arrays, asks `onerec-trt recommend` for items, and prints the best item of each request."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def main(model: str) -> None:
     requests, items = OUT / "requests.parquet", OUT / "items.parquet"
     write_requests(requests, my_requests())
     subprocess.run([Path(sys.executable).parent / "onerec-trt", "recommend", model, requests, "--out", items], check=True)
-    for row in pq.read_table(items).slice(0, 3).to_pylist():
-        print(row)
+    for item in pq.read_table(items).to_pylist():
+        if item["rank"] == 1:
+            print(item["request"], (item["sid_1"], item["sid_2"], item["sid_3"]), f"log-probability {item['score']:.3f}")
 
 
 if __name__ == "__main__":
