@@ -1,4 +1,4 @@
-"""Parity gates for your own CI: a recipe, a checkpoint and requests in; an assertion with a readable report out.
+"""Parity gates for your own CI: a recipe, a checkpoint and requests in, an assertion with a readable report out.
 
 For example, as a test::
 

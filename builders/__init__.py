@@ -1,1 +1,1 @@
-"""From one ONNX file to plans: TensorRT-RTX builds without a GPU."""
+"""From one ONNX file to plans: of TensorRT-RTX without a GPU, of TensorRT for the GPU in the machine."""

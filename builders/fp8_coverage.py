@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 def count_fp8(gemms: QuantizedGemms, in_fp8: Collection[str] | None, how: str) -> Fp8Gemms:
-    """Hold the graph against the plan.
+    """Count the products that the graph means to run in FP8 and those that the plan does.
 
     Args:
         gemms: What the graph means to run in FP8.

@@ -103,7 +103,7 @@ def _inputs(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, weights
 
 
 def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], kernels: Kernels) -> Program | None:
-    """The factory's program, held against the node."""
+    """The factory's program, checked against the node."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     read = tuple(output in graph.read for output in node.output)
     try:

@@ -22,7 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class NativeGraph:
-    """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported form.
+    """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported graph.
 
     `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own; none in a build without plugins.
     """
@@ -68,7 +68,7 @@ def prepare(
 
 
 def _require_every_product(exported: onnx.ModelProto, gemms: QuantizedGemms, source: Path) -> None:
-    """A product of FP8 weights that is not recognized would be missing from what a plan is held against, unnoticed."""
+    """Refuse a product of FP8 weights that is not recognized: it would be missing, unnoticed, from what a plan is checked for."""
     functions = {(function.domain, function.name) for function in exported.functions}
     weights = {initializer.name for initializer in exported.graph.initializer if initializer.data_type in FP8_TYPES}
     calls = [node for node in exported.graph.node if (node.domain, node.op_type) in functions and weights.intersection(node.input)]

@@ -10,7 +10,7 @@ from ..core.errors import BuildError
 from ..core.recipe import Profile
 from ..runtime.tensorrt_api import ShapeRange
 
-# The dynamic dimensions of the serving graph and its scoring graph: features [B, S, F], lengths [B, 3], sids [B, W, 3].
+# The dynamic dimensions of the serving graph and the scoring graph: features [B, S, F], lengths [B, 3], sids [B, W, 3].
 _RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
 # With one token and several requests, what TensorRT 10.6 answered one of them changed from run to run on an H200, as if the keys and
 # values of all requests lay over each other; from two tokens on it did not. Runners fill a shorter context up.

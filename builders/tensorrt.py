@@ -1,4 +1,4 @@
-"""Plans of TensorRT for the GPU in this machine: the serving graph and its scoring graph, natively or with the kernels of the operators."""
+"""Plans of TensorRT for the GPU in this machine: serving graph and scoring graph, natively or with the operators' kernels."""
 
 from __future__ import annotations
 

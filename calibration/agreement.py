@@ -1,4 +1,4 @@
-"""Holds quantized weights against the weights ModelOpt's fake-quantized model multiplies with."""
+"""Compares quantized weights with those that ModelOpt's fake-quantized model multiplies with."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RELATIVE_ROUNDING = 1e-6
 
 
 class WeightAgreement:
-    """Compares one linear after the other and counts the codes that differ."""
+    """Compares the linears one by one and counts the codes that differ."""
 
     def __init__(self, modelopt_model: nn.Module) -> None:
         self._model = modelopt_model
         self._linears, self._codes, self._differing = 0, 0, 0
 
     def compare(self, target: Target, weight_NK: Tensor, quantized: QuantizedWeight) -> None:
-        """Hold one quantized weight against ModelOpt's.
+        """Compare one quantized weight with ModelOpt's.
 
         Raises:
             CalibrationError: They differ by more than rounding.

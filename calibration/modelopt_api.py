@@ -111,6 +111,6 @@ def _fake_quantize_row_blocks(x: Tensor, _: Any) -> Tensor:
 
 
 def _quieten() -> None:
-    """Silence two warnings that tell a user of this program nothing he can act on."""
+    """Silence two warnings that a user of this program can do nothing about."""
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence", module=r"modelopt\.")
     warnings.filterwarnings("ignore", message="Cannot find transformers package", module=r"modelopt\.")

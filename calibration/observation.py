@@ -1,5 +1,6 @@
-"""Watches a model while calibration requests run through it: activations, and tokens per expert. It changes nothing but
-the flooding of experts, which leaves their gated output as it was.
+"""Watches a model while calibration requests run through it: activations, and tokens per expert.
+
+Every expert sees every token meanwhile. The gated output stays as it was.
 """
 
 from __future__ import annotations

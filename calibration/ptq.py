@@ -91,7 +91,7 @@ def check_amax(target: Target, role: str, amax: Tensor | None) -> Tensor:
 
 
 def check_quantized(model: nn.Module, targets: Sequence[Target]) -> None:
-    """Hold the quantizers that are on against the list of targets.
+    """Compare the quantizers that are on with the list of targets.
 
     Raises:
         CalibrationError: They differ; lists both sides.

@@ -1,4 +1,4 @@
-"""FP32 weights and amax become E4M3 codes and FP32 scales, one block of the model at a time, so that a 4B model needs little memory.
+"""Turns FP32 weights and amax into E4M3 codes and FP32 scales, one block of the model at a time: a 4B model needs little memory.
 
 Stored for a quantized linear NAME: `NAME.weight` E4M3 [N, K] (K zero-padded to 128 for blocks), `NAME.weight_scale`
 FP32 [N] or [N / 128, K / 128] rounded up, and with static activations `NAME.input_scale` FP32, no axes.
@@ -43,7 +43,7 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Amax:
-    """What quantization of one linear rests on: [N] for row scales or [N / 128, K / 128] for blocks, and the static input amax."""
+    """The amax of one linear: of its weight [N] for row scales or [N / 128, K / 128] for blocks, and of its static input."""
 
     weight: Tensor
     input: float | None = None

@@ -1,4 +1,4 @@
-"""Reads what the calibration stage wrote: the quantized checkpoint, held against its record and its own description."""
+"""Reads the quantized checkpoint that the calibration stage wrote, and checks it against its record and its own description."""
 
 from __future__ import annotations
 

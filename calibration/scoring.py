@@ -1,4 +1,4 @@
-"""Calibration requests in the scoring graph: each request's context with one item path, and log-probabilities along the paths."""
+"""Calibration requests with one item path each, and log-probabilities along these paths."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def with_paths(model: OneRec, requests: Requests, batch_size: int) -> ScoringReq
 
 
 class Reference(NamedTuple):
-    """Log-probabilities to hold the serving graph against: requests by index, their paths, the quantized PyTorch model and FP32.
+    """Log-probabilities to compare the serving graph with: requests by index, their paths, the quantized PyTorch model and FP32.
 
     Shapes: [n] int64, [n, 1, 3] int64, [n, 1, 3] FP32 twice.
     """

@@ -59,7 +59,7 @@ class TensorSummary(_Part):
 
 
 class WeightCheck(_Part):
-    """Frozen weights against ModelOpt's fake-quantized ones: codes that differ lie on a rounding boundary, at most `differing_codes`."""
+    """Quantized weights beside ModelOpt's fake-quantized ones. Codes that differ lie on a rounding boundary."""
 
     linears: int
     codes: int
@@ -67,7 +67,7 @@ class WeightCheck(_Part):
 
 
 class Checks(_Part):
-    """What the quantized model was held against.
+    """What the quantized model was compared with.
 
     `modelopt_scoring_error`: mean absolute difference between the log-probabilities of the quantized PyTorch model and
     of FP32, in nat, over `requests` requests. `reference`: that model: ModelOpt's, or for fp16 the model in FP16.

@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, artifacts, records, recipes, progress, the TensorRT bindings."""
+"""What every stage uses: errors, artifacts, records, recipes, progress."""

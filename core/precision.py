@@ -1,4 +1,4 @@
-"""The four precisions a recipe can ask for, as data: who is quantized, and how finely.
+"""The four precisions a recipe can ask for, as data: what is quantized, and how finely.
 
 Source: arXiv 2603.11486, section on FP8 post-training quantization; `fp8-static` is ModelOpt's default.
 """

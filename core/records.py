@@ -1,6 +1,6 @@
 """The record of a stage: what it read and wrote (by SHA-256), with which tools and options.
 
-A stage whose record still matches is not run again; a stage that reads an artifact first holds it
+A stage whose record still matches is not run again; a stage that reads an artifact first checks it
 against the record of the stage that wrote it.
 """
 
@@ -74,7 +74,7 @@ def run_stage(
 
 
 def read_record(folder: Path) -> Record:
-    """Read a stage's record and hold every file it names against its hash.
+    """Read a stage's record and check the hash of every file it names.
 
     Raises:
         ArtifactError: The record is missing or malformed, or a file was changed, added or removed since.

@@ -1,4 +1,4 @@
-"""Named rewrite passes over the exported graph. Each does one thing and leaves the reference as it was."""
+"""Named rewrite passes over the exported graph. Each does one thing and leaves what the graph computes as it was."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def name_operator_nodes(model: ir.Model, calls: Sequence[tuple[str, str]]) -> No
 
 
 def attach_functions(model: ir.Model) -> None:
-    """Put the reference of every operator used into the file, as model-local functions."""
+    """Put the function of every operator used into the file, as a model-local function."""
     used = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
     for proto in functions_of(OPERATORS[name] for name in used):
         function = ir.from_proto(proto)

@@ -134,7 +134,7 @@ class PackedBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and heads: what both forms of the graph are made of."""
+    """Embedding, blocks and heads: what the serving graph and the scoring graph share."""
 
     token_embedding: Tensor
     position_embedding: Tensor
@@ -220,7 +220,7 @@ class ServingModel(nn.Module):
 
 
 class ScoringModel(nn.Module):
-    """The same body along given paths: what parity is gated on, and candidate scoring for users."""
+    """The same body along given paths: gates measure parity on it, and users score candidates with it."""
 
     def __init__(self, decoder: Decoder, paths: int) -> None:
         super().__init__()

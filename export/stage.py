@@ -41,7 +41,7 @@ class Description(BaseModel):
 
 
 def export(options: ExportOptions, quantized: Path, folder: Path) -> Record:
-    """Write the serving graph and its scoring graph.
+    """Write the serving graph and the scoring graph.
 
     Raises:
         ArtifactError: The quantized checkpoint does not match its record.

@@ -1,1 +1,1 @@
-"""OneRec-V2 in PyTorch, the truth everything else is held against, and the data it is trained and asked with."""
+"""OneRec-V2 in PyTorch, the reference for everything else, and the data it is trained and tested on."""

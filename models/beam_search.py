@@ -44,7 +44,7 @@ def beam_search(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, widths:
 
 @torch.no_grad()
 def path_log_probabilities(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, sids_BW3: Tensor) -> Tensor:
-    """Log-probability of each token of each given path, FP32 [B, W, 3]: the scoring graph of the model."""
+    """Log-probability of each token of each given path, FP32 [B, W, 3]: what the scoring graph computes."""
     logits_BWTV = model(features_BSF, lengths_B3, sids_BW3[..., : LEVELS - 1])
     chosen_BW3: Tensor = logits_BWTV.float().log_softmax(-1).gather(-1, sids_BW3[..., None]).squeeze(-1)
     return chosen_BW3

@@ -56,7 +56,7 @@ def write_checkpoint(model: OneRec, folder: Path, *, dtype: torch.dtype = torch.
 
 
 def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
-    """Open a checkpoint and hold all names, shapes and types against its configuration; no tensor is loaded.
+    """Open a checkpoint and check all names, shapes and types against its configuration; no tensor is loaded.
 
     Args:
         folder: Holds `config.json` and the safetensors.

@@ -88,6 +88,7 @@ class OneRecConfig(BaseModel):
         return layer * self.l_kv // self.n_layers
 
     def is_moe(self, layer: int) -> bool:
+        """Whether a layer has experts instead of a dense feed-forward block."""
         return self.moe is not None and layer >= self.moe.dense_layers
 
     def with_changes(self, **changes: Any) -> OneRecConfig:

@@ -120,7 +120,7 @@ def read_requests(
 
     Args:
         path: A Parquet file as described at the top of this module; FP16 and FP64 features are accepted too.
-        config: The model the requests are for: feature width and codebook size are held against it.
+        config: The model the requests are for: feature width and codebook size are checked against it.
         max_context: Most tokens a context may have, e.g. the maximum of the optimization profile. Default: 3072.
         need_targets: Whether a file without targets is an error. Default: False.
         limit: Read and check the first requests only, at most this many. Default: all.

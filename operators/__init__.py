@@ -1,1 +1,1 @@
-"""The onerec ONNX domain: each operator stated as torch, as ONNX function, later as kernel; one file per operator."""
+"""The `onerec` ONNX domain: each operator as PyTorch reference, as ONNX function and, where it has one, as kernel. One file per family."""

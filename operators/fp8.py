@@ -1,6 +1,6 @@
 """The reference casts to FP8 in PyTorch: per tensor, per row, per block. Contract: docs/numerics.md.
 
-Every quantized value in this project is made by these functions or held equal to them: codes are
+Every quantized value in this project is made by these functions, or a test compares it with them: codes are
 saturate(round-to-nearest-even(x / s)) straight from FP32, with s = max(amax, 1e-12) / 448.
 """
 

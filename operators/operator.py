@@ -1,4 +1,4 @@
-"""What an operator is: one step of the model, stated as PyTorch, as ONNX function and (later) as kernel.
+"""What an operator is: one step of the model, as PyTorch reference and as ONNX function.
 
 Calling an operator runs its PyTorch reference; inside an ONNX export it puts one node of the `onerec`
 domain into the graph instead. Calls can be recorded, to feed other implementations the same inputs.
@@ -56,7 +56,7 @@ class Operator:
 
     Args:
         name: ONNX op type.
-        reference: PyTorch function of the inputs and attributes; the truth. Returns a tuple.
+        reference: PyTorch function of the inputs and attributes, which defines the operator. Returns a tuple.
         function: The same in standard ONNX operators.
         outputs: Output specifications from the inputs and attributes, without computing.
         helpers: Functions of the `onerec.detail` domain that `function` calls.

@@ -1,4 +1,4 @@
-"""Every operator of the domain by name, and the functions that give the file its reference."""
+"""Every operator of the domain by name, and the ONNX functions that travel in the file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """RmsNormQuant{Tensor,Row,Block}: RMSNorm and E4M3 quantization straight from FP32, in one step.
 
-Each also returns the FP16 norm, which a router reads; where nobody reads it, it is dead and goes away.
+Each also returns the FP16 norm, which a router reads; where nobody reads it, it is not computed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model of one operator node and its functions: how an operator is tried alone, on given inputs."""
+"""A model of one operator node and its functions, to run an operator alone on given inputs."""
 
 from __future__ import annotations
 

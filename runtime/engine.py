@@ -1,4 +1,4 @@
-"""A loaded plan and its execution contexts: what a runner asks of TensorRT, with its silent failures made errors.
+"""A loaded plan and its execution contexts. TensorRT's silent failures become errors.
 
 Memory, streams and graphs belong to the caller; this only sets shapes and addresses, and enqueues.
 """

@@ -1,4 +1,4 @@
-"""The reference runner: ONNX Runtime on CPU, and the proof that its E4M3 rounding can be trusted."""
+"""The reference runner: ONNX Runtime on CPU, and a test of its E4M3 rounding."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OnnxRuntimeRunner:
 
 
 def e4m3_self_test() -> int:
-    """Hold ONNX Runtime's E4M3 rounding against ml_dtypes for every FP16 value; returns how many were compared.
+    """Compare ONNX Runtime's E4M3 rounding with ml_dtypes for every FP16 value; returns how many were compared.
 
     Beyond 464 ml_dtypes gives NaN where the contract saturates, so it is asked for the clipped value.
 

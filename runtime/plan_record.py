@@ -1,4 +1,4 @@
-"""The record beside a plan: what it was built for, what it runs in FP8, and whether that was ever seen running."""
+"""The record beside a plan: what it was built for, what it runs in FP8, and whether the gates have run on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core.errors import ArtifactError
 from .tensorrt_api import ShapeRange, Target
 
 NOT_VALIDATED = "built without its GPU; nothing runs the gates on plans of TensorRT-RTX yet"
-NOT_YET_VALIDATED = "built on its GPU, not held against the gates yet; run `onerec-trt validate --engine tensorrt`"
+NOT_YET_VALIDATED = "built on its GPU, the gates have not run on it yet; run `onerec-trt validate --engine tensorrt`"
 
 
 class _Part(BaseModel):
@@ -105,7 +105,7 @@ class PluginUse(_Part):
 class PlanRecord(_Part):
     """Facts of one plan.
 
-    `form`: the serving graph or its scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
+    `form`: the serving graph or the scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
     graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
     weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
     plugins carries their library, and loading it runs that library's code.
@@ -139,7 +139,7 @@ class PlanRecord(_Part):
 
 
 def facts_of_build(plan: Path, built: Mapping[str, Any], profiles: Sequence[Mapping[str, ShapeRange]]) -> dict[str, Any]:
-    """What the record of any plan says of its file and of its build; `built` is the worker's last word. No plan is validated yet."""
+    """What the record of any plan says of its file and its build; `built` is the worker's last event. No plan is validated yet."""
     return {
         "plan": plan.name,
         "sha256": sha256(plan),
@@ -176,7 +176,7 @@ def read_plan(plan: Path) -> bytes:
 
 
 def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
-    """Read a plan's record and hold the plan against it.
+    """Read a plan's record and check the plan against it.
 
     Args:
         content: What the caller has read of the plan and is about to use. Default: the file as it is.

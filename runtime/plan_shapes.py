@@ -46,7 +46,7 @@ def shapes_of(tensors: Sequence[TensorInfo], batch: int, context: int) -> dict[s
 
 
 def check_inputs(tensors: Sequence[TensorInfo], found: Mapping[str, tuple[str, Shape]], where: str) -> None:
-    """Hold the inputs, given as (data type, shape) by name, against the plan's.
+    """Check the inputs, given as (data type, shape) by name, against the plan's.
 
     Raises:
         RequestError: An input is missing or unknown, its type or shape is another, or batches differ; names it.

@@ -1,4 +1,4 @@
-"""Preflight: may this plan be loaded on this machine? Asked before deserializing, which says it late and unclearly."""
+"""Preflight: can this plan be loaded on this machine? Checked before deserializing, which fails late and unclearly."""
 
 from __future__ import annotations
 

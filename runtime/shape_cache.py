@@ -1,4 +1,4 @@
-"""What is worth keeping per shape: a shape earns its place at its second use, the one not used for longest gives way."""
+"""A cache by shape: a shape is kept from its second use on, and the one unused for longest is dropped."""
 
 from __future__ import annotations
 

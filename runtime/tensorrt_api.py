@@ -1,6 +1,6 @@
 """The only importer of `tensorrt` and `tensorrt_rtx`: parse an ONNX file, build a plan.
 
-What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is settled here, so that nobody else asks for a version.
+What differs between TensorRT 10.6 to 11.x and TensorRT-RTX is handled here: no other module asks for a version.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def calibrate(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def export(recipe_file: RecipeFile, as_json: AsJson = False) -> None:
-    """Write the serving graph and its scoring graph as ONNX."""
+    """Write the serving graph and the scoring graph as ONNX."""
     from . import commands
 
     commands.one_stage(recipe_file, "export", as_json)

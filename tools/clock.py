@@ -1,6 +1,6 @@
 """What the GPU's clock did while something was measured, read from NVML by a thread beside it.
 
-A GPU at its power limit lowers its clock: what a kernel reaches there says as much of the power it draws as of its design.
+A GPU at its power limit lowers its clock. A kernel's speed there depends on the power it draws as much as on its design.
 """
 
 from __future__ import annotations

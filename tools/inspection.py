@@ -1,4 +1,4 @@
-"""What `onerec-trt inspect` says of a plan, a stage's folder or a checkpoint."""
+"""What `onerec-trt inspect` shows of a plan, a stage's folder or a checkpoint."""
 
 from __future__ import annotations
 

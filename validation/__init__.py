@@ -1,1 +1,1 @@
-"""Running what was built, and proving it right: reference runner, parity gates."""
+"""Parity gates: operators, scores and recommendations against the FP32 model."""

@@ -1,4 +1,4 @@
-"""What the gates are run on: the exported graphs in ONNX Runtime, or the plans built from them on their GPU."""
+"""The backends the gates run on: the exported graphs in ONNX Runtime, or the plans built from them on their GPU."""
 
 from __future__ import annotations
 

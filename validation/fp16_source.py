@@ -1,4 +1,4 @@
-"""A checkpoint as the serving graph reads it in FP16, without any file: the yardstick for FP16 noise."""
+"""A checkpoint as the serving graph reads it in FP16, without any file: the measure of FP16 noise."""
 
 from __future__ import annotations
 

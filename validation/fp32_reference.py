@@ -88,7 +88,7 @@ def heldout_requests(recipe: Recipe) -> Requests:
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
-    """A yardstick of NaN measures nothing."""
+    """Refuse a reference that holds NaN or infinity."""
     for name, scores_nW3 in (("FP32", reference.scoring_nW3), ("FP16", reference.fp16_scoring_nW3)):
         for row in np.flatnonzero(~np.isfinite(scores_nW3).all((1, 2)))[:1]:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A gate: one number held against one threshold, and what to say about it."""
+"""A gate: one number against one threshold, and how it is reported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Gate(BaseModel):
 
 
 def gate(name: str, recipe: str, value: float, comparison: Literal["<=", ">="], threshold: float, detail: str = "") -> Gate:
-    """Hold a value against a threshold."""
+    """Compare a value with a threshold."""
     finite = value if math.isfinite(value) else None
     passed = _holds(finite, comparison, threshold)
     return Gate(name=name, recipe=recipe, value=finite, threshold=threshold, comparison=comparison, passed=passed, detail=detail)

@@ -1,4 +1,4 @@
-"""Are the artifacts at hand the ones this recipe makes? Asked before anything is measured on them."""
+"""Checks that the artifacts at hand are the ones this recipe makes, before anything is measured on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..export.stage import identity
 
 
 def require_lineage(recipe: Recipe, quantized: Path, exported: Path) -> None:
-    """Hold the two stage folders against the recipe and each other.
+    """Check the two stage folders against the recipe and each other.
 
     Raises:
         ArtifactError: A file does not match its record, or a folder was made from other inputs or options; names the stage to run again.

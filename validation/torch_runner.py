@@ -1,4 +1,4 @@
-"""Runs the packed serving graph in PyTorch: the quantized model every engine is measured beside."""
+"""Runs the packed serving graph in PyTorch: the quantized model that every engine is compared with."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class TorchRunner:
 
 
 def scoring_torch_runner(decoder: Decoder, paths: int) -> TorchRunner:
-    """the scoring graph of a packed model in PyTorch."""
+    """The scoring graph of a packed model in PyTorch."""
     return TorchRunner(ScoringModel(decoder, paths), ("log_probabilities",))

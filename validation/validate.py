@@ -1,4 +1,4 @@
-"""The validate stage: run what was exported, or the plans built from it, and hold it against every gate."""
+"""The validate stage: run every gate on what was exported, or on the plans built from it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ struct Call
     size_t count;
 };
 
-// Holds the inputs against what the program declares.
+// Checks the inputs against what the program declares.
 bool accepts(Program const& program, Shape const* shapes, size_t count, std::string& error);
 
 // The first variant whose condition is not zero; null and a reason if there is none.

@@ -35,7 +35,7 @@ Dims const& dimensions(DynamicPluginTensorDesc const& tensor)
     return tensor.desc.dims;
 }
 
-// The inputs' shapes, held against what the program declares.
+// The inputs' shapes, checked against what the program declares.
 template <typename Tensor>
 bool shapesOf(Program const& program, Tensor const* tensors, size_t count, Shapes& shapes, std::string& error)
 {

@@ -1,4 +1,4 @@
-"""RmsNorm on the GPU: a row in registers, FP32 inside, rounded to FP16 once; `norm_row` is what its quantizing baselines share."""
+"""RmsNorm on the GPU: a row in registers, FP32 inside, rounded to FP16 once; `norm_row` is what its quantizing forms share."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def expect(node: Node, index: int, *dtypes: str) -> str:
 
 
 def expect_size(node: Node, index: int, size: int) -> None:
-    """Hold the last dimension of an input against what the kernel reads of it."""
+    """Check the last dimension of an input against what the kernel reads of it."""
     if (found := static(node, index, -1)) != size:
         what = f"the last dimension of input {index} is {found}, must be {size}"
         raise BuildError(what, where=node.operator, hint="correct the graph")

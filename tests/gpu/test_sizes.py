@@ -1,4 +1,4 @@
-"""Full widths on a GPU: plans of 4-layer cuts and of the whole 1B beside PyTorch in the scoring graph; isolation of requests."""
+"""Full widths on a GPU: scores of 4-layer cuts and of the whole 1B beside PyTorch; isolation of requests."""
 
 from __future__ import annotations
 

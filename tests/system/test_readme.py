@@ -43,6 +43,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "make test",  # what runs this; see the next test
         "onerec-trt run recipe.yaml",
         "onerec-trt inspect out/NAME/plans/sm89.plan",
+        "onerec-trt recommend out/NAME/exported/model.onnx requests.parquet --out items.parquet",  # test_examples.py
         "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
         "onerec-trt validate recipe.yaml --engine tensorrt",
         "onerec-trt bench --size 1B",

@@ -1,4 +1,4 @@
-"""What the command `bench` does: its words become options, its result a table; a run that does not count exits with 2."""
+"""What the command `bench` does: it reads the options, measures and prints a table. A run that does not count exits with 2."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _model(size: str, layers: int) -> tuple[str, OneRecConfig]:
 
 
 def _recipes(given: Sequence[str], models: Mapping[str, OneRecConfig]) -> list[str]:
-    """Those given, or the default ones. Static scales of random weights cannot be made for experts: said before hours of work."""
+    """Those given, or the default ones. Refuses fp8-static for experts before hours of work: random weights give no scales for it."""
     impossible = [name for name, config in models.items() if config.moe is not None]
     recipes = _known(given or DEFAULT_RECIPES, RECIPES, "--recipe")
     static = [recipe for recipe in recipes if impossible and PRECISIONS[precision_of(recipe)].needs_activation_amax]

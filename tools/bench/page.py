@@ -1,4 +1,4 @@
-"""The result of a benchmark as one HTML page: the table, who takes how long, and where the time of each plan goes."""
+"""The result of a benchmark as one HTML page: the table, the latencies, and where the time of each plan goes."""
 
 from __future__ import annotations
 

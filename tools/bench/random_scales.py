@@ -1,4 +1,4 @@
-"""Static activation scales for a model of random weights: what a benchmark needs, and what no served model may use.
+"""Static activation scales for a model of random weights: for benchmarks only, never for a served model.
 
 One forward pass of the packed model in per-token FP8 on random features; the largest value a group of linears reads, over all
 rows and steps, is its AbsMax.

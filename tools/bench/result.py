@@ -1,4 +1,4 @@
-"""One line of a benchmark's result, the limits it is held against, and when a whole run does not count."""
+"""One line of a benchmark's result, its physical limits, and when a whole run does not count."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def limits_ms(config: OneRecConfig, case: Case) -> dict[str, float]:
 
 
 def invalid_because(results: Sequence[Result], gpu: str) -> list[str]:
-    """Why a run does not count: too few samples, or an baseline slower than it was seen before. Empty: it counts."""
+    """Why a run does not count: too few samples, or a baseline slower than it was before. Empty: it counts."""
     few = [f"{r.model} {r.engine} {r.recipe}: {len(r.samples_ms)} samples" for r in results if len(r.samples_ms) < MIN_SAMPLES]
     return few + ([problem for result in results if (problem := _slow(result))] if REFERENCE_GPU in gpu else [])
 

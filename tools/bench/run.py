@@ -1,7 +1,7 @@
 """`onerec-trt bench`: plans against PyTorch on the same weights, interleaved in one run, and against the physical limit.
 
-Full sizes with random weights: speed does not depend on their values. The baseline must be as fast as it was seen before, or
-the result says that it is not valid.
+Full sizes with random weights: speed does not depend on their values. A run whose baseline is slower than it was before does
+not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Timing several candidates against each other: in turns, so that clocks and temperature drift for all alike."""
+"""Times several candidates in turns, so that clocks and temperature drift for all alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def interleaved_ms(
 ) -> dict[str, list[float]]:
     """Wall-clock milliseconds of each candidate, one sample of each per round, in an order that is drawn anew for every round.
 
-    At its power limit a GPU lowers its clock after a candidate that draws much: nobody may always run behind the same one.
+    At its power limit a GPU lowers its clock after a candidate that draws much power. So no candidate always follows the same one.
 
     Args:
         candidates: What to time, by name.

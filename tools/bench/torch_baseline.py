@@ -1,7 +1,7 @@
 """A strong PyTorch implementation of the same serving step: the baseline a plan is measured against, and nothing else.
 
 It is what a careful user would write: BF16, keys and values of earlier steps kept, unmasked attention over contexts of equal
-length, grouped products for experts, two-level top-k. Held equal to models/ by a test; no stage of the pipeline uses it.
+length, grouped products for experts, two-level top-k. A test compares it with models/; no stage of the pipeline uses it.
 
 Letters in names: B requests, S context tokens, R beams per request, N = B * R rows, D d_model, H query heads, G key/value
 groups, d head width, E experts, K experts per row, V codebook.

@@ -17,7 +17,7 @@ from .run import RecipeRun, capability_order
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence on top: may this be shipped? `good`: every gate holds; `seen`: every plan ran on its GPU."""
+    """The sentence on top: can this be shipped? `good`: every gate passed; `seen`: every plan ran on its GPU."""
 
     good: bool
     seen: bool
@@ -38,7 +38,7 @@ class GateGroup:
 
     @property
     def passed(self) -> bool:
-        """Whether there are gates and all of them hold: what nothing was asked of has not passed."""
+        """Whether there are gates and all of them passed: a result without gates has not passed."""
         return bool(self.gates) and not self.failed
 
     @property
@@ -162,7 +162,7 @@ def _fact(value: Any) -> str:
 
 def _failure(group: GateGroup) -> str:
     if not group.gates:
-        return f"{group.name} was held against no gate"
+        return f"{group.name} has no gates"
     return f"{group.name} fails {group.failed} of {len(group.gates)} gates"
 
 

@@ -1,4 +1,4 @@
-"""The page of a measurement: what it is worth, its table, its plots, and where it was taken."""
+"""The page of a measurement: whether it counts, its table, its plots, and where it was taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one recipe left in its folder, read back and held against the hash chain of its records."""
+"""What one recipe left in its folder, read back and checked against the lineage of its records."""
 
 from __future__ import annotations
 

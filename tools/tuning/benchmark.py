@@ -1,6 +1,6 @@
 """`onerec-trt dev bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
 
-A kernel is measured only after it was held against its operator's PyTorch reference.
+A kernel is measured only after a comparison with its operator's PyTorch reference.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _row_wise(inputs: list[Tensor]) -> Tensor:
 
 
 def _block_wise(inputs: list[Tensor]) -> Tensor:
-    """Scales of other reference and equal size in bytes as a quantizer would make them; made once per set of inputs."""
+    """Random block scales, in bytes as many as a quantizer would make; made once per set of inputs."""
     codes, _, weight, _ = inputs[:4]
     blocks = weight.shape[1] // 128
     key = codes.data_ptr()

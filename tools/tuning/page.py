@@ -29,7 +29,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         title="onerec-trt dev bench-operators",
         machine=f"{environment['gpu']}, compute capability {environment['compute_capability']}",
         good=True,
-        headline="Every kernel was held against PyTorch before it was timed",
+        headline="Every kernel was compared with PyTorch before it was timed",
         remarks=[f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.", f"{environment['timing']}."],
         headings=_HEADINGS,
         words=_WORDS,

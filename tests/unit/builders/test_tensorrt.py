@@ -46,7 +46,7 @@ def exported(make_model: Make, tmp_path: Path) -> Path:
 
 
 def _export(folder: Path, model: onnx.ModelProto) -> Path:
-    """The serving graph and its scoring graph, here the same."""
+    """The serving graph and the scoring graph, here the same."""
 
     def body(temporary: Path) -> dict[str, object]:
         content = model.SerializeToString()

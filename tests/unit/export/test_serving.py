@@ -1,4 +1,4 @@
-"""The serving graph in PyTorch against the model it was packed from: beams, scoring scores, bad and empty contexts."""
+"""The serving graph in PyTorch against the model it was packed from: beams, scores of given paths, bad and empty contexts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MoeExpertsFp8{Tensor,Row}: scaled products inside experts; truth from a slow loop over the dequantized weights."""
+"""MoeExpertsFp8{Tensor,Row}: scaled products inside experts; expected values from a slow loop over the dequantized weights."""
 
 from __future__ import annotations
 

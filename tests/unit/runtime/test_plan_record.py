@@ -1,4 +1,4 @@
-"""A plan is held against its record: truncated, changed or unrecorded plans are refused."""
+"""A plan is checked against its record: truncated, changed or unrecorded plans are refused."""
 
 from __future__ import annotations
 

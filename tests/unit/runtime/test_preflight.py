@@ -1,4 +1,4 @@
-"""Preflight: what stops a plan from loading is an error, what only makes it slower or unproven a warning."""
+"""Preflight: what stops a plan from loading is an error, what only makes it slower, or that it is not validated, a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What core/ asks of TensorRT exists in 10.6 and in 11.4: read from its source, held against the recorded APIs of both bindings."""
+"""What runtime/ asks of TensorRT exists in 10.6 and in 11.4: read from its source, compared with the recorded APIs of both bindings."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_fewer_requests_are_used_when_the_recipe_says_so(recipe: Recipe) -> None
     assert len(heldout_requests(few)) == 5
 
 
-def test_a_model_that_overflows_fp16_is_no_yardstick(recipe: Recipe) -> None:
+def test_a_model_that_overflows_fp16_gives_no_reference(recipe: Recipe) -> None:
     requests = heldout_requests(recipe)
     requests.values_NF[requests.offsets[3]] = 6e4  # fits FP16, its projection does not
     write_requests(recipe.heldout, replace(requests, ids=[f"r{n}" for n in range(len(requests))]))

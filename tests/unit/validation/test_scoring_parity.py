@@ -1,4 +1,4 @@
-"""Errors against FP32, held against what a pencil gives."""
+"""Errors against FP32, compared with values computed by hand."""
 
 from __future__ import annotations
 

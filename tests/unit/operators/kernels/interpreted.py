@@ -3,7 +3,7 @@
 A process of its own: TRITON_INTERPRET must be set before the kernels are imported. What the interpreter of Triton 3.6 does not
 compute as a GPU does is replaced here: its cast to E4M3 neither rounds to even nor saturates, its fma rounds twice, and it
 has no inline assembly (the sigmoid of SwiGLU, the powers of two of attention). It knows no Gluon: the product
-and the attention whose warps have roles are held against PyTorch on a GPU alone.
+and the warp-specialized attention are compared with PyTorch on a GPU only.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_a_result_holds_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize(("milliseconds", "counts"), [(132.0, True), (138.5, True), (138.7, False)])
-def test_an_baseline_slower_than_seen_before_does_not_count(milliseconds: float, counts: bool) -> None:
+def test_a_baseline_slower_than_seen_before_does_not_count(milliseconds: float, counts: bool) -> None:
     problems = invalid_because([result("torch-cuda-graph", "bf16", milliseconds)], "NVIDIA H200")
     assert (problems == []) is counts
     assert counts or "it was seen at 132.0 ms" in problems[0]
