@@ -13,6 +13,7 @@ from onnx import parser
 
 from ..core.errors import GateError, RequestError
 from ..core.precision import E4M3_MAX
+from ..core.threads import ONNXRUNTIME_SESSION, thread_count
 from ..operators.operator import Array
 
 
@@ -21,7 +22,7 @@ class OnnxRuntimeRunner:
 
     Args:
         model: Path of a file (external data beside it is found), or a model in memory.
-        threads: Threads within an operator; 0 lets ONNX Runtime choose.
+        threads: Threads within an operator; 0: see `core.threads.thread_count`. Results do not depend on it.
 
     The optimization level is BASIC: above it ONNX Runtime fuses DequantizeLinear(FP8) with MatMul
     into an operator it then refuses to load.
@@ -30,7 +31,9 @@ class OnnxRuntimeRunner:
     def __init__(self, model: Path | onnx.ModelProto, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or thread_count()  # left to itself, ONNX Runtime ties one thread to each core
+        for key, value in ONNXRUNTIME_SESSION.items():
+            options.add_session_config_entry(key, value)
         options.log_severity_level = 3
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

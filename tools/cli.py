@@ -16,6 +16,7 @@ from rich.console import Console
 from .. import __version__
 from ..core.artifacts import remove_unfinished
 from ..core.errors import OnerecTrtError
+from ..core.threads import set_thread_defaults
 from . import dev_cli
 
 PROGRAM = "onerec-trt"
@@ -51,6 +52,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C, and Typer makes of it
 
 def main() -> None:
     """Run the command line; a typed error becomes a message and its exit code, never a traceback."""
+    set_thread_defaults()
     console = Console(stderr=True, soft_wrap=True)  # a path stays in one piece
     try:
         app(prog_name=PROGRAM)

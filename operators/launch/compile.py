@@ -20,6 +20,7 @@ from typing import Any
 
 from ...core.artifacts import read_json, write_json
 from ...core.errors import ArtifactError, BuildError
+from ...core.threads import usable_cores
 from .program import Kernel
 
 FORMAT = 3  # of the files in the cache
@@ -83,7 +84,7 @@ def compile_many(builds: Iterable[Build], cache: Path | None = None, workers: in
     numbered = list(enumerate(builds))
     if not numbered:
         return {}
-    count = min(len(numbered), workers or os.cpu_count() or 1)
+    count = min(len(numbered), workers or usable_cores())
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         futures = {number: pool.submit(_attempt, build, cache) for number, build in numbered}
         return {number: future.result() for number, future in futures.items()}

@@ -51,6 +51,16 @@ def test_wrong_inputs_are_refused(model: onnx.ModelProto, inputs: dict[str, np.n
     assert caught.value.where == "x, lengths"
 
 
+@pytest.mark.parametrize(("threads", "expected"), [(0, 3), (1, 1)])
+def test_threads_are_capped_and_sleep_while_they_wait(
+    model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, threads: int, expected: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    options = OnnxRuntimeRunner(model, threads=threads)._session.get_session_options()
+    assert options.intra_op_num_threads == expected
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_the_self_test_compares_every_finite_fp16_value() -> None:
     assert e4m3_self_test() == FINITE_FP16
 
