@@ -76,7 +76,7 @@ def candidates(case: OperatorCase, capability: str) -> list[Tile]:
 
 
 def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]:
-    """For one row a tile of the smallest instruction; for many rows tiles of which two programs share a multiprocessor, too."""
+    """For one row a tile of the smallest instruction; for many rows tiles of which two CTAs share a multiprocessor, too."""
     if rows <= 32:
         for n, stages, warps in ((32, 4, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4), (128, 3, 8), (64, 3, 2)):
             yield AttentionTile(16, n, stages, warps)
@@ -87,12 +87,12 @@ def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]
     if capability == HOPPER:
         yield AttentionTile(128, 32, 3, 4, descriptors=True)
         yield AttentionTile(256, 64, 2, 8, descriptors=True)
-        yield AttentionTile(128, 128, 2, 12, programs=MULTIPROCESSORS)
-        yield AttentionTile(128, 64, 4, 12, programs=MULTIPROCESSORS)
+        yield AttentionTile(128, 128, 2, 12, ctas=MULTIPROCESSORS)
+        yield AttentionTile(128, 64, 4, 12, ctas=MULTIPROCESSORS)
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
-    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it; more than two rows per program never won.
+    """Warps per row from 1 to 8, as long as a lane keeps between 8 and 112 values of it; more than two rows per CTA never won.
 
     Half a chunk moves 8 bytes per lane instead of 16 and wastes no lane where the width is an odd multiple of it.
     """
@@ -115,8 +115,8 @@ def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
 
 
 def _persistent(k: int) -> Iterator[GemmTile]:
-    """Two slabs of 64 rows leave room for more stages, three take turns. Tiles 256 wide asked less of the L2 cache, and never won."""
+    """Two warpgroup tiles of 64 rows leave room for more stages, three take turns. Tiles 256 wide asked less of the L2 cache, and never won."""
     for group in (4, 8, 16, 32):
-        yield GemmTile(128, 128, k, 5, 12, group, programs=MULTIPROCESSORS)
-        yield GemmTile(192, 128, k, 4, 16, group, programs=MULTIPROCESSORS)
-    yield GemmTile(128, 128, k, 6, 12, programs=MULTIPROCESSORS)
+        yield GemmTile(128, 128, k, 5, 12, group, ctas=MULTIPROCESSORS)
+        yield GemmTile(192, 128, k, 4, 16, group, ctas=MULTIPROCESSORS)
+    yield GemmTile(128, 128, k, 6, 12, ctas=MULTIPROCESSORS)

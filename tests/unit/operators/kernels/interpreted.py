@@ -3,7 +3,7 @@
 A process of its own: TRITON_INTERPRET must be set before the kernels are imported. What the interpreter of Triton 3.6 does not
 compute as a GPU does is replaced here: its cast to E4M3 neither rounds to even nor saturates, its fma rounds twice, and it
 has no inline assembly (the sigmoid of SwiGLU, the powers of two of attention). It knows no Gluon: the product
-and the attention whose warps have roles are held against PyTorch on a GPU alone.
+and the attention that are warp-specialized are held against PyTorch on a GPU alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import triton.language as tl
 from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import DTYPES, of_torch
-from onerec_trt.operators.kernels import attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu
+from onerec_trt.operators.kernels import attention, beam_self_attention, gemm, quant, rms_norm, rms_norm_quant, swiglu
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
@@ -32,8 +32,8 @@ from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
 
-KERNELS = (attention_tiles, beam_self_attention, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
-MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
+KERNELS = (attention, beam_self_attention, gemm, quant, rms_norm, rms_norm_quant, swiglu)
+MODULES = {module.__name__: module for module in KERNELS}
 E4M3 = torch.float8_e4m3fn
 builds: list[Build] = []
 
@@ -63,7 +63,7 @@ def emulate_gpu() -> None:
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_fma = fma
     swiglu.sigmoid = lambda x: 1.0 / (1.0 + tl.exp(-x))
-    attention_tiles.exp2 = lambda x: tl.exp2(x)
+    attention.exp2 = lambda x: tl.exp2(x)
 
 
 def remember(build: Build) -> Kernel:
