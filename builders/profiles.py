@@ -14,7 +14,7 @@ from ..runtime.tensorrt_api import ShapeRange
 _RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
 # With one token and several requests, what TensorRT 10.6 answered one of them changed from run to run on an H200, as if the keys and
 # values of all requests lay over each other; from two tokens on it did not. Runners fill a shorter context up.
-LEAST_CONTEXT = 2
+MIN_CONTEXT = 2
 
 
 def profile_shapes(model: onnx.ModelProto, profiles: Sequence[Profile]) -> list[dict[str, ShapeRange]]:
@@ -48,7 +48,7 @@ def _range(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension, name: s
         return fixed, fixed, fixed
     low, typical, high = getattr(profile, name)
     if fixed is None:
-        least = LEAST_CONTEXT if name == "context" else 1
+        least = MIN_CONTEXT if name == "context" else 1
         return max(low, least), max(typical, least), max(high, least)
     if not low == typical == high == fixed:
         raise BuildError(

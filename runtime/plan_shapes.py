@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..builders.profiles import LEAST_CONTEXT
+from ..builders.profiles import MIN_CONTEXT
 from ..core.errors import RequestError
 from .tensorrt_api import ShapeRange, TensorInfo
 
@@ -37,7 +37,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes, where: str) -> i
 def filled_up(profile: Profile, shapes: Shapes) -> dict[str, Shape]:
     """The shapes with a context as long as the profile takes at least, and never shorter than any plan takes."""
     batch, tokens, width = shapes[_FEATURES]
-    return {**shapes, _FEATURES: (batch, max(tokens, LEAST_CONTEXT, profile[_FEATURES][0][1]), width)}
+    return {**shapes, _FEATURES: (batch, max(tokens, MIN_CONTEXT, profile[_FEATURES][0][1]), width)}
 
 
 def shapes_of(tensors: Sequence[TensorInfo], batch: int, context: int) -> dict[str, Shape]:

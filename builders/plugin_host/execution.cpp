@@ -10,7 +10,7 @@ namespace
 {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kMostBlocks[3] = {INT32_MAX, 65535, 65535}; // CUDA's limits of a grid
+constexpr int64_t kMaxBlocks[3] = {INT32_MAX, 65535, 65535}; // CUDA's limits of a grid
 
 bool evaluate(Expression const& expression, Shape const* shapes, int64_t& value)
 {
@@ -204,7 +204,7 @@ bool prepare(Program const& program, Launch const& launch, Shape const* shapes, 
     for (int axis = 0; axis < 3; ++axis)
     {
         int64_t extent = 0;
-        if (!evaluate(launch.grid[axis], shapes, extent) || extent < 0 || extent > kMostBlocks[axis])
+        if (!evaluate(launch.grid[axis], shapes, extent) || extent < 0 || extent > kMaxBlocks[axis])
         {
             return failed(error, program, shapes, "the grid of kernel " + kernel.entry + " is impossible");
         }

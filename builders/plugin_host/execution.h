@@ -20,8 +20,8 @@ struct Memory
 // Offsets into the workspace. Launches follow one another on a stream, so that they share the two hidden regions.
 struct Layout
 {
-    std::array<int64_t, kMostTensors> offsets;
-    std::array<int64_t, kMostTensors> sizes;
+    std::array<int64_t, kMaxTensors> offsets;
+    std::array<int64_t, kMaxTensors> sizes;
     int64_t globalScratch;
     int64_t profileScratch;
     int64_t bytes;
@@ -32,8 +32,8 @@ struct Call
 {
     uint32_t grid[3];
     bool empty; // a grid with a zero launches nothing
-    std::array<uint64_t, kMostArguments + 2> values;
-    std::array<void*, kMostArguments + 2> arguments;
+    std::array<uint64_t, kMaxArguments + 2> values;
+    std::array<void*, kMaxArguments + 2> arguments;
     size_t count;
 };
 

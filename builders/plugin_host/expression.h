@@ -35,14 +35,14 @@ struct Instruction
 
 using Expression = std::vector<Instruction>;
 
-constexpr int kMostOperands = 64; // values on the stack at one time; the reader refuses expressions that need more
+constexpr int kMaxOperands = 64; // values on the stack at one time; the reader refuses expressions that need more
 
 // Runs an expression that the reader has checked. A domain computes: with integers at run time, with TensorRT's
 // expressions while a network is built. Gives false where the domain does.
 template <typename Domain>
 bool run(Expression const& expression, Domain& domain, typename Domain::Value& result)
 {
-    std::array<typename Domain::Value, kMostOperands> stack;
+    std::array<typename Domain::Value, kMaxOperands> stack;
     int top = 0;
     for (Instruction const& instruction : expression)
     {

@@ -23,7 +23,7 @@ int32_t refused(std::string const& error)
     return kFailed;
 }
 
-using Shapes = std::array<Shape, kMostTensors>;
+using Shapes = std::array<Shape, kMaxTensors>;
 
 Dims const& dimensions(PluginTensorDesc const& tensor)
 {

@@ -41,9 +41,9 @@ public:
     {
         mReader.list("cubins", kAnyCount, [&] { cubin(); });
         mReader.list("kernels", kAnyCount, [&] { kernel(); });
-        mReader.list("inputs", kMostTensors, [&] { input(); });
-        mReader.list("outputs", kMostTensors, [&] { output(); });
-        mReader.list("scratch buffers", kMostTensors, [&] { buffer(); });
+        mReader.list("inputs", kMaxTensors, [&] { input(); });
+        mReader.list("outputs", kMaxTensors, [&] { output(); });
+        mReader.list("scratch buffers", kMaxTensors, [&] { buffer(); });
         mReader.list("variants", kAnyCount, [&] { variant(); });
         mReader.require(!mProgram.outputs.empty(), "it has no outputs");
         mReader.require(!mProgram.variants.empty(), "it has no variants");
@@ -69,8 +69,8 @@ private:
         kernel.profileScratchBytes = mReader.number<uint32_t>();
         mReader.require(kernel.cubin < mProgram.cubins.size(), "a kernel names a cubin that is not there");
         mReader.require(!kernel.entry.empty() && kernel.entry.find('\0') == std::string::npos, "a kernel has no proper name");
-        mReader.require(kernel.warps >= 1 && kernel.warps <= kMostWarps, "a kernel has no possible number of warps");
-        mReader.require(kernel.sharedBytes <= kMostSharedBytes, "a kernel wants too much shared memory");
+        mReader.require(kernel.warps >= 1 && kernel.warps <= kMaxWarps, "a kernel has no possible number of warps");
+        mReader.require(kernel.sharedBytes <= kMaxSharedBytes, "a kernel wants too much shared memory");
         mProgram.kernels.push_back(std::move(kernel));
     }
 
@@ -84,7 +84,7 @@ private:
     void input()
     {
         Input input{dtype(), {}};
-        mReader.list("dimensions", kMostDimensions, [&] { input.dimensions.push_back(mReader.number<int64_t>()); });
+        mReader.list("dimensions", kMaxDimensions, [&] { input.dimensions.push_back(mReader.number<int64_t>()); });
         for (int64_t const dimension : input.dimensions)
         {
             mReader.require(dimension >= kAnyDimension, "an input has a negative dimension");
@@ -95,7 +95,7 @@ private:
     void output()
     {
         Output output{dtype(), {}};
-        mReader.list("dimensions", kMostDimensions, [&] { output.dimensions.push_back(expression()); });
+        mReader.list("dimensions", kMaxDimensions, [&] { output.dimensions.push_back(expression()); });
         mProgram.outputs.push_back(std::move(output));
     }
 
@@ -130,7 +130,7 @@ private:
         {
             axis = growing(sizesScratch);
         }
-        mReader.list("arguments", kMostArguments, [&] { launch.arguments.push_back(argument(variant)); });
+        mReader.list("arguments", kMaxArguments, [&] { launch.arguments.push_back(argument(variant)); });
         variant.launches.push_back(std::move(launch));
     }
 
@@ -211,7 +211,7 @@ private:
             stack.pop_back();
             stack.back() = combined(instruction.op, stack.back(), second);
         }
-        mReader.require(stack.size() <= kMostOperands, "an expression is nested too deeply");
+        mReader.require(stack.size() <= kMaxOperands, "an expression is nested too deeply");
         return instruction;
     }
 

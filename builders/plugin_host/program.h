@@ -13,12 +13,12 @@
 namespace onerec
 {
 
-constexpr size_t kMostTensors = 64;   // inputs, outputs, scratch buffers: of each
-constexpr size_t kMostArguments = 64; // of a launch
-constexpr size_t kMostDimensions = 8;
-constexpr uint32_t kMostWarps = 32;
+constexpr size_t kMaxTensors = 64;   // inputs, outputs, scratch buffers: of each
+constexpr size_t kMaxArguments = 64; // of a launch
+constexpr size_t kMaxDimensions = 8;
+constexpr uint32_t kMaxWarps = 32;
 constexpr uint32_t kThreadsPerWarp = 32;
-constexpr uint32_t kMostSharedBytes = 1 << 20;
+constexpr uint32_t kMaxSharedBytes = 1 << 20;
 constexpr int64_t kAnyDimension = -1;
 
 enum class DType : uint8_t

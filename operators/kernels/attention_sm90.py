@@ -1,10 +1,10 @@
-"""Context attention for compute capability 9.0 whose warps have roles: two load keys and values, eight attend.
+"""The warp-specialized context attention for compute capability 9.0: two producer warps load keys and values, eight warps attend.
 
-Flash attention forward in Gluon, with the means of gemm.py, which explains phases of barriers. A tile is 128 query rows of a group of
-a request, the rows of all heads that share keys and values: two slabs of 64. A step is N_TILE tokens. A program is alone on its
-multiprocessor and walks tile after tile.
+Flash attention forward in Gluon, with the means of gemm_sm90.py, which explains phases of barriers. A tile is 128 query rows of a
+group of a request, the rows of all heads that share keys and values: two warpgroup tiles of 64. A step is N_TILE tokens. The kernel is
+persistent: a CTA is alone on its multiprocessor and walks tile after tile.
 
-- A consumer per slab: four warps. While the tensor core weighs the values of one step, they turn the scores of the next into
+- A consumer per warpgroup tile: four warps. While the tensor core weighs the values of one step, they turn the scores of the next into
   probabilities. While it has nothing to do for one consumer, it works for the other.
 - A producer for keys and one for values: a warp that fills a ring of STAGES stages, ahead into the next tile. Its descriptor ends with
   the request's own tokens, so that what lies beyond reads as zero: 0 times the NaN of a padding would be NaN.
@@ -16,7 +16,7 @@ Barriers and who completes them, one set for keys and one for values:
 | full[stage]  | 1        | the producer, and the bytes of its tokens      | both consumers |
 | empty[stage] | 2        | each consumer, once no product reads the stage | the producer   |
 
-Every role walks the same tiles in the same order and counts their steps: step s, over all tiles of the program, uses stage s % STAGES
+All warps walk the same tiles in the same order and count their steps: step s, over all tiles of the CTA, uses stage s % STAGES
 in turn s / STAGES.
 """
 
@@ -31,9 +31,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
-from .gemm_sm90 import SLAB, WARPS
+from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 
-SLABS = gl.constexpr(2)
+WARPGROUPS = gl.constexpr(2)
 LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context without tokens gives no NaN
 
 
@@ -69,7 +69,7 @@ class _Ring:
 
 @aggregate
 class _Work:
-    """What every role is given."""
+    """What every warp is given."""
 
     query_ND: gl.tensor
     key_BGSd: gl.tensor
@@ -79,7 +79,7 @@ class _Work:
     requests: gl.tensor
     tokens: gl.tensor
     scale: gl.tensor
-    query_slabs: gl.shared_memory_descriptor
+    query_tiles: gl.shared_memory_descriptor
     keys: _Ring
     values: _Ring
     ROWS: gl.constexpr
@@ -87,12 +87,12 @@ class _Work:
     SHARE: gl.constexpr
     HEAD: gl.constexpr
     N_TILE: gl.constexpr
-    PROGRAMS: gl.constexpr
+    CTAS: gl.constexpr
     BLOCKS: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):
-        given |= {"BLOCKS": -(-given["ROWS"] * given["SHARE"] // (SLABS.value * SLAB.value))}
+        given |= {"BLOCKS": -(-given["ROWS"] * given["SHARE"] // (WARPGROUPS.value * WARPGROUP_ROWS.value))}
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
@@ -112,10 +112,14 @@ class _Work:
         return gl.maximum(gl.cdiv(length, self.N_TILE), 1)
 
     @gluon.jit
-    def place(self, tile, slab: gl.constexpr, LAYOUT: gl.constexpr):
-        """Elements of a slab in query and output, and which of them exist: SHARE heads of a row, then the next row."""
+    def place(self, tile, warpgroup: gl.constexpr, LAYOUT: gl.constexpr):
+        """Elements of a warpgroup tile in query and output, and which of them exist: SHARE heads of a row, then the next row."""
         group = tile // self.BLOCKS
-        number = tile % self.BLOCKS * (SLAB * SLABS) + slab * SLAB + gl.arange(0, SLAB, gl.SliceLayout(1, LAYOUT))
+        number = (
+            tile % self.BLOCKS * (WARPGROUP_ROWS * WARPGROUPS)
+            + warpgroup * WARPGROUP_ROWS
+            + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
+        )
         channel = gl.arange(0, self.HEAD, gl.SliceLayout(0, LAYOUT))
         start = ((group // self.GROUPS).to(gl.int64) * self.ROWS * self.GROUPS + group % self.GROUPS) * (self.SHARE * self.HEAD)
         row = (number // self.SHARE * (self.GROUPS * self.SHARE) + number % self.SHARE) * self.HEAD
@@ -123,26 +127,26 @@ class _Work:
 
 
 @gluon.jit
-def attention(
+def attention_sm90(
     query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, requests, tokens, scale,
     ROWS: gl.constexpr, GROUPS: gl.constexpr, SHARE: gl.constexpr, HEAD: gl.constexpr,
-    N_TILE: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
+    N_TILE: gl.constexpr, STAGES: gl.constexpr, CTAS: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Give every role its warps. `scale` is log2(e) / sqrt(HEAD); REGISTERS are a consumer's per thread, FEW_REGISTERS the others'."""
+    """Start every partition. `scale` is log2(e) / sqrt(HEAD); REGISTERS are a consumer's per thread, FEW_REGISTERS the others'."""
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    query_slabs = gl.allocate_shared_memory(gl.float16, [SLABS, SLAB, HEAD], OPERAND)
+    query_tiles = gl.allocate_shared_memory(gl.float16, [WARPGROUPS, WARPGROUP_ROWS, HEAD], OPERAND)
     keys = _ring(STAGES, N_TILE, HEAD, OPERAND)
     values = _ring(STAGES, N_TILE, HEAD, OPERAND)
     for stage in gl.static_range(STAGES):
         mbarrier.init(keys.full.index(stage), count=1)
         mbarrier.init(values.full.index(stage), count=1)
-        mbarrier.init(keys.empty.index(stage), count=SLABS)
-        mbarrier.init(values.empty.index(stage), count=SLABS)
+        mbarrier.init(keys.empty.index(stage), count=WARPGROUPS)
+        mbarrier.init(values.empty.index(stage), count=WARPGROUPS)
     fence_async_shared()  # the tensor memory accelerator sees them, too
     work = _Work(
         query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND,
-        requests=requests, tokens=tokens, scale=scale, query_slabs=query_slabs, keys=keys, values=values,
-        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, N_TILE=N_TILE, PROGRAMS=PROGRAMS,
+        requests=requests, tokens=tokens, scale=scale, query_tiles=query_tiles, keys=keys, values=values,
+        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, N_TILE=N_TILE, CTAS=CTAS,
     )  # fmt: skip
     gl.warp_specialize(
         [(_attend, (0, work)), (_attend, (1, work)), (_produce, (key_BGSd, keys, work)), (_produce, (value_BGSd, values, work))],
@@ -165,7 +169,7 @@ def _produce(source_BGSd, ring, work):
     """Fill a ring, tile after tile, with keys or values."""
     BYTES: gl.constexpr = work.N_TILE * work.HEAD * 2
     number = 0
-    for tile in range(gl.program_id(0), work.tiles(), work.PROGRAMS):
+    for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
         length = work.length(tile)
         for back in gl.static_range(ring.COUNT):  # until nothing reads through the descriptor, which is made anew in its place
             last = number - 1 - back
@@ -185,25 +189,25 @@ def _produce(source_BGSd, ring, work):
 
 
 @gluon.jit
-def _attend(slab: gl.constexpr, work):
-    """Attend with a slab of every tile. The next tile's rows are asked for before this one's are done."""
+def _attend(warpgroup: gl.constexpr, work):
+    """Attend with a warpgroup tile of every tile. The next tile's rows are asked for before this one's are done."""
     ROW_LAYOUT: gl.constexpr = gl.BlockedLayout([work.HEAD // 16, 8], [256 // work.HEAD, work.HEAD // 8], [WARPS, 1], [1, 0])
     tiles = work.tiles()
-    query_rows = work.query_slabs.index(slab)
+    query_rows = work.query_tiles.index(warpgroup)
     tile = gl.program_id(0)
-    place, inside = work.place(tile, slab, ROW_LAYOUT)
+    place, inside = work.place(tile, warpgroup, ROW_LAYOUT)
     query = gl.load(work.query_ND + place, mask=inside & (tile < tiles), other=0.0)
     number = 0
-    for tile in range(gl.program_id(0), tiles, work.PROGRAMS):
+    for tile in range(gl.program_id(0), tiles, work.CTAS):
         gl.thread_barrier()  # no product reads the rows before
         query_rows.store(query)
         fence_async_shared()
         gl.thread_barrier()
-        place, inside = work.place(tile, slab, ROW_LAYOUT)
-        then, exists = work.place(tile + work.PROGRAMS, slab, ROW_LAYOUT)
+        place, inside = work.place(tile, warpgroup, ROW_LAYOUT)
+        then, exists = work.place(tile + work.CTAS, warpgroup, ROW_LAYOUT)
         length = work.length(tile)
         attended, total = _attention_of(query_rows, length, number, work)
-        query = gl.load(work.query_ND + then, mask=exists & (tile + work.PROGRAMS < tiles), other=0.0)
+        query = gl.load(work.query_ND + then, mask=exists & (tile + work.CTAS < tiles), other=0.0)
         total = gl.where(total == 0.0, 1.0, total)  # no tokens at all: the largest probability is 1 otherwise; NaN stays NaN
         result = (attended * (1.0 / total)[:, None]).to(gl.float16)
         gl.store(work.output_ND + place, gl.convert_layout(result, ROW_LAYOUT), mask=inside)
@@ -212,17 +216,17 @@ def _attend(slab: gl.constexpr, work):
 
 @gluon.jit
 def _attention_of(query, length, number, work):
-    """Weighed values of a slab before they are divided, and the sum of the weights."""
+    """Weighed values of a warpgroup tile before they are divided, and the sum of the weights."""
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.HEAD, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
     keys = work.keys
     values = work.values
-    attended = gl.zeros([SLAB, work.HEAD], gl.float32, VALUES)
+    attended = gl.zeros([WARPGROUP_ROWS, work.HEAD], gl.float32, VALUES)
     score = _scores(query, number, work)
     score = warpgroup_mma_wait(0, deps=[score])
     keys.give_back(number)
-    largest = gl.full([SLAB], LOWEST, gl.float32, gl.SliceLayout(1, score.type.layout))
+    largest = gl.full([WARPGROUP_ROWS], LOWEST, gl.float32, gl.SliceLayout(1, score.type.layout))
     probability, largest, _ = _softmax(score, largest, 0, length, work)
     total = gl.sum(probability, 1)
     weights = gl.convert_layout(probability.to(gl.float16), WEIGHTS)
@@ -250,10 +254,10 @@ def _attention_of(query, length, number, work):
 
 @gluon.jit
 def _scores(query, number, work):
-    """The product of a slab's rows with the keys of a step, under way."""
+    """The product of a warpgroup tile's rows with the keys of a step, under way."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, 16])
     work.keys.wait(number)
-    zeros = gl.zeros([SLAB, work.N_TILE], gl.float32, SCORES)
+    zeros = gl.zeros([WARPGROUP_ROWS, work.N_TILE], gl.float32, SCORES)
     return warpgroup_mma(query, work.keys.tokens(number).permute((1, 0)), zeros, use_acc=False, is_async=True)
 
 

@@ -1,4 +1,4 @@
-"""BeamSelfAttention{1,2} on the GPU: one program for each row, all heads at once; every projection is read once, in FP32 until the end."""
+"""BeamSelfAttention{1,2} on the GPU: one CTA for each row, all heads at once; every projection is read once, in FP32 until the end."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _program(node: Node, history: int) -> Program:
     tiles = {"HEADS_TILE": triton.next_power_of_2(heads), "HEAD_TILE": triton.next_power_of_2(head)}
     types = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16", "i32", "i32", "fp32")
     constants = {"HISTORY": history, "HEADS": heads, "HEAD": head, **tiles}
-    kernel = node.compile(Build("beam_self_attention", "beam_self_attention", types, constants, node.capability, WARPS))
+    kernel = node.compile(Build(__name__, "beam_self_attention", types, constants, node.capability, WARPS))
     between: tuple[Argument, ...] = (Input(2), Input(3)) if history == 2 else (NO_ADDRESS, NO_ADDRESS)
     earlier = Int32(dim(2, 0) // dim(1, 0)) if history == 2 else Int32(0)
     arguments = (Input(0), Input(1), *between, Output(0), Int32(rows), earlier, Float32(math.sqrt(head)))

@@ -328,7 +328,7 @@ def _launches(node: Node, shape: BeamShape, tile: BeamTile, batch: Expr, scratch
     count = max(1, tile.totals // (groups_tile * shape.span))
 
     def kernel(name: str, types: tuple[str, ...], constants: dict[str, int], warps: int) -> Kernel:
-        return node.compile(Build("beam_step", name, types, constants, node.capability, warps))
+        return node.compile(Build(__name__, name, types, constants, node.capability, warps))
 
     partials = kernel(
         "beam_partials",

@@ -15,13 +15,13 @@ from ..launch.node import HOPPER, TMA_ALIGNMENT, WARPGROUP, Node, expect, static
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
 from ..launch.tiles import AttentionTile
 
-LEAST_HEAD = 16  # channels of a tensor core instruction
+MIN_HEAD = 16  # channels of a tensor core instruction
 FP16_BYTES = 2
 LOG2_E = math.log2(math.e)
-ROLE_ROWS = 128  # query rows of a tile of the kernel whose warps have roles
-ROLE_HEADS = (64, 128)  # channels of a head that it takes: whole rows of swizzled shared memory
-ROLE_REGISTERS = (168, 232, 40)  # per thread at launch, to attend, to load
-ANY_TILE = AttentionTile(128, 64, 2, 4, descriptors=True)  # in place of roles, for other heads
+SM90_ROWS = 128  # query rows of a tile of the warp-specialized kernel
+SM90_HEADS = (64, 128)  # channels of a head that it takes: whole rows of swizzled shared memory
+SM90_REGISTERS = (168, 232, 40)  # per thread: at launch, consumers, producers
+ANY_TILE = AttentionTile(128, 64, 2, 4, descriptors=True)  # in place of the warp-specialized kernel, for other heads
 
 
 def context_attention_program(node: Node) -> Program:
@@ -42,17 +42,17 @@ def context_attention_program(node: Node) -> Program:
     tile = usable(tile, head)
     kernel = node.compile(attention_build(rows, groups, share, head, tile, node.capability))
     requests, tokens, scale = Int32(dim(1, 0)), Int32(dim(1, 2)), Float32(LOG2_E / math.sqrt(head))
-    programs = dim(1, 0) * (groups * -(-rows * share // tile.m))
+    ctas = dim(1, 0) * (groups * -(-rows * share // tile.m))
     sizes: tuple[Argument, ...] = (tokens, scale)
-    if tile.programs:
-        programs, sizes = minimum(programs, tile.programs), (requests, *sizes)
-    launch = Launch(kernel, (programs, 1, 1), (Input(0), Input(1), Input(2), Input(3), Output(0), *sizes))
+    if tile.ctas:
+        ctas, sizes = minimum(ctas, tile.ctas), (requests, *sizes)
+    launch = Launch(kernel, (ctas, 1, 1), (Input(0), Input(1), Input(2), Input(3), Output(0), *sizes))
     return node.program((Tensor("float16", node.shape),), (Variant(1, (launch,)),))
 
 
 def usable(tile: AttentionTile, head: int) -> AttentionTile:
-    """The tile, or one without roles and without descriptors where the head does not allow them."""
-    if tile.programs and head not in ROLE_HEADS:
+    """The tile, or one of the other kernel and without descriptors where the head does not allow them."""
+    if tile.ctas and head not in SM90_HEADS:
         tile = ANY_TILE
     aligned = head * FP16_BYTES % TMA_ALIGNMENT == 0
     return tile if aligned or not tile.descriptors else AttentionTile(tile.m, tile.n, tile.stages, tile.warps)
@@ -62,12 +62,14 @@ def attention_build(rows: int, groups: int, share: int, head: int, tile: Attenti
     """How the kernel is compiled for a usable tile."""
     constants: dict[str, int | bool] = {"ROWS": rows, "GROUPS": groups, "SHARE": share, "HEAD": head, "N_TILE": tile.n}
     tensors, sizes = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16"), ("i32", "fp32")
-    if not tile.programs:
-        constants |= {"HEAD_TILE": max(LEAST_HEAD, triton.next_power_of_2(head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
-        return Build("attention_tiles", "attention_tiles", tensors + sizes, constants, capability, tile.warps, tile.stages)
-    if tile.m != ROLE_ROWS or capability != HOPPER:
-        what = f"no attention with roles for tiles of {tile.m} rows on {capability}"
-        raise BuildError(what, where="context_attention", hint=f"choose {ROLE_ROWS} rows on {HOPPER}, or programs = 0")
-    at_launch, many, few = ROLE_REGISTERS
-    constants |= {"STAGES": tile.stages, "PROGRAMS": tile.programs, "REGISTERS": many, "FEW_REGISTERS": few}
-    return Build("attention_sm90", "attention", (*tensors, "i32", *sizes), constants, capability, WARPGROUP, registers=at_launch)
+    if not tile.ctas:
+        constants |= {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
+        return Build(f"{__package__}.attention", "attention", tensors + sizes, constants, capability, tile.warps, tile.stages)
+    if tile.m != SM90_ROWS or capability != HOPPER:
+        what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
+        raise BuildError(what, where="context_attention", hint=f"choose {SM90_ROWS} rows on {HOPPER}, or ctas = 0")
+    at_launch, many, few = SM90_REGISTERS
+    constants |= {"STAGES": tile.stages, "CTAS": tile.ctas, "REGISTERS": many, "FEW_REGISTERS": few}
+    return Build(
+        f"{__package__}.attention_sm90", "attention_sm90", (*tensors, "i32", *sizes), constants, capability, WARPGROUP, registers=at_launch
+    )

@@ -13,8 +13,8 @@ from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Progr
 from ..launch.tiles import GemmTile
 
 OUTPUT_BYTES = 2
-POINTER_STAGES = 3
-PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to serve
+LOAD_STAGES = 3
+WARP_SPECIALIZED = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread: at launch, consumers, others
 
 
 @dataclass(frozen=True)
@@ -62,31 +62,31 @@ class Product:
             "GROUP": tile.group,
         }
         types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
-        if not tile.programs:
-            return Build("gemm_pointers", "gemm_pointers", types, constants, capability, tile.warps, tile.stages)
-        if tile.m not in PERSISTENT or capability != HOPPER:
-            hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {HOPPER}, or programs = 0"
-            raise BuildError(f"no persistent kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
-        at_launch, many, few = PERSISTENT[tile.m]
-        constants |= {"PROGRAMS": tile.programs, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
-        return Build("gemm_sm90", "gemm", types, constants, capability, WARPGROUP, registers=at_launch)
+        if not tile.ctas:
+            return Build(f"{__package__}.gemm", "gemm", types, constants, capability, tile.warps, tile.stages)
+        if tile.m not in WARP_SPECIALIZED or capability != HOPPER:
+            hint = f"choose {' or '.join(map(str, WARP_SPECIALIZED))} rows on {HOPPER}, or ctas = 0"
+            raise BuildError(f"no warp-specialized kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
+        at_launch, many, few = WARP_SPECIALIZED[tile.m]
+        constants |= {"CTAS": tile.ctas, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
+        return Build(f"{__package__}.gemm_sm90", "gemm_sm90", types, constants, capability, WARPGROUP, registers=at_launch)
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""
         aligned = self.k * DTYPES[self.dtype].bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
-        if aligned or not tile.programs:
+        if aligned or not tile.ctas:
             return tile
-        return GemmTile(128, 128, tile.k, POINTER_STAGES, 8, tile.group)
+        return GemmTile(128, 128, tile.k, LOAD_STAGES, 8, tile.group)
 
     def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:
-        """The launch for a node: one program per tile, or as many as the GPU runs at a time."""
+        """The launch for a node: one CTA per tile, or as many as the GPU runs at a time."""
         tile = self.usable(tile)
         kernel = node.compile(self.build(tile, node.capability))
         return Launch(kernel, (self.grid(tile, node.rows), 1, 1), arguments)
 
     def grid(self, tile: GemmTile, rows: Expr) -> Expr:
         tiles = cdiv(rows, tile.m) * -(-self.n // tile.n)
-        return minimum(tiles, tile.programs) if tile.programs else tiles
+        return minimum(tiles, tile.ctas) if tile.ctas else tiles
 
 
 def product_program(node: Node, product: Product, weight: int, scales: tuple[int, int] | None, residual: int | None) -> Program:

@@ -18,7 +18,7 @@ BLOCK = tl.constexpr(precision.BLOCK)
 
 @triton.jit
 def row_numbers(ROWS: tl.constexpr):
-    """Rows [ROWS, 1] of this program, 64 bits: 65536 rows of 28672 values pass 2^31 - 1 elements' bytes."""
+    """Rows [ROWS, 1] of this CTA, 64 bits: 65536 rows of 28672 values pass 2^31 - 1 elements' bytes."""
     return (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
 
 

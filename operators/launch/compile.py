@@ -25,7 +25,7 @@ from .program import Kernel
 
 FORMAT = 3  # of the files in the cache
 WARP = 32
-MOST_SHARED = {
+MAX_SHARED = {
     "8.9": 101376,
     "9.0": 232448,
     "12.0": 101376,
@@ -38,12 +38,12 @@ class Build:
     """A kernel to compile.
 
     Attributes:
-        module: Name of the module in operators/kernels that defines it.
+        module: Full name of the module that defines it.
         function: Its name there.
         types: Triton's type of each argument that is no constant, in order: "*fp16", "i32", "fp32".
         constants: The values of the others.
         capability: Compute capability, such as "9.0".
-        warps: Per program; of a Gluon kernel those of its first role, to which it adds the others'.
+        warps: Per CTA; of a warp-specialized kernel those of its first partition, to which it adds the others'.
         stages: Of the main loop's loads.
         registers: Most per thread; 0 leaves it to the compiler.
     """
@@ -102,7 +102,7 @@ def _source(build: Build) -> Any:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    function = getattr(importlib.import_module(f"..kernels.{build.module}", __package__), build.function)
+    function = getattr(importlib.import_module(build.module), build.function)
     variables = [name for name in function.arg_names if name not in build.constants]
     assert len(variables) == len(build.types), f"{build.function} takes {variables}, typed as {build.types}"
     types = dict(zip(variables, build.types, strict=True))
@@ -149,9 +149,9 @@ def _compile(build: Build, source: Any) -> Kernel:
             hint = "choose another tile in operators/kernels/tiles.json"
             raise BuildError(f"Triton cannot compile a kernel: {error}", where=where, hint=hint) from error
     metadata = result.metadata
-    if metadata.shared > MOST_SHARED.get(build.capability, metadata.shared):
+    if metadata.shared > MAX_SHARED.get(build.capability, metadata.shared):
         raise BuildError(
-            f"a kernel needs {metadata.shared} bytes of shared memory, the GPU has {MOST_SHARED[build.capability]}",
+            f"a kernel needs {metadata.shared} bytes of shared memory, the GPU has {MAX_SHARED[build.capability]}",
             where=where,
             hint="choose a smaller tile or fewer stages in operators/kernels/tiles.json",
         )

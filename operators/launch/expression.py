@@ -12,7 +12,7 @@ from enum import IntEnum
 from ...core.errors import BuildError
 
 LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
-MOST_OPERANDS = 64  # values that wait on the host's stack at one time
+MAX_OPERANDS = 64  # values that wait on the host's stack at one time
 
 
 class Op(IntEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,20 @@ MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Run = Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """The memory of one bound program."""
+
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    scratch: Sequence[Tensor] = ()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the inputs, over which a program's expressions are evaluated."""
+        return [tuple(tensor.shape) for tensor in self.inputs]
+
+
 def new_outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialized outputs for the given inputs."""
     shapes = program.output_shapes([tuple(tensor.shape) for tensor in inputs])
@@ -34,7 +49,7 @@ def new_scratch(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], scratch: Sequence[Tensor] | None = None) -> Run:
     """A call that launches the program on these tensors, on PyTorch's current stream; it may be captured in a CUDA graph.
 
-    Everything is loaded, computed and allocated here; the call only clears scratch and launches.
+    Everything is loaded, computed and allocated here; the call only clears scratch and launches, in order.
 
     Args:
         program: What runs.
@@ -48,9 +63,9 @@ def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
         assert tensor.is_cuda, tensor.device
         assert tensor.is_contiguous(), tensor.stride()
         assert tensor.dtype == DTYPES[dtype].torch, (tensor.dtype, dtype)
-    shapes = [tuple(tensor.shape) for tensor in inputs]
     cleared = [tensor for tensor, buffer in zip(scratch, program.scratch, strict=True) if buffer.clear]
-    launches = [_bind(launch, inputs, outputs, shapes, scratch) for launch in program.variant(shapes).launches]
+    tensors = Tensors(inputs, outputs, scratch)
+    launches = [_bind(launch, tensors) for launch in program.variant(tensors.shapes).launches]
 
     def run() -> None:
         for tensor in cleared:
@@ -68,24 +83,18 @@ def execute(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def _bind(
-    launch: Launch,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    shapes: Sequence[tuple[int, ...]],
-    scratch: Sequence[Tensor] = (),
-) -> Run:
+def _bind(launch: Launch, tensors: Tensors) -> Run:
     kernel = launch.kernel
-    grid = evaluated(launch.grid, shapes)
+    grid = evaluated(launch.grid, tensors.shapes)
     if 0 in grid:
         return lambda: None
     blocks = grid[0] * grid[1] * grid[2]
-    hidden = [_buffer(size * blocks) if size else None for size in (kernel.global_scratch_bytes, kernel.profile_scratch_bytes)]
-    values = [_value(argument, inputs, outputs, scratch, shapes) for argument in launch.arguments]
-    values += [ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None) for tensor in hidden]
+    hidden = [_buffer(size * blocks) for size in (kernel.global_scratch_bytes, kernel.profile_scratch_bytes)]
+    values = [_value(argument, tensors) for argument in launch.arguments]
+    values += [ctypes.c_void_p(tensor.data_ptr()) for tensor in hidden]  # null for an empty tensor
     addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     function, driver = _loaded(kernel, torch.cuda.current_device()), _driver()
-    kept = (values, hidden, inputs, outputs, scratch)  # what the launch points to lives as long as it
+    kept = (values, hidden, tensors)  # what the launch points to lives as long as it
 
     def run() -> None:
         assert kept
@@ -99,24 +108,18 @@ def _buffer(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device="cuda")
 
 
-def _value(
-    argument: Argument,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    scratch: Sequence[Tensor],
-    shapes: Sequence[tuple[int, ...]],
-) -> Any:
+def _value(argument: Argument, tensors: Tensors) -> Any:
     match argument:
         case Input(index):
-            return ctypes.c_void_p(inputs[index].data_ptr())
+            return ctypes.c_void_p(tensors.inputs[index].data_ptr())
         case Output(index):
-            return ctypes.c_void_p(outputs[index].data_ptr())
+            return ctypes.c_void_p(tensors.outputs[index].data_ptr())
         case Scratch(index):
-            return ctypes.c_void_p(scratch[index].data_ptr())
+            return ctypes.c_void_p(tensors.scratch[index].data_ptr())
         case Int32(value):
-            return ctypes.c_int32(evaluated([value], shapes)[0])
+            return ctypes.c_int32(evaluated([value], tensors.shapes)[0])
         case Int64(value):
-            return ctypes.c_int64(evaluated([value], shapes)[0])
+            return ctypes.c_int64(evaluated([value], tensors.shapes)[0])
         case Float32(value):
             return ctypes.c_float(value)
 

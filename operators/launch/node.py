@@ -15,7 +15,7 @@ from .tiles import RowClass, RowTile, Tiles, committed_tiles
 NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
 LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
-HOPPER = "9.0"  # for which kernels exist whose warps have roles
+HOPPER = "9.0"  # for which there are warp-specialized kernels
 WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
 
 
@@ -125,10 +125,11 @@ def row_build(function: Any, types: tuple[str, ...], constants: Mapping[str, int
     """How a row kernel is compiled for a tile."""
     cut = {"ROWS": tile.rows, "CHUNK": tile.chunk, "LANES": max(1, tile.warps // tile.rows) * LANES_PER_WARP}
     cut = {name: value for name, value in cut.items() if name in function.arg_names}
-    module = function.fn.__module__.rpartition(".")[2]
-    return Build(module, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers)
+    return Build(
+        function.fn.__module__, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers
+    )
 
 
 def by_rows(rows: Expr, classes: list[RowClass], launches: Callable[[Any], tuple[Launch, ...]]) -> tuple[Variant, ...]:
     """Variants by row count; the last serves all that are left."""
-    return tuple(Variant(1 if each.most is None else rows.le(each.most), launches(each.tile)) for each in classes)
+    return tuple(Variant(1 if each.max_rows is None else rows.le(each.max_rows), launches(each.tile)) for each in classes)

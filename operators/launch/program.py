@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ...core.dtypes import DTYPES, DType
 from ...core.errors import BuildError
-from .expression import MOST_OPERANDS, Expr, Shapes, as_expr, cdiv, constant, dim, maximum, minimum
+from .expression import MAX_OPERANDS, Expr, Shapes, as_expr, cdiv, constant, dim, maximum, minimum
 
 __all__ = [
     "Argument",
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 # Limits of the host.
-MOST_TENSORS = 64
-MOST_ARGUMENTS = 64
-MOST_WARPS = 32
-MOST_DIMENSIONS = 8  # TensorRT's limit
-MOST_SHARED_BYTES = 1 << 20  # beyond any GPU: a typing error, not a kernel
+MAX_TENSORS = 64
+MAX_ARGUMENTS = 64
+MAX_WARPS = 32
+MAX_DIMENSIONS = 8  # TensorRT's limit
+MAX_SHARED_BYTES = 1 << 20  # beyond any GPU: a typing error, not a kernel
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class Program:
         """
         _require(bool(self.outputs), "a program has no outputs")
         most = max(len(self.inputs), len(self.outputs), len(self.scratch))
-        _require(most <= MOST_TENSORS, f"a program has {most} inputs, outputs or scratch buffers, the most are {MOST_TENSORS}")
+        _require(most <= MAX_TENSORS, f"a program has {most} inputs, outputs or scratch buffers, the most are {MAX_TENSORS}")
         ranks = [*(len(tensor.shape) for tensor in self.inputs), *(len(tensor.shape) for tensor in self.outputs)]
-        _require(max(ranks) <= MOST_DIMENSIONS, f"a tensor has {max(ranks)} dimensions, the most are {MOST_DIMENSIONS}")
+        _require(max(ranks) <= MAX_DIMENSIONS, f"a tensor has {max(ranks)} dimensions, the most are {MAX_DIMENSIONS}")
         dtypes = {tensor.dtype for tensor in (*self.inputs, *self.outputs)}
         _require(all(DTYPES[dtype].host is not None for dtype in dtypes), f"no kernel takes one of the types {sorted(dtypes)}")
         _require(all(d is None or d >= 0 for t in self.inputs for d in t.shape), "an input has a negative dimension")
@@ -193,9 +193,9 @@ class Program:
     def _check_launch(self, launch: Launch) -> None:
         kernel = launch.kernel
         _require(bool(kernel.cubin) and bool(kernel.entry), "a kernel has no cubin or no name")
-        _require(1 <= kernel.warps <= MOST_WARPS, f"{kernel.entry}: {kernel.warps} warps, must be 1 to {MOST_WARPS}")
-        _require(0 <= kernel.shared_bytes <= MOST_SHARED_BYTES, f"{kernel.entry}: {kernel.shared_bytes} bytes of shared memory")
-        _require(len(launch.arguments) <= MOST_ARGUMENTS, f"{kernel.entry}: more than {MOST_ARGUMENTS} arguments")
+        _require(1 <= kernel.warps <= MAX_WARPS, f"{kernel.entry}: {kernel.warps} warps, must be 1 to {MAX_WARPS}")
+        _require(0 <= kernel.shared_bytes <= MAX_SHARED_BYTES, f"{kernel.entry}: {kernel.shared_bytes} bytes of shared memory")
+        _require(len(launch.arguments) <= MAX_ARGUMENTS, f"{kernel.entry}: more than {MAX_ARGUMENTS} arguments")
         hidden = (kernel.global_scratch_bytes, kernel.profile_scratch_bytes)
         _require(0 <= min(hidden) <= max(hidden) < 1 << 32, f"{kernel.entry}: impossible hidden scratch")
         for expression in launch.grid:
@@ -212,7 +212,7 @@ class Program:
 
     def _check_expression(self, value: Expr | int) -> None:
         expression = as_expr(value)
-        _require(expression.depth() <= MOST_OPERANDS, f"an expression is nested deeper than {MOST_OPERANDS}")
+        _require(expression.depth() <= MAX_OPERANDS, f"an expression is nested deeper than {MAX_OPERANDS}")
         for number, axis in expression.dimensions():
             known = number < len(self.inputs) and axis < len(self.inputs[number].shape)
             _require(known, f"an expression asks for dim({number}, {axis}), which no input has")

@@ -23,12 +23,12 @@ CAPABILITIES = ("8.9", "9.0", "12.0")
 
 @dataclass(frozen=True)
 class RowTile:
-    """How a memory-bound kernel cuts its rows.
+    """How a memory-bound kernel cuts its rows. A tile's class is the `kind` of its entry in the table.
 
     Attributes:
-        rows: Rows of a program.
+        rows: Rows of a CTA.
         chunk: Columns read at a time; 256 per warp of a row give 16 bytes of FP16 to each lane.
-        warps: Of a program.
+        warps: Of a CTA.
         registers: Most per thread; 0 leaves it to the compiler. Fewer registers let more rows be in flight.
     """
 
@@ -47,9 +47,9 @@ class GemmTile:
         n: Output channels of a tile.
         k: Input channels of one step of the main loop.
         stages: Steps in flight.
-        warps: Of a program; of the persistent kernel those of all roles, which follow from m.
+        warps: Of a CTA; of the warp-specialized kernel all of them, which follow from m.
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
-        programs: Programs of the persistent kernel, which is for compute capability 9.0; 0 is the kernel with one program per tile and
+        ctas: CTAs of the persistent, warp-specialized kernel for compute capability 9.0; 0 is the kernel with one CTA per tile and
             ordinary loads.
     """
 
@@ -59,7 +59,7 @@ class GemmTile:
     stages: int
     warps: int
     group: int = 8
-    programs: int = 0
+    ctas: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,12 @@ class AttentionTile:
     """How an attention is cut.
 
     Attributes:
-        m: Query rows of a program: those of all heads that share keys and values.
+        m: Query rows of a CTA: those of all heads that share keys and values.
         n: Tokens of one step of the loop over the context.
         stages: Steps in flight.
-        warps: Of a program; of the kernel whose warps have roles those of all roles.
-        descriptors: Whether keys and values come through tensor-memory-accelerator descriptors, not by ordinary loads.
-        programs: Programs of the kernel whose warps have roles, which is for compute capability 9.0; 0 is the kernel with one program
-            per tile.
+        warps: Of a CTA; of the warp-specialized kernel all of them.
+        descriptors: Whether keys and values come through TMA descriptors, not by ordinary loads.
+        ctas: CTAs of the persistent, warp-specialized kernel for compute capability 9.0; 0 is the kernel with one CTA per tile.
     """
 
     m: int
@@ -81,10 +80,12 @@ class AttentionTile:
     stages: int
     warps: int
     descriptors: bool = False
-    programs: int = 0
+    ctas: int = 0
 
 
 Tile = RowTile | GemmTile | AttentionTile
+KINDS: dict[str, type[Tile]] = {"row": RowTile, "gemm": GemmTile, "attention": AttentionTile}
+_KIND_OF = {tile: kind for kind, tile in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class RowClass:
-    """The tile for row counts up to `most`; None is without end."""
+    """The tile for row counts up to `max_rows`; None is without end."""
 
-    most: int | None
+    max_rows: int | None
     tile: Tile
 
 
@@ -128,7 +129,7 @@ class Tiles:
         counts = sorted({entry.rows for entry in known})
         bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]
         nearest = [min((e for e in known if e.rows == rows), key=lambda e: (_distance(e.shape, shape), e.shape)).tile for rows in counts]
-        return _merged([RowClass(most, tile) for most, tile in zip([*bounds, None], nearest, strict=True)])
+        return _merged([RowClass(bound, tile) for bound, tile in zip([*bounds, None], nearest, strict=True)])
 
     def tile(self, capability: str, family: str, shape: Sequence[int], rows: int) -> Tile:
         """The tile for one row count, which must be known.
@@ -136,13 +137,13 @@ class Tiles:
         Raises:
             BuildError: The table has no tiles of this family for this compute capability.
         """
-        return next(e.tile for e in self.classes(capability, family, shape) if e.most is None or rows <= e.most)
+        return next(e.tile for e in self.classes(capability, family, shape) if e.max_rows is None or rows <= e.max_rows)
 
     def on(self, multiprocessors: int) -> Tiles:
-        """The table for a GPU with so many multiprocessors: of kernels whose programs are alone on theirs, none has to wait for another."""
+        """The table for a GPU with so many multiprocessors: a persistent kernel has one CTA per multiprocessor at most."""
 
         def cut(tile: Tile) -> Tile:
-            return tile if isinstance(tile, RowTile) else replace(tile, programs=min(tile.programs, multiprocessors))
+            return tile if isinstance(tile, RowTile) else replace(tile, ctas=min(tile.ctas, multiprocessors))
 
         return Tiles(tuple(replace(entry, tile=cut(entry.tile)) for entry in self.entries))
 
@@ -153,7 +154,7 @@ class Tiles:
 
     def write(self, path: Path) -> None:
         """Write the table, one entry per line."""
-        lines = ",\n".join("  " + json.dumps({**asdict(e), "tile": _without_defaults(e.tile)}) for e in self.entries)
+        lines = ",\n".join("  " + json.dumps(_line(entry)) for entry in self.entries)
         write_text(path, f"[\n{lines}\n]\n")
 
 
@@ -165,6 +166,10 @@ def _merged(classes: list[RowClass]) -> list[RowClass]:
 
 def _distance(known: Sequence[int], wanted: Sequence[int]) -> float:
     return sum(math.log(a / b) ** 2 for a, b in zip(known, wanted, strict=True))
+
+
+def _line(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "tile": {"kind": _KIND_OF[type(entry.tile)], **_without_defaults(entry.tile)}}
 
 
 def _without_defaults(tile: Tile) -> dict[str, Any]:
@@ -186,9 +191,9 @@ def read_tiles(path: Path = TABLE) -> Tiles:
 
 def _entry(values: dict[str, Any]) -> Entry:
     shape, rows = tuple(values["shape"]), values["rows"]
-    cut = values["tile"]
-    tile: Tile = GemmTile(**cut) if "k" in cut else AttentionTile(**cut) if "m" in cut else RowTile(**cut)
-    numbers = (rows, *shape, *(value for value in asdict(tile).values()))
+    cut = dict(values["tile"])
+    tile = KINDS[cut.pop("kind")](**cut)
+    numbers = (rows, *shape, *asdict(tile).values())
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or min(rows, *shape) < 1:
         raise ValueError(f"an entry holds something else than positive numbers: {values}")
     return Entry(values["capability"], values["family"], rows, shape, tile)

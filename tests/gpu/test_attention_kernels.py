@@ -25,9 +25,9 @@ TILES = (
     AttentionTile(128, 64, 2, 4, descriptors=True),
     AttentionTile(128, 128, 2, 8, descriptors=True),
     AttentionTile(128, 128, 2, 8),
-    AttentionTile(128, 128, 2, 12, programs=132),
-    AttentionTile(128, 64, 4, 12, programs=132),
-    AttentionTile(128, 32, 3, 12, programs=5),
+    AttentionTile(128, 128, 2, 12, ctas=132),
+    AttentionTile(128, 64, 4, 12, ctas=132),
+    AttentionTile(128, 32, 3, 12, ctas=5),
 )
 
 

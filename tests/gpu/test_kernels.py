@@ -136,11 +136,11 @@ def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
 @pytest.mark.parametrize(
     "tile",
     [
-        GemmTile(128, 128, 128, 5, 12, group=16, programs=132),
-        GemmTile(128, 128, 128, 2, 12, group=3, programs=7),
-        GemmTile(128, 64, 128, 4, 12, programs=132),
-        GemmTile(192, 128, 128, 4, 16, programs=132),
-        GemmTile(192, 128, 128, 3, 16, group=4, programs=131),
+        GemmTile(128, 128, 128, 5, 12, group=16, ctas=132),
+        GemmTile(128, 128, 128, 2, 12, group=3, ctas=7),
+        GemmTile(128, 64, 128, 4, 12, ctas=132),
+        GemmTile(192, 128, 128, 4, 16, ctas=132),
+        GemmTile(192, 128, 128, 3, 16, group=4, ctas=131),
         GemmTile(64, 64, 128, 4, 4),
         GemmTile(128, 128, 128, 3, 8),
     ],

@@ -50,7 +50,7 @@ from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 from onnx import TensorProto, helper
 from triton.backends.compiler import GPUTarget
 
-WIDTH, MOST_ROWS, BLOCK = 64, 4096, 1024
+WIDTH, MAX_ROWS, BLOCK = 64, 4096, 1024
 MICROSECONDS_PER_NODE = 20.0  # of CPU time to enqueue one node; a plain launch takes about 3
 DRIFT_NAT = 0.05  # mean; two FP8 engines of two layers, whose roundings differ
 
@@ -111,7 +111,7 @@ def _plan(nodes: int) -> bytes:
     bindings = load("tensorrt")
     host = host_library(bindings.version)
     network = bindings.parse(model.SerializeToString(), Path("model.onnx"), lambda severity, message: None, (host.path,))
-    shapes = {"x": ((1, WIDTH), (256, WIDTH), (MOST_ROWS, WIDTH))}
+    shapes = {"x": ((1, WIDTH), (256, WIDTH), (MAX_ROWS, WIDTH))}
     return bytes(memoryview(network.build(compute_capability=None, profiles=[shapes]).plan))
 
 
@@ -151,7 +151,7 @@ def _rows(count: int) -> torch.Tensor:
     return torch.randint(-100, 100, (count, WIDTH), device="cuda").half()
 
 
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, MAX_ROWS])
 def test_a_kernel_runs_in_a_plan(plan: bytes, rows: int) -> None:
     x = _rows(rows)
     assert torch.equal(Lineage(plan)(x), x + (3 if rows >= 16 else 0))
@@ -172,7 +172,7 @@ def _used_bytes() -> int:
 def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
     """The first shapes may grow what the driver and PyTorch keep; ten thousand more must not."""
     chain = Lineage(plan)
-    counts = np.random.default_rng(0).integers(1, MOST_ROWS, 11_000)
+    counts = np.random.default_rng(0).integers(1, MAX_ROWS, 11_000)
     used = []
     for part in (counts[:1000], counts[1000:]):
         for count in part:

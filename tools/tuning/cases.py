@@ -25,7 +25,7 @@ from ...operators.registry import OPERATORS
 from ...operators.single_node import as_arrays
 
 DISTINCT_BYTES = 200 << 20  # inputs and outputs in rotation; the L2 cache of an H200 holds 60 MB
-LEAST_COPIES = 3
+MIN_COPIES = 3
 CHECKED_ROWS = 256
 CHECKED_REQUESTS = 4
 STEP_CHANNELS = 32  # that an FP8 tensor core instruction adds to the accumulator at a time
@@ -272,7 +272,7 @@ def _types(operator: str, shape: tuple[int, ...], _device: str) -> tuple[InputTy
 
 def copies_of(bytes_of_one: int) -> int:
     """How many sets of tensors rotate, so that none is in the L2 cache when its turn comes."""
-    return max(LEAST_COPIES, -(-DISTINCT_BYTES // bytes_of_one))
+    return max(MIN_COPIES, -(-DISTINCT_BYTES // bytes_of_one))
 
 
 def this_capability() -> str:

@@ -87,8 +87,8 @@ def _attention_candidates(rows: int, capability: str) -> Iterator[AttentionTile]
     if capability == HOPPER:
         yield AttentionTile(128, 32, 3, 4, descriptors=True)
         yield AttentionTile(256, 64, 2, 8, descriptors=True)
-        yield AttentionTile(128, 128, 2, 12, programs=MULTIPROCESSORS)
-        yield AttentionTile(128, 64, 4, 12, programs=MULTIPROCESSORS)
+        yield AttentionTile(128, 128, 2, 12, ctas=MULTIPROCESSORS)
+        yield AttentionTile(128, 64, 4, 12, ctas=MULTIPROCESSORS)
 
 
 def _row_candidates(width: int) -> Iterator[RowTile]:
@@ -117,6 +117,6 @@ def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
 def _persistent(k: int) -> Iterator[GemmTile]:
     """Tiles of 128 rows leave room for more stages, those of 192 have three consumers that take turns. Tiles 256 wide were never faster."""
     for group in (4, 8, 16, 32):
-        yield GemmTile(128, 128, k, 5, 12, group, programs=MULTIPROCESSORS)
-        yield GemmTile(192, 128, k, 4, 16, group, programs=MULTIPROCESSORS)
-    yield GemmTile(128, 128, k, 6, 12, programs=MULTIPROCESSORS)
+        yield GemmTile(128, 128, k, 5, 12, group, ctas=MULTIPROCESSORS)
+        yield GemmTile(192, 128, k, 4, 16, group, ctas=MULTIPROCESSORS)
+    yield GemmTile(128, 128, k, 6, 12, ctas=MULTIPROCESSORS)

@@ -28,7 +28,7 @@ from .timing import captured
 FINALISTS = 4
 ROUNDS = 5  # of each finalist
 CALLS = 12  # of a sample
-MOST_BYTES = 600 << 20  # of tensors in rotation
+MAX_BYTES = 600 << 20  # of tensors in rotation
 
 Say = Callable[[str], None]
 Compiled = dict[str, Kernel | BuildError]
@@ -157,5 +157,5 @@ class _Search:
     def _inputs(self) -> list[list[Tensor]]:
         first = self.case.inputs()
         size = sum(tensor.nbytes for tensor in first)
-        count = max(2, min(copies_of(size), MOST_BYTES // size))
+        count = max(2, min(copies_of(size), MAX_BYTES // size))
         return [first, *(self.case.inputs() for _ in range(count - 1))]

@@ -93,7 +93,7 @@ def test_fp8_must_hold_in_every_profile() -> None:
 @pytest.mark.parametrize("name", ["step0.blocks.0.cross.q", "PluginV3_12 [profile 0]"])
 def test_a_plugin_is_told_by_its_place(name: str) -> None:
     nodes = [
-        KernelNode("step0.blocks.0.cross.q", "Fp8Linear", ("gemm", "gemm_pointers"), product=True, in_fp8=True, fp8_outputs=()),
+        KernelNode("step0.blocks.0.cross.q", "Fp8Linear", ("gemm_sm90", "gemm"), product=True, in_fp8=True, fp8_outputs=()),
         KernelNode("step0.blocks.0.cross.norm", "RmsNorm", ("rms_norm",), product=False, in_fp8=False, fp8_outputs=()),
     ]
     entry = {"LayerType": "PluginV3", "Inputs": [{"Name": "x", "Dimensions": [64, 1408], "Format/Datatype": "FP8"}], "Outputs": []}
@@ -101,5 +101,5 @@ def test_a_plugin_is_told_by_its_place(name: str) -> None:
     norm = {"Name": nodes[1].name, "Metadata": f"[ONNX Layer: {nodes[1].name}]"}
     moved = {"Name": "Reformatting CopyNode", "LayerType": "Reformat", "Metadata": f"[ONNX Layer: {nodes[0].name}]"}
     (layer,) = plan_layers({"Layers": [{**entry, **place}, {**entry, **norm}, {**entry, **moved}]}, {QUERY}, nodes)
-    assert (layer.nodes, layer.kernel, layer.kind, layer.in_fp8) == ((nodes[0].name,), "gemm, gemm_pointers", "PluginV3", True)
+    assert (layer.nodes, layer.kernel, layer.kind, layer.in_fp8) == ((nodes[0].name,), "gemm_sm90, gemm", "PluginV3", True)
     assert computed_in_fp8([layer]) == {nodes[0].name}

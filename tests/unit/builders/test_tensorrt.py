@@ -270,4 +270,4 @@ def test_kernels_run_no_more_programs_than_the_gpu_at_a_time(tmp_path: Path, mul
     kernels = builder._kernels(builder.Source(tmp_path, "fp8-row"), machine, tmp_path)
     tile = kernels.tiles.tile("9.0", "fp8_linear", (1408, 5632), 16384)
     assert isinstance(tile, GemmTile)
-    assert tile.programs == programs
+    assert tile.ctas == programs

@@ -41,7 +41,7 @@ bool evaluate(Program const& program, Shape const* shapes, std::string& text)
     {
         return false;
     }
-    std::array<void*, kMostTensors> addresses;
+    std::array<void*, kMaxTensors> addresses;
     for (size_t i = 0; i < addresses.size(); ++i)
     {
         addresses[i] = reinterpret_cast<void*>(0x1000 + i);

@@ -22,16 +22,7 @@ import triton.language as tl
 from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import DTYPES, of_torch
 from onerec_trt.operators.beam_step import beam_groups
-from onerec_trt.operators.kernels import (
-    attention_tiles,
-    beam_self_attention,
-    beam_step,
-    gemm_pointers,
-    quant,
-    rms_norm,
-    rms_norm_quant,
-    swiglu,
-)
+from onerec_trt.operators.kernels import attention, beam_self_attention, beam_step, gemm, quant, rms_norm, rms_norm_quant, swiglu
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
@@ -54,8 +45,8 @@ from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
 
-KERNELS = (attention_tiles, beam_self_attention, beam_step, gemm_pointers, quant, rms_norm, rms_norm_quant, swiglu)
-MODULES = {module.__name__.rpartition(".")[2]: module for module in KERNELS}
+KERNELS = (attention, beam_self_attention, beam_step, gemm, quant, rms_norm, rms_norm_quant, swiglu)
+MODULES = {module.__name__: module for module in KERNELS}
 POINTERS = {**{each.pointer: each.torch for each in DTYPES.values()}, "*i32": torch.int32}  # what scratch may hold
 E4M3 = torch.float8_e4m3fn
 builds: list[Build] = []
@@ -86,7 +77,7 @@ def emulate_gpu() -> None:
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_fma = fma
     swiglu.sigmoid = lambda x: 1.0 / (1.0 + tl.exp(-x))
-    attention_tiles.exp2 = lambda x: tl.exp2(x)
+    attention.exp2 = lambda x: tl.exp2(x)
 
 
 def remember(build: Build) -> Kernel:

@@ -74,10 +74,10 @@ def test_rows_of_zero_launch_nothing():
 
 def test_odd_strides_go_without_descriptors(builds):
     fp8_linear(72, 200)
-    assert {build.function for build in builds} == {"gemm_pointers"}
+    assert {build.function for build in builds} == {"gemm"}
     builds.clear()
     fp8_linear(64, 640)
-    assert "gemm" in {build.function for build in builds}
+    assert "gemm_sm90" in {build.function for build in builds}
 
 
 def test_promotion_in_another_interval_is_refused():
@@ -104,14 +104,14 @@ def test_heads_that_share_keys_fill_a_tile_together(builds):
         builds.clear()
 
 
-def test_an_attention_with_roles_has_a_program_per_tile_as_long_as_all_run_at_once(builds):
+def test_a_warp_specialized_attention_has_a_cta_per_tile_as_long_as_all_run_at_once(builds):
     program = context_attention(512, 14, 2)
     (build,) = builds
-    assert build.module == "attention_sm90"
-    for requests, programs in ((1, 2 * 28), (3, 132)):
+    assert build.function == "attention_sm90"
+    for requests, ctas in ((1, 2 * 28), (3, 132)):
         shapes = [(requests * 512, 14 * 128), (requests, 2, 700, 128), (requests, 2, 700, 128), (requests,)]
         (launch,) = program.variant(shapes).launches
-        assert evaluated(launch.grid, shapes) == (programs, 1, 1)
+        assert evaluated(launch.grid, shapes) == (ctas, 1, 1)
         assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (requests, 700)
 
 
@@ -122,7 +122,7 @@ def test_short_rows_of_a_head_go_without_descriptors(builds):
     assert builds[0].constants["HEAD_TILE"] == 16
 
 
-def test_beams_have_one_program_each():
+def test_beams_have_one_cta_each():
     bos = InputType("float16", (None, 192))
     inputs = (InputType("float16", (None, 192)), bos, bos, InputType("int64", (None, 5)))
     program = program_of("BeamSelfAttention2", *inputs, rows=5, heads=2)

@@ -19,9 +19,9 @@ from onerec_trt.operators.launch.tiles import CAPABILITIES, AttentionTile, GemmT
 
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
 ELF = b"\x7fELF"
-PERSISTENT = GemmTile(128, 128, 128, 5, 12, programs=132)
-POINTERS = GemmTile(64, 64, 128, 2, 4)
-ATTENTION = AttentionTile(128, 128, 2, 12, programs=132)
+WARP_SPECIALIZED = GemmTile(128, 128, 128, 5, 12, ctas=132)
+ORDINARY = GemmTile(64, 64, 128, 2, 4)
+ATTENTION = AttentionTile(128, 128, 2, 12, ctas=132)
 PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
 
 
@@ -31,25 +31,25 @@ def quant_build(capability: str = "9.0", tile: RowTile = RowTile(4, 256, 4)) -> 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_compute_capability(tmp_path, capability):
-    row, gemm = (compiled(build, tmp_path) for build in (quant_build(capability), PRODUCT.build(POINTERS, capability)))
+    row, gemm = (compiled(build, tmp_path) for build in (quant_build(capability), PRODUCT.build(ORDINARY, capability)))
     assert row.cubin.startswith(ELF)
     assert gemm.cubin.startswith(ELF)
     assert (row.entry, row.warps, row.global_scratch_bytes) == ("quant", 4, 0)
-    assert 0 < gemm.shared_bytes <= ahead.MOST_SHARED[capability]
+    assert 0 < gemm.shared_bytes <= ahead.MAX_SHARED[capability]
 
 
 @pytest.mark.parametrize(
     ("tile", "product", "descriptors"),
     [
-        (PERSISTENT, PRODUCT, 6),
-        (PERSISTENT, replace(PRODUCT, residual=False, row_scales=False), 4),
-        (PERSISTENT, replace(PRODUCT, promotion=128), 6),
-        (replace(PERSISTENT, m=192, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
-        (replace(PERSISTENT, k=64), Product("float16", 1408, 640, residual=True), 6),
+        (WARP_SPECIALIZED, PRODUCT, 6),
+        (WARP_SPECIALIZED, replace(PRODUCT, residual=False, row_scales=False), 4),
+        (WARP_SPECIALIZED, replace(PRODUCT, promotion=128), 6),
+        (replace(WARP_SPECIALIZED, m=192, stages=4, warps=16), replace(PRODUCT, promotion=128), 8),
+        (replace(WARP_SPECIALIZED, k=64), Product("float16", 1408, 640, residual=True), 6),
     ],
     ids=str,
 )
-def test_the_persistent_product_fits_and_spills_nothing(tmp_path, tile, product, descriptors):
+def test_the_warp_specialized_product_fits_and_spills_nothing(tmp_path, tile, product, descriptors):
     kernel = compiled(product.build(tile, "9.0"), tmp_path)
     assert kernel.warps == tile.warps
     assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
@@ -58,14 +58,14 @@ def test_the_persistent_product_fits_and_spills_nothing(tmp_path, tile, product,
 
 @pytest.mark.parametrize("tile", [ATTENTION, replace(ATTENTION, n=64, stages=4)], ids=str)
 @pytest.mark.parametrize(("share", "head"), [(1, 128), (7, 128), (1, 64)])
-def test_the_attention_with_roles_fits_and_spills_nothing(tmp_path, tile, share, head):
+def test_the_warp_specialized_attention_fits_and_spills_nothing(tmp_path, tile, share, head):
     kernel = compiled(attention_build(512, 2, share, head, usable(tile, head), "9.0"), tmp_path)
     assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 2 * 128), "descriptors of keys and values"
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
 def assert_fits_and_spills_nothing(kernel, folder):
-    assert 0 < kernel.shared_bytes <= ahead.MOST_SHARED["9.0"]
+    assert 0 < kernel.shared_bytes <= ahead.MAX_SHARED["9.0"]
     (folder / "kernel.cubin").write_bytes(kernel.cubin)
     usage = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
     text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
@@ -74,26 +74,26 @@ def assert_fits_and_spills_nothing(kernel, folder):
 
 
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=64), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
-def test_the_attention_with_roles_is_for_hopper(tile, capability):
-    with pytest.raises(BuildError, match="no attention with roles"):
+def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no warp-specialized attention"):
         attention_build(512, 2, 1, 128, tile, capability)
 
 
 @pytest.mark.parametrize(("head", "descriptors"), [(48, True), (4, False)])
-def test_other_heads_have_no_roles(head, descriptors):
+def test_other_heads_have_the_other_attention(head, descriptors):
     tile = usable(ATTENTION, head)
-    assert (tile.programs, tile.m, tile.descriptors) == (0, 128, descriptors)
+    assert (tile.ctas, tile.m, tile.descriptors) == (0, 128, descriptors)
 
 
 @pytest.mark.parametrize(("tile", "capability"), [("rows", "9.0"), ("capability", "12.0")])
-def test_the_persistent_product_is_for_hopper(tile, capability):
-    with pytest.raises(BuildError, match="no persistent kernel"):
-        PRODUCT.build(replace(PERSISTENT, m=64) if tile == "rows" else PERSISTENT, capability)
+def test_the_warp_specialized_product_is_for_hopper(tile, capability):
+    with pytest.raises(BuildError, match="no warp-specialized kernel"):
+        PRODUCT.build(replace(WARP_SPECIALIZED, m=64) if tile == "rows" else WARP_SPECIALIZED, capability)
 
 
 def test_without_aligned_strides_there_are_no_descriptors():
-    tile = replace(PRODUCT, k=200).usable(replace(PERSISTENT, m=192))
-    assert (tile.programs, tile.m, tile.warps) == (0, 128, 8)
+    tile = replace(PRODUCT, k=200).usable(replace(WARP_SPECIALIZED, m=192))
+    assert (tile.ctas, tile.m, tile.warps) == (0, 128, 8)
 
 
 def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
@@ -101,7 +101,7 @@ def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
 
 
 def test_a_plan_carries_no_line_numbers(tmp_path):
-    cubin = compiled(PRODUCT.build(PERSISTENT, "9.0"), tmp_path).cubin
+    cubin = compiled(PRODUCT.build(WARP_SPECIALIZED, "9.0"), tmp_path).cubin
     assert b".debug_line" not in cubin
     assert len(cubin) < 64 << 10
 
@@ -141,7 +141,7 @@ def test_a_promoted_sum_is_added_outside_the_tensor_core(tmp_path, capability):
     counts = []
     for promotion in (0, 128):
         product = Product("float8_e4m3fn", 1408, 640, promotion=promotion)
-        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(POINTERS, capability), tmp_path / "cache").cubin)
+        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(ORDINARY, capability), tmp_path / "cache").cubin)
         command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
         counts.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("FADD"))
     values_of_a_thread = 64 * 64 // 128
@@ -159,7 +159,7 @@ def test_a_spoilt_file_is_named(tmp_path, monkeypatch):
 
 def test_too_much_shared_memory_is_refused(tmp_path):
     with pytest.raises(BuildError, match="shared memory"):
-        compiled(PRODUCT.build(replace(PERSISTENT, stages=7), "9.0"), tmp_path)
+        compiled(PRODUCT.build(replace(WARP_SPECIALIZED, stages=7), "9.0"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,7 +64,7 @@ def bound(rows: int, scratch: int = 512) -> tuple[launch.Run, torch.Tensor, torc
     x, y = torch.zeros(rows, 4), torch.zeros(rows, 4)
     arguments = (Input(0), Output(0), Int32(dim(0, 0)), Float32(0.5), Int64(1 << 40))
     one = Launch(Kernel(b"cubin", "k", 8, 1000, scratch), (cdiv(dim(0, 0), 4), 2, 1), arguments)
-    return launch._bind(one, [x], [y], [(rows, 4)]), x, y
+    return launch._bind(one, launch.Tensors([x], [y])), x, y
 
 
 def test_arguments_end_with_the_hidden_scratch(driver):
@@ -119,3 +119,44 @@ def test_the_drivers_error_is_told(driver):
     run, *_ = bound(9)
     with pytest.raises(GpuError, match="CUDA error 719: out of luck"):
         run()
+
+
+class Followed(Driver):
+    """Follows the address in a kernel's first parameter: notes which kernel found which bytes in its scratch, and fills them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.found: list[tuple[int, int, bytes]] = []
+
+    def cuLaunchKernel(self, function, x, _y, _z, _threads, _ty, _tz, _shared, _stream, parameters, _extra):
+        address = ctypes.c_void_p.from_address(parameters[0]).value
+        self.found.append((x, address, ctypes.string_at(address, self.size)))
+        ctypes.memset(address, x, self.size)
+        return self.result
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_launches_share_scratch_in_order_and_it_is_cleared_before_every_run(driver, monkeypatch, clear):
+    followed = Followed(size=12)
+    monkeypatch.setattr(launch, "_driver", lambda: followed)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    first, second = (Launch(Kernel(b"cubin", "k", 1, 0, 0), (number, 1, 1), (Scratch(1),)) for number in (1, 2))
+    program = Program(
+        (InputType("float16", (None, 4)),),
+        (Tensor("float16", (dim(0, 0), 4)),),
+        (Variant(1, (first, second)),),
+        (Buffer(64), Buffer(dim(0, 0) * 4, clear=clear)),
+    )
+    program.check()
+    x = torch.zeros(3, 4, dtype=torch.float16)
+    run = launch.bind(program, [x], [torch.zeros_like(x)])
+    assert followed.found == [], "binding launches nothing"
+    run()
+    run()
+    before = [b"\0", b"\0"] if clear else [b"\xa5", b"\2"]
+    assert [(x, content) for x, _, content in followed.found] == [
+        *((1, before[0] * 12), (2, b"\1" * 12)),
+        *((1, before[1] * 12), (2, b"\1" * 12)),
+    ]
+    assert len({address for _, address, _ in followed.found}) == 1

@@ -61,9 +61,25 @@ def test_written_table_reads_back(tmp_path):
     assert len(path.read_text().splitlines()) == 5 + 2, "one entry per line"
 
 
-@pytest.mark.parametrize("spoil", [{"tile": {"rows": 4}}, {"rows": 0}, {"shape": ["wide"]}, {"tile": {"m": 16, "x": 1}}])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"tile": {"kind": "row", "rows": 4}},
+        {"tile": {"rows": 4, "chunk": 256, "warps": 4}},
+        {"tile": {"kind": "round", "rows": 4, "chunk": 256, "warps": 4}},
+        {"rows": 0},
+        {"shape": ["wide"]},
+        {"tile": {"kind": "gemm", "m": 16, "x": 1}},
+    ],
+)
 def test_spoilt_table_is_refused(tmp_path, spoil):
-    entry = {"capability": "9.0", "family": "quant", "rows": 64, "shape": [64], "tile": {"rows": 4, "chunk": 256, "warps": 4}}
+    entry = {
+        "capability": "9.0",
+        "family": "quant",
+        "rows": 64,
+        "shape": [64],
+        "tile": {"kind": "row", "rows": 4, "chunk": 256, "warps": 4},
+    }
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps([entry | spoil]))
     with pytest.raises(ArtifactError, match="not a table of tiles"):
@@ -85,13 +101,13 @@ def test_committed_table_has_tiles_for_every_kernel(capability):
             assert committed_tiles().classes(capability, family, (1408, 5632))
 
 
-def test_on_a_smaller_gpu_no_program_waits_for_another():
+def test_on_a_smaller_gpu_no_cta_waits_for_another():
     tiles = committed_tiles().on(78)
-    programs = {entry.tile.programs for entry in tiles.entries if not isinstance(entry.tile, RowTile)}
-    assert programs == {0, 78}
+    ctas = {entry.tile.ctas for entry in tiles.entries if not isinstance(entry.tile, RowTile)}
+    assert ctas == {0, 78}
     assert committed_tiles().on(132) == committed_tiles()
 
 
-def test_only_hopper_has_kernels_whose_warps_have_roles():
-    tiles = [entry for entry in committed_tiles().entries if not isinstance(entry.tile, RowTile) and entry.tile.programs]
+def test_only_hopper_has_warp_specialized_kernels():
+    tiles = [entry for entry in committed_tiles().entries if not isinstance(entry.tile, RowTile) and entry.tile.ctas]
     assert {entry.capability for entry in tiles} == {"9.0"}

@@ -1,4 +1,4 @@
-"""The matrix product with ordinary loads, one program per tile: for few rows, for odd strides, and for GPUs without descriptors."""
+"""The matrix product with ordinary loads, one CTA per tile: for few rows, for odd strides, and for GPUs without descriptors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .epilogue import scales_of, tile_of
 
 
 @triton.jit
-def gemm_pointers(
+def gemm(
     x_RK, weight_NK, output_RN, scale, weight_scale_N, residual_RN, rows,
     N: tl.constexpr, K: tl.constexpr,
     SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,

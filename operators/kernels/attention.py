@@ -1,4 +1,4 @@
-"""Context attention with one program per tile, for every compute capability: flash attention forward in Triton.
+"""Context attention with one CTA per tile, for every compute capability: flash attention forward in Triton.
 
 The rows of all heads that share keys and values are the query rows of one attention, so that one beam fills a tile, too.
 """
@@ -14,12 +14,12 @@ def exp2(x):
 
 
 @triton.jit
-def attention_tiles(
+def attention(
     query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, tokens, scale,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, HEAD: tl.constexpr, HEAD_TILE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """`scale` is log2(e) / sqrt(HEAD). Neighboring programs work on one request and group, whose keys stay in the L2 cache."""
+    """`scale` is log2(e) / sqrt(HEAD). Neighboring CTAs work on one request and group, whose keys stay in the L2 cache."""
     BLOCKS: tl.constexpr = (ROWS * SHARE + M_TILE - 1) // M_TILE
     group = tl.program_id(0) // BLOCKS  # of all requests
     request = group // GROUPS
