@@ -6,14 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..core.artifacts import read_json, sha256, write_json
 from ..core.errors import BuildError
 from ..core.recipe import BuildOptions, Profile
-from ..core.sources import Sources
 from ..operators.launch.tiles import committed_tiles
 from ..runtime.machine import Machine
 from ..runtime.plan_record import (
@@ -43,6 +42,7 @@ from .worker import Job
 
 Form = Literal["serving", "scoring"]
 GRAPHS: dict[Form, str] = {"serving": "model.onnx", "scoring": "scoring.onnx"}
+FORMS = tuple(GRAPHS)
 
 _COUNTED = "read from the engine inspector: multiplications whose kernel takes FP8 operands, in every profile, by ONNX node"
 _UNREADABLE = "the engine inspector described no layer in detail"
@@ -77,22 +77,15 @@ def working_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def identity(options: BuildOptions, machine: Machine) -> dict[str, Any]:
-    """What decides the plans beside the files they are made from; where timings come from is no property of theirs."""
-    facts = options.model_dump(mode="json", exclude={"timing_cache"})
-    return facts | {"machine": asdict(machine), "sources": sources(options).sha256()}
-
-
-def sources(options: BuildOptions) -> Sources:
-    """What of the package decides the plans; kernels and their host do where operators run them."""
-    parts = ("core", "runtime", "builders", "export/weights.py")
-    if options.plugins:
-        return Sources((*parts, "operators"))
-    return Sources(parts, without=("operators", "builders/plugin_host"))
-
-
-def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: Path, baseline: Source | None = None) -> list[PlanJob]:
-    """Every plan a recipe asks for, checked before the first build starts.
+def plan_jobs(
+    source: Source,
+    options: BuildOptions,
+    machine: Machine,
+    working: Path,
+    baseline: Source | None = None,
+    forms: Sequence[Form] = FORMS,
+) -> list[PlanJob]:
+    """Every plan a recipe asks for of these forms of the graph, checked before the first build starts.
 
     Names: `sm90.plan`, `sm90-scoring.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
     shapes; those of the FP16 baseline begin with `sm90-fp16`.
@@ -108,10 +101,10 @@ def plan_jobs(source: Source, options: BuildOptions, machine: Machine, working: 
     jobs = []
     for each, prefix in [(source, generation), *([(baseline, f"{generation}-fp16")] if baseline else [])]:
         kernels = _kernels(each, machine, working) if options.plugins else None
-        for form, file in GRAPHS.items():
+        for form in forms:
             for suffix, profiles in _groups(options):
                 name = "-".join(filter(None, (prefix, suffix, "scoring" if form == "scoring" else ""))) + ".plan"
-                graph = native_graph.prepare(each.exported / file, list(map(_buildable, profiles)), without_block_scales, kernels)
+                graph = native_graph.prepare(each.exported / GRAPHS[form], list(map(_buildable, profiles)), without_block_scales, kernels)
                 jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..core.errors import CalibrationError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName
-from ..core.records import Record, run_stage
+from ..core.records import Record
 from ..core.sources import Sources
+from ..core.stages import Stage, run_stage
 from ..models.checkpoint import expected_shapes
 from ..models.config import OneRecConfig
 from ..operators import fp8
@@ -69,15 +70,15 @@ def random_quantized_checkpoint(
             hint = "use fp16, fp8-row or fp8-paper, or calibrate a trained checkpoint"
             problem = f"{precision} needs calibrated activation scales; random weights have none for {len(missing)} groups of linears"
             raise CalibrationError(problem, where=str(folder), hint=hint)
-    options = {
-        "config": config.model_dump(mode="json"),
-        "precision": precision,
-        "seed": seed,
-        "input_amax": amax,
-        "sources": SOURCES.sha256(),
-    }
-    body = partial(_write, config, precision, seed, amax)
-    return run_stage("random-checkpoint", folder, read={}, options=options, tools=("torch", "safetensors"), body=body)
+    stage = Stage(
+        name="random-checkpoint",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch", "safetensors"),
+        options={"config": config.model_dump(mode="json"), "precision": precision, "seed": seed, "input_amax": amax},
+        body=partial(_write, config, precision, seed, amax),
+    )
+    return run_stage(stage)
 
 
 def _write(config: OneRecConfig, precision: PrecisionName, seed: int, input_amax: Mapping[str, float], folder: Path) -> dict[str, object]:

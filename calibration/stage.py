@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 
 from ..core.errors import CalibrationError
-from ..core.recipe import Recipe
-from ..core.records import Record, run_stage
+from ..core.precision import PRECISIONS, Precision
+from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
+from ..core.stages import Stage
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.key_map import read_key_map
 from ..models.requests import read_requests
@@ -29,54 +31,72 @@ from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layer
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
 
-STAGE = "calibrate"
-TOOLS = ("torch", "nvidia-modelopt", "safetensors")
 SOURCES = Sources(("core", "models", "operators/fp8.py", "calibration"))
 
 
-def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) -> Record:
-    """Quantize a checkpoint as the recipe says, or leave `folder` alone when nothing changed since.
+@dataclass(frozen=True)
+class Calibration:
+    """What is quantized, and how.
 
     Args:
-        recipe: Precision, calibration options, key map and profiles count; the paths in it do not.
+        precision: Which linears become FP8, and with which scales.
+        max_context: Longest context; a longer request is refused.
+        options: Which requests are used, and what is asked of them.
         checkpoint: Folder with config.json and safetensors.
         requests: Parquet file of calibration requests; targets are used as paths where present.
-        folder: Replaced as a whole.
+        key_map: YAML file that says how the checkpoint names its tensors. Default: as this package does.
+    """
 
-    Raises:
+    precision: PrecisionName
+    max_context: int
+    options: CalibrationOptions
+    checkpoint: Path
+    requests: Path
+    key_map: Path | None = None
+
+    @property
+    def scheme(self) -> Precision:
+        return PRECISIONS[self.precision]
+
+    def inputs(self) -> dict[str, Path]:
+        """The files that are read, by name."""
+        optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
+        given = {name: path for name, path in optional.items() if path is not None}
+        return {"checkpoint": self.checkpoint, "requests": self.requests, **given}
+
+
+def calibrate_stage(job: Calibration, folder: Path) -> Stage:
+    """The stage that quantizes a checkpoint into `folder`.
+
+    Running it raises:
         CheckpointError, RequestError: An input is malformed.
         CalibrationError: Calibration saw too little, or values that FP16 or FP8 cannot hold.
     """
-    read = {"checkpoint": checkpoint, "requests": requests, "key_map": recipe.key_map, "saved_state": recipe.calibration.saved_state}
-    return run_stage(
-        STAGE,
-        folder,
-        read={name: path for name, path in read.items() if path is not None},
-        options=identity(recipe),
-        tools=TOOLS,
-        body=partial(_write, recipe, checkpoint, requests),
+    options = job.options.model_dump(mode="json", exclude={"saved_state"})
+    return Stage(
+        name="calibrate",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch", "nvidia-modelopt", "safetensors"),
+        options={"precision": job.precision, "max_context": job.max_context, **options},
+        inputs=job.inputs,
+        body=partial(_write, job),
     )
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the result, beside the files that are read."""
-    options = recipe.calibration.model_dump(mode="json", exclude={"saved_state"})
-    return {"precision": recipe.precision, "max_context": recipe.max_context, **options, "sources": SOURCES.sha256()}
-
-
-def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: Path) -> dict[str, Any]:
-    checkpoint = open_checkpoint(checkpoint_path, recipe.key_map)
-    targets = quantized_targets(checkpoint.config, recipe.precision)
-    imported = _imported_amax(recipe, checkpoint, targets)
-    requests = read_requests(requests_path, checkpoint.config, max_context=recipe.max_context)
+def _write(job: Calibration, folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    targets = quantized_targets(checkpoint.config, job.precision)
+    imported = _imported_amax(job, checkpoint, targets)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
+    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
 
-    calibrated = calibrate_model(model, recipe.precision, scoring, imported)
+    calibrated = calibrate_model(model, job.precision, scoring, imported)
     experts = coverage(calibrated.observation.routed)
-    refuse = recipe.scheme.needs_activation_amax and imported is None
-    warnings = judge_coverage(experts, recipe.calibration.min_routed_tokens, refuse=refuse)
+    refuse = job.scheme.needs_activation_amax and imported is None
+    warnings = judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)
     warnings += _range_warnings(calibrated.observation)
     reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)
@@ -85,7 +105,7 @@ def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: P
     watcher = WeightWatcher(checkpoint.config, targets, agreement)
     warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
     summary = QuantizationSummary(
-        precision=recipe.precision,
+        precision=job.precision,
         layers=summarize_layers(targets, _input_scales(calibrated.amax)),
         unquantized=unquantized(checkpoint.config, targets),
         experts=experts,
@@ -110,16 +130,16 @@ def _write(recipe: Recipe, checkpoint_path: Path, requests_path: Path, folder: P
     }
 
 
-def _imported_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:
+def _imported_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:
     """Amax values of `calibration.saved_state`, in which linears go by the checkpoint's own names."""
-    if recipe.calibration.saved_state is None:
+    if job.options.saved_state is None:
         return None
     if not targets:
-        where, hint = str(recipe.calibration.saved_state), "leave calibration.saved_state out, or choose an FP8 precision"
-        raise CalibrationError(f"{recipe.precision} quantizes nothing, so a saved state has no use", where=where, hint=hint)
-    theirs = read_key_map(recipe.key_map).apply(checkpoint.names) if recipe.key_map else {name: name for name in checkpoint.names}
+        where, hint = str(job.options.saved_state), "leave calibration.saved_state out, or choose an FP8 precision"
+        raise CalibrationError(f"{job.precision} quantizes nothing, so a saved state has no use", where=where, hint=hint)
+    theirs = read_key_map(job.key_map).apply(checkpoint.names) if job.key_map else {name: name for name in checkpoint.names}
     modules = {target.name: theirs[f"{target.name}.weight"].removesuffix(".weight") for target in targets}
-    state = SavedState(recipe.calibration.saved_state)
+    state = SavedState(job.options.saved_state)
     amax = state.amax(targets, modules)
     state.check_weights(checkpoint, targets, modules)
     return amax

@@ -15,8 +15,8 @@ from ..core.artifacts import write_json
 from ..core.errors import ExportError
 from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
-from ..core.records import Record, run_stage
 from ..core.sources import Sources
+from ..core.stages import Stage
 from .graph import SCORING, SERVING, export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
@@ -40,10 +40,10 @@ class Description(BaseModel):
     findings: list[Finding]
 
 
-def export(options: ExportOptions, quantized: Path, folder: Path) -> Record:
-    """Write the serving graph and the scoring graph.
+def export_stage(options: ExportOptions, quantized: Path, folder: Path) -> Stage:
+    """The stage that writes the serving graph and the scoring graph of a quantized checkpoint into `folder`.
 
-    Raises:
+    Running it raises:
         ArtifactError: The quantized checkpoint does not match its record.
         ExportError: The lint found an error.
     """
@@ -51,13 +51,15 @@ def export(options: ExportOptions, quantized: Path, folder: Path) -> Record:
     def body(temporary: Path) -> dict[str, Any]:
         return write_graphs(open_quantized(quantized), options, temporary).model_dump(mode="json")
 
-    tools = ("torch", "onnx", "onnxscript")
-    return run_stage("export", folder, read={"quantized": quantized}, options=identity(options), tools=tools, body=body)
-
-
-def identity(options: ExportOptions) -> dict[str, Any]:
-    """What decides the graphs beside the checkpoint: the options, and how this version writes operators and graphs."""
-    return options.model_dump(mode="json") | {"sources": SOURCES.sha256()}
+    return Stage(
+        name="export",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch", "onnx", "onnxscript"),
+        options=options.model_dump(mode="json"),
+        inputs=lambda: {"quantized_checkpoint": quantized},
+        body=body,
+    )
 
 
 def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:

@@ -35,7 +35,7 @@ def demo(out: Path, as_json: bool) -> None:
 
 def run(recipe_file: Path, as_json: bool) -> None:
     recipe = load_recipe(recipe_file)
-    _show(pipeline.run_stages(recipe, pipeline.stages_of(recipe)))
+    _show(pipeline.run_stages(recipe, pipeline.whole_run(recipe)))
     _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
 
 
@@ -102,7 +102,7 @@ def _finish(
 
 
 def _write_report(recipes: list[Recipe], path: Path, title: str, figures: dict[str, Any], extra_gates: Sequence[Gate] = ()) -> None:
-    runs = [load_run(pipeline.folders_of(recipe).root) for recipe in recipes]
+    runs = [load_run(recipe) for recipe in recipes]
     write_report(runs, path, title=title, context=figures, extra_gates=extra_gates)
 
 

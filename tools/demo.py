@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 
 from ..core.artifacts import write_text
 from ..core.recipe import Recipe, load_recipe
-from ..core.records import Record, run_stage
 from ..core.sources import Sources
+from ..core.stages import Stage
 from ..models.checkpoint import write_checkpoint
 from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
 from ..models.evaluation import hits, popularity_hits
@@ -21,7 +20,7 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
-from .pipeline import StageResult, folders_of, run_stages
+from .pipeline import StageResult, folders_of, run_stages, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
@@ -35,8 +34,8 @@ def prepare(out: Path) -> Iterator[StageResult]:
     Raises:
         ArtifactError: The disk is full or `out` cannot be written.
     """
-    yield _timed("data", lambda: _make_data(out / "data"))
-    yield _timed("train", lambda: _train(out / "data", out / "checkpoint"))
+    for stage in (data_stage(out / "data"), train_stage(out / "data", out / "checkpoint")):
+        yield timed("demo", stage)
 
 
 def recipes(out: Path, names: Sequence[str] = DEMO_RECIPES) -> list[Recipe]:
@@ -76,29 +75,33 @@ def model_gates(recipe: Recipe) -> tuple[list[Gate], dict[str, Any]]:
     return gates, figures
 
 
-def _make_data(folder: Path) -> Record:
-    options = {"world": repr(DEMO_WORLD), "users": DEMO_USERS, "seed": DEMO_SEED, "sources": SOURCES.sha256()}
+def data_stage(folder: Path) -> Stage:
+    """The stage that makes the requests of the synthetic world."""
 
     def body(temporary: Path) -> dict[str, Any]:
         make_demo_data(temporary)
         return {}
 
-    return run_stage("data", folder, read={}, options=options, tools=("numpy", "pyarrow"), body=body)
+    options = {"world": repr(DEMO_WORLD), "users": DEMO_USERS, "seed": DEMO_SEED}
+    return Stage(name="data", folder=folder, sources=SOURCES, tools=("numpy", "pyarrow"), options=options, body=body)
 
 
-def _train(data: Path, folder: Path) -> Record:
+def train_stage(data: Path, folder: Path) -> Stage:
+    """The stage that trains the demo's model on the data."""
+
     def body(temporary: Path) -> dict[str, Any]:
         write_checkpoint(train_demo(data), temporary)
         return {}
 
-    options = {"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING), "sources": SOURCES.sha256()}
-    return run_stage("train", folder, read={"train": request_file(data, "train")}, options=options, tools=("torch",), body=body)
-
-
-def _timed(stage: str, body: Callable[[], Record]) -> StageResult:
-    started = time.monotonic()
-    record = body()
-    return StageResult("demo", stage, record, time.monotonic() - started)
+    return Stage(
+        name="train",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch",),
+        options={"config": DEMO_CONFIG.model_dump(mode="json"), "training": repr(DEMO_TRAINING)},
+        inputs=lambda: {"train": request_file(data, "train")},
+        body=body,
+    )
 
 
 def _copied(out: Path, name: str) -> Path:

@@ -15,7 +15,8 @@ from ..core.artifacts import files_in, read_json
 from ..core.errors import ExportError, RecipeError
 from ..core.recipe import ExportOptions, PrecisionName
 from ..core.records import tool_version
-from ..export.stage import DESCRIPTION_FILE, export
+from ..core.stages import run_stage
+from ..export.stage import DESCRIPTION_FILE, export_stage
 from ..models.config import SIZES, OneRecConfig
 
 _KIB = 1024
@@ -63,7 +64,7 @@ def _quantize(config: OneRecConfig, precision: PrecisionName, folder: Path) -> N
 
 
 def _export(checkpoint: Path, folder: Path, beam: int) -> None:
-    export(ExportOptions(beam=(beam, beam, beam)), checkpoint, folder)
+    run_stage(export_stage(ExportOptions(beam=(beam, beam, beam)), checkpoint, folder))
 
 
 def _measured(body: Any, *arguments: Any) -> dict[str, float]:

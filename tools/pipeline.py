@@ -1,26 +1,27 @@
-"""All stages of one recipe in their order, and what a run leaves behind: folders, report, summary."""
+"""All stages of one recipe in their order, the folders they fill, and the summary of a run."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..builders.stage import PLAN_FOLDERS, build
-from ..calibration.stage import calibrate
+from ..builders.stage import PLAN_FOLDERS, build_stage
+from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import write_json
 from ..core.errors import ArtifactError
 from ..core.recipe import Recipe
 from ..core.records import Record
-from ..export.stage import export
-from ..runtime.machine import this_machine
+from ..core.stages import Stage, run_stage
+from ..export.stage import export_stage
 from ..runtime.verdict import PROOF_FOLDER, inspect_proven
 from ..validation.backends import EngineName
+from ..validation.fp32_reference import reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import Validation, read_validation, validate
+from ..validation.validate import Validation, read_validation, validate_stage
 
 STAGES = ("calibrate", "export", "build", "validate")
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}
@@ -62,9 +63,43 @@ def folders_of(recipe: Recipe) -> Folders:
     )
 
 
-def stages_of(recipe: Recipe) -> tuple[str, ...]:
-    """Every stage of a recipe: plans built on their GPU are validated there."""
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The whole pipeline: every stage of a recipe, in the order they run. Nothing is read or run yet."""
+    places = folders_of(recipe)
+    calibrated = calibrate_stage(_calibration(recipe), places.calibrated)
+    exported = export_stage(recipe.export, calibrated.folder, places.exported)
+    baseline = _fp16_baseline(recipe, places.baseline)
+    built = build_stage(
+        recipe.build,
+        recipe.precision,
+        exported.folder,
+        places.plans,
+        baseline=baseline[-1].folder if baseline else None,
+        needs=baseline,
+    )
+    reference = reference_stage(recipe, places.reference)
+    validated = validate_stage(recipe, calibrated, exported, reference, places.validated)
+    plans = places.root / PLAN_FOLDERS["tensorrt"]  # whatever the recipe's target is: `build` can be asked for another
+    validated_tensorrt = validate_stage(recipe, calibrated, exported, reference, places.validated_tensorrt, plans)
+    return [calibrated, exported, built, validated, validated_tensorrt]
+
+
+def whole_run(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the stages that `onerec-trt run` runs: plans built on their GPU are validated there, too."""
     return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
+
+
+def _calibration(recipe: Recipe) -> Calibration:
+    return Calibration(recipe.precision, recipe.max_context, recipe.calibration, recipe.checkpoint, recipe.requests, recipe.key_map)
+
+
+def _fp16_baseline(recipe: Recipe, folder: Path) -> tuple[Stage, ...]:
+    """The same checkpoint and beams in FP16, calibrated and exported; none unless the recipe asks for it."""
+    if not recipe.build.fp16_baseline or recipe.build.target != "tensorrt":
+        return ()
+    options = recipe.calibration.model_copy(update={"saved_state": None})
+    calibrated = calibrate_stage(replace(_calibration(recipe), precision="fp16", options=options), folder / "calibrated")
+    return calibrated, export_stage(recipe.export, calibrated.folder, folder / "exported")
 
 
 @dataclass(frozen=True)
@@ -77,38 +112,22 @@ class StageResult:
     seconds: float
 
 
-def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES) -> Iterator[StageResult]:
-    """Run the given stages of a recipe one after the other; each yields when it is done or found up to date.
+def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageResult]:
+    """Run the named stages of a recipe one after the other; each yields when it is done or found up to date.
 
     Raises:
         OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `validation.gates.require`.
     """
-    places = folders_of(recipe)
-    plans_tensorrt = places.root / PLAN_FOLDERS["tensorrt"]
-    validated = (places.calibrated, places.exported, places.reference)
-    bodies: dict[str, Callable[[], Record]] = {
-        "calibrate": lambda: calibrate(recipe, recipe.checkpoint, recipe.requests, places.calibrated),
-        "export": lambda: export(recipe.export, places.calibrated, places.exported),
-        "build": lambda: build(recipe, places.exported, places.plans, _fp16_baseline(recipe, places.baseline)),
-        VALIDATE["onnxruntime"]: lambda: validate(recipe, *validated, places.validated),
-        VALIDATE["tensorrt"]: lambda: validate(recipe, *validated, places.validated_tensorrt, plans_tensorrt),
-    }
-    for stage in stages:
-        started = time.monotonic()
-        record = bodies[stage]()
-        yield StageResult(recipe.name, stage, record, time.monotonic() - started)
+    stages = {stage.name: stage for stage in stages_of(recipe)}
+    for name in names:
+        yield timed(recipe.name, stages[name])
 
 
-def _fp16_baseline(recipe: Recipe, folder: Path) -> Path | None:
-    """Exported folder of the same checkpoint and beams in FP16, where the recipe asks for it."""
-    if not recipe.build.fp16_baseline or recipe.build.target != "tensorrt":
-        return None
-    this_machine("tensorrt")  # says that there is no GPU before minutes of work
-    calibration = recipe.calibration.model_copy(update={"saved_state": None})
-    baseline = recipe.model_copy(update={"precision": "fp16", "calibration": calibration})
-    calibrate(baseline, baseline.checkpoint, baseline.requests, folder / "calibrated")
-    export(baseline.export, folder / "calibrated", folder / "exported")
-    return folder / "exported"
+def timed(recipe: str, stage: Stage) -> StageResult:
+    """Run a stage and take the time."""
+    started = time.monotonic()
+    record = run_stage(stage)
+    return StageResult(recipe, stage.name, record, time.monotonic() - started)
 
 
 def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -> list[Validation]:

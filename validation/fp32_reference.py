@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from ..core.errors import CheckpointError
 from ..core.progress import tracked
 from ..core.recipe import Recipe
-from ..core.records import read_record, run_stage
+from ..core.records import read_record
 from ..core.sources import Sources
+from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import open_checkpoint
@@ -55,23 +56,45 @@ class Reference:
         return float(np.abs(self.fp16_scoring_nW3.sum(-1) - self.scoring_nW3.sum(-1)).mean())
 
 
+def reference_stage(recipe: Recipe, folder: Path) -> Stage:
+    """The stage that computes the reference of a recipe's checkpoint, held-out requests and beam into `folder`.
+
+    Running it raises:
+        CheckpointError, RequestError: An input is malformed.
+    """
+    key_map = {} if recipe.key_map is None else {"key_map": recipe.key_map}
+    return Stage(
+        name="reference",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch",),
+        options={
+            "beam": list(recipe.export.beam),
+            "max_requests": recipe.validation.max_requests,
+            "batch_size": recipe.validation.batch_size,
+            "max_context": recipe.max_context,
+        },
+        inputs=lambda: {"checkpoint": recipe.checkpoint, "heldout": recipe.heldout, **key_map},
+        body=partial(_write, recipe),
+    )
+
+
 def make_reference(recipe: Recipe, folder: Path) -> Reference:
-    """Compute the reference into `folder`, or read it when checkpoint, requests and beam are unchanged.
+    """Compute the reference into `folder`, or read it when nothing it depends on has changed.
 
     Raises:
         CheckpointError, RequestError: An input is malformed.
     """
-    read = {"checkpoint": recipe.checkpoint, "heldout": recipe.heldout}
-    if recipe.key_map is not None:
-        read["key_map"] = recipe.key_map
-    options = {
-        "beam": list(recipe.export.beam),
-        "max_requests": recipe.validation.max_requests,
-        "batch_size": recipe.validation.batch_size,
-        "max_context": recipe.max_context,
-        "sources": SOURCES.sha256(),
-    }
-    run_stage("reference", folder, read=read, options=options, tools=("torch",), body=partial(_write, recipe))
+    run_stage(reference_stage(recipe, folder))
+    return read_reference(folder)
+
+
+def read_reference(folder: Path) -> Reference:
+    """Read and verify a reference.
+
+    Raises:
+        ArtifactError: It is missing or was changed.
+    """
     read_record(folder)
     return Reference(**load_file(folder / REFERENCE_FILE))
 

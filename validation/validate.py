@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..core.artifacts import read_json, write_json
 from ..core.recipe import Recipe
-from ..core.records import Record, read_record, run_stage
+from ..core.records import read_record
 from ..core.sources import Sources
+from ..core.stages import Stage
 from ..export.serving import ServingModel
 from ..export.stage import SERVING_FILE
 from ..models.beam_search import path_log_probabilities
@@ -32,7 +32,7 @@ from ..runtime.onnxruntime_runner import e4m3_self_test
 from ..runtime.verdict import VALIDATION_FILE
 from .backends import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
-from .fp32_reference import Reference, heldout_requests, make_reference
+from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
@@ -40,7 +40,7 @@ from .requests_feed import Runner, feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
 from .torch_runner import scoring_torch_runner
 
-__all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate"]
+__all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate_stage"]
 
 POLYGRAPHY_FILE = "scoring-outputs.json"
 SOURCES = Sources(
@@ -78,37 +78,53 @@ class Validation(BaseModel):
         return [gate.model_copy(update={"name": f"{self.engine}: {gate.name}"}) for gate in self.gates]
 
 
-def validate(recipe: Recipe, quantized: Path, exported: Path, reference: Path, folder: Path, plans: Path | None = None) -> Record:
-    """Run every gate, or read the result when nothing changed.
+def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference: Stage, folder: Path, plans: Path | None = None) -> Stage:
+    """The stage that runs every gate and writes validation.json into `folder`.
 
     A failed gate does not raise here: the result is kept for the report; `gates.require` stops the run.
 
     Args:
         recipe: Names checkpoint, held-out requests and thresholds.
-        quantized: Folder of the calibrate stage.
-        exported: Folder of the export stage.
-        reference: Folder the FP32 reference is kept in; shared by all recipes of one checkpoint.
-        folder: Where validation.json goes.
+        calibrated, exported: Stages of the recipe, whose results are refused where they are not what the recipe makes.
+        reference: Makes the FP32 reference, which all recipes of one checkpoint share.
+        folder: Replaced as a whole.
         plans: Folder of the build stage, whose plans of TensorRT are the engine then. Default: ONNX Runtime is.
 
-    Raises:
+    Running it raises:
         ArtifactError: An artifact does not match its record, or was made from other inputs than the recipe's.
         CheckpointError, RequestError: An input is malformed.
         GateError: The reference runner's own self-test failed.
         GpuError: There is no GPU for the plans, or its memory is exhausted.
         MissingExtraError: TensorRT is not installed.
     """
-    require_lineage(recipe, quantized, exported)
-    fp32 = make_reference(recipe, reference)
-    read = {"quantized": quantized, "exported": exported, "reference": reference, "heldout": recipe.heldout}
-    options = recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "sources": SOURCES.sha256()}
-    under_test = onnxruntime_under_test(recipe, exported)
-    if plans is not None:
-        under_test = tensorrt_under_test(recipe, exported, plans)
-        read |= {name: plans / name for name in under_test.plans}
-        options |= {"machine": asdict(this_machine("tensorrt"))}
-    body = partial(_write, recipe, quantized, exported, fp32, under_test)
-    return run_stage("validate", folder, read=read, options=options, tools=("torch", "onnxruntime", "polygraphy"), body=body)
+    read = {
+        "quantized_checkpoint": calibrated.folder,
+        "exported": exported.folder,
+        "reference": reference.folder,
+        "heldout": recipe.heldout,
+    }
+
+    def under_test() -> UnderTest:
+        return onnxruntime_under_test(recipe, exported.folder) if plans is None else tensorrt_under_test(recipe, exported.folder, plans)
+
+    def inputs() -> dict[str, Path]:
+        return read if plans is None else read | {name: plans / name for name in under_test().plans}
+
+    def body(temporary: Path) -> dict[str, Any]:
+        return _write(recipe, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), temporary)
+
+    return Stage(
+        name="validate" if plans is None else "validate-tensorrt",
+        folder=folder,
+        sources=SOURCES,
+        tools=("torch", "onnxruntime", "polygraphy"),
+        options=recipe.validation.model_dump(mode="json") | {"recipe": recipe.name},
+        inputs=inputs,
+        body=body,
+        machine=None if plans is None else lambda: asdict(this_machine("tensorrt")),
+        check=lambda: require_lineage(calibrated, exported),
+        needs=(reference,),
+    )
 
 
 def read_validation(folder: Path) -> Validation:

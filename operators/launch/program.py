@@ -174,7 +174,7 @@ class Program:
         _require(most <= MAX_TENSORS, f"a program has {most} inputs, outputs or scratch buffers, the most are {MAX_TENSORS}")
         ranks = [*(len(tensor.shape) for tensor in self.inputs), *(len(tensor.shape) for tensor in self.outputs)]
         _require(max(ranks) <= MAX_DIMENSIONS, f"a tensor has {max(ranks)} dimensions, the most are {MAX_DIMENSIONS}")
-        dtypes = {tensor.dtype for tensor in (*self.inputs, *self.outputs)}
+        dtypes = {tensor.dtype for tensor in self.inputs} | {tensor.dtype for tensor in self.outputs}
         _require(all(DTYPES[dtype].host is not None for dtype in dtypes), f"no kernel takes one of the types {sorted(dtypes)}")
         _require(all(d is None or d >= 0 for t in self.inputs for d in t.shape), "an input has a negative dimension")
         for expression in [d for output in self.outputs for d in output.shape]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from onerec_trt.builders.stage import build
+from onerec_trt.builders.stage import build_stage
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.core.errors import BuildError
-from onerec_trt.core.recipe import ExportOptions, PrecisionName, Recipe, parse_recipe
-from onerec_trt.export.stage import export
+from onerec_trt.core.recipe import BuildOptions, ExportOptions, PrecisionName
+from onerec_trt.core.records import Record
+from onerec_trt.core.stages import run_stage
+from onerec_trt.export.stage import export_stage
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.runtime.plan_record import PlanRecord, inspect_plan
 
@@ -34,18 +36,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         key = f"{precision}-{'dense' if config.moe is None else 'moe'}"
         if key not in done:
             random_quantized_checkpoint(config, precision, root / f"{key}-quantized", 0)
-            export(ExportOptions(beam=(16, 16, 16)), root / f"{key}-quantized", root / key)
+            run_stage(export_stage(ExportOptions(beam=(16, 16, 16)), root / f"{key}-quantized", root / key))
             done[key] = root / key
         return done[key]
 
     return make
 
 
-def _recipe(precision: PrecisionName, **options: Any) -> Recipe:
-    paths = dict.fromkeys(("checkpoint", "requests", "heldout"), "unused")
-    return parse_recipe(
-        {"name": "r", "precision": precision, "build": {"target": "tensorrt", "profiles": PROFILES[1:], **options}, **paths}
-    )
+def build(precision: PrecisionName, exported: Path, folder: Path, baseline: Path | None = None, **options: Any) -> Record:
+    """Plans for the GPU in this machine, at one profile by default."""
+    chosen = BuildOptions.model_validate({"target": "tensorrt", "profiles": PROFILES[1:], **options})
+    return run_stage(build_stage(chosen, precision, exported, folder, baseline=baseline))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def baselines(exported: Exported, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plans of the dense model in fp8-row and their FP16 baselines."""
     folder = tmp_path_factory.mktemp("baselines") / "plans"
-    build(_recipe("fp8-row", fp16_baseline=True, timing_cache=cache), exported(DENSE, "fp8-row"), folder, exported(DENSE, "fp16"))
+    build("fp8-row", exported(DENSE, "fp8-row"), folder, exported(DENSE, "fp16"), fp16_baseline=True, timing_cache=cache)
     return folder
 
 
@@ -90,7 +91,7 @@ def test_the_inspector_s_report_is_kept_whole(baselines: Path) -> None:
 
 
 def test_the_timing_cache_makes_a_strict_build_possible(baselines: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
-    build(_recipe("fp8-row", timing_cache=cache, strict_timing_cache=True), exported(DENSE, "fp8-row"), tmp_path / "plans")
+    build("fp8-row", exported(DENSE, "fp8-row"), tmp_path / "plans", timing_cache=cache, strict_timing_cache=True)
     first, again = _plan(baselines), _plan(tmp_path / "plans")
     assert first.timing_cache is not None
     assert again.timing_cache is not None
@@ -101,26 +102,26 @@ def test_the_timing_cache_makes_a_strict_build_possible(baselines: Path, exporte
 
 def test_a_strict_build_fails_on_kernels_never_timed(baselines: Path, exported: Exported, cache: str, tmp_path: Path) -> None:
     """The cache knows the dense model's kernels, not those of experts."""
-    options = {"timing_cache": cache, "strict_timing_cache": True, "fp8_coverage": 0}
+    options: dict[str, Any] = {"timing_cache": cache, "strict_timing_cache": True, "fp8_coverage": 0}
     with pytest.raises(BuildError, match=r"cannot build the plan|timing cache lacks") as caught:
-        build(_recipe("fp8-row", **options), exported(MOE, "fp8-row"), tmp_path / "others")
+        build("fp8-row", exported(MOE, "fp8-row"), tmp_path / "others", **options)
     assert "strict_timing_cache off" in caught.value.hint
     assert not (tmp_path / "others").exists()
 
 
 def test_several_profiles_in_one_plan_and_one_plan_each(exported: Exported, cache: str, tmp_path: Path) -> None:
     source = exported(DENSE, "fp8-row")
-    build(_recipe("fp8-row", profiles=PROFILES, timing_cache=cache), source, tmp_path / "one")
+    build("fp8-row", source, tmp_path / "one", profiles=PROFILES, timing_cache=cache)
     one = _plan(tmp_path / "one")
     assert {layer.profile for layer in one.layers} == {0, 1}
     assert one.fp8_gemms.found == one.fp8_gemms.expected
-    record = build(_recipe("fp8-row", profiles=PROFILES, plan_per_profile=True, timing_cache=cache), source, tmp_path / "each")
+    record = build("fp8-row", source, tmp_path / "each", profiles=PROFILES, plan_per_profile=True, timing_cache=cache)
     assert sum(name.endswith(".plan") for name in record.wrote) == 4
 
 
 @pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
 def test_experts_build_whatever_their_scales(exported: Exported, cache: str, tmp_path: Path, precision: PrecisionName) -> None:
-    build(_recipe(precision, fp8_coverage=0, timing_cache=cache), exported(MOE, precision), tmp_path / "plans")
+    build(precision, exported(MOE, precision), tmp_path / "plans", fp8_coverage=0, timing_cache=cache)
     plan = _plan(tmp_path / "plans", precision=precision)
     assert plan.fp8_gemms.found is not None
     assert all("experts" in node for node in plan.fp8_gemms.missing)

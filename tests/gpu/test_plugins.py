@@ -21,10 +21,11 @@ import torch
 import triton
 import triton.language as tl
 from onerec_trt.builders.host_library import host_library
-from onerec_trt.builders.stage import build
+from onerec_trt.builders.stage import build_stage
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
-from onerec_trt.core.recipe import ExportOptions, parse_recipe
-from onerec_trt.export.stage import export
+from onerec_trt.core.recipe import BuildOptions, ExportOptions, Profile
+from onerec_trt.core.stages import run_stage
+from onerec_trt.export.stage import export_stage
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.encoding import encode
@@ -236,14 +237,12 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Folders of plans of one export, with and without plugins."""
     root = tmp_path_factory.mktemp("plugins")
     random_quantized_checkpoint(parse_config(CONFIG), "fp8-row", root / "quantized", 0)
-    export(ExportOptions(beam=(16,) * 3), root / "quantized", root / "exported")
+    run_stage(export_stage(ExportOptions(beam=(16,) * 3), root / "quantized", root / "exported"))
     folders = {}
     for plugins in (False, True):
-        options = {"target": "tensorrt", "profiles": [{"batch": [1, 8, 8], "context": [1, 64, 128]}], "plugins": plugins}
-        values: dict[str, Any] = {"name": "r", "precision": "fp8-row", "build": options}
-        recipe = parse_recipe(values | dict.fromkeys(("checkpoint", "requests", "heldout"), "unused"))
+        options = BuildOptions(target="tensorrt", profiles=(Profile(batch=(1, 8, 8), context=(1, 64, 128)),), plugins=plugins)
         folders[plugins] = root / f"plans-{plugins}"
-        build(recipe, root / "exported", folders[plugins])
+        run_stage(build_stage(options, "fp8-row", root / "exported", folders[plugins]))
     return folders
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from onerec_trt.builders.stage import build
+from onerec_trt.builders.stage import build_stage
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.core.artifacts import read_json, sha256, write_json
 from onerec_trt.core.errors import ArtifactError, GpuError, RequestError
-from onerec_trt.core.recipe import ExportOptions, parse_recipe
-from onerec_trt.export.stage import export
+from onerec_trt.core.recipe import BuildOptions, ExportOptions
+from onerec_trt.core.stages import run_stage
+from onerec_trt.export.stage import export_stage
 from onerec_trt.models.config import parse_config
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.runtime.plan_record import PlanRecord, record_path
@@ -46,15 +47,14 @@ Arrays = dict[str, NDArray[Any]]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runner")
     random_quantized_checkpoint(CONFIG, "fp16", root / "quantized", 0)
-    export(ExportOptions(beam=(BEAM,) * 3), root / "quantized", root / "exported")
+    run_stage(export_stage(ExportOptions(beam=(BEAM,) * 3), root / "quantized", root / "exported"))
     return root / "exported"
 
 
 @pytest.fixture(scope="module")
 def plans(exported: Path) -> Path:
-    values = {"name": "r", "precision": "fp16", "build": {"target": "tensorrt", "profiles": PROFILES}}
-    recipe = parse_recipe(values | dict.fromkeys(("checkpoint", "requests", "heldout"), "unused"))
-    build(recipe, exported, exported.parent / "plans-tensorrt")
+    options = BuildOptions.model_validate({"target": "tensorrt", "profiles": PROFILES})
+    run_stage(build_stage(options, "fp16", exported, exported.parent / "plans-tensorrt"))
     return exported.parent / "plans-tensorrt"
 
 

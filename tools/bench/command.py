@@ -12,7 +12,6 @@ import typer
 from ...core.errors import GateError, RecipeError
 from ...core.precision import PRECISIONS
 from ...models.config import SIZES, OneRecConfig
-from ...runtime.machine import this_machine
 from ..terminal import print_results
 from . import run as benchmark
 from .candidates import TORCH_ENGINES
@@ -49,7 +48,7 @@ def bench(
         commit=commit,
     )
     if plans_only:
-        benchmark.prepare(options, this_machine("tensorrt"))
+        benchmark.prepare(options)
         return
     report = benchmark.bench(options, out)
     write_page(report, page := out.with_suffix(".html"))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ...builders.tensorrt import Source, build_plan, identity, plan_jobs, working_folder
+from ...builders.stage import build_stage
 from ...calibration.quantized import open_quantized
 from ...calibration.random_checkpoint import random_quantized_checkpoint
-from ...core.artifacts import files_in, read_json, write_json
+from ...core.artifacts import read_json, write_json
 from ...core.precision import PRECISIONS
 from ...core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
-from ...core.records import run_stage
 from ...core.sources import Sources
-from ...export.stage import export
+from ...core.stages import Stage, run_stage
+from ...export.stage import export_stage
 from ...models.config import OneRecConfig
-from ...runtime.machine import Machine
 from ...runtime.plan_record import PlanRecord
 from ...runtime.verdict import inspect_proven
 from .random_scales import input_amax
@@ -55,7 +53,6 @@ def make_plan(
     recipe: str,
     beam: tuple[int, int, int],
     profiles: Sequence[Profile],
-    machine: Machine,
     folder: Path,
     timing_cache: Path,
 ) -> BenchPlan:
@@ -70,14 +67,7 @@ def make_plan(
     _, exported = make_graph(config, precision, beam, folder)
     plans = folder / precision / ("plan-with-kernels" if plugins else "plan")
     options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
-    run_stage(
-        "bench-plan",
-        plans,
-        read={file.name: file for file in files_in(exported)},
-        options=identity(options, machine),
-        tools=("onnx",),
-        body=partial(_build, Source(exported, precision), options, machine),
-    )
+    run_stage(build_stage(options, precision, exported, plans, forms=("serving",)))
     (plan,) = plans.glob("*.plan")
     return BenchPlan(plan, inspect_proven(plan), recipe)
 
@@ -91,7 +81,7 @@ def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, 
     """
     checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
     _quantize(config, precision, checkpoint, folder)
-    export(ExportOptions(beam=beam), checkpoint, exported)
+    run_stage(export_stage(ExportOptions(beam=beam), checkpoint, exported))
     return checkpoint, exported
 
 
@@ -109,14 +99,15 @@ def _input_amax(config: OneRecConfig, folder: Path) -> dict[str, float]:
         write_json(temporary / AMAX_FILE, input_amax(open_quantized(rows), SEED))
         return {}
 
-    options = {"seed": SEED, "sources": SCALES_SOURCES.sha256()}
-    run_stage("random-scales", scales, read={"rows": rows}, options=options, tools=("torch",), body=body)
+    stage = Stage(
+        name="random-scales",
+        folder=scales,
+        sources=SCALES_SOURCES,
+        tools=("torch",),
+        options={"seed": SEED},
+        inputs=lambda: {"rows": rows},
+        body=body,
+    )
+    run_stage(stage)
     amax: dict[str, float] = read_json(scales / AMAX_FILE)
     return amax
-
-
-def _build(source: Source, options: BuildOptions, machine: Machine, folder: Path) -> dict[str, Any]:
-    with working_folder(folder) as working:
-        (job,) = [job for job in plan_jobs(source, options, machine, working) if job.form == "serving"]
-        record = build_plan(job, options, machine, folder)
-    return {"build_seconds": record.build_seconds}

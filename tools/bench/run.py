@@ -77,7 +77,7 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         CalibrationError, BuildError, ArtifactError: A plan cannot be made.
     """
     machine = this_machine("tensorrt")
-    plans = prepare(options, machine)
+    plans = prepare(options)
     results: list[Result] = []
     agreement, layers, clocks = [], [], []
     for model, config in options.models.items():
@@ -105,14 +105,19 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
     return report
 
 
-def prepare(options: BenchOptions, machine: Machine) -> dict[tuple[str, tuple[int, int, int]], list[BenchPlan]]:
-    """The plans of every model and beam, made or found."""
+def prepare(options: BenchOptions) -> dict[tuple[str, tuple[int, int, int]], list[BenchPlan]]:
+    """The plans of every model and beam, made or found.
+
+    Raises:
+        GpuError, CalibrationError, BuildError, ArtifactError: A plan cannot be made.
+    """
+    this_machine("tensorrt")  # says that there is no GPU before hours of work
     plans = {}
     for model, config in options.models.items():
         for beam in dict.fromkeys(case.beam for case in options.cases):
             profiles = _profiles([case for case in options.cases if case.beam == beam])
             folder, timings = options.folder / f"{model}-{'-'.join(map(str, beam))}", options.folder / "timings"
-            plans[model, beam] = [make_plan(config, name, beam, profiles, machine, folder, timings) for name in options.recipes]
+            plans[model, beam] = [make_plan(config, name, beam, profiles, folder, timings) for name in options.recipes]
     return plans
 
 

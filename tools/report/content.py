@@ -57,7 +57,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Remark:
-    """A warning of calibration or a finding of the lint."""
+    """A warning of calibration, a finding of the lint, or a stage that the recipe would run again."""
 
     recipe: str
     source: str
@@ -117,13 +117,16 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
 
 
 def remarks(runs: Sequence[RecipeRun]) -> list[Remark]:
-    """Warnings and findings of all recipes."""
+    """Warnings, findings and outdated stages of all recipes."""
     found = []
     for run in runs:
         found += [Remark(run.name, "calibration", "", warning) for warning in run.quantization.warnings]
         for finding in run.description.findings:
             hint = f" ({finding.hint})" if finding.hint else ""
             found.append(Remark(run.name, f"lint: {finding.rule}, {finding.severity}", finding.where, finding.what + hint))
+        found += [
+            Remark(run.name, "recipe", f"{folder}/", f"not what the recipe makes now: another {what}") for folder, what in run.outdated
+        ]
     return found
 
 

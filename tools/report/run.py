@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,14 +12,15 @@ from ...builders.stage import PLAN_FOLDERS
 from ...calibration.summary import QuantizationSummary, read_summary
 from ...core.artifacts import read_json, sha256
 from ...core.errors import ArtifactError
+from ...core.recipe import Recipe, with_build_options
 from ...core.records import RECORD_NAME, Record, read_record
+from ...core.stages import Difference, Stage, declare, differences
 from ...export.stage import DESCRIPTION_FILE, Description
 from ...runtime.plan_record import PlanRecord
-from ...runtime.verdict import PROOF_FOLDER, inspect_proven
+from ...runtime.verdict import inspect_proven
 from ...validation.gates import Gate
 from ...validation.validate import Validation, read_validation
-
-CALIBRATED, EXPORTED, VALIDATED = "calibrated", "exported", "validated"
+from ..pipeline import folders_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RecipeRun:
         quantization, description, plans, validation: What the stages wrote; plans by file name, `validated` where they passed every
             gate on their GPU.
         records: Record of each stage, by folder name, in the order the stages run.
+        outdated: Folder name, and what of the recipe or the code has changed since that stage ran.
         on_gpu: What validation of the plans on their GPU found, if these artifacts went through it.
     """
 
@@ -44,6 +46,7 @@ class RecipeRun:
     plans: dict[str, PlanRecord]
     validation: Validation
     records: dict[str, Record]
+    outdated: tuple[tuple[str, Difference], ...] = ()
     on_gpu: Validation | None = None
 
     @property
@@ -57,68 +60,84 @@ class RecipeRun:
         return [each.engine for each in (self.validation, self.on_gpu) if each is not None]
 
 
-def load_run(folder: Path) -> RecipeRun:
-    """Read a recipe's stage folders: `calibrated`, `exported`, `plans` or `plans-tensorrt` or both, `validated`, and `validated-tensorrt`
-    if it is of these artifacts.
+def load_run(recipe: Recipe) -> RecipeRun:
+    """Read what the stages of a recipe left: plans of one target or of both, and their validation on the GPU if it is of these artifacts.
 
     Raises:
         ArtifactError: A stage has not run, a file does not match its record, or the stages do not belong together.
     """
-    first, *others = PLAN_FOLDERS.values()
-    built = [name for name in (first, *others) if (folder / name / RECORD_NAME).is_file()] or [first]
-    stages = {CALIBRATED: "calibrate", EXPORTED: "export", **dict.fromkeys(built, "build"), VALIDATED: "validate"}
-    records = {name: _record(folder / name, stage) for name, stage in stages.items()}
-    _same_lineage(folder, records, built)
-    on_gpu = _of_these(folder, records[VALIDATED])
+    named = {stage.name: stage for stage in stages_of(recipe)}
+    calibrated, exported, validated = named["calibrate"], named["export"], named["validate"]
+    builds = _builds(recipe) or [named["build"]]
+    stages = [calibrated, exported, *builds, validated]
+    records = {stage.folder.name: _record(stage) for stage in stages}
+    _same_lineage(stages, records)
+    proven = named["validate-tensorrt"]
+    on_gpu = _of_these(proven, records[validated.folder.name])
+    outdated = tuple(_outdated(stages, records))
     if on_gpu is not None:
-        records[PROOF_FOLDER] = on_gpu
-    validation = read_validation(folder / VALIDATED)
+        records[proven.folder.name] = on_gpu
+    validation = read_validation(validated.folder)
     return RecipeRun(
         name=validation.recipe,
         precision=validation.precision,
-        folder=folder,
-        quantization=read_summary(folder / CALIBRATED),
-        description=_description(folder / EXPORTED),
-        plans={key: plan for name in built for key, plan in _plans(folder / name, "" if name == first else f"{name}/").items()},
+        folder=folders_of(recipe).root,
+        quantization=read_summary(calibrated.folder),
+        description=_description(exported.folder),
+        plans={name: plan for build in builds for name, plan in _plans(build.folder).items()},
         validation=validation,
         records=records,
-        on_gpu=read_validation(folder / PROOF_FOLDER) if on_gpu else None,
+        outdated=outdated,
+        on_gpu=read_validation(proven.folder) if on_gpu else None,
     )
 
 
-def _of_these(folder: Path, validated: Record) -> Record | None:
+def _builds(recipe: Recipe) -> list[Stage]:
+    """The build stage of each target that has run: an option of the command chooses another one than the recipe's."""
+    recipes = [with_build_options(recipe, target=target) for target in PLAN_FOLDERS]
+    stages = [stage for each in recipes for stage in stages_of(each) if stage.name == "build"]
+    return [stage for stage in stages if (stage.folder / RECORD_NAME).is_file()]
+
+
+def _of_these(proven: Stage, validated: Record) -> Record | None:
     """The record of a validation of plans; none where it was of other artifacts than ONNX Runtime's."""
-    if not (folder / PROOF_FOLDER / RECORD_NAME).is_file():
+    if not (proven.folder / RECORD_NAME).is_file():
         return None
-    record = read_record(folder / PROOF_FOLDER)
-    return record if all(record.read.get(name) == validated.read.get(name) for name in ("quantized", "exported")) else None
+    record = read_record(proven.folder)
+    return record if all(record.read.get(name) == validated.read.get(name) for name in ("quantized_checkpoint", "exported")) else None
 
 
-def _record(folder: Path, stage: str) -> Record:
-    if not (folder / RECORD_NAME).is_file():
-        raise ArtifactError(f"the stage '{stage}' has not run", where=str(folder), hint=f"run `onerec-trt {stage}` with this recipe")
-    record = read_record(folder)
-    if record.stage != stage:
-        problem = f"the record is of the stage '{record.stage}', not of '{stage}'"
-        raise ArtifactError(problem, where=str(folder / RECORD_NAME), hint=f"run `onerec-trt {stage}` with this recipe")
+def _record(stage: Stage) -> Record:
+    hint = f"run `onerec-trt {stage.name}` with this recipe"
+    if not (stage.folder / RECORD_NAME).is_file():
+        raise ArtifactError(f"the stage '{stage.name}' has not run", where=str(stage.folder), hint=hint)
+    record = read_record(stage.folder)
+    if record.stage != stage.name:
+        problem = f"the record is of the stage '{record.stage}', not of '{stage.name}'"
+        raise ArtifactError(problem, where=str(stage.folder / RECORD_NAME), hint=hint)
     return record
 
 
-def _same_lineage(folder: Path, records: dict[str, Record], built: Sequence[str]) -> None:
+def _same_lineage(stages: Sequence[Stage], records: Mapping[str, Record]) -> None:
     """Every stage must have read what the stages before it hold now."""
-    calibrated, exported = sha256(folder / CALIBRATED), sha256(folder / EXPORTED)
-    links = {
-        EXPORTED: records[EXPORTED].read.get("quantized") == calibrated,
-        **{name: records[EXPORTED].wrote.items() <= records[name].read.items() for name in built},
-        VALIDATED: (records[VALIDATED].read.get("quantized"), records[VALIDATED].read.get("exported")) == (calibrated, exported),
-    }
-    for name, whole in links.items():
-        if not whole:
+    folders = {stage.folder for stage in stages}
+    for stage in stages:
+        read = records[stage.folder.name].read
+        made = {name: path for name, path in stage.inputs().items() if folders & {path, *path.parents}}
+        if any(read.get(name) != sha256(path) for name, path in made.items()):
             raise ArtifactError(
-                f"the results of the stage '{records[name].stage}' were made from other artifacts than those beside it",
-                where=str(folder / name),
-                hint=f"run `onerec-trt {records[name].stage}` with this recipe",
+                f"the results of the stage '{stage.name}' were made from other artifacts than those beside it",
+                where=str(stage.folder),
+                hint=f"run `onerec-trt {stage.name}` with this recipe",
             )
+
+
+def _outdated(stages: Sequence[Stage], records: Mapping[str, Record]) -> Iterator[tuple[str, Difference]]:
+    """Options and code that have changed since. Checkpoint and requests are not asked for: they may lie on another machine."""
+    for stage in stages:
+        for difference in differences(records[stage.folder.name], declare(replace(stage, inputs=dict))):
+            if difference.kind in ("option", "sources"):
+                yield stage.folder.name, difference
 
 
 def _description(folder: Path) -> Description:
@@ -129,8 +148,9 @@ def _description(folder: Path) -> Description:
         raise ArtifactError(f"malformed: {error.errors()[0]['msg']}", where=str(path), hint="run `onerec-trt export` again") from None
 
 
-def _plans(folder: Path, prefix: str) -> dict[str, PlanRecord]:
-    """Plans by file name, oldest GPU generation first."""
+def _plans(folder: Path) -> dict[str, PlanRecord]:
+    """Plans by file name, oldest GPU generation first; those of TensorRT with their folder before it."""
+    prefix = "" if folder.name == PLAN_FOLDERS["tensorrt-rtx"] else f"{folder.name}/"
     plans = [(prefix + path.name, inspect_proven(path)) for path in sorted(folder.glob("*.plan"))]
     if not plans:
         raise ArtifactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onerec_trt.core.recipe import Recipe, parse_recipe
-from onerec_trt.core.records import run_stage
 from onnx import TensorProto, helper, numpy_helper
+
+from .stages import exported_folder
 
 WIDTH = 64
 
@@ -77,8 +78,7 @@ def export(tmp_path: Path) -> Callable[[onnx.ModelProto], Path]:
             save(model, folder)
             return {}
 
-        run_stage("export", tmp_path / "export", read={}, options={}, tools=(), body=body)
-        return tmp_path / "export"
+        return exported_folder(tmp_path / "export", body)
 
     return write
 

@@ -13,7 +13,8 @@ from onerec_trt.builders.prepared_weights import PreparedWeights
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.recipe import ExportOptions, PrecisionName
-from onerec_trt.export.stage import SERVING_FILE, export
+from onerec_trt.core.stages import run_stage
+from onerec_trt.export.stage import SERVING_FILE, export_stage
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.registry import FACTORIES, KernelFactory
 from onerec_trt.operators.launch.compile import Build
@@ -41,7 +42,7 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
 def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
     amax = {target.group: 1.0 for target in quantized_targets(CONFIG, precision)}
     random_quantized_checkpoint(CONFIG, precision, tmp_path / "quantized", 0, amax)
-    export(ExportOptions(beam=(8,) * 3), tmp_path / "quantized", tmp_path / "exported")
+    run_stage(export_stage(ExportOptions(beam=(8,) * 3), tmp_path / "quantized", tmp_path / "exported"))
     path = tmp_path / "exported" / SERVING_FILE
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)

@@ -11,11 +11,12 @@ import onnx
 import pytest
 from onerec_trt.builders import child, rtx
 from onerec_trt.builders.program_text import ProgramFacts
-from onerec_trt.builders.stage import build
 from onerec_trt.core.errors import ArtifactError, BuildError, MissingExtraError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record
 from onerec_trt.runtime.plan_record import inspect_plan
+
+from .stages import build
 
 Make = Callable[..., onnx.ModelProto]
 Export = Callable[[onnx.ModelProto], Path]

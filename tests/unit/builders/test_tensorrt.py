@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -13,18 +13,18 @@ import pytest
 from onerec_trt.builders import stage
 from onerec_trt.builders import tensorrt as builder
 from onerec_trt.builders.host_library import HostLibrary
-from onerec_trt.builders.stage import build
 from onerec_trt.builders.timing_cache import cache_file
 from onerec_trt.core.artifacts import sha256
 from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
-from onerec_trt.core.records import read_record, run_stage
+from onerec_trt.core.records import read_record
 from onerec_trt.operators.kernels import registry
 from onerec_trt.operators.launch.tiles import GemmTile
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.plan_record import inspect_plan
 
 from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
+from .stages import build, exported_folder
 
 Make = Callable[..., onnx.ModelProto]
 MakeRecipe = Callable[..., Recipe]
@@ -55,8 +55,7 @@ def _export(folder: Path, model: onnx.ModelProto) -> Path:
             onnx.save(copy, str(temporary / f"{name}.onnx"), save_as_external_data=True, location=f"{name}.data", size_threshold=0)
         return {}
 
-    run_stage("export", folder, read={}, options={}, tools=(), body=body)
-    return folder
+    return exported_folder(folder, body)
 
 
 def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: Mak
     stems = ("sm90", "sm90-scoring")
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("plan", "json")}
     assert set(record.wrote) == expected | {f"builder-{stem}.log" for stem in stems} | {f"layers-{stem}.json" for stem in stems}
-    assert read_record(tmp_path / "plans").options["machine"]["gpu"] == "NVIDIA H200"
+    assert record.machine == asdict(MACHINE)
     plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
     assert (plan.compute_capability, plan.driver, plan.gpu, plan.library_version) == ("9.0", "580.159.03", "NVIDIA H200", "10.6.0")
     assert (plan.form, plan.precision, plan.validated, plan.timing_cache) == ("serving", "fp8-static", False, None)
@@ -202,8 +201,7 @@ def test_a_cache_that_cannot_be_used(
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Operators exported for real, a kernel for one of them with a weight layout of its own, and a host that need not be compiled."""
-    exported = tmp_path / "operators"
-    run_stage("export", exported, read={}, options={}, tools=(), body=lambda folder: operator_graph(folder) and {})
+    exported = exported_folder(tmp_path / "operators", lambda folder: operator_graph(folder) and {})
     host = tmp_path / "host.so"
     host.write_bytes(b"a library")
     monkeypatch.setattr(builder, "host_library", lambda version: HostLibrary(host, sha256(host)))

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onerec_trt.calibration.stage import calibrate
 from onerec_trt.core.recipe import Recipe, parse_recipe
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Requests, offsets_of, write_requests
+
+from .stages import calibrate
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
 

@@ -13,7 +13,8 @@ import torch
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.errors import ArtifactError, CheckpointError
 from onerec_trt.core.precision import Granularity
-from onerec_trt.core.records import run_stage
+from onerec_trt.core.sources import Sources
+from onerec_trt.core.stages import Stage, run_stage
 from safetensors.torch import load_file, save_file
 
 SHARD = "model-00003-of-00004.safetensors"  # blocks.1
@@ -40,7 +41,7 @@ def _changed(source: Path, target: Path, change: Callable[[Path], None]) -> Path
         change(folder)
         return {}
 
-    run_stage("calibrate", target, read={}, options={}, tools=(), body=body)
+    run_stage(Stage(name="calibrate", folder=target, sources=Sources(()), tools=(), options={}, body=body))
     return target
 
 

@@ -11,7 +11,6 @@ import torch
 from onerec_trt.calibration.quantize import QuantizedWeight
 from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
 from onerec_trt.calibration.scoring import read_reference, with_paths
-from onerec_trt.calibration.stage import calibrate
 from onerec_trt.calibration.statistics import HISTOGRAM_BINS, activation_cast
 from onerec_trt.core.errors import CalibrationError, OnerecTrtError
 from onerec_trt.core.precision import PRECISIONS
@@ -20,6 +19,8 @@ from onerec_trt.models.checkpoint import open_checkpoint, save_checkpoint
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Requests, write_requests
 from safetensors.torch import save_file
+
+from .stages import calibrate
 
 RecipeFor = Callable[..., Recipe]
 FP8 = [name for name, scheme in PRECISIONS.items() if scheme.is_quantized]

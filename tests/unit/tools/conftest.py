@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from onerec_trt.calibration.summary import (
     WeightCheck,
     write_summary,
 )
-from onerec_trt.core.artifacts import files_in, sha256, write_json
+from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.precision import PRECISIONS, Granularity
-from onerec_trt.core.records import run_stage
+from onerec_trt.core.recipe import parse_recipe
+from onerec_trt.core.stages import run_stage
 from onerec_trt.export.lint import Finding
 from onerec_trt.export.stage import DESCRIPTION_FILE, Description
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
-from onerec_trt.runtime.verdict import PROOF_FOLDER
+from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation.beam_parity import BeamMetrics
 from onerec_trt.validation.gates import Gate, gate
 from onerec_trt.validation.operator_parity import OperatorResult
@@ -145,7 +147,7 @@ def write_run(
     on_gpu: list[Gate] | None = None,
     change_exported: bool = False,
 ) -> Path:
-    """A folder with the four stages of one recipe.
+    """A folder with the four stages of one recipe, which lies beside it; inputs, options and code are those of the real stages.
 
     `on_gpu`: gates of a validation of the plans on their GPU, which is there then.
     `change_exported`: exports once more after validation, with another result.
@@ -153,6 +155,11 @@ def write_run(
     root.mkdir(parents=True)
     source = root / "source"
     source.write_text("checkpoint")
+    (root.parent / "reference").mkdir(exist_ok=True)
+    paths = {name: str(source) for name in ("checkpoint", "requests", "heldout")}
+    values = {"name": root.name, "precision": precision, "output": str(root.parent), **paths}
+    write_json(root.with_suffix(".yaml"), values)
+    stages = {stage.name: stage for stage in stages_of(parse_recipe(values))}
 
     def calibrated(folder: Path) -> dict[str, Any]:
         write_summary(folder, quantization(precision, warnings))
@@ -177,13 +184,10 @@ def write_run(
         write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
         return {}
 
-    options = {"min_routed_tokens": 32}
-    run_stage("calibrate", root / "calibrated", read={"checkpoint": source}, options=options, tools=("torch",), body=calibrated)
-    run_stage("export", root / "exported", read={"quantized": root / "calibrated"}, options={}, tools=("onnx",), body=exported)
-    files = {path.name: path for path in files_in(root / "exported")}
-    run_stage("build", root / "plans", read=files, options={}, tools=("tensorrt-rtx-cu13",), body=plans)
-    read = {"quantized": root / "calibrated", "exported": root / "exported"}
-    run_stage("validate", root / "validated", read=read, options={}, tools=("onnxruntime",), body=checked)
+    run_stage(replace(stages["calibrate"], body=calibrated))
+    run_stage(replace(stages["export"], body=exported))
+    run_stage(replace(stages["build"], body=plans))
+    run_stage(replace(stages["validate"], body=checked, check=None, needs=()))
     if on_gpu is not None:
         plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
 
@@ -192,10 +196,10 @@ def write_run(
             write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
             return {}
 
-        run_stage("validate", root / PROOF_FOLDER, read=read, options={}, tools=("onnxruntime",), body=proven)
+        inputs = stages["validate"].inputs
+        run_stage(replace(stages["validate-tensorrt"], body=proven, inputs=inputs, machine=None, check=None, needs=()))
     if change_exported:
-        read = {"quantized": root / "calibrated"}
-        run_stage("export", root / "exported", read=read, options={"again": True}, tools=("onnx",), body=lambda folder: exported(folder, 1))
+        run_stage(replace(stages["export"], options={"again": True}, body=lambda folder: exported(folder, 1)))
     return root
 
 

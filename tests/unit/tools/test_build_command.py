@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onerec_trt.builders import stage as build_stage
 from onerec_trt.core.errors import GpuError, RecipeError
 from onerec_trt.core.recipe import Recipe, load_recipe
+from onerec_trt.core.records import RECORD_NAME
+from onerec_trt.core.sources import Sources
+from onerec_trt.core.stages import Stage, run_stage
 from onerec_trt.tools import cli, commands, pipeline
 from typer.testing import CliRunner
 
@@ -60,46 +64,43 @@ def test_each_target_has_its_folder(make_recipe: MakeRecipe, tmp_path: Path) -> 
         assert pipeline.folders_of(recipe).plans.name == name
 
 
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    calls: list[tuple[Any, ...]] = []
-    for stage in ("calibrate", "export", "build"):
-        monkeypatch.setattr(pipeline, stage, lambda *arguments, stage=stage: calls.append((stage, *arguments)))
-    monkeypatch.setattr(pipeline, "this_machine", lambda target: calls.append(("machine", target)))
-    return calls
+def _build(recipe: Recipe) -> Stage:
+    (stage,) = (stage for stage in pipeline.stages_of(recipe) if stage.name == "build")
+    return stage
 
 
-def test_the_baseline_is_calibrated_and_exported_in_fp16_before_the_build(
-    make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
-) -> None:
+def test_the_baseline_is_calibrated_and_exported_in_fp16_before_the_build(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     changes = {"build": {"target": "tensorrt", "fp16_baseline": True}, "calibration": {"saved_state": "state.pt"}}
     recipe = load_recipe(make_recipe(tmp_path, "fp8-row", **changes))
-    list(pipeline.run_stages(recipe, ["build"]))
-    assert [call[0] for call in stages] == ["machine", "calibrate", "export", "build"]
-    _, calibrate, export, build = stages
+    calibrated, exported = _build(recipe).needs
     baseline = pipeline.folders_of(recipe).baseline
-    assert (calibrate[1].precision, calibrate[1].calibration.saved_state, calibrate[4]) == ("fp16", None, baseline / "calibrated")
-    assert export[1:] == (recipe.export, baseline / "calibrated", baseline / "exported")
-    assert (build[1].precision, build[4]) == ("fp8-row", baseline / "exported")
+    assert (calibrated.name, calibrated.folder, calibrated.options["precision"]) == ("calibrate", baseline / "calibrated", "fp16")
+    assert set(calibrated.inputs()) == {"checkpoint", "requests"}
+    assert (exported.name, exported.folder, exported.options["beam"]) == ("export", baseline / "exported", list(recipe.export.beam))
+    assert exported.inputs() == {"quantized_checkpoint": calibrated.folder}
+
+
+def test_the_build_reads_the_baseline(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_baseline": True}))
+    places = pipeline.folders_of(recipe)
+    for folder in (places.exported, places.baseline / "exported"):
+        run_stage(Stage(name="export", folder=folder, sources=Sources(()), tools=(), options={}, body=lambda _: {}))
+    assert set(_build(recipe).inputs().values()) == {places.exported / RECORD_NAME, places.baseline / "exported" / RECORD_NAME}
 
 
 @pytest.mark.parametrize("build", [{"target": "tensorrt"}, {"fp16_baseline": True}])
-def test_there_is_no_baseline_unless_it_is_asked_for(
-    make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path, build: dict[str, Any]
-) -> None:
-    list(pipeline.run_stages(load_recipe(make_recipe(tmp_path, "fp8-row", build=build)), ["build"]))
-    assert [call[0] for call in stages] == ["build"]
-    assert stages[0][4] is None
+def test_there_is_no_baseline_unless_it_is_asked_for(make_recipe: MakeRecipe, tmp_path: Path, build: dict[str, Any]) -> None:
+    assert _build(load_recipe(make_recipe(tmp_path, "fp8-row", build=build))).needs == ()
 
 
 def test_a_machine_without_gpu_does_no_work_for_a_baseline(
-    monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe, stages: list[tuple[Any, ...]], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     def none(target: str) -> None:
         raise GpuError("no GPU")
 
-    monkeypatch.setattr(pipeline, "this_machine", none)
+    monkeypatch.setattr(build_stage, "this_machine", none)
     recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_baseline": True}))
     with pytest.raises(GpuError):
         list(pipeline.run_stages(recipe, ["build"]))
-    assert stages == []
+    assert not recipe.output.exists()

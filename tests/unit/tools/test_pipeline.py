@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import load_recipe
+from onerec_trt.core.records import Record, read_record
+from onerec_trt.core.stages import Stage, declare, differences, run_stage
 from onerec_trt.runtime.plan_record import inspect_plan
 from onerec_trt.tools import pipeline
-from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, summarize, validations, write_summary
+from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, stages_of, summarize, validations, whole_run, write_summary
 from onerec_trt.validation.gates import gate
 from onerec_trt.validation.scoring_parity import ScoringErrors
 
@@ -46,24 +48,44 @@ def test_calibration_that_gives_the_same_weights_is_enough_to_start_over(
     world: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything hangs on the record of calibration; the later stages are only asked here, they would take long."""
-    asked: list[str] = []
-    for name in ("export", "build", "validate"):
-        monkeypatch.setattr(pipeline, name, lambda *_, name=name: asked.append(name))
+    monkeypatch.setattr(pipeline, "run_stage", lambda stage: run_stage(stage) if stage.name == "calibrate" else stage)
     recipe = load_recipe(make_recipe(world, "fp16", calibration={"batch_size": 7}))
     results = list(run_stages(recipe))
     assert results[0].record.ran
-    assert asked == ["export", "build", "validate"]
+    assert [result.stage for result in results] == list(STAGES)
+    exported = stages_of(recipe)[1]
+    found = differences(read_record(exported.folder), declare(exported))
+    assert [str(difference) for difference in found] == ["quantized checkpoint"]
 
 
 def test_a_stage_that_fails_stops_those_after_it(world: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ArtifactError("the disk is full")
+    def fail_from_export_on(stage: Stage) -> Record:
+        if stage.name != "calibrate":
+            raise ArtifactError("the disk is full")
+        return run_stage(stage)
 
-    monkeypatch.setattr(pipeline, "export", fail)
+    monkeypatch.setattr(pipeline, "run_stage", fail_from_export_on)
     done = []
     with pytest.raises(ArtifactError, match="disk is full"):
         done.extend(iter(run_stages(load_recipe(make_recipe(world, "fp16")))))
     assert [result.stage for result in done] == ["calibrate"]
+
+
+def test_the_whole_pipeline_is_declared_before_anything_is_there(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": "tensorrt", "fp16_baseline": True}))
+    stages = stages_of(recipe)
+    assert [stage.name for stage in stages] == ["calibrate", "export", "build", "validate", "validate-tensorrt"]
+    assert len({stage.folder for stage in stages}) == len(stages)
+    assert [needed.name for stage in stages for needed in stage.needs] == ["calibrate", "export", "reference", "reference"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("target", "last"), [("tensorrt-rtx", "validate"), ("tensorrt", "validate-tensorrt")])
+def test_a_whole_run_ends_where_its_plans_can_run(make_recipe: MakeRecipe, tmp_path: Path, target: str, last: str) -> None:
+    recipe = load_recipe(make_recipe(tmp_path, "fp8-row", build={"target": target}))
+    names = whole_run(recipe)
+    assert names[-1] == last
+    assert set(names) <= {stage.name for stage in stages_of(recipe)}
 
 
 def test_folders_are_apart_by_recipe_and_share_the_reference(world: Path) -> None:

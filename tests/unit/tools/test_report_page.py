@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.export.lint import Finding
-from onerec_trt.tools.report import RecipeRun, load_run, write_report
+from onerec_trt.tools.report import RecipeRun, write_report
 from onerec_trt.tools.report.content import verdict
 from onerec_trt.validation.gates import gate
 from onerec_trt.validation.scoring_parity import ScoringErrors
+
+from .report_runs import load
 
 MakeRun = Callable[..., Path]
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -80,7 +82,7 @@ def page_of(runs: list[RecipeRun], path: Path, **options: Any) -> Page:
 
 @pytest.fixture
 def two_pages(make_run: MakeRun, tmp_path: Path) -> Page:
-    runs = [load_run(make_run("first", precision="fp16")), load_run(make_run("second"))]
+    runs = [load(make_run("first", precision="fp16")), load(make_run("second"))]
     return page_of(runs, tmp_path / "report.html")
 
 
@@ -133,7 +135,7 @@ def test_passing_gates_and_plans_no_gpu_has_seen(two_pages: Page) -> None:
 
 
 def test_validated_plans_are_not_called_open(make_run: MakeRun, tmp_path: Path) -> None:
-    page = page_of([load_run(make_run("one", validated=True))], tmp_path / "report.html")
+    page = page_of([load(make_run("one", validated=True))], tmp_path / "report.html")
     assert "NOT validated" not in page.text
     assert "All 2 plans were validated on a GPU." in page.text
 
@@ -144,7 +146,7 @@ def test_failing_gates_come_first_and_are_marked(make_run: MakeRun, tmp_path: Pa
         gate("too large", "bad", 1.25, "<=", 1.1, "block 1 drifts"),
         gate("no number", "bad", float("nan"), "<=", 1.0),
     ]
-    runs = [load_run(make_run("good")), load_run(make_run("bad", gates=gates))]
+    runs = [load(make_run("good")), load(make_run("bad", gates=gates))]
     page = page_of(runs, tmp_path / "report.html")
     rows = [(kind, cells[1]) for kind, cells in page.rows if kind in ("passed", "failed")]
     assert rows[:3] == [("failed", "too large"), ("failed", "no number"), ("passed", "holds")]
@@ -158,13 +160,13 @@ def test_failing_gates_come_first_and_are_marked(make_run: MakeRun, tmp_path: Pa
 
 
 def test_a_recipe_without_gates_has_not_passed(make_run: MakeRun, tmp_path: Path) -> None:
-    page = page_of([load_run(make_run("empty", gates=[]))], tmp_path / "report.html")
+    page = page_of([load(make_run("empty", gates=[]))], tmp_path / "report.html")
     assert "Do not ship: empty has no gates." in page.text
 
 
 def test_gates_on_the_whole_run_count(make_run: MakeRun, tmp_path: Path) -> None:
     extra = [gate("model is good enough", "fp32", 0.1, ">=", 0.2)]
-    page = page_of([load_run(make_run("one"))], tmp_path / "report.html", extra_gates=extra)
+    page = page_of([load(make_run("one"))], tmp_path / "report.html", extra_gates=extra)
     assert "Do not ship: whole run fails 1 of 1 gates." in page.text
     assert any(kind == "failed" and cells[1] == "model is good enough" for kind, cells in page.rows)
 
@@ -210,7 +212,7 @@ def test_experts_are_one_row_on_the_cautious_side(two_pages: Page) -> None:
 
 def test_warnings_findings_and_hashes_are_told(make_run: MakeRun, tmp_path: Path) -> None:
     finding = Finding(rule="topk-limit", severity="warning", where="step0.beam", what="top-k is large", hint="reduce it")
-    run = load_run(make_run("one", warnings=("blocks.1.ffn: experts below 32",), findings=(finding,)))
+    run = load(make_run("one", warnings=("blocks.1.ffn: experts below 32",), findings=(finding,)))
     page = page_of([run], tmp_path / "report.html")
     assert ["one", "calibration", "", "blocks.1.ffn: experts below 32"] in [cells for _, cells in page.rows]
     assert ["one", "lint: topk-limit, warning", "step0.beam", "top-k is large (reduce it)"] in [cells for _, cells in page.rows]
@@ -222,7 +224,7 @@ def test_warnings_findings_and_hashes_are_told(make_run: MakeRun, tmp_path: Path
 
 def test_names_are_no_markup(make_run: MakeRun, tmp_path: Path) -> None:
     name = "</script><script>alert(1)</script><img src=x>"
-    run = load_run(make_run(name, warnings=("<b onclick=x>bold</b>",)))
+    run = load(make_run(name, warnings=("<b onclick=x>bold</b>",)))
     page = page_of([run], tmp_path / "report.html")
     assert page.text.count(name) >= 4
     assert "<b onclick=x>bold</b>" in page.text
@@ -231,14 +233,14 @@ def test_names_are_no_markup(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_a_run_without_statistics_still_has_a_report(make_run: MakeRun, tmp_path: Path) -> None:
-    run = load_run(make_run("random"))
+    run = load(make_run("random"))
     bare = run.quantization.model_copy(update={"weights": (), "activations": (), "experts": (), "histogram_log10_edges": ()})
     stripped = RecipeRun(**{**vars(run), "quantization": bare})
     assert set(page_of([stripped], tmp_path / "report.html").plots) == {"gates-plot", "operators", "layers", "sizes"}
 
 
 def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) -> None:
-    run = load_run(make_run("one"))
+    run = load(make_run("one"))
     nan = float("nan")
     found = run.validation.model_copy(update={"scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015)})
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
@@ -247,7 +249,7 @@ def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) 
 
 
 def test_what_a_log_axis_cannot_show_is_said(make_run: MakeRun, tmp_path: Path) -> None:
-    run = load_run(make_run("one"))
+    run = load(make_run("one"))
     broken = run.validation.operators[1].model_copy(update={"difference": None, "passed": False})
     found = run.validation.model_copy(update={"operators": [broken]})
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
@@ -259,5 +261,5 @@ def test_runs_that_cannot_be_told_apart_are_refused(make_run: MakeRun, tmp_path:
     path = tmp_path / "report.html"
     path.write_text("an earlier report")
     with pytest.raises(ArtifactError, match=message):
-        write_report([load_run(make_run(name)) for name in names], path, title="t", context={})
+        write_report([load(make_run(name)) for name in names], path, title="t", context={})
     assert path.read_text() == "an earlier report"

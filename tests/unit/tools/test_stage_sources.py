@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from onerec_trt.builders import tensorrt
+from onerec_trt.builders import stage as build
 from onerec_trt.calibration import random_checkpoint
 from onerec_trt.calibration import stage as calibration
 from onerec_trt.core import sources
-from onerec_trt.core.recipe import BuildOptions
+from onerec_trt.core.recipe import BuildOptions, load_recipe
 from onerec_trt.core.sources import Sources
+from onerec_trt.core.stages import Stage, run_stage
 from onerec_trt.export import stage as export
 from onerec_trt.tools import demo
 from onerec_trt.tools.bench import plans
+from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation import fp32_reference, validate
 
 PACKAGE = sources.PACKAGE
 PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "tools", "configs")
-NATIVE, PLUGINS = (tensorrt.sources(BuildOptions(target="tensorrt", plugins=plugins)) for plugins in (False, True))
+NATIVE, PLUGINS = (build.sources(BuildOptions(target="tensorrt", plugins=plugins)) for plugins in (False, True))
 STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
     "data and train": (("models/demo.py",), demo.SOURCES),
     "calibrate": (("calibration/stage.py",), calibration.SOURCES),
@@ -66,7 +68,7 @@ def test_every_module_that_a_stage_reaches_counts_or_is_excluded(stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_change_in_any_folder_of_a_stage_counts_and_one_elsewhere_does_not(
+def test_a_change_in_any_folder_of_a_stage_runs_it_again_and_one_elsewhere_does_not(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a copy of the package, one file of each folder is changed at a time."""
@@ -77,13 +79,30 @@ def test_a_change_in_any_folder_of_a_stage_counts_and_one_elsewhere_does_not(
     for part in PARTS:
         shutil.copytree(PACKAGE / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(sources, "PACKAGE", tmp_path)
-    before = declared.sha256()
+
+    def runs() -> bool:
+        return run_stage(Stage(name=stage, folder=tmp_path / "out", sources=declared, tools=(), options={}, body=lambda _: {})).ran
+
+    assert (runs(), runs()) == (True, False)
     for file, counts in [*((file, True) for file in counted.values()), *((file, False) for file in others.values())]:
         content = (tmp_path / file).read_bytes()
         (tmp_path / file).write_bytes(content + b"\n")
-        assert (declared.sha256() != before) is counts, file
+        assert runs() is counts, file
         (tmp_path / file).write_bytes(content)
+        assert runs() is counts
     assert len(counted) >= 2
+
+
+def test_the_stages_of_a_recipe_have_these_sources(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    options = [{}, {"target": "tensorrt"}, {"target": "tensorrt", "plugins": True}]
+    recipes = [load_recipe(make_recipe(tmp_path, "fp8-row", build=build)) for build in options]
+    stages = [stage for recipe in recipes for declared in stages_of(recipe) for stage in (declared, *declared.needs)]
+    assert {stage.name for stage in stages} == {"calibrate", "export", "build", "reference", "validate", "validate-tensorrt"}
+    for stage in stages:
+        name = "build with plugins" if stage.options.get("plugins") else stage.name.removesuffix("-tensorrt")
+        assert stage.sources == STAGES[name][1], stage.name
+    for stage in (demo.data_stage(tmp_path), demo.train_stage(tmp_path, tmp_path)):
+        assert stage.sources == STAGES["data and train"][1]
 
 
 @pytest.mark.parametrize(

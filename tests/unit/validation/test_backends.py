@@ -19,10 +19,10 @@ from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.runtime.plan_shapes import choose_profile
 from onerec_trt.runtime.verdict import inspect_proven
-from onerec_trt.tools.pipeline import folders_of, plans
+from onerec_trt.tools.pipeline import folders_of, plans, run_stages
 from onerec_trt.validation import backends
 from onerec_trt.validation import validate as validate_module
-from onerec_trt.validation.validate import Validation, read_validation, validate
+from onerec_trt.validation.validate import Validation, read_validation
 
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 FEATURES, WIDTH, CONTEXT = 24, 16, 16  # of the small world's model, beam and profile
@@ -106,9 +106,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def run(recipe: Recipe) -> Validation:
-    places = folders_of(recipe)
-    validate(recipe, places.calibrated, places.exported, places.reference, places.validated_tensorrt, places.plans)
-    return read_validation(places.validated_tensorrt)
+    list(run_stages(recipe, ["validate-tensorrt"]))
+    return read_validation(folders_of(recipe).validated_tensorrt)
 
 
 def test_every_profile_runs_and_the_plans_are_proven(recipe: Recipe, used: list[tuple[str, int]]) -> None:

@@ -19,9 +19,9 @@ from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onerec_trt.models.checkpoint import open_checkpoint
-from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.tools.pipeline import folders_of, run_stages
 from onerec_trt.validation import validate as validate_module
-from onerec_trt.validation.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _packed_gate, read_validation, validate
+from onerec_trt.validation.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _packed_gate, read_validation
 from polygraphy.comparator import RunResults
 
 
@@ -33,9 +33,8 @@ def recipe(world: Path) -> Recipe:
 
 
 def run(recipe: Recipe) -> Validation:
-    places = folders_of(recipe)
-    validate(recipe, places.calibrated, places.exported, places.reference, places.validated)
-    return read_validation(places.validated)
+    list(run_stages(recipe, ["validate"]))
+    return read_validation(folders_of(recipe).validated)
 
 
 def change_weights(recipe: Recipe, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.beam_select import MOST_KEYS
 from onerec_trt.operators.kernels.beam_step import MOST_WIDTH, BeamShape, beam_step_program
-from onerec_trt.operators.launch.compile import MOST_SHARED, Build, compiled
+from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
 from onerec_trt.operators.launch.encoding import encode
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Kernel, Program, evaluated
@@ -116,4 +116,4 @@ def test_every_compute_capability(tmp_path, capability, sizes):
     assert isinstance(program, Program)
     for launch in program.variants[0].launches:
         assert launch.kernel.cubin.startswith(b"\x7fELF")
-        assert launch.kernel.shared_bytes <= MOST_SHARED[capability]
+        assert launch.kernel.shared_bytes <= MAX_SHARED[capability]

@@ -130,7 +130,7 @@ class StandInPlan:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU: candidates that give fixed items at once, one plan for each recipe."""
 
-    def plans(options: benchmark.BenchOptions, machine: Machine) -> dict[Any, Any]:
+    def plans(options: benchmark.BenchOptions) -> dict[Any, Any]:
         gemms = SimpleNamespace(expected=4, found=4)
         facts = SimpleNamespace(
             sha256="1" * 64, bytes=7, weight_ratio=1.02, build_seconds=1.0, fp8_gemms=gemms, profiles=({"features": 1},)
@@ -139,7 +139,6 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         return {(model, case.beam): made for model in options.models for case in options.cases}
 
     monkeypatch.setattr(benchmark, "this_machine", lambda _: H200)
-    monkeypatch.setattr(bench_command, "this_machine", lambda _: H200)
     monkeypatch.setattr(benchmark, "prepare", plans)
     monkeypatch.setattr(benchmark, "load_runner", lambda plan: None)
     monkeypatch.setattr(benchmark, "torch_candidate", lambda *_: lambda: ITEMS)
@@ -252,7 +251,7 @@ def test_recipes_that_were_not_named_are_those_every_size_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[str], recipes: set[str]
 ) -> None:
     asked: list[benchmark.BenchOptions] = []
-    monkeypatch.setattr(benchmark, "prepare", lambda options, _: asked.append(options))
+    monkeypatch.setattr(benchmark, "prepare", lambda options: asked.append(options))
     bench_command.bench(tmp_path / "b.json", sizes, ["2x4x8"], [], ["torch-eager"], 5, 0, tmp_path, "abc", True, False)
     assert [set(options.recipes) for options in asked] == [recipes]
 
