@@ -15,6 +15,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ..core.errors import BuildError
+from ..core.graph_io import GraphIO, parse_io
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -34,6 +35,15 @@ def load_graph(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise BuildError("the ONNX model has no nodes", where=str(path), hint="run `onerec-trt export` again")
     return model
+
+
+def io_of(model: onnx.ModelProto, path: Path) -> GraphIO:
+    """The contract that a model carries.
+
+    Raises:
+        ArtifactError: It carries none, or a malformed one.
+    """
+    return parse_io({entry.key: entry.value for entry in model.metadata_props}, str(path))
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:

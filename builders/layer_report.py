@@ -6,24 +6,18 @@ Layers that compute no matrix multiplication are left out; the whole JSON is kep
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..runtime.inspector_report import name_and_profile, nodes_of, plugin_name, tensors_of
 from ..runtime.plan_record import PlanLayer
 from .kernel_programs import KernelNode
 
-# A layer's metadata names every ONNX node it came from: "[ONNX Layer: a]", separated by control characters or nothing.
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_PROFILE = re.compile(r" ?\[profile (\d+)\]")  # marks the layers of every profile but the first
 # A layer that came from a multiplication may only move its operands; these words tell the ones that multiply.
 # `Fc` is how the compiler names a multiplication inside a kernel it generates, such as __myl_MulFcAdd_0x...
 _MULTIPLIES = re.compile(r"gemm|gemv|matmul|matrix|xmma|cutlass|mha|attention", re.I)
 _GENERATED_PRODUCT = re.compile(r"(?<=[a-z_])Fc(?=[A-Z_]|$)")
-_NUMBER = re.compile(r"(?<=step)\d+|(?<=blocks\.)\d+")
-_STEP = re.compile(r"^step\*\.")
 _GENERATED = "__myl_"
-_PLUGIN = re.compile(r"plugin", re.I)  # LayerType of a plugin's layer
 _FP8_KERNEL = re.compile(r"e4m3|fp8", re.I)
 _FP8_TYPE = re.compile(r"fp8|e4m3", re.I)
 
@@ -53,62 +47,35 @@ def computed_in_fp8(layers: Sequence[PlanLayer]) -> frozenset[str]:
     return frozenset(in_fp8 - {node for layer in layers if not layer.in_fp8 for node in layer.nodes})
 
 
-def summary(layers: Sequence[PlanLayer]) -> list[str]:
-    """One line for each kind of product and kernel: 'step*.blocks.*.cross.q/MatMul: 42 x sm90_xmma_gemm_e4m3..., FP8'."""
-    counts = Counter((_NUMBER.sub("*", node), layer.kernel, layer.in_fp8) for layer in layers for node in layer.nodes)
-    return [f"{node}: {count} x {kernel}{', FP8' if in_fp8 else ''}" for (node, kernel, in_fp8), count in counts.items()]
-
-
-def places_of_layers(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """For each layer's name the places in a block it computes, such as 'blocks.*.cross.norm, blocks.*.cross.q', and its kernel.
-
-    Args:
-        report: The inspector's JSON.
-    """
-    places = {}
-    for entry in report["Layers"]:
-        if isinstance(entry, dict):
-            nodes = _NODE.findall(str(entry.get("Metadata", ""))) or _plugin_name(entry)
-            calls = dict.fromkeys(_STEP.sub("", _NUMBER.sub("*", node.partition("/")[0])) for node in nodes)
-            places[str(entry["Name"])] = (", ".join(calls) or "elsewhere", str(entry.get("TacticName") or entry.get("LayerType", "")))
-    return places
-
-
 def _layer(entry: Mapping[str, Any], multiplications: Collection[str]) -> PlanLayer | None:
     kernel, kind = str(entry.get("TacticName", "")), str(entry.get("LayerType", ""))
-    nodes = tuple(dict.fromkeys(node for node in _NODE.findall(str(entry.get("Metadata", ""))) if node in multiplications))
+    nodes = tuple(dict.fromkeys(node for node in nodes_of(entry) if node in multiplications))
     if not nodes or not _multiplies(kernel, kind):
         return None
-    inputs = _tensors(entry, "Inputs")
+    inputs = tensors_of(entry, "Inputs")
     return _plan_layer(entry, nodes, kernel, _in_fp8(kernel, kind, inputs))
 
 
 def _plugin_layer(entry: Mapping[str, Any], products: Mapping[str, KernelNode]) -> PlanLayer | None:
     """A product that the plugin host runs. The inspector knows nothing of its kernels; the launch program names them."""
-    own = _plugin_name(entry)
-    quoted = (*_NODE.findall(str(entry.get("Metadata", ""))), *own) if own else ()
+    own = plugin_name(entry)
+    quoted = (*nodes_of(entry), *own) if own else ()
     node = next((products[name] for name in quoted if name in products), None)
     if node is None:
         return None
     return _plan_layer(entry, (node.name,), ", ".join(node.kernels), node.in_fp8)
 
 
-def _plugin_name(entry: Mapping[str, Any]) -> list[str]:
-    """The ONNX node of a plugin's layer, which is named after it; empty for other layers."""
-    return [_PROFILE.sub("", str(entry["Name"]))] if _PLUGIN.search(str(entry.get("LayerType", ""))) else []
-
-
 def _plan_layer(entry: Mapping[str, Any], nodes: tuple[str, ...], kernel: str, in_fp8: bool) -> PlanLayer:
-    name = str(entry["Name"])
-    mark = _PROFILE.search(name)
+    name, profile = name_and_profile(entry)
     return PlanLayer(
-        profile=int(mark[1]) if mark else 0,
-        name=_PROFILE.sub("", name),
+        profile=profile,
+        name=name,
         kind=str(entry.get("LayerType", "")),
         nodes=nodes,
         kernel=kernel,
-        inputs=_tensors(entry, "Inputs"),
-        outputs=_tensors(entry, "Outputs"),
+        inputs=tensors_of(entry, "Inputs"),
+        outputs=tensors_of(entry, "Outputs"),
         in_fp8=in_fp8,
     )
 
@@ -122,13 +89,3 @@ def _in_fp8(kernel: str, kind: str, inputs: Sequence[str]) -> bool:
     if _FP8_KERNEL.search(kernel):
         return True
     return not kernel.startswith(_GENERATED) and bool(_MULTIPLIES.search(kind)) and any(_FP8_TYPE.match(tensor) for tensor in inputs)
-
-
-def _tensors(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return tuple(map(_tensor, entry.get(key, [])))
-
-
-def _tensor(tensor: Mapping[str, Any]) -> str:
-    """Such as 'Half [64, 1408]'. TensorRT 10 has one field for format and data type, TensorRT 11 has two."""
-    kind = next((str(tensor[key]) for key in ("Datatype", "DataType", "Format/Datatype") if key in tensor), "unknown")
-    return f"{kind} {list(tensor.get('Dimensions', []))}"

@@ -9,13 +9,14 @@ from pathlib import Path
 import onnx
 
 from ..core.errors import BuildError
+from ..core.graph_io import GraphIO
 from ..core.recipe import Profile
 from ..runtime.tensorrt_api import ShapeRange
 from .fp8_gemms import QuantizedGemms, quantized_gemms
-from .functions import inline_functions, load_graph
+from .functions import inline_functions, io_of, load_graph
 from .kernel_programs import OP_TYPE, KernelNode, Kernels, use_kernels
 from .preconditions import FP8_TYPES, check_graph
-from .profiles import profile_shapes
+from .profiles import profile_shapes, require_contract
 
 _SHOWN = 5
 
@@ -23,12 +24,14 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class NativeGraph:
     """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported graph.
+    `io` is the exported graph's contract.
 
     `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own; none in a build without plugins.
     """
 
     beside: Path
     model: onnx.ModelProto
+    io: GraphIO
     profiles: list[dict[str, ShapeRange]]
     gemms: QuantizedGemms
     kernel_nodes: tuple[KernelNode, ...] = ()
@@ -45,14 +48,17 @@ def prepare(
 
     Args:
         source: The exported graph.
-        profiles: The recipe's ranges of batch and context.
+        profiles: Ranges of batch and context, corrected.
         rewrite: Changes the inlined graph in place into the forms a library knows. Default: none.
         kernels: Those that take the place of their operators. Default: none, everything is built natively.
 
     Raises:
-        BuildError: The graph cannot be built, a kernel does not fit its node, or a profile does not fit it; says why and what to do.
+        ArtifactError: The graph does not say what its inputs and outputs are.
+        BuildError: The graph cannot be built, or a kernel does not fit its node; says why and what to do.
     """
     exported = load_graph(source)
+    io = io_of(exported, source)
+    require_contract(exported, io, str(source))
     kernel_nodes = () if kernels is None else use_kernels(exported, kernels)
     graph = inline_functions(exported)
     check_graph(graph, source, plugins=(OP_TYPE,) if kernel_nodes else ())
@@ -60,11 +66,11 @@ def prepare(
     _require_every_product(exported, gemms, source)
     if rewrite is not None:
         rewrite(graph)
-    shapes = profile_shapes(graph, profiles)
+    shapes = profile_shapes(io, profiles)
     if kernels is None:
-        return NativeGraph(source, graph, shapes, gemms)
+        return NativeGraph(source, graph, io, shapes, gemms)
     prepared = set(kernels.weights.names).intersection(initializer.name for initializer in graph.graph.initializer)
-    return NativeGraph(kernels.weights.folder_of(graph) / source.name, graph, shapes, gemms, kernel_nodes, tuple(sorted(prepared)))
+    return NativeGraph(kernels.weights.folder_of(graph) / source.name, graph, io, shapes, gemms, kernel_nodes, tuple(sorted(prepared)))
 
 
 def _require_every_product(exported: onnx.ModelProto, gemms: QuantizedGemms, source: Path) -> None:

@@ -1,59 +1,73 @@
-"""Optimization profiles: the recipe's ranges of batch and context as shapes of the graph's inputs."""
+"""Optimization profiles: the recipe's ranges of batch and context, corrected to what can be built, as shapes of the graph's inputs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import onnx
 
 from ..core.errors import BuildError
+from ..core.graph_io import BATCH, CONTEXT, GraphIO, GraphTensor
 from ..core.recipe import Profile
-from ..runtime.tensorrt_api import ShapeRange
+from ..runtime.tensorrt_api import ShapeRange, Target
 
-# The dynamic dimensions of the serving graph and the scoring graph: features [B, S, F], lengths [B, 3], sids [B, W, 3].
-_RANGES = {"features": ("batch", "context"), "lengths": ("batch",), "sids": ("batch",)}
-# With one token and several requests, what TensorRT 10.6 answered one of them changed from run to run on an H200, as if the keys and
-# values of all requests lay over each other; from two tokens on it did not. Runners fill a shorter context up.
-MIN_CONTEXT = 2
+_log = logging.getLogger(__name__)
+
+_ALONE = (1, 1, 1)
+_ALONE_OR_TWO = (1, 1, 2)
 
 
-def profile_shapes(model: onnx.ModelProto, profiles: Sequence[Profile]) -> list[dict[str, ShapeRange]]:
-    """For each profile the (minimum, typical, maximum) shape of every input. A context has two tokens at least.
+def corrected_profiles(profiles: Sequence[Profile], io: GraphIO, target: Target) -> tuple[Profile, ...]:
+    """The profiles that are built where the recipe asks for some that cannot be; says each change in a warning.
 
-    Raises:
-        BuildError: An input is not one of the serving graph's, has a dynamic dimension that no range
-            covers, or a fixed one outside its range.
+    A context has as many tokens as the contract demands; runners fill shorter ones up. TensorRT 10.6 fails in its graph compiler
+    (tensorbase.cpp:426, strides) where a profile fixes the batch to 1: such a profile takes 2 as well.
     """
-    constants = {initializer.name for initializer in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    return [{value.name: _shapes(value, profile) for value in inputs} for profile in profiles]
+    return tuple(_corrected(number, profile, io.min_context, target) for number, profile in enumerate(profiles))
 
 
-def _shapes(value: onnx.ValueInfoProto, profile: Profile) -> ShapeRange:
-    if value.name not in _RANGES:
-        raise BuildError(f"input '{value.name}' is not one of {', '.join(_RANGES)}", hint="build a file that `onerec-trt export` wrote")
-    names = _RANGES[value.name]
-    dims = value.type.tensor_type.shape.dim
-    ranges = [_range(value.name, axis, dim, names[axis] if axis < len(names) else None, profile) for axis, dim in enumerate(dims)]
-    minimum, typical, maximum = (tuple(r[i] for r in ranges) for i in range(3))
+def _corrected(number: int, profile: Profile, min_context: int, target: Target) -> Profile:
+    low, typical, high = (max(size, min_context) for size in profile.context)
+    batch = _ALONE_OR_TWO if target == "tensorrt" and profile.batch == _ALONE else profile.batch
+    corrected = profile.model_copy(update={"batch": batch, "context": (low, typical, high)})
+    for key in (BATCH, CONTEXT):
+        asked, taken = list(getattr(profile, key)), list(getattr(corrected, key))
+        if asked != taken:
+            _log.warning("build.profiles[%d].%s: %s cannot be built, the plan takes %s", number, key, asked, taken)
+    return corrected
+
+
+def profile_shapes(io: GraphIO, profiles: Sequence[Profile]) -> list[dict[str, ShapeRange]]:
+    """For each corrected profile the (minimum, typical, maximum) shape of every input."""
+    return [{tensor.name: _shapes(tensor, profile) for tensor in io.inputs} for profile in profiles]
+
+
+def _shapes(tensor: GraphTensor, profile: Profile) -> ShapeRange:
+    minimum, typical, maximum = (tensor.shape(batch, context) for batch, context in zip(profile.batch, profile.context, strict=True))
     return minimum, typical, maximum
 
 
-def _range(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension, name: str | None, profile: Profile) -> tuple[int, int, int]:
-    where = f"input '{tensor}', axis {axis}"
-    fixed = dim.dim_value if dim.HasField("dim_value") else None
-    if name is None:
-        if fixed is None:
-            raise BuildError("a dynamic dimension that no profile range covers", where=where, hint="only batch and context may be dynamic")
-        return fixed, fixed, fixed
-    low, typical, high = getattr(profile, name)
-    if fixed is None:
-        least = MIN_CONTEXT if name == "context" else 1
-        return max(low, least), max(typical, least), max(high, least)
-    if not low == typical == high == fixed:
-        raise BuildError(
-            f"the graph fixes {name} to {fixed}, the profile asks for {low} to {high}",
-            where=where,
-            hint=f"set build.profiles[].{name} to [{fixed}, {fixed}, {fixed}]",
-        )
-    return fixed, fixed, fixed
+def require_contract(model: onnx.ModelProto, io: GraphIO, where: str) -> None:
+    """Hold a graph against the contract it carries.
+
+    Raises:
+        BuildError: An input or output is missing, another, or of another type or shape; names it.
+    """
+    constants = {initializer.name for initializer in model.graph.initializer}
+    graph = {value.name: value for value in (*model.graph.input, *model.graph.output) if value.name not in constants}
+    contract = {tensor.name: tensor for tensor in (*io.inputs, *io.outputs)}
+    hint = "build a file that `onerec-trt export` wrote"
+    for name in sorted(graph.keys() ^ contract.keys()):
+        problem = "is not in its contract" if name in graph else "is in its contract alone"
+        raise BuildError(f"the graph's tensor '{name}' {problem}", where=where, hint=hint)
+    for name, tensor in contract.items():
+        if (found := _described(graph[name])) != (tensor.dtype, tensor.dims):
+            problem = f"the graph's tensor '{name}' is {found}, its contract says {(tensor.dtype, tensor.dims)}"
+            raise BuildError(problem, where=where, hint=hint)
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[str, tuple[int, ...]]:
+    kind = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), dims

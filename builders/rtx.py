@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.artifacts import write_json
-from ..core.recipe import BuildOptions
-from ..runtime.plan_record import NOT_VALIDATED, Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
+from ..core.recipe import BuildOptions, Profile
+from ..runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
 from ..runtime.tensorrt_api import load
 from . import native_graph
 from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import QuantizedGemms, weight_bytes
+from .functions import io_of, load_graph
 from .native_graph import NativeGraph
+from .plan_names import plan_name
 from .preconditions import check_capabilities, has_fp8
+from .profiles import corrected_profiles
 from .program_text import ProgramFacts, read_program
 from .worker import Job
 
@@ -21,32 +25,28 @@ _COUNTED = "read from the compiled program in the plan: multiplications with two
 _UNREADABLE = "the plan carries no program text that could be read; ask the engine inspector on its GPU"
 
 
-def plan_name(compute_capability: str) -> str:
-    """File name of the plan for a compute capability: '8.9' gives 'sm89.plan'."""
-    return f"sm{compute_capability.replace('.', '')}.plan"
-
-
-def prepare(model: Path, options: BuildOptions) -> NativeGraph:
-    """Inline and check a graph and the options, before any build starts.
+def prepare(model: Path, options: BuildOptions) -> tuple[NativeGraph, tuple[Profile, ...]]:
+    """Inline and check a graph and the options, before any build starts; gives the profiles as they are built, too.
 
     Raises:
         BuildError: The graph or an option cannot be built; says why and what to do.
         MissingExtraError: TensorRT-RTX is not installed.
     """
     bindings = load("tensorrt-rtx")
-    graph = native_graph.prepare(model, options.profiles)
+    profiles = corrected_profiles(options.profiles, io_of(load_graph(model), model), "tensorrt-rtx")
+    graph = native_graph.prepare(model, profiles)
     check_capabilities(bindings, options.compute_capabilities, fp8=has_fp8(graph.model))
-    return graph
+    return graph, profiles
 
 
-def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float, folder: Path) -> PlanRecord:
-    """Build one plan: writes `sm89.plan`, its record `sm89.json` and the log `builder-sm89.log`.
+def build_plan(graph: NativeGraph, profiles: Sequence[Profile], compute_capability: str, fp8_coverage: float, folder: Path) -> PlanRecord:
+    """Build one plan, such as `sm89-b1-32-s2-3072.plan`: writes it, its record and the builder's log.
 
     Raises:
         BuildError: TensorRT refused, its process died, or less runs in FP8 than `fp8_coverage` demands.
         OSError: A file cannot be written.
     """
-    plan = folder / plan_name(compute_capability)
+    plan = folder / plan_name(compute_capability, profiles)
     log = folder / f"builder-{plan.stem}.log"
     native = folder / f".partial-{plan.stem}.onnx"
     native.write_bytes(graph.model.SerializeToString())
@@ -66,14 +66,13 @@ def build_plan(graph: NativeGraph, compute_capability: str, fp8_coverage: float,
     native.unlink()
     program = read_program(plan)
     record = PlanRecord(
-        **facts_of_build(plan, built, graph.profiles),
+        **facts_of_build(plan, built, graph.io, graph.profiles),
         target="tensorrt-rtx",
         compute_capability=compute_capability,
         driver=None,
         gpu=None,
         fp8_gemms=_fp8_gemms(graph.gemms, program),
         weight_bytes=WeightBytes(graph=weight_bytes(graph.model), plan=program.constant_bytes if program else None),
-        reason=NOT_VALIDATED,
     )
     require_fp8(record, fp8_coverage)
     write_json(record_path(plan), record.model_dump(mode="json"))

@@ -32,7 +32,7 @@ def build_stage(
     forms: Sequence[Form] = FORMS,
     needs: tuple[Stage, ...] = (),
 ) -> Stage:
-    """The stage that builds plans into `folder`: per plan `sm89.plan`, the record `sm89.json` and `builder-sm89.log`.
+    """The stage that builds plans into `folder`: per plan `NAME.plan`, the record `NAME.json` and `builder-NAME.log`.
 
     Args:
         options: Which plans.
@@ -99,8 +99,8 @@ def _files(exported: Path) -> dict[str, Path]:
 
 
 def _rtx(options: BuildOptions, exported: Path, folder: Path) -> dict[str, Any]:
-    graph = rtx.prepare(exported / MODEL, options)
-    return _facts([rtx.build_plan(graph, capability, options.fp8_coverage, folder) for capability in options.compute_capabilities])
+    graph, profiles = rtx.prepare(exported / MODEL, options)
+    return _facts([rtx.build_plan(graph, profiles, each, options.fp8_coverage, folder) for each in options.compute_capabilities])
 
 
 def _facts(records: list[PlanRecord]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from ..core.recipe import BuildOptions, Profile
 from ..operators.launch.tiles import committed_tiles
 from ..runtime.machine import Machine
 from ..runtime.plan_record import (
-    NOT_YET_VALIDATED,
     Fp8Gemms,
     PlanLayer,
     PlanRecord,
@@ -31,11 +30,14 @@ from .block_scales import without_block_scales
 from .child import build_in_child
 from .fp8_coverage import count_fp8, require_fp8
 from .fp8_gemms import multiplications, weight_bytes
+from .functions import io_of, load_graph
 from .host_library import HostLibrary, host_library
 from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .native_graph import NativeGraph
+from .plan_names import plan_name
 from .prepared_weights import PreparedWeights
+from .profiles import corrected_profiles
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
 from .worker import Job
@@ -87,8 +89,7 @@ def plan_jobs(
 ) -> list[PlanJob]:
     """Every plan a recipe asks for of these forms of the graph, checked before the first build starts.
 
-    Names: `sm90.plan`, `sm90-scoring.plan`; with a plan for each profile `sm90-b1-32-s1-3072.plan`, its largest and smallest
-    shapes; those of the FP16 baseline begin with `sm90-fp16`.
+    Names: see `plan_names`; with a plan for each profile its own ranges, else those that all profiles span.
     `working` is a `working_folder` that lives until the plans are built.
 
     Raises:
@@ -97,20 +98,21 @@ def plan_jobs(
     """
     _require_timings(options, machine)
     host = host_library(machine.library_version) if options.plugins else None
-    generation = f"sm{machine.compute_capability.replace('.', '')}"
+    serving = source.exported / GRAPHS["serving"]
+    groups = _groups(options, corrected_profiles(options.profiles, io_of(load_graph(serving), serving), "tensorrt"))
     jobs = []
-    for each, prefix in [(source, generation), *([(baseline, f"{generation}-fp16")] if baseline else [])]:
+    for each in (source, baseline) if baseline else (source,):
         kernels = _kernels(each, machine, working) if options.plugins else None
         for form in forms:
-            for suffix, profiles in _groups(options):
-                name = "-".join(filter(None, (prefix, suffix, "scoring" if form == "scoring" else ""))) + ".plan"
-                graph = native_graph.prepare(each.exported / GRAPHS[form], list(map(_buildable, profiles)), without_block_scales, kernels)
+            for profiles in groups:
+                name = plan_name(machine.compute_capability, profiles, baseline=each is baseline, scoring=form == "scoring")
+                graph = native_graph.prepare(each.exported / GRAPHS[form], profiles, without_block_scales, kernels)
                 jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
 
 
 def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Path) -> PlanRecord:
-    """Build one plan: writes `sm90.plan`, its record `sm90.json`, the inspector's report `layers-sm90.json` and the builder's log.
+    """Build one plan: writes `NAME.plan`, its record `NAME.json`, the inspector's report `layers-NAME.json` and the builder's log.
 
     Raises:
         BuildError: TensorRT refused, its process died, or less runs in FP8 than the recipe demands.
@@ -143,14 +145,13 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
     weights = weight_bytes(job.graph.model)
     timings = built["timing_cache"]
     record = PlanRecord(
-        **facts_of_build(plan, built, job.graph.profiles),
+        **facts_of_build(plan, built, job.graph.io, job.graph.profiles),
         target="tensorrt",
         compute_capability=machine.compute_capability,
         driver=machine.driver,
         gpu=machine.gpu,
         fp8_gemms=_fp8_gemms(job.graph, layers),
         weight_bytes=WeightBytes(graph=weights, plan=None),
-        reason=NOT_YET_VALIDATED,
         form=job.form,
         precision=job.source.precision,
         made_from={file: sha256(job.source.exported / file) for file in (GRAPHS[job.form], "record.json")},
@@ -184,24 +185,14 @@ def _plugin_use(job: PlanJob) -> PluginUse | None:
     )
 
 
-def _groups(options: BuildOptions) -> Iterator[tuple[str, Sequence[Profile]]]:
-    """Profiles by plan, with what marks the plan's name."""
+def _groups(options: BuildOptions, profiles: tuple[Profile, ...]) -> list[tuple[Profile, ...]]:
+    """Profiles by plan."""
     if not options.plan_per_profile:
-        yield "", options.profiles
-        return
-    named: dict[str, Profile] = {}
-    for profile in options.profiles:
-        batch, context = (f"{low}-{high}" for low, _, high in (profile.batch, profile.context))
-        name = f"b{batch}-s{context}"
-        if name in named:
-            raise BuildError("two profiles have the same ranges", where="build.profiles", hint="with plan_per_profile each needs its own")
-        named[name] = profile
-    yield from ((name, (profile,)) for name, profile in named.items())
-
-
-def _buildable(profile: Profile) -> Profile:
-    """TensorRT 10.6 fails in its graph compiler (tensorbase.cpp:426, strides) where a profile fixes the batch to 1: let it take 2."""
-    return profile.model_copy(update={"batch": (1, 1, 2)}) if profile.batch == (1, 1, 1) else profile
+        return [profiles]
+    ranges = [(profile.batch[::2], profile.context[::2]) for profile in profiles]
+    if len(set(ranges)) < len(ranges):
+        raise BuildError("two profiles have the same ranges", where="build.profiles", hint="with plan_per_profile each needs its own")
+    return [(profile,) for profile in profiles]
 
 
 def _fp8_gemms(graph: NativeGraph, layers: Sequence[PlanLayer]) -> Fp8Gemms:

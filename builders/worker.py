@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import OnerecTrtError
 from ..runtime.engine import Engine
-from ..runtime.tensorrt_api import BuiltPlan, Network, ShapeRange, Target, TensorInfo, load
+from ..runtime.tensorrt_api import BuiltPlan, Network, ShapeRange, Target, load
 from .timing_cache import digest, read_cache, write_cache
 
 
@@ -136,7 +136,6 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
         job.layers.write_text(report or json.dumps({"Layers": []}))
     return {
         "version": bindings.version,
-        "tensors": [*_tensors("input", network.inputs), *_tensors("output", network.outputs)],
         "builder_flags": built.builder_flags,
         "build_seconds": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -152,10 +151,6 @@ def _keep_timings(job: Job, network: Network, built: BuiltPlan, known: bytes) ->
     if not job.strict_timing_cache:
         after = write_cache(job.timing_cache, built.timing_cache, known, network.merge_timing_caches)
     return {"file": job.timing_cache.name, "sha256_before": digest(known), "sha256": digest(after), "bytes": len(after)}
-
-
-def _tensors(mode: str, tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
-    return [{"name": t.name, "mode": mode, "dtype": t.dtype, "shape": t.shape} for t in tensors]
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Profile(Section):
     """One optimization profile: (minimum, typical, maximum) of the two dynamic dimensions."""
 
     batch: Range = (1, 8, 32)
-    context: Range = (1, 512, 3072)
+    context: Range = (2, 512, 3072)
 
     @field_validator("batch", "context")
     @classmethod

@@ -15,6 +15,7 @@ from .artifacts import files_in, read_json, restore_interrupted_swap, sha256
 from .errors import ArtifactError
 
 RECORD_NAME = "record.json"
+VERDICT_ENDING = ".verdict.json"  # of files that a later stage lays beside the plans of a stage, whose record does not know them
 
 
 class Record(BaseModel):
@@ -39,7 +40,7 @@ class Record(BaseModel):
 
 
 def read_record(folder: Path) -> Record:
-    """Read a stage's record and check the hash of every file it names.
+    """Read a stage's record and check the hash of every file it names. Verdicts on plans may lie there too.
 
     Raises:
         ArtifactError: The record is missing, malformed or of an earlier version, or a file was changed, added or removed since.
@@ -53,7 +54,7 @@ def read_record(folder: Path) -> Record:
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         hint = "run its stage again"
         raise ArtifactError(f"the record is malformed or of an earlier version: {problem}", where=str(path), hint=hint) from None
-    present = {str(p.relative_to(folder)): p for p in files_in(folder) if p != path}
+    present = {str(p.relative_to(folder)): p for p in files_in(folder) if p != path and not p.name.endswith(VERDICT_ENDING)}
     for name in sorted(present.keys() ^ record.wrote.keys()):
         problem = "missing" if name in record.wrote else "not in the record"
         raise ArtifactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")

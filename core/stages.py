@@ -34,6 +34,7 @@ class Stage:
         machine: Gives JSON-able facts of the machine that the result is tied to. Default: it is tied to none.
         check: Raises what speaks against the stage, whether or not its result is up to date. Default: nothing does.
         needs: Stages that only this one reads from; they run before it.
+        after: Gets the record in the end, whether or not the stage had anything to do. Default: nothing follows.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     machine: Callable[[], dict[str, Any]] | None = None
     check: Callable[[], object] | None = None
     needs: tuple[Stage, ...] = ()
+    after: Callable[[Record], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,14 @@ def run_stage(stage: Stage) -> Record:
         run_stage(needed)
     declared = declare(stage).model_copy(update={"machine": machine})
     existing = _intact_record(stage.folder)
-    if existing is not None and existing.stage == stage.name and not differences(existing, declared):
-        return existing
+    up_to_date = existing is not None and existing.stage == stage.name and not differences(existing, declared)
+    record = existing if existing is not None and up_to_date else _run(stage, declared)
+    if stage.after is not None:
+        stage.after(record)
+    return record
+
+
+def _run(stage: Stage, declared: Record) -> Record:
     with atomic_folder(stage.folder) as temporary:
         facts = stage.body(temporary)
         wrote = {str(p.relative_to(temporary)): sha256(p) for p in files_in(temporary)}

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ExportError
+from ..core.graph_io import METADATA_KEY, GraphIO
 from ..operators.operator import OPSET, recorded_calls
 from .passes import name_operator_nodes, simplify
 
-BATCH, CONTEXT = "batch", "context"
 
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """Inputs by name with their dynamic axes, and output names, of one form of the graph."""
-
-    inputs: Mapping[str, Mapping[int, str]]
-    outputs: Sequence[str]
-
-
-SERVING = GraphSpec({"features": {0: BATCH, 1: CONTEXT}, "lengths": {0: BATCH}}, ["sids", "scores"])
-SCORING = GraphSpec({"features": {0: BATCH, 1: CONTEXT}, "lengths": {0: BATCH}, "sids": {0: BATCH}}, ["log_probabilities"])
-
-
-def export_graph(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> ir.Model:
+def export_graph(module: nn.Module, io: GraphIO, example: Sequence[Tensor]) -> ir.Model:
     """Trace the module into an ONNX graph, simplified and with its operator nodes named by their place in the model.
+
+    Args:
+        module: Takes the inputs of the contract in their order.
+        io: The contract; the file carries it in its metadata.
+        example: One tensor for each input.
 
     Raises:
         ExportError: The exporter refused the module.
     """
-    dynamic = {name: {axis: torch.export.Dim(dim) for axis, dim in axes.items()} for name, axes in spec.inputs.items()}
+    dynamic = {t.name: {place: torch.export.Dim(axis) for place, axis in enumerate(t.axes) if isinstance(axis, str)} for t in io.inputs}
     with torch.no_grad(), recorded_calls() as calls, _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -46,8 +37,8 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) 
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=dynamic,
-                input_names=list(spec.inputs),
-                output_names=list(spec.outputs),
+                input_names=[tensor.name for tensor in io.inputs],
+                output_names=[tensor.name for tensor in io.outputs],
                 optimize=False,
                 verbose=False,
             )
@@ -55,6 +46,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) 
             raise ExportError(f"the ONNX exporter refused the graph: {error}", hint="check the torch and onnxscript versions") from error
     assert program is not None
     model: ir.Model = program.model
+    model.metadata_props[METADATA_KEY] = io.model_dump_json()
     simplify(model)
     name_operator_nodes(model, [(call.operator.name, call.label) for call in calls])
     return model

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graph_io import GraphIO
 from ..core.precision import Granularity
 from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
@@ -21,6 +22,7 @@ from ..operators.context_norm import context_norm
 from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
+from .contracts import scoring_io, serving_io
 from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource
 
 FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
@@ -191,6 +193,11 @@ class ServingModel(nn.Module):
         self.decoder = Decoder(source)
         self.widths = effective_widths(beam, source.config.codebook)
 
+    @property
+    def io(self) -> GraphIO:
+        """The contract of its graph."""
+        return serving_io(self.decoder.config.feature_width, self.widths[-1])
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic IDs INT64 [B, W, 3] and log-probabilities FP32 [B, W], best first.
 
@@ -225,6 +232,11 @@ class ScoringModel(nn.Module):
     def __init__(self, decoder: Decoder, paths: int) -> None:
         super().__init__()
         self.decoder, self.paths = decoder, paths
+
+    @property
+    def io(self) -> GraphIO:
+        """The contract of its graph."""
+        return scoring_io(self.decoder.config.feature_width, self.paths)
 
     def forward(self, features: Tensor, lengths: Tensor, sids: Tensor) -> Tensor:
         """Log-probability FP32 [B, W, 3] of each token of the paths `sids` INT64 [B, W, 3]."""

@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..core.artifacts import write_json
 from ..core.errors import ExportError
+from ..core.graph_io import GraphIO
 from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.sources import Sources
 from ..core.stages import Stage
-from .graph import SCORING, SERVING, export_graph
+from .graph import export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
 from .passes import attach_functions
@@ -29,7 +30,7 @@ SOURCES = Sources(("core", "models", "operators", "calibration", "export"), with
 
 
 class Description(BaseModel):
-    """What an exported folder holds, for later stages and for people."""
+    """What an exported folder holds, for later stages and for people. `io`: the contract of each graph, by file name."""
 
     widths: list[int]
     paths: int
@@ -38,6 +39,7 @@ class Description(BaseModel):
     weight_bytes: int
     nodes: dict[str, int]
     findings: list[Finding]
+    io: dict[str, GraphIO]
 
 
 def export_stage(options: ExportOptions, quantized: Path, folder: Path) -> Stage:
@@ -75,9 +77,9 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
         advance()
         features = torch.zeros(2, 4, source.config.feature_width, dtype=torch.float16)
         lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
-        graphs = {SERVING_FILE: export_graph(serving, SERVING, (features, lengths))}
+        graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths))}
         advance()
-        graphs[SCORING_FILE] = export_graph(scoring, SCORING, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
+        graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
         advance()
         weight_bytes = externalize(list(graphs.values()), folder)
         advance()
@@ -97,6 +99,7 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
         weight_bytes=weight_bytes,
         nodes=_node_counts(graphs[SERVING_FILE]),
         findings=findings,
+        io={SERVING_FILE: serving.io, SCORING_FILE: scoring.io},
     )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
     return description

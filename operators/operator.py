@@ -12,13 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnxscript import OnnxFunction, opset21
 from onnxscript.values import Opset
 from torch import Tensor
 
+from ..core.arrays import Array as Array  # operators take it from here
 from ..core.difference import difference
 
 DOMAIN = "onerec"
@@ -31,7 +30,6 @@ DETAIL = Opset("onerec.detail", VERSION)  # shared pieces of functions; never a 
 FP16_THRESHOLD = 1e-6  # difference metric; FP16 rounding in another order stays near 1e-8
 FP8_THRESHOLD = 1e-5  # a code flips where two FP32 values straddle a rounding boundary; one in 10^4 gives about 1e-6
 
-Array = NDArray[np.generic]
 Attributes = dict[str, int | float]
 
 

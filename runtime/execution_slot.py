@@ -8,23 +8,19 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.errors import GpuError
+from .autograd import without_autograd
 from .engine import Engine, Execution
 from .plan_shapes import Shape, Shapes
 from .shape_cache import ShapeCache
 from .tensorrt_api import TensorInfo
-
-_Given = ParamSpec("_Given")
-_Result = TypeVar("_Result")
 
 _capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
 
@@ -42,32 +38,24 @@ class Captured:
     profile: int
 
 
-def _without_autograd(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Neither the caller's gradients nor its inference mode reach buffers that outlive the call."""
-
-    @wraps(method)
-    def outside(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
-        with torch.inference_mode(False), torch.no_grad():
-            return method(*args, **kwargs)
-
-    return outside
-
-
 class ExecutionSlot:
     """Runs one batch after the other on its own stream.
 
     Args:
         engine: The plan.
         graphs: CUDA graphs kept, one per shape.
+        residents: By name the buffers of inputs that do not come with a batch; they outlive the slot. Default: none.
 
     Raises:
         torch.OutOfMemoryError: The GPU has no room for the buffers.
         GpuError: It has none for what TensorRT itself allocates.
     """
 
-    @_without_autograd
-    def __init__(self, engine: Engine, graphs: int) -> None:
+    @without_autograd
+    def __init__(self, engine: Engine, graphs: int, residents: Mapping[str, Tensor] | None = None) -> None:
         self._engine = engine
+        self._residents = {} if residents is None else residents
+        self._per_request = [tensor for tensor in engine.inputs if tensor.name not in self._residents]
         self.stream = torch.cuda.Stream()
         self._scratch = torch.empty(max(1, engine.scratch_bytes), dtype=torch.uint8, device="cuda")
         unbound = [self._unbound(number) for number in range(len(engine.profiles))]
@@ -87,7 +75,7 @@ class ExecutionSlot:
         """CUDA graphs captured so far and still kept."""
         return len(self._captured)
 
-    @_without_autograd
+    @without_autograd
     def run(self, profile: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Enqueue one batch on the slot's stream; gives views of the output buffers, valid until the next batch.
 
@@ -105,7 +93,7 @@ class ExecutionSlot:
             self._kept.popleft()
         self._kept.append((until, tensors))
 
-    @_without_autograd
+    @without_autograd
     def layer_milliseconds(self, profile: int, inputs: Mapping[str, Tensor]) -> list[tuple[str, float]]:
         """Run one batch twice without a graph; gives the name and milliseconds of each layer of the second time."""
         execution = self._bound(self._unbound(profile))
@@ -116,7 +104,7 @@ class ExecutionSlot:
 
     def _fill(self, inputs: Mapping[str, Tensor]) -> dict[str, Shape]:
         """Copy a batch into the input buffers, on the current stream; gives its shapes."""
-        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs}
+        shapes = {tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._per_request}
         for name, shape in shapes.items():
             self._view(name, shape).copy_(inputs[name], non_blocking=True)
         return shapes
@@ -164,18 +152,18 @@ class ExecutionSlot:
         return self._engine.execution(profile, scratch.data_ptr(), scratch.numel(), self.stream.cuda_stream)
 
     def _bound(self, execution: Execution) -> Execution:
-        for name, buffer in self._buffers.items():
+        for name, buffer in (*self._buffers.items(), *self._residents.items()):
             execution.bind(name, buffer.data_ptr())
         return execution
 
     def _largest(self, executions: Sequence[Execution]) -> list[tuple[TensorInfo, int]]:
-        """The most elements of every input and output in any profile; each profile has an execution."""
+        """The most elements of every input of a batch and every output in any profile; each profile has an execution."""
         most: dict[str, int] = {}
         for profile, execution in zip(self._engine.profiles, executions, strict=True):
             inputs = {name: shapes[2] for name, shapes in profile.items()}
             for name, shape in (inputs | execution.set_inputs(inputs)).items():
                 most[name] = max(most.get(name, 0), math.prod(shape))
-        return [(tensor, most[tensor.name]) for tensor in (*self._engine.inputs, *self._engine.outputs)]
+        return [(tensor, most[tensor.name]) for tensor in (*self._per_request, *self._engine.outputs)]
 
     def _view(self, name: str, shape: Shape) -> Tensor:
         return self._buffers[name][: math.prod(shape)].view(shape)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..builders.layer_report import places_of_layers
+from .inspector_report import places_of_layers
 
 
 class PlaceTime(BaseModel):

@@ -1,20 +1,27 @@
-"""The reference runner: ONNX Runtime on CPU, and a test of its E4M3 rounding."""
+"""Runs an exported graph on CPU with ONNX Runtime: the reference every other engine is measured beside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
-import ml_dtypes
-import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import parser
-
-from ..core.errors import GateError, RequestError
-from ..core.precision import E4M3_MAX
+from ..core.arrays import Array
+from ..core.errors import ArtifactError, RequestError
+from ..core.extras import optional
+from ..core.graph_io import GraphIO, parse_io
 from ..core.threads import ONNXRUNTIME_SESSION, thread_count
-from ..operators.operator import Array
+from .plan_shapes import check_array
+
+# What its binding raises where a file does not load.
+_LOADING = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
+
+
+class Model(Protocol):
+    """A model in memory, such as an `onnx.ModelProto`."""
+
+    def SerializeToString(self) -> bytes: ...
 
 
 class OnnxRuntimeRunner:
@@ -24,21 +31,55 @@ class OnnxRuntimeRunner:
         model: Path of a file (external data beside it is found), or a model in memory.
         threads: Threads within an operator; 0: see `core.threads.thread_count`. Results do not depend on it.
 
+    Raises:
+        ArtifactError: The file is missing, or ONNX Runtime cannot load it.
+        MissingExtraError: ONNX Runtime is not installed.
+
     The optimization level is BASIC: above it ONNX Runtime fuses DequantizeLinear(FP8) with MatMul
     into an operator it then refuses to load.
     """
 
-    def __init__(self, model: Path | onnx.ModelProto, *, threads: int = 0) -> None:
+    def __init__(self, model: Path | Model, *, threads: int = 0) -> None:
+        ort = optional("onnxruntime")
+        self._state = ort.capi.onnxruntime_pybind11_state
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.intra_op_num_threads = threads or thread_count()  # left to itself, ONNX Runtime ties one thread to each core
         for key, value in ONNXRUNTIME_SESSION.items():
             options.add_session_config_entry(key, value)
         options.log_severity_level = 3
+        self._where = str(model) if isinstance(model, Path) else "a model in memory"
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except tuple(getattr(self._state, name) for name in _LOADING) as error:
+            hint = "give a file that `onerec-trt export` wrote, with its weights beside it"
+            raise ArtifactError(f"ONNX Runtime cannot load the graph: {error}", where=self._where, hint=hint) from None
         self.input_names = [i.name for i in self._session.get_inputs()]
         self.output_names = [o.name for o in self._session.get_outputs()]
+        self._residents: dict[str, Array] = {}
+
+    @cached_property
+    def io(self) -> GraphIO:
+        """The contract that the file carries.
+
+        Raises:
+            ArtifactError: It carries none: it is no file of `onerec-trt export`.
+        """
+        return parse_io(self._session.get_modelmeta().custom_metadata_map, self._where)
+
+    def bind_resident(self, name: str, array: Array) -> None:
+        """Give a resident input its content, or swap it; a batch that runs keeps the content it began with.
+
+        Raises:
+            RequestError: The graph has no such resident input, or the type or shape is another.
+        """
+        tensors = {tensor.name: tensor for tensor in self.io.resident}
+        if name not in tensors:
+            hint = f"resident inputs: {', '.join(tensors) or 'none'}"
+            raise RequestError(f"'{name}' is no resident input of the graph", where=self._where, hint=hint)
+        check_array(tensors[name], array.dtype.name, array.shape, self._where)
+        self._residents = {**self._residents, name: array.copy()}
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name.
@@ -47,34 +88,7 @@ class OnnxRuntimeRunner:
             RequestError: An input is missing, unknown, or of a wrong type or shape.
         """
         try:
-            outputs = self._session.run(None, dict(inputs))
-        except (ValueError, ort.capi.onnxruntime_pybind11_state.InvalidArgument) as error:
+            outputs = self._session.run(None, {**inputs, **self._residents})
+        except (ValueError, self._state.InvalidArgument) as error:
             raise RequestError(f"ONNX Runtime refused the inputs: {error}", where=", ".join(self.input_names)) from None
         return dict(zip(self.output_names, outputs, strict=True))
-
-
-def e4m3_self_test() -> int:
-    """Compare ONNX Runtime's E4M3 rounding with ml_dtypes for every FP16 value; returns how many were compared.
-
-    Beyond 464 ml_dtypes gives NaN where the contract saturates, so it is asked for the clipped value.
-
-    Raises:
-        GateError: A code differs: nothing this reference says about FP8 can be trusted.
-    """
-    model = parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 21]> g (float[N] x) => (float[N] y) {'
-        " one = Constant<value_float = 1.0>() q = QuantizeLinear<output_dtype = 17>(x, one) y = DequantizeLinear(q, one) }"
-    )
-    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    values = values[np.isfinite(values)]
-    actual = OnnxRuntimeRunner(model, threads=1)({"x": values})["y"]
-    expected = np.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    wrong = np.flatnonzero(actual != expected)
-    if len(wrong):
-        first = wrong[0]
-        raise GateError(
-            f"ONNX Runtime rounds {len(wrong)} values to E4M3 differently from ml_dtypes",
-            where=f"{values[first]} became {actual[first]}, expected {expected[first]}",
-            hint="install the onnxruntime version of the lock file",
-        )
-    return len(values)

@@ -7,27 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.artifacts import read_json, sha256
 from ..core.errors import ArtifactError
+from ..core.graph_io import GraphIO
 from .tensorrt_api import ShapeRange, Target
-
-NOT_VALIDATED = "built without its GPU; nothing runs the gates on plans of TensorRT-RTX yet"
-NOT_YET_VALIDATED = "built on its GPU, the gates have not run on it yet; run `onerec-trt validate --engine tensorrt`"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlanTensor(_Part):
-    """An input or output of the plan. `shape` has -1 for a dynamic dimension."""
-
-    name: str
-    mode: Literal["input", "output"]
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Fp8Gemms(_Part):
@@ -105,10 +94,12 @@ class PluginUse(_Part):
 class PlanRecord(_Part):
     """Facts of one plan.
 
+    `io`: the contract of its inputs and outputs; `profiles`: for each the (minimum, typical, maximum) shape of every input.
     `form`: the serving graph or the scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
     graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
     weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
     plugins carries their library, and loading it runs that library's code.
+    `validated` and `reason` are not stored: `verdict.inspect_proven` sets them by the verdict beside the plan.
     """
 
     plan: str
@@ -119,15 +110,13 @@ class PlanRecord(_Part):
     compute_capability: str
     driver: str | None
     gpu: str | None
-    tensors: tuple[PlanTensor, ...]
+    io: GraphIO
     profiles: tuple[dict[str, ShapeRange], ...]
     builder_flags: tuple[str, ...]
     fp8_gemms: Fp8Gemms
     weight_bytes: WeightBytes
     build_seconds: float
     peak_memory_bytes: int
-    validated: bool
-    reason: str
     form: Literal["serving", "scoring"] = "serving"
     precision: str | None = None
     made_from: dict[str, str] = {}
@@ -136,21 +125,22 @@ class PlanRecord(_Part):
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
     plugins: PluginUse | None = None
+    validated: bool = Field(False, exclude=True)
+    reason: str = Field("", exclude=True)
 
 
-def facts_of_build(plan: Path, built: Mapping[str, Any], profiles: Sequence[Mapping[str, ShapeRange]]) -> dict[str, Any]:
-    """What the record of any plan says of its file and its build; `built` is the worker's last event. No plan is validated yet."""
+def facts_of_build(plan: Path, built: Mapping[str, Any], io: GraphIO, profiles: Sequence[Mapping[str, ShapeRange]]) -> dict[str, Any]:
+    """What the record of any plan says of its file and its build; `built` is the worker's last event."""
     return {
         "plan": plan.name,
         "sha256": sha256(plan),
         "bytes": plan.stat().st_size,
         "library_version": built["version"],
-        "tensors": tuple(PlanTensor(**tensor) for tensor in built["tensors"]),
+        "io": io,
         "profiles": tuple(profiles),
         "builder_flags": tuple(built["builder_flags"]),
         "build_seconds": built["build_seconds"],
         "peak_memory_bytes": built["peak_memory_bytes"],
-        "validated": False,
     }
 
 
@@ -175,6 +165,11 @@ def read_plan(plan: Path) -> bytes:
         raise _not_found(plan) from None
 
 
+def _stored(values: Any) -> Any:
+    """What counts of a record: only a verdict says that a plan is validated, whatever is written into its record."""
+    return {key: value for key, value in values.items() if key not in ("validated", "reason")} if isinstance(values, dict) else values
+
+
 def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
     """Read a plan's record and check the plan against it.
 
@@ -188,7 +183,7 @@ def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
         raise _not_found(plan)
     path = record_path(plan)
     try:
-        record = PlanRecord.model_validate(read_json(path))
+        record = PlanRecord.model_validate(_stored(read_json(path)))
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,4 +1,4 @@
-"""Runs a plan on the GPU: preflight, then requests from any thread, synchronous or not, from NumPy or DLPack.
+"""Runs a loaded plan on the GPU: requests from any thread, synchronous or not, from NumPy or DLPack.
 
 The same calling convention as the other runners; what is on the GPU stays there.
 """
@@ -18,17 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..core.errors import GpuError, RequestError
-from ..operators.operator import Array
-from .engine import Engine
+from ..core.arrays import Array
+from ..core.errors import RequestError
 from .execution_slot import ExecutionSlot
 from .layer_times import PlaceTime, times_by_place
-from .machine import this_machine
-from .plan_record import read_plan
-from .plan_shapes import Shape, Shapes, check_inputs, choose_profile, filled_up, shapes_of
-from .preflight import preflight
-from .tensorrt_api import load
-from .verdict import inspect_proven
+from .loaded_plan import LoadedPlan, load_plan, out_of_memory
+from .plan_shapes import Shape, Shapes, check_array, check_inputs, choose_profile, filled_up
+from .resident_inputs import ResidentInputs
 
 Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks DLPack
 
@@ -56,47 +52,67 @@ class Pending:
 
 
 class TensorRtRunner:
-    """A plan, loaded and ready. Safe to call from several threads.
+    """A plan, ready to run. Safe to call from several threads.
 
     While a shape is captured, at its second use or in `warm_up`, CUDA allows no other thread to wait for the whole GPU.
 
     Args:
-        plan: Path of the plan; its record lies beside it.
+        loaded: The plan.
         executions: Batches that may run at the same time; each has buffers and scratch memory of its own.
         graphs: CUDA graphs kept per execution, one per shape, captured at its second use. 0: none.
 
     Raises:
-        ArtifactError: The plan was changed or truncated, or was built for another GPU or TensorRT.
-        GpuError: There is no GPU, no driver, or not enough memory.
-        MissingExtraError: TensorRT is not installed.
+        GpuError: The GPU has not enough memory.
     """
 
-    def __init__(self, plan: Path, *, executions: int = 1, graphs: int = 16) -> None:
+    def __init__(self, loaded: LoadedPlan, *, executions: int = 1, graphs: int = 16) -> None:
         assert executions >= 1
-        content = read_plan(plan)
-        record = inspect_proven(plan, content)  # of these very bytes, even if another build replaces the file meanwhile
-        self.warnings = preflight(record, this_machine(record.target))
-        bindings = load(record.target)
-        self.plan, self.sha256 = plan, record.sha256
-        self._device = torch.cuda.current_device()
-        self._warming = threading.Lock()
-        self._slots: SimpleQueue[ExecutionSlot] = SimpleQueue()  # first in, first out: work spreads over the slots
+        self.plan, self.sha256, self.io, self.engine = loaded.path, loaded.sha256, loaded.io, loaded.engine
         self.executions = executions
-        try:
-            self.engine = Engine(bindings, content, str(plan), host_code=record.plugins is not None)
-            del content  # gigabytes that nobody reads again
+        self._device = loaded.device
+        self._stopping = threading.Lock()
+        self._slots: SimpleQueue[ExecutionSlot] = SimpleQueue()  # first in, first out: work spreads over the slots
+        with self._on_gpu():
+            self._residents = ResidentInputs(self.io.resident)
             for _ in range(executions):
-                self._slots.put(ExecutionSlot(self.engine, graphs))
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(error, plan) from error
-        self.input_names = [tensor.name for tensor in self.engine.inputs]
-        self.output_names = [tensor.name for tensor in self.engine.outputs]
+                self._slots.put(ExecutionSlot(self.engine, graphs, self._residents.buffers))
+
+    @classmethod
+    def load(cls, plan: Path, *, executions: int = 1, graphs: int = 16) -> TensorRtRunner:
+        """Load a plan, whose record lies beside it, and make it ready. The other arguments are those of the class.
+
+        Raises:
+            ArtifactError: The plan was changed or truncated, was built for another GPU or TensorRT, or is not of its contract.
+            GpuError: There is no GPU, no driver, or not enough memory.
+            MissingExtraError: TensorRT is not installed.
+        """
+        return cls(load_plan(plan), executions=executions, graphs=graphs)
+
+    def bind_resident(self, name: str, array: Input) -> None:
+        """Give a resident input its content, or swap it: batches submitted before see the old content, later ones the new.
+
+        Takes effect between batches, without waiting for those that run. An array may change as soon as this returns.
+
+        Raises:
+            RequestError: The plan has no such resident input, or the type or shape is another.
+            GpuError: The GPU's memory is exhausted.
+        """
+        if name not in self._residents.tensors:
+            known = ", ".join(self._residents.tensors) or "none"
+            raise RequestError(f"'{name}' is no resident input of the plan", where=str(self.plan), hint=f"resident inputs: {known}")
+        given = array if isinstance(array, np.ndarray) else _tensor(name, array)
+        check_array(self._residents.tensors[name], _dtype(given), tuple(given.shape), str(self.plan))
+        with self._all_slots() as slots:
+            content = _pinned(given) if isinstance(given, np.ndarray) else given
+            slots[0].stream.wait_stream(torch.cuda.current_stream())
+            finished = self._residents.swap(name, content, [slot.stream for slot in slots])
+            slots[0].keep([content], finished)
 
     def __call__(self, inputs: Mapping[str, Input]) -> dict[str, Any]:
         """Outputs by name, after waiting for them; on the GPU when an input is there.
 
         Raises:
-            RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
+            RequestError: An input is missing, unknown, not bound, of a wrong type, or beyond every profile.
             GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
         return self.submit(inputs).result()
@@ -112,7 +128,8 @@ class TensorRtRunner:
             GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
         arrays = {name: value if isinstance(value, np.ndarray) else _tensor(name, value) for name, value in inputs.items()}
-        check_inputs(self.engine.inputs, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
+        self._residents.require_bound(str(self.plan))
+        check_inputs(self.io, {name: (_dtype(a), tuple(a.shape)) for name, a in arrays.items()}, str(self.plan))
         profile, shapes = self._fitted(_shapes(arrays))
         on_gpu = any(isinstance(array, Tensor) and array.is_cuda for array in arrays.values())
         with self._slot() as slot:
@@ -122,23 +139,19 @@ class TensorRtRunner:
         """Run this shape on every execution until its CUDA graph is captured; requests of it are fast from the first on.
 
         Raises:
-            RequestError: The shape is beyond every profile.
+            RequestError: The shape is beyond every profile, or a resident input is not bound.
             GpuError: The GPU's memory is exhausted, or another thread broke a capture.
         """
-        tensors = {t.name: t for t in self.engine.inputs}
-        profile, shapes = self._fitted(shapes_of(self.engine.inputs, batch, context))
-        with self._warming, self._on_gpu():
-            zeros = {name: torch.zeros(shape, dtype=getattr(torch, tensors[name].dtype), device="cuda") for name, shape in shapes.items()}
-            slots = [self._slots.get() for _ in range(self.executions)]
-            try:
-                for slot in slots:
-                    slot.stream.wait_stream(torch.cuda.current_stream())
-                    for _ in range(3):  # plain, with a capture after it, from the graph
-                        slot.run(profile, zeros)
-                    slot.stream.synchronize()
-            finally:
-                for slot in slots:
-                    self._slots.put(slot)
+        self._residents.require_bound(str(self.plan))
+        profile, shapes = self._fitted(self.io.shapes(batch, context))
+        dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in self.io.per_request}
+        with self._all_slots() as slots:
+            zeros = {name: torch.zeros(shape, dtype=dtypes[name], device="cuda") for name, shape in shapes.items()}
+            for slot in slots:
+                slot.stream.wait_stream(torch.cuda.current_stream())
+                for _ in range(3):  # plain, with a capture after it, from the graph
+                    slot.run(profile, zeros)
+                slot.stream.synchronize()
 
     def layer_times(self, inputs: Mapping[str, Tensor]) -> list[PlaceTime]:
         """Where the time of a batch goes, by the places in the model that the plan's layers compute; the slowest first.
@@ -167,18 +180,29 @@ class TensorRtRunner:
             self._slots.put(slot)
 
     @contextmanager
+    def _all_slots(self) -> Iterator[list[ExecutionSlot]]:
+        """Every slot, once none is in use, on the runner's GPU. One at a time may ask, lest two hold a part each."""
+        with self._stopping, self._on_gpu():
+            slots = [self._slots.get() for _ in range(self.executions)]
+            try:
+                yield slots
+            finally:
+                for slot in slots:
+                    self._slots.put(slot)
+
+    @contextmanager
     def _on_gpu(self) -> Iterator[None]:
         """The runner's GPU is the current one; its memory being exhausted is a typed error."""
         try:
             with torch.cuda.device(self._device):
                 yield
         except torch.OutOfMemoryError as error:
-            raise _out_of_memory(error, self.plan) from error
+            raise out_of_memory(error, self.plan) from error
 
     def _fitted(self, shapes: Shapes) -> tuple[int, dict[str, Shape]]:
         """Number of the profile that serves these shapes, and what they are once a short context is filled up."""
-        profile = choose_profile(self.engine.profiles, shapes, str(self.plan))
-        return profile, filled_up(self.engine.profiles[profile], shapes)
+        profile = choose_profile(self.io, self.engine.profiles, shapes, str(self.plan))
+        return profile, filled_up(self.io, self.engine.profiles[profile], shapes)
 
     def _run(self, slot: ExecutionSlot, profile: int, arrays: Mapping[str, Array | Tensor], on_gpu: bool) -> Pending:
         """The outputs are copies, so that the slot is free for the next batch at once."""
@@ -213,10 +237,10 @@ def _filled_up(array: Array | Tensor, shape: Shape) -> Array | Tensor:
     """With zeros behind every context up to this shape; what lies behind a context changes nothing."""
     if tuple(array.shape) == shape:
         return array
-    tokens = shape[1] - array.shape[1]
+    missing = [(0, wanted - given) for wanted, given in zip(shape, array.shape, strict=True)]
     if isinstance(array, np.ndarray):
-        return np.pad(array, [(0, 0), (0, tokens), (0, 0)])
-    return torch.nn.functional.pad(array, [0, 0, 0, tokens])
+        return np.pad(array, missing)
+    return torch.nn.functional.pad(array, [size for both in reversed(missing) for size in both])
 
 
 def _dtype(array: Array | Tensor) -> str:
@@ -232,8 +256,3 @@ def _pinned(array: Array) -> Tensor:
 
 def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def _out_of_memory(error: torch.OutOfMemoryError, plan: Path) -> GpuError:
-    hint = "use fewer executions, or build the plan with a smaller largest batch or context"
-    return GpuError(f"the GPU's memory is exhausted: {str(error).splitlines()[0]}", where=str(plan), hint=hint)

@@ -1,57 +1,149 @@
-"""Whether a plan was seen passing the gates: its hash stands in a validation that passed, kept beside the folder of plans, and all
-its profiles have run there.
+"""Whether a plan was seen passing the gates: its verdict, a file beside the plan that names it by its hash.
 
-The plan's own record is never changed, since other records hold its hash.
+Plan, record and verdict may be copied anywhere together, under any names. The verdict carries a digest of its own content: it guards
+against accidents and careless edits, not against forgers, who can compute the digest too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core.artifacts import read_json
-from ..core.records import RECORD_NAME, read_record
-from .plan_record import PlanRecord, inspect_plan
+from ..core.artifacts import read_json, sha256, write_json
+from ..core.errors import ArtifactError
+from ..core.records import VERDICT_ENDING
+from .plan_record import PlanRecord, inspect_plan, record_path
 
-PROOF_FOLDER = "validated-tensorrt"
-VALIDATION_FILE = "validation.json"
+NOT_VALIDATED = "built without its GPU; nothing runs the gates on plans of TensorRT-RTX yet"
+NOT_YET_VALIDATED = "built on its GPU, the gates have not run on it yet; run `onerec-trt validate --engine tensorrt`"
+
+_AGAIN = "run `onerec-trt validate --engine tensorrt` again, or delete the file"
 
 
-class _GateResult(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GateResult(_Part):
+    """One gate: its value (null: not finite), its threshold, and whether it held."""
+
     name: str
+    value: float | None
+    threshold: float
+    comparison: Literal["<=", ">="]
     passed: bool
 
 
-class _Validation(BaseModel):
-    """The part of a validation that says which plans passed; the whole of it is `validate.Validation`."""
+class Verdict(_Part):
+    """What the gates said of one plan.
 
-    plans: dict[str, str] = {}
-    unseen: dict[str, list[int]] = {}
-    gates: list[_GateResult]
+    Args:
+        plan_sha256: The plan that ran.
+        record_sha256: Its record at that time.
+        gates: All of them.
+        profiles_seen: Numbers of the optimization profiles that took a batch.
+        versions: Of the tools that measured, of the library and driver that ran the plan, and the GPU's name.
+        digest: SHA-256 of all of the above.
+    """
+
+    plan_sha256: str
+    record_sha256: str
+    gates: tuple[GateResult, ...]
+    profiles_seen: tuple[int, ...]
+    versions: dict[str, str]
+    digest: str
+
+
+def verdict_path(plan: Path) -> Path:
+    """Where the verdict on a plan is written."""
+    return plan.with_name(plan.stem + VERDICT_ENDING)
+
+
+def write_verdict(plan: Path, gates: tuple[GateResult, ...], profiles_seen: tuple[int, ...], versions: dict[str, str]) -> None:
+    """Write the verdict on a plan beside it.
+
+    Raises:
+        ArtifactError: The plan does not match its record, or the folder cannot be written.
+    """
+    content = {
+        "plan_sha256": inspect_plan(plan).sha256,
+        "record_sha256": sha256(record_path(plan)),
+        "gates": [gate.model_dump(mode="json") for gate in gates],
+        "profiles_seen": list(profiles_seen),
+        "versions": versions,
+    }
+    write_json(verdict_path(plan), {**content, "digest": _digest(content)})
 
 
 def inspect_proven(plan: Path, content: bytes | None = None) -> PlanRecord:
-    """A plan's record, in which `validated` is true where this very plan passed every gate on its GPU.
+    """A plan's record, in which `validated` is true where this very plan passed every gate on its GPU, and `reason` says why not.
+
+    Every verdict in the plan's folder that names the plan counts; all must agree.
 
     Args:
+        plan: Its path.
         content: What the caller has read of the plan and is about to use. Default: the file as it is.
 
     Raises:
-        ArtifactError: The plan or the validation does not match its record.
+        ArtifactError: The plan does not match its record, or a verdict on it was edited or is malformed.
     """
     record = inspect_plan(plan, content)
-    folder = plan.absolute().parent.parent / PROOF_FOLDER
-    if not (folder / RECORD_NAME).is_file():
-        return record
-    read_record(folder)
-    validation = _Validation.model_validate(read_json(folder / VALIDATION_FILE))
-    if validation.plans.get(plan.name) != record.sha256:
-        return record
-    if unseen := validation.unseen.get(plan.name):
-        reason = f"no request of its validation took its profile {' or '.join(map(str, unseen))}"
+    verdicts = _verdicts_on(plan, record.sha256)
+    if not verdicts:
+        reason = NOT_YET_VALIDATED if record.target == "tensorrt" else NOT_VALIDATED
         return record.model_copy(update={"reason": reason})
-    failed = [gate.name for gate in validation.gates if not gate.passed]
-    if not failed and validation.gates:
-        return record.model_copy(update={"validated": True, "reason": ""})
-    return record.model_copy(update={"reason": f"it failed {len(failed)} of {len(validation.gates)} gates: {', '.join(failed)}"})
+    record_sha256 = sha256(record_path(plan))
+    objections = [said for verdict in verdicts if (said := _objection(verdict, record, record_sha256))]
+    return record.model_copy(update={"validated": not objections, "reason": objections[0] if objections else ""})
+
+
+def _objection(verdict: Verdict, record: PlanRecord, record_sha256: str) -> str:
+    """Why a verdict does not prove a plan; empty where it does."""
+    if verdict.record_sha256 != record_sha256:
+        return "its record was changed after its validation"
+    if unseen := sorted(set(range(len(record.profiles))) - set(verdict.profiles_seen)):
+        return f"no request of its validation took its profile {' or '.join(map(str, unseen))}"
+    if not verdict.gates:
+        return "its validation held it against no gate"
+    if failed := [gate.name for gate in verdict.gates if not gate.passed]:
+        return f"it failed {len(failed)} of {len(verdict.gates)} gates: {', '.join(failed)}"
+    return ""
+
+
+def _verdicts_on(plan: Path, plan_sha256: str) -> list[Verdict]:
+    """Verdicts in the plan's folder that name it, and the one of its name whatever it holds."""
+    found = []
+    for path in sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}")):
+        values = _values(path)
+        if isinstance(values, dict) and values.get("plan_sha256") == plan_sha256:
+            found.append(_checked(values, path))
+        elif not isinstance(values, dict) and path.name == verdict_path(plan).name:
+            raise ArtifactError("the plan's verdict is no verdict", where=str(path), hint=_AGAIN)
+    return found
+
+
+def _values(path: Path) -> Any:
+    """What a file holds as JSON; None where it is none."""
+    try:
+        return read_json(path)
+    except ArtifactError:
+        return None
+
+
+def _checked(values: dict[str, Any], path: Path) -> Verdict:
+    try:
+        verdict = Verdict.model_validate(values)
+    except ValidationError as error:
+        problem = f"the plan's verdict is malformed: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        raise ArtifactError(problem, where=str(path), hint=_AGAIN) from None
+    if verdict.digest != _digest({key: value for key, value in values.items() if key != "digest"}):
+        raise ArtifactError("the plan's verdict was edited: it does not match its own digest", where=str(path), hint=_AGAIN)
+    return verdict
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -45,7 +45,7 @@ RECIPE: dict[str, Any] = {
     "heldout": "heldout.parquet",
     "calibration": {"min_routed_tokens": 1},
     "export": {"beam": [8, 16, 16]},
-    "build": {"compute_capabilities": ["8.9"], "profiles": [{"batch": [1, 4, 16], "context": [1, 8, 16]}]},
+    "build": {"compute_capabilities": ["8.9"], "profiles": [{"batch": [1, 4, 16], "context": [2, 8, 16]}]},
     "validate": {"batch_size": 16, "operator_requests": 2},
 }
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..builders.layer_report import summary
 from ..core.errors import ArtifactError
 from ..core.records import RECORD_NAME, read_record
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
+from ..runtime.inspector_report import summary
 from ..runtime.plan_record import PlanLayer
 from ..runtime.verdict import inspect_proven
 
@@ -27,7 +27,8 @@ def inspect(path: Path) -> dict[str, Any]:
         CheckpointError: It is a damaged checkpoint.
     """
     if path.suffix == ".plan":
-        return {"kind": "plan", **inspect_proven(path).model_dump(mode="json")}
+        record = inspect_proven(path)
+        return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}
     if (path / CONFIG_NAME).is_file():

@@ -17,11 +17,11 @@ from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.stages import Stage, run_stage
 from ..export.stage import export_stage
-from ..runtime.verdict import PROOF_FOLDER, inspect_proven
+from ..runtime.verdict import inspect_proven
 from ..validation.backends import EngineName
 from ..validation.fp32_reference import reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import Validation, read_validation, validate_stage
+from ..validation.validate import PROOF_FOLDER, Validation, read_validation, validate_stage
 
 STAGES = ("calibrate", "export", "build", "validate")
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}

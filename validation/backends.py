@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.arrays import Array
 from ..core.artifacts import sha256
 from ..core.errors import ArtifactError
+from ..core.graph_io import GraphIO
 from ..core.recipe import Recipe
 from ..export.stage import SCORING_FILE, SERVING_FILE
-from ..operators.operator import Array
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_record import PlanRecord, inspect_plan
-from ..runtime.plan_shapes import Profile, choose_profile
+from ..runtime.plan_shapes import choose_profile, largest_batch_and_context
 from ..runtime.tensorrt_runner import TensorRtRunner
 from .requests_feed import Runner
 
@@ -73,7 +74,7 @@ def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTes
         ArtifactError: There is no plan of one of the forms, a plan does not match its record, or none takes the longest context.
     """
     serving, scoring = (plans_of(exported, plans, recipe.precision, form) for form in ("serving", "scoring"))
-    batches = _largest_batches([profile for record in serving.values() for profile in record.profiles], recipe.max_context)
+    batches = _largest_batches(serving.values(), recipe.max_context)
     if not batches:
         problem = f"no plan takes {recipe.max_context} tokens, the recipe's longest context"
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
@@ -115,8 +116,14 @@ class PlanSet:
 
     def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]]) -> None:
         self._ran = ran
-        runners = [TensorRtRunner(plan) for plan in plans]
+        runners = [TensorRtRunner.load(plan) for plan in plans]
+        self._io = runners[0].io
         self._profiles = [(runner, number, profile) for runner in runners for number, profile in enumerate(runner.engine.profiles)]
+
+    @property
+    def io(self) -> GraphIO:
+        """The contract of the graph, which all of them were built from."""
+        return self._io
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         """Outputs by name.
@@ -126,12 +133,13 @@ class PlanSet:
         """
         shapes = {name: tuple(array.shape) for name, array in inputs.items()}
         where = ", ".join(dict.fromkeys(runner.plan.name for runner, _, _ in self._profiles))
-        runner, number, _ = self._profiles[choose_profile([profile for _, _, profile in self._profiles], shapes, where)]
+        runner, number, _ = self._profiles[choose_profile(self._io, [profile for _, _, profile in self._profiles], shapes, where)]
         outputs = runner(inputs)
         self._ran.add((runner.plan.name, number))
         return outputs
 
 
-def _largest_batches(profiles: Sequence[Profile], context: int) -> list[int]:
+def _largest_batches(plans: Iterable[PlanRecord], context: int) -> list[int]:
     """The largest batches of the profiles that take the longest context."""
-    return sorted({profile["features"][2][0] for profile in profiles if profile["features"][2][1] >= context})
+    largest = [largest_batch_and_context(plan.io, profile) for plan in plans for profile in plan.profiles]
+    return sorted({batch for batch, longest in largest if longest >= context})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from ..core.errors import CheckpointError
+from ..core.graph_io import Role
 from ..core.progress import tracked
 from ..core.recipe import Recipe
 from ..core.records import read_record
@@ -24,7 +25,7 @@ from ..models.checkpoint import open_checkpoint
 from ..models.requests import Requests, read_requests
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
-from .torch_runner import scoring_torch_runner
+from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
 _HERE = ("fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
@@ -133,8 +134,8 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
             scores.append(beams.scores_BW.numpy())
             scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
     sids_nW3 = np.concatenate(sids)
-    runner = scoring_torch_runner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
-    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)["log_probabilities"].astype(np.float32)
+    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
+    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, recipe.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)

@@ -10,13 +10,14 @@ import torch
 from polygraphy.comparator import CompareFunc, IterationResult
 from pydantic import BaseModel
 
+from ..core.arrays import Array
 from ..core.difference import difference
 from ..core.progress import tracked
 from ..export.passes import LARGEST_FOLDED
 from ..export.serving import ServingModel
 from ..export.weights import WEIGHTS_FILE
 from ..models.requests import Requests
-from ..operators.operator import DOMAIN, Array, Call, recorded_calls
+from ..operators.operator import DOMAIN, Call, recorded_calls
 from ..operators.single_node import as_arrays, feed, single_node_model
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from .gates import Gate, gate
@@ -44,8 +45,8 @@ def operator_results(serving: ServingModel, exported: onnx.ModelProto, requests:
         batch_size: Requests per batch.
     """
     with torch.no_grad(), recorded_calls() as calls:
-        for inputs in feeds(requests, batch_size):
-            serving(torch.from_numpy(inputs["features"]), torch.from_numpy(inputs["lengths"]))
+        for inputs in feeds(serving.io, requests, batch_size):
+            serving(*(torch.from_numpy(inputs[tensor.name]) for tensor in serving.io.inputs))
     nodes = {node.name: node.op_type for node in exported.graph.node if node.domain == DOMAIN}
     assert {call.label for call in calls} == nodes.keys(), "the exported file holds other operators than the packed model calls"
     return [_compare(call, exported) for call in tracked(calls, "operators")]

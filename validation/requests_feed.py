@@ -1,38 +1,56 @@
-"""Requests as the serving graph takes them: FP16 features padded with NaN, pathway lengths, optional paths."""
+"""Requests as a graph's contract takes them: FP16 features padded with NaN, pathway lengths, optional paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..core.arrays import Array
+from ..core.graph_io import GraphIO, Role
 from ..core.progress import tracked
 from ..models.requests import Requests
-from ..operators.operator import Array
-
-Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def feeds(requests: Requests, batch_size: int, sids_nW3: NDArray[np.int64] | None = None) -> Iterator[dict[str, Array]]:
-    """Inputs of each batch. Padding is NaN on purpose: an engine that lets it through is caught at once."""
+class Runner(Protocol):
+    """Whatever runs a graph: arrays by name in, arrays by name out."""
+
+    @property
+    def io(self) -> GraphIO: ...
+
+    def __call__(self, inputs: Mapping[str, Array], /) -> dict[str, Any]: ...
+
+
+def feeds(io: GraphIO, requests: Requests, batch_size: int, sids_nW3: NDArray[np.int64] | None = None) -> Iterator[dict[str, Array]]:
+    """Inputs of each batch. Padding is NaN on purpose: an engine that lets it through is caught at once.
+
+    Args:
+        io: The contract of the graph.
+        requests: What is fed.
+        batch_size: Requests per batch; the last may have fewer.
+        sids_nW3: For the scoring graph, the items to score of each request.
+    """
     first = 0
     for batch in requests.batches(batch_size):
         features = batch.features_BSF.half()
         padding = torch.arange(features.shape[1]) >= batch.lengths_B3.sum(1, keepdim=True)
         inputs: dict[str, Array] = {
-            "features": features.masked_fill(padding[..., None], torch.nan).numpy(),
-            "lengths": batch.lengths_B3.numpy(),
+            io.name(Role.CONTEXT_FEATURES): features.masked_fill(padding[..., None], torch.nan).numpy(),
+            io.name(Role.PATHWAY_LENGTHS): batch.lengths_B3.numpy(),
         }
         if sids_nW3 is not None:
-            inputs["sids"] = sids_nW3[first : first + len(batch.lengths_B3)]
+            inputs[io.name(Role.GIVEN_ITEMS)] = sids_nW3[first : first + len(batch.lengths_B3)]
         first += len(batch.lengths_B3)
         yield inputs
 
 
-def run_all(runner: Runner, requests: Requests, batch_size: int, label: str, sids_nW3: NDArray[np.int64] | None = None) -> dict[str, Array]:
-    """Outputs of all requests, batches joined, with a progress bar."""
+def run_all(
+    runner: Runner, requests: Requests, batch_size: int, label: str, sids_nW3: NDArray[np.int64] | None = None
+) -> dict[Role, Array]:
+    """Outputs of all requests by role, batches joined, with a progress bar."""
     total = -(-len(requests) // batch_size)
-    parts = [runner(inputs) for inputs in tracked(feeds(requests, batch_size, sids_nW3), label, total)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    parts = [runner(inputs) for inputs in tracked(feeds(runner.io, requests, batch_size, sids_nW3), label, total)]
+    return {tensor.role: np.concatenate([part[tensor.name] for part in parts]) for tensor in runner.io.outputs if tensor.role is not None}

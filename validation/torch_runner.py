@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
+from ..core.arrays import Array
+from ..core.graph_io import GraphIO
 from ..export.serving import Decoder, ScoringModel
-from ..operators.operator import Array
 
 
-class TorchRunner:
-    """Same calling convention as the other runners: arrays by name in, arrays by name out."""
+class ScoringTorchRunner:
+    """The scoring graph of a packed model, called as the other runners are: arrays by name in, arrays by name out."""
 
-    def __init__(self, module: nn.Module, output_names: tuple[str, ...]) -> None:
-        self.module, self.output_names = module.eval(), output_names
+    def __init__(self, decoder: Decoder, paths: int) -> None:
+        self._model = ScoringModel(decoder, paths).eval()
+
+    @property
+    def io(self) -> GraphIO:
+        """The contract of the graph."""
+        return self._model.io
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self.module(*(torch.from_numpy(array) for array in inputs.values()))
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        return {name: tensor.numpy() for name, tensor in zip(self.output_names, tensors, strict=True)}
-
-
-def scoring_torch_runner(decoder: Decoder, paths: int) -> TorchRunner:
-    """The scoring graph of a packed model in PyTorch."""
-    return TorchRunner(ScoringModel(decoder, paths), ("log_probabilities",))
+        """Outputs by name."""
+        scores = self._model(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.io.inputs))
+        (output,) = self.io.outputs
+        return {output.name: scores.numpy()}

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..core.artifacts import read_json, write_json
+from ..core.graph_io import Role
 from ..core.recipe import Recipe
-from ..core.records import read_record
+from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
 from ..export.serving import ServingModel
@@ -28,21 +29,21 @@ from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
 from ..models.requests import Requests, read_requests
 from ..runtime.machine import this_machine
-from ..runtime.onnxruntime_runner import e4m3_self_test
-from ..runtime.verdict import VALIDATION_FILE
+from ..runtime.plan_record import inspect_plan
+from ..runtime.verdict import GateResult, write_verdict
 from .backends import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
+from .e4m3 import e4m3_self_test
 from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
-from .requests_feed import Runner, feeds, run_all
+from .requests_feed import feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
-from .torch_runner import scoring_torch_runner
+from .torch_runner import ScoringTorchRunner
 
-__all__ = ["POLYGRAPHY_FILE", "VALIDATION_FILE", "Validation", "read_validation", "validate_stage"]
-
-POLYGRAPHY_FILE = "scoring-outputs.json"
+VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
+PROOF_FOLDER = "validated-tensorrt"  # beside the folder of plans
 SOURCES = Sources(
     ("core", "runtime", "models", "operators", "calibration", "export", "validation"),
     without=("operators/kernels", "operators/launch", "builders"),  # in a plan already, whose hash is an input
@@ -79,7 +80,7 @@ class Validation(BaseModel):
 
 
 def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference: Stage, folder: Path, plans: Path | None = None) -> Stage:
-    """The stage that runs every gate and writes validation.json into `folder`.
+    """The stage that runs every gate and writes validation.json into `folder`, and beside each plan that took part its verdict.
 
     A failed gate does not raise here: the result is kept for the report; `gates.require` stops the run.
 
@@ -113,6 +114,10 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
     def body(temporary: Path) -> dict[str, Any]:
         return _write(recipe, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), temporary)
 
+    def verdicts(record: Record) -> None:
+        if plans is not None:
+            _write_verdicts(read_validation(folder), record, plans)
+
     return Stage(
         name="validate" if plans is None else "validate-tensorrt",
         folder=folder,
@@ -124,7 +129,20 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         machine=None if plans is None else lambda: asdict(this_machine("tensorrt")),
         check=lambda: require_lineage(calibrated, exported),
         needs=(reference,),
+        after=verdicts,
     )
+
+
+def _write_verdicts(validation: Validation, record: Record, plans: Path) -> None:
+    """What the gates said, beside every plan that they ran on."""
+    kept, machine = set(GateResult.model_fields), record.machine
+    assert machine is not None
+    gates = tuple(GateResult.model_validate(gate.model_dump(include=kept)) for gate in validation.gates)
+    versions = record.tools | {machine["target"]: machine["library_version"], "driver": machine["driver"], "gpu": machine["gpu"]}
+    for name in validation.plans:
+        profiles = range(len(inspect_plan(plans / name).profiles))
+        seen = tuple(number for number in profiles if number not in validation.unseen.get(name, []))
+        write_verdict(plans / name, gates, seen, versions)
 
 
 def read_validation(folder: Path) -> Validation:
@@ -150,7 +168,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     operators = operator_results(serving, graph, few, recipe.validation.operator_requests)
     expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
     outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
-    _save_for_polygraphy(under_test, next(feeds(requests, under_test.trials[0].batch_size, fp32.sids_nW3)), folder)
+    _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
         weight_gate(recipe.name, serving, graph, exported),
         *operator_gates(recipe.name, operators),
@@ -188,9 +206,9 @@ def _try(
 ) -> Outcome:
     """Both forms of an engine on all requests: its errors along the FP32 model's paths, and its own beams."""
     options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
-    actual = run_all(trial.scoring(), requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)["log_probabilities"]
+    actual = run_all(trial.scoring(), requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES]
     errors = scoring_errors(_floats(actual), expected_nW3, fp32)
-    sids_nW3 = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")["sids"].astype(np.int64)
+    sids_nW3 = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")[Role.FOUND_ITEMS].astype(np.int64)
     assert requests.targets_n3 is not None
     k = min(options.top_k, sids_nW3.shape[1])
     regret = fp32.scores_nW[:, :k].mean() - _fp32_scores(model, requests, sids_nW3[:, :k], options.batch_size).mean()
@@ -203,14 +221,16 @@ def _try(
 
 def _quantized_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
     """Log-probabilities [n, W, 3] by the quantized PyTorch model along the FP32 model's paths."""
-    runner = scoring_torch_runner(serving.decoder, fp32.sids_nW3.shape[1])
+    runner = ScoringTorchRunner(serving.decoder, fp32.sids_nW3.shape[1])
     outputs = run_all(runner, requests, recipe.validation.batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)
-    return _floats(outputs["log_probabilities"])
+    return _floats(outputs[Role.TOKEN_SCORES])
 
 
-def _save_for_polygraphy(under_test: UnderTest, inputs: dict[str, Any], folder: Path) -> None:
+def _save_for_polygraphy(under_test: UnderTest, requests: Requests, fp32: Reference, folder: Path) -> None:
     """First batch of the scoring graph, for `polygraphy run scoring.onnx --trt --load-outputs ...` on a GPU machine."""
-    runner: Runner = under_test.trials[0].scoring()
+    trial = under_test.trials[0]
+    runner = trial.scoring()
+    inputs = next(feeds(runner.io, requests, trial.batch_size, fp32.sids_nW3))
     results = RunResults()
     results.append((under_test.engine, [IterationResult(runner(inputs), runner_name=under_test.engine)]))
     (folder / POLYGRAPHY_FILE).write_text(to_json(results))  # not results.save: it writes a line to standard output
@@ -230,8 +250,8 @@ def _packed_gate(recipe: Recipe, quantized: Path, serving: ServingModel, model: 
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
     known = read_modelopt_reference(quantized)
     requests = read_requests(recipe.requests, model.config, max_context=recipe.max_context).select(known.requests.numpy())
-    runner = scoring_torch_runner(serving.decoder, known.sids.shape[1])
-    packed = run_all(runner, requests, recipe.validation.batch_size, "packed model", known.sids.numpy())["log_probabilities"]
+    runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
+    packed = run_all(runner, requests, recipe.validation.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
     error, allowed = np.abs(packed - fp32).mean(), np.abs(modelopt - fp32).mean()
     ratio = float(error / allowed) if allowed > 0 else float("inf")

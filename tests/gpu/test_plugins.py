@@ -268,10 +268,10 @@ def _same_bits(actual: Arrays, expected: Arrays) -> bool:
 def test_threads_and_shapes_come_and_go_without_growth(plans: dict[bool, Path], graphs: int, count: int) -> None:
     """Four threads and more shapes than there is room for CUDA graphs. The first batches may grow what is kept."""
     shapes = [(batch, context) for batch in (1, 2, 5, 8) for context in (1, 17, 64, 100, 128)]
-    alone = TensorRtRunner(_serving(plans[True]), graphs=0)
+    alone = TensorRtRunner.load(_serving(plans[True]), graphs=0)
     batches = [_batch(*shape) for shape in shapes]
     expected = [alone(batch) for batch in batches]
-    runner = TensorRtRunner(_serving(plans[True]), executions=4, graphs=graphs)
+    runner = TensorRtRunner.load(_serving(plans[True]), executions=4, graphs=graphs)
     used = []
     with ThreadPoolExecutor(4) as pool:
         for most in (count // 4, count):
@@ -300,6 +300,6 @@ def test_kernels_and_native_layers_agree(plans: dict[bool, Path]) -> None:
         "lengths": np.full((8, 3), 21),
         "sids": rng.integers(0, 256, (8, 16, 3)),
     }
-    native, plugins = (TensorRtRunner(_scoring(plans[which]))(inputs)["log_probabilities"] for which in (False, True))
+    native, plugins = (TensorRtRunner.load(_scoring(plans[which]))(inputs)["log_probabilities"] for which in (False, True))
     assert np.isfinite(plugins).all()
     assert np.abs(native - plugins).mean() < DRIFT_NAT

@@ -92,7 +92,7 @@ def test_a_plan_is_no_further_from_fp32_than_the_quantized_model(scoring: Made, 
     """
     exact = random_model(scoring.config).cuda()
     packed = ScoringModel(ServingModel(open_quantized(scoring.quantized), scoring.beam).decoder, scoring.beam[-1]).cuda().eval()
-    runner = TensorRtRunner(scoring.plan)
+    runner = TensorRtRunner.load(scoring.plan)
     engine, quantized = [], []
     for batch, context in SHAPES:
         inputs = requests(scoring.config, batch, context)
@@ -123,7 +123,7 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def search(serving: Made) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    runner = TensorRtRunner(serving.plan)
+    runner = TensorRtRunner.load(serving.plan)
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return runner(inputs)

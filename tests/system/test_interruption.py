@@ -22,7 +22,7 @@ FOLDERS = {"calibrate": "calibrated", "export": "exported", "build": "plans", "v
 CHANGES: dict[str, dict[str, Any]] = {
     "calibrate": {"calibration": {"batch_size": 7}},
     "export": {"export": {"beam": [8, 8, 8]}},
-    "build": {"build": {"profiles": [{"batch": [1, 2, 4], "context": [1, 8, 16]}]}},
+    "build": {"build": {"profiles": [{"batch": [1, 2, 4], "context": [2, 8, 16]}]}},
     "validate": {"validate": {"overlap": 0.91, "max_requests": 64}},
 }
 FILE_LIMIT = {"calibrate": 16_000, "export": 200_000, "build": 1_000_000, "validate": 8_000}

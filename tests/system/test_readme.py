@@ -42,7 +42,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "make demo",  # the fixture above
         "make test",  # what runs this; see the next test
         "onerec-trt run recipe.yaml",
-        "onerec-trt inspect out/NAME/plans/sm89.plan",
+        "onerec-trt inspect out/NAME/plans/sm89-b1-32-s2-3072.plan",
         "onerec-trt recommend out/NAME/exported/model.onnx requests.parquet --out items.parquet",  # test_examples.py
         "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
         "onerec-trt validate recipe.yaml --engine tensorrt",
@@ -104,7 +104,7 @@ def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: d
 
 
 def test_a_plan_can_be_inspected(demo: dict[str, object]) -> None:
-    command = shlex.split("onerec-trt inspect out/demo/fp8-paper/plans/sm89.plan --json")
+    command = shlex.split("onerec-trt inspect out/demo/fp8-paper/plans/sm89-b1-32-s2-256.plan --json")
     done = run(str(Path(sys.executable).parent / command[0]), *command[1:])
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout)

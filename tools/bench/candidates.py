@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.graph_io import Role
 from ...models.config import OneRecConfig
 from ...runtime.layer_times import PlaceTime
 from ...runtime.tensorrt_runner import TensorRtRunner
@@ -40,11 +41,13 @@ class PlanCandidate:
     def __init__(self, runner: TensorRtRunner, config: OneRecConfig, case: Case) -> None:
         self._runner = runner
         lengths = torch.tensor([case.lengths] * case.batch, device="cuda")
-        self._inputs = {"features": batch_features(case, config), "lengths": lengths}
+        io = runner.io
+        self._inputs = {io.name(Role.CONTEXT_FEATURES): batch_features(case, config), io.name(Role.PATHWAY_LENGTHS): lengths}
+        self._items = io.name(Role.FOUND_ITEMS)
         runner.warm_up(case.batch, case.context)
 
     def __call__(self) -> Tensor:
-        sids: Tensor = self._runner(self._inputs)["sids"]
+        sids: Tensor = self._runner(self._inputs)[self._items]
         return sids
 
     def layer_times(self) -> list[PlaceTime]:
@@ -53,7 +56,7 @@ class PlanCandidate:
 
 
 def load_runner(plan: BenchPlan) -> TensorRtRunner:
-    return TensorRtRunner(plan.path, graphs=2)
+    return TensorRtRunner.load(plan.path, graphs=2)
 
 
 def captured(run: Batch) -> Batch:

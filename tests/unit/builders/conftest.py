@@ -12,6 +12,7 @@ import pytest
 from onerec_trt.core.recipe import Recipe, parse_recipe
 from onnx import TensorProto, helper, numpy_helper
 
+from .contract import with_contract
 from .stages import exported_folder
 
 WIDTH = 64
@@ -56,7 +57,8 @@ def small_model(operator: str = "Double", *, fp8: bool = True, batch: int | str 
         [codes, zero, scale, weight_scale] if fp8 else [numpy_helper.from_array(weight_NK.astype(np.float16), "weight")],
     )
     functions = [double] if operator == "Double" else []
-    return helper.make_model(graph, opset_imports=[opset, helper.make_opsetid("onerec", 1)], functions=functions, ir_version=10)
+    opsets = [opset, helper.make_opsetid("onerec", 1)]
+    return with_contract(helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10))
 
 
 def save(model: onnx.ModelProto, folder: Path) -> None:

@@ -12,6 +12,8 @@ from onerec_trt.operators.launch.program import Input, InputType, Int32, Kernel,
 from onerec_trt.operators.registry import OPERATORS, functions_of, opset_imports
 from onnx import TensorProto, helper, numpy_helper
 
+from .contract import with_contract
+
 WIDTH = 64
 STEPS = ("step0.q", "step1.q")
 WEIGHT, SCALE = "q.weight", "q.weight_scale"
@@ -46,7 +48,7 @@ def operator_graph(folder: Path) -> Path:
     lengths, sids = (helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", 3]) for name in ("lengths", "sids"))
     graph = helper.make_graph(nodes, "small", [features, lengths], [sids, scores], initializers, value_info=values)
     functions = functions_of(OPERATORS[name] for name in ("RmsNormQuantRow", "QuantRow", "Fp8Linear"))
-    model = helper.make_model(graph, opset_imports=opset_imports(), functions=functions, ir_version=10)
+    model = with_contract(helper.make_model(graph, opset_imports=opset_imports(), functions=functions, ir_version=10))
     folder.mkdir(parents=True, exist_ok=True)
     content = model.SerializeToString()
     for name in ("model", "scoring"):

@@ -51,7 +51,6 @@ def test_builds_in_another_process(tmp_path: Path, job: MakeJob, make_model: Mak
     (tmp_path / "native.onnx").write_bytes(inline_functions(make_model()).SerializeToString())
     built = build_in_child(job, tmp_path / "builder.log", "build")
     assert built["version"]
-    assert [t["name"] for t in built["tensors"]] == ["features", "lengths", "sids", "scores"]
     assert (tmp_path / "a.plan").stat().st_size > 0
     assert "[INFO]" in (tmp_path / "builder.log").read_text()
 

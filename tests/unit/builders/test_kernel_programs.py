@@ -26,7 +26,7 @@ from onnx import numpy_helper
 
 from .operator_graph import CODES, SCALE, STEPS, WEIGHT, WIDTH, fp8_linear, norm, operator_graph
 
-PROFILES = [Profile(batch=(1, 4, 8), context=(1, 16, 32))]
+PROFILES = [Profile(batch=(1, 4, 8), context=(2, 16, 32))]
 NATIVE = [f"{name}/MatMul" for name in STEPS]
 Factories = Mapping[str, KernelFactory]
 

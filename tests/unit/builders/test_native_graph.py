@@ -13,7 +13,7 @@ from onerec_trt.core.recipe import Profile
 from onnx import helper
 
 Make = Callable[..., onnx.ModelProto]
-PROFILES = [Profile(batch=(1, 4, 8), context=(1, 16, 32))]
+PROFILES = [Profile(batch=(1, 4, 8), context=(2, 16, 32))]
 
 
 def _layer_as_call(make_model: Make, path: Path, *, negated: Sequence[str] = ()) -> Path:

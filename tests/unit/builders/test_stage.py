@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onerec_trt.builders import child, rtx
+from onerec_trt.builders.functions import io_of
 from onerec_trt.builders.program_text import ProgramFacts
 from onerec_trt.core.errors import ArtifactError, BuildError, MissingExtraError
 from onerec_trt.core.recipe import Recipe
@@ -21,6 +22,7 @@ from .stages import build
 Make = Callable[..., onnx.ModelProto]
 Export = Callable[[onnx.ModelProto], Path]
 MakeRecipe = Callable[..., Recipe]
+PLAN = "sm89-b1-8-s2-32.plan"  # of the fixture's recipe
 
 
 @pytest.fixture
@@ -35,11 +37,12 @@ def _left(folder: Path) -> list[str]:
 def test_two_generations_from_one_file(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     profiles = [{"batch": [1, 4, 8], "context": [1, 16, 32]}, {"batch": [1, 1, 1], "context": [64, 64, 64]}]
     record = build(recipe(compute_capabilities=["8.9", "12.0"], profiles=profiles), exported, tmp_path / "plans")
-    expected = {f"{stem}.{ending}" for stem in ("sm89", "sm120") for ending in ("plan", "json")} | {"builder-sm89.log", "builder-sm120.log"}
+    stems = [f"{generation}-b1-8-s2-64" for generation in ("sm89", "sm120")]
+    expected = {f"{stem}.{ending}" for stem in stems for ending in ("plan", "json")} | {f"builder-{stem}.log" for stem in stems}
     assert set(record.wrote) == expected
     assert set(record.read) == {"model.onnx", "weights.data", "record.json"}
     assert read_record(tmp_path / "plans").facts == record.facts
-    for capability, stem in (("8.9", "sm89"), ("12.0", "sm120")):
+    for capability, stem in zip(("8.9", "12.0"), stems, strict=True):
         plan = inspect_plan(tmp_path / "plans" / f"{stem}.plan")
         assert (plan.compute_capability, plan.driver, plan.validated) == (capability, None, False)
         assert plan.reason.startswith("built without its GPU")
@@ -47,13 +50,13 @@ def test_two_generations_from_one_file(exported: Path, recipe: MakeRecipe, tmp_p
         assert plan.weight_bytes.plan is not None
         assert plan.weight_bytes.plan["fp8_e4m3"] == 64 * 64
         assert plan.profiles[1]["features"] == ((1, 64, 64),) * 3
-        assert {t.name: (t.mode, t.dtype, t.shape) for t in plan.tensors}["scores"] == ("output", "float16", (-1, -1, 64))
+        assert plan.io == io_of(onnx.load(exported / "model.onnx"), exported)
         assert record.facts[plan.plan] == plan.model_dump(mode="json")
 
 
 def test_an_fp16_graph_has_no_fp8(make_model: Make, export: Export, recipe: MakeRecipe, tmp_path: Path) -> None:
     build(recipe(), export(make_model(fp8=False)), tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm89.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (0, 0)
     assert plan.weight_bytes.plan is not None
     assert "fp8_e4m3" not in plan.weight_bytes.plan
@@ -61,13 +64,13 @@ def test_an_fp16_graph_has_no_fp8(make_model: Make, export: Export, recipe: Make
 
 def test_what_is_unchanged_is_not_built_again(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     first = build(recipe(), exported, tmp_path / "plans")
-    written = (tmp_path / "plans" / "sm89.plan").stat().st_mtime_ns
+    written = (tmp_path / "plans" / PLAN).stat().st_mtime_ns
     again = build(recipe(), exported, tmp_path / "plans")
     assert (first.ran, again.ran) == (True, False)
     assert again.wrote == first.wrote
-    assert (tmp_path / "plans" / "sm89.plan").stat().st_mtime_ns == written
-    changed = build(recipe(profiles=[{"batch": [1, 1, 1], "context": [1, 16, 32]}]), exported, tmp_path / "plans")
-    assert changed.wrote["sm89.plan"] != first.wrote["sm89.plan"]
+    assert (tmp_path / "plans" / PLAN).stat().st_mtime_ns == written
+    changed = build(recipe(profiles=[{"batch": [1, 1, 1], "context": [2, 16, 32]}]), exported, tmp_path / "plans")
+    assert changed.wrote["sm89-b1-1-s2-32.plan"] != first.wrote[PLAN]
 
 
 def test_a_graph_that_is_not_its_record_s_is_refused(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_one_failing_plan_leaves_none_and_the_earlier_ones_untouched(
         build(recipe(compute_capabilities=["8.9", "12.0"]), exported, tmp_path / "plans")
     assert len(started) == 2
     assert _left(tmp_path) == before
-    assert not inspect_plan(tmp_path / "plans" / "sm89.plan").validated
+    assert not inspect_plan(tmp_path / "plans" / PLAN).validated
 
 
 def test_a_full_disk_leaves_nothing(monkeypatch: pytest.MonkeyPatch, exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -156,6 +159,6 @@ def test_an_unreadable_program_is_said_to_be_unknown(
 ) -> None:
     monkeypatch.setattr(rtx, "read_program", lambda plan: None)
     build(recipe(), exported, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm89.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (1, None)
     assert "could be read" in plan.fp8_gemms.how

@@ -31,6 +31,7 @@ MakeRecipe = Callable[..., Recipe]
 FAKE = Path(__file__).parent / "fake_tensorrt"
 GOLDEN = Path(__file__).parents[2] / "golden"
 MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.159.03", gpu="NVIDIA H200")
+PLAN = "sm90-b1-8-s2-32.plan"  # of the fixture's recipe
 PROFILES = [{"batch": [1, 4, 8], "context": [1, 16, 32]}, {"batch": [1, 1, 1], "context": [64, 64, 64]}]
 
 
@@ -60,14 +61,15 @@ def _export(folder: Path, model: onnx.ModelProto) -> Path:
 
 def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     record = build(recipe(target="tensorrt", profiles=PROFILES), exported, tmp_path / "plans")
-    stems = ("sm90", "sm90-scoring")
+    stems = ("sm90-b1-8-s2-64", "sm90-b1-8-s2-64-scoring")
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("plan", "json")}
     assert set(record.wrote) == expected | {f"builder-{stem}.log" for stem in stems} | {f"layers-{stem}.json" for stem in stems}
     assert record.machine == asdict(MACHINE)
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan, scoring = (inspect_plan(tmp_path / "plans" / f"{stem}.plan") for stem in stems)
     assert (plan.compute_capability, plan.driver, plan.gpu, plan.library_version) == ("9.0", "580.159.03", "NVIDIA H200", "10.6.0")
     assert (plan.form, plan.precision, plan.validated, plan.timing_cache) == ("serving", "fp8-static", False, None)
-    assert inspect_plan(tmp_path / "plans" / "sm90-scoring.plan").form == "scoring"
+    assert scoring.form == "scoring"
+    assert plan.profiles[1]["features"] == ((1, 64, 64), (1, 64, 64), (2, 64, 64))  # corrected
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (1, 1)
     first, second = plan.layers
     assert (first.profile, first.nodes, first.in_fp8) == (0, ("layer",), True)
@@ -81,7 +83,7 @@ def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: Mak
 def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     record = build(recipe(target="tensorrt", profiles=PROFILES, plan_per_profile=True), exported, tmp_path / "plans")
     plans = sorted(name for name in record.wrote if name.endswith(".plan"))
-    assert plans == ["sm90-b1-1-s64-64-scoring.plan", "sm90-b1-1-s64-64.plan", "sm90-b1-8-s1-32-scoring.plan", "sm90-b1-8-s1-32.plan"]
+    assert plans == [f"sm90-{ranges}{form}.plan" for ranges in ("b1-2-s64-64", "b1-8-s2-32") for form in ("-scoring", "")]
     plan = inspect_plan(tmp_path / "plans" / plans[1])
     assert len(plan.profiles) == 1
     assert plan.layers[0].inputs == ("FP8 [1, 64, 64]",)  # of one profile: at its typical shapes
@@ -97,9 +99,9 @@ def test_the_baseline_lies_beside(exported: Path, make_model: Make, recipe: Make
     baseline = _export(tmp_path / "baseline", make_model(fp8=False))
     record = build(recipe(target="tensorrt", fp16_baseline=True), exported, tmp_path / "plans", baseline)
     assert {name for name in record.wrote if name.endswith(".plan")} == {
-        f"sm90{middle}{form}.plan" for middle in ("", "-fp16") for form in ("", "-scoring")
+        f"sm90{middle}-b1-8-s2-32{form}.plan" for middle in ("", "-fp16") for form in ("", "-scoring")
     }
-    plan = inspect_plan(tmp_path / "plans" / "sm90-fp16.plan")
+    plan = inspect_plan(tmp_path / "plans" / "sm90-fp16-b1-8-s2-32.plan")
     assert (plan.precision, plan.fp8_gemms.expected) == ("fp16", 0)
     assert plan.made_from["model.onnx"] == read_record(baseline).wrote["model.onnx"]
     assert "baseline/model.onnx" in record.read
@@ -121,7 +123,7 @@ def test_layers_that_lost_fp8_refuse_the_plan_unless_the_recipe_allows_them(
     assert "f16f16" in caught.value.what
     assert not (tmp_path / "plans").exists()
     build(recipe(target="tensorrt", fp8_coverage=0), exported, tmp_path / "plans")
-    assert inspect_plan(tmp_path / "plans" / "sm90.plan").fp8_gemms.missing == ("layer",)
+    assert inspect_plan(tmp_path / "plans" / PLAN).fp8_gemms.missing == ("layer",)
 
 
 @pytest.mark.parametrize("mood", ["brief", "mute"])
@@ -130,7 +132,7 @@ def test_without_details_the_coverage_is_unknown(
 ) -> None:
     monkeypatch.setenv("FAKE_TENSORRT", mood)
     build(recipe(target="tensorrt"), exported, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert (plan.fp8_gemms.found, plan.layers) == (None, ())
 
 
@@ -141,14 +143,14 @@ def test_the_timing_cache_grows_and_then_suffices(exported: Path, recipe: MakeRe
         build(strict, exported, tmp_path / "plans")
     assert "strict_timing_cache off" in caught.value.hint
     build(recipe(**options), exported, tmp_path / "plans")
-    use = inspect_plan(tmp_path / "plans" / "sm90.plan").timing_cache
+    use = inspect_plan(tmp_path / "plans" / PLAN).timing_cache
     assert use is not None
     assert (use.sha256_before, use.strict) == (None, False)
     cache = cache_file(tmp_path / "cache", MACHINE)
     assert use.file == cache.name == "tensorrt-10.6.0-sm90-nvidia-h200-driver-580.159.03.cache"
     assert json.loads(cache.read_text()) == ["layer"]
     build(strict, exported, tmp_path / "plans")
-    again = inspect_plan(tmp_path / "plans" / "sm90.plan").timing_cache
+    again = inspect_plan(tmp_path / "plans" / PLAN).timing_cache
     assert again is not None
     assert again.sha256_before == again.sha256 == use.sha256
 
@@ -180,7 +182,7 @@ def test_a_miss_that_the_library_lets_pass_fails_a_strict_build_too(
 def test_a_profile_of_batch_1_takes_2(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     profiles = [{"batch": [1, 1, 1], "context": [1, 4, 8]}, {"batch": [2, 3, 4], "context": [1, 4, 8]}]
     build(recipe(target="tensorrt", profiles=profiles), exported, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan = inspect_plan(tmp_path / "plans" / "sm90-b1-4-s2-8.plan")
     assert [[shape[0] for shape in profile["features"]] for profile in plan.profiles] == [[1, 1, 2], [2, 3, 4]]
 
 
@@ -211,21 +213,21 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_plan_with_plugins_carries_them(with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     record = build(recipe(target="tensorrt", plugins=True), with_kernels, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert plan.plugins is not None
     assert plan.plugins.host_sha256 == sha256(tmp_path / "host.so")
     assert plan.plugins.nodes == {"Fp8Linear": 2}
     assert plan.plugins.prepared_weights == (f"{WEIGHT}.prepared",)
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found, plan.fp8_gemms.missing) == (2, 2, ())
     assert [(layer.nodes, layer.kernel, layer.kind) for layer in plan.layers] == [((s,), "fp8_linear", "PluginV3") for s in STEPS]
-    assert json.loads((tmp_path / "plans" / "sm90.plan").read_bytes())["libraries"] == [str(tmp_path / "host.so")]
+    assert json.loads((tmp_path / "plans" / PLAN).read_bytes())["libraries"] == [str(tmp_path / "host.so")]
     assert not [name for name in record.wrote if "partial" in name]
     assert not list((tmp_path / "plans").glob(".partial*"))
 
 
 def test_without_plugins_the_same_graph_is_built_natively(with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     build(recipe(target="tensorrt"), with_kernels, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert plan.plugins is None
     assert [layer.nodes for layer in plan.layers] == [(f"{step}/MatMul",) for step in STEPS]
 

@@ -199,3 +199,10 @@ def test_a_refusal_comes_before_any_work_and_even_where_nothing_is_to_do(shout: 
     with pytest.raises((ArtifactError, GpuError), match=r"not of this recipe|no GPU"):
         shout.run(needs=(replace(needed.stage, folder=tmp_path / "needed"),), **refusal)
     assert (shout.runs, needed.runs) == (1, 0)
+
+
+def test_what_follows_a_stage_gets_its_record_whether_or_not_it_ran(shout: Shout) -> None:
+    seen: list[bool] = []
+    for _ in range(2):
+        shout.run(after=lambda record: seen.append(record.ran))
+    assert seen == [True, False]

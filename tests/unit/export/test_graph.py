@@ -6,7 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from onerec_trt.core.errors import ExportError
-from onerec_trt.export.graph import SCORING, GraphSpec, export_graph
+from onerec_trt.core.graph_io import GraphIO, GraphTensor
+from onerec_trt.export.graph import export_graph
 from onerec_trt.export.lint import lint
 from onerec_trt.export.passes import attach_functions
 from onerec_trt.export.serving import Decoder, ScoringModel
@@ -14,6 +15,11 @@ from onerec_trt.models.config import parse_config
 from torch import nn
 
 SMALL = {"d_model": 56, "n_heads": 14, "d_head": 4, "embed_dim": 4, "codebook": 8, "ffn_hidden": 16}
+IO = GraphIO(
+    inputs=(GraphTensor(name="x", role=None, dtype="float32", axes=("batch", 4, 4)),),
+    outputs=(GraphTensor(name="y", role=None, dtype="float32", axes=("batch", 4, 4)),),
+    min_context=1,
+)
 LENGTHS = [[1, 1, 2], [1, 2, 0]]
 
 
@@ -24,7 +30,8 @@ LENGTHS = [[1, 1, 2], [1, 2, 0]]
 def test_every_sharing_exports(make_model, make_packed, make_batch, n_layers, l_kv, s_kv, g_kv):
     config = parse_config(SMALL | {"n_layers": n_layers, "l_kv": l_kv, "s_kv": s_kv, "g_kv": g_kv})
     packed = make_packed(make_model(config), "fp16")
-    graph = export_graph(ScoringModel(Decoder(packed), 2).eval(), SCORING, (*make_batch(config, LENGTHS), torch.zeros(2, 2, 3).long()))
+    module = ScoringModel(Decoder(packed), 2).eval()
+    graph = export_graph(module, module.io, (*make_batch(config, LENGTHS), torch.zeros(2, 2, 3).long()))
     attach_functions(graph)
     assert lint(ir.to_proto(graph), config, packed.scheme) == []
     assert sum(node.op_type == "ContextNorm" for node in graph.graph) == l_kv * s_kv
@@ -55,4 +62,4 @@ class Untranslatable(nn.Module):
 @pytest.mark.parametrize("module", [Branching(), Untranslatable()], ids=["branching", "untranslatable"])
 def test_what_cannot_be_traced_is_an_export_error(module):
     with pytest.raises(ExportError, match="exporter refused"):
-        export_graph(module, GraphSpec({"x": {0: "batch"}}, ["y"]), (torch.ones(3, 4, 4),))
+        export_graph(module, IO, (torch.ones(3, 4, 4),))

@@ -1,18 +1,17 @@
-"""The reference runner refuses wrong inputs by name, and its self-test can fail."""
+"""The runner of exported graphs on CPU refuses wrong inputs by name, knows its contract, and keeps resident inputs."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onerec_trt.core.errors import GateError, RequestError
-from onerec_trt.runtime import onnxruntime_runner
-from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner, e4m3_self_test
+from onerec_trt.core.errors import ArtifactError, MissingExtraError, RequestError
+from onerec_trt.core.graph_io import METADATA_KEY, GraphIO, GraphTensor, Role
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onnx import parser
-
-FINITE_FP16 = 2 * 31 * 1024  # two signs, 31 exponents, 1024 mantissas
 
 
 @pytest.fixture
@@ -61,29 +60,43 @@ def test_threads_are_capped_and_sleep_while_they_wait(
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_the_self_test_compares_every_finite_fp16_value() -> None:
-    assert e4m3_self_test() == FINITE_FP16
+def test_a_file_that_does_not_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    for path in (tmp_path / "model.onnx", tmp_path / "missing.onnx"):
+        with pytest.raises(ArtifactError, match="cannot load the graph") as caught:
+            OnnxRuntimeRunner(path, threads=1)
+        assert caught.value.where == str(path)
 
 
-def test_the_self_test_fails_when_one_value_rounds_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    class RoundsOneTieAway(OnnxRuntimeRunner):
-        def __call__(self, inputs):  # type: ignore[no-untyped-def]
-            outputs = super().__call__(inputs)
-            values = outputs["y"].copy()
-            values[inputs["x"] == 17.0] = 18.0  # halfway between 16 and 18; even is 16
-            return {"y": values}
-
-    monkeypatch.setattr(onnxruntime_runner, "OnnxRuntimeRunner", RoundsOneTieAway)
-    with pytest.raises(GateError, match="rounds 1 values to E4M3 differently") as caught:
-        e4m3_self_test()
-    assert caught.value.where == "17.0 became 18.0, expected 16.0"
+def test_a_missing_library_names_its_extra(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    with pytest.raises(MissingExtraError) as caught:
+        OnnxRuntimeRunner(model)
+    assert "onerec-trt[compiler]" in caught.value.hint
 
 
-def test_the_self_test_fails_when_values_do_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Overflows(OnnxRuntimeRunner):
-        def __call__(self, inputs):  # type: ignore[no-untyped-def]
-            return {"y": np.where(np.abs(inputs["x"]) > 464, np.nan, super().__call__(inputs)["y"])}
+def test_a_graph_without_a_contract_says_so(model: onnx.ModelProto) -> None:
+    with pytest.raises(ArtifactError, match="does not say what its inputs and outputs are"):
+        _ = OnnxRuntimeRunner(model, threads=1).io
 
-    monkeypatch.setattr(onnxruntime_runner, "OnnxRuntimeRunner", Overflows)
-    with pytest.raises(GateError, match=r"rounds \d+ values to E4M3 differently"):
-        e4m3_self_test()
+
+def test_a_resident_input_is_bound_once_and_swapped(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> None:
+    """`lengths` plays the resident input here, with rows for two requests."""
+    x = GraphTensor(name="x", role=Role.CONTEXT_FEATURES, dtype="float16", axes=("batch", 4))
+    lengths = GraphTensor(name="lengths", role=None, dtype="int64", axes=(2, 3), kind="resident")
+    io = GraphIO(inputs=(x, lengths), outputs=(), min_context=1)
+    onnx.helper.set_model_props(model, {METADATA_KEY: io.model_dump_json()})
+    runner = OnnxRuntimeRunner(model, threads=1)
+    assert runner.io == io
+    with pytest.raises(RequestError, match="refused the inputs"):
+        runner({"x": inputs["x"]})
+    for number in (5, 6):
+        content = np.full((2, 3), number)
+        runner.bind_resident("lengths", content)
+        content[:] = 0
+        assert (runner({"x": inputs["x"]})["same"] == number).all()
+    with pytest.raises(RequestError, match="no resident input"):
+        runner.bind_resident("x", inputs["x"])
+    with pytest.raises(RequestError, match=r"has shape \[1, 3\]"):
+        runner.bind_resident("lengths", content[:1])
+    assert (runner({"x": inputs["x"]})["same"] == 6).all()

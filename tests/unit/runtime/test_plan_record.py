@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, inspect_plan, record_path
+from onerec_trt.export.contracts import serving_io
+from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, inspect_plan, record_path
+from onerec_trt.runtime.verdict import inspect_proven
 
 
 @pytest.fixture
@@ -25,15 +27,13 @@ def plan(tmp_path: Path) -> Path:
         compute_capability="8.9",
         driver=None,
         gpu=None,
-        tensors=(PlanTensor(name="features", mode="input", dtype="float16", shape=(-1, -1, 64)),),
+        io=serving_io(64, 8),
         profiles=({"features": ((1, 1, 64), (4, 16, 64), (8, 32, 64))},),
         builder_flags=(),
         fp8_gemms=Fp8Gemms(expected=1, found=None, missing=(), dequantized=0, how="not read"),
         weight_bytes=WeightBytes(graph={"fp8": 1}, plan=None),
         build_seconds=0.5,
         peak_memory_bytes=1,
-        validated=False,
-        reason="not seen running",
     )
     write_json(record_path(path), record.model_dump(mode="json"))
     return path
@@ -42,8 +42,16 @@ def plan(tmp_path: Path) -> Path:
 def test_an_untouched_plan_is_read_back(plan: Path) -> None:
     record = inspect_plan(plan)
     assert record.profiles[0]["features"][2] == (8, 32, 64)
-    assert not record.validated
+    assert record.io == serving_io(64, 8)
     assert record.fp8_gemms.found is None
+
+
+def test_a_record_cannot_claim_that_its_plan_is_validated(plan: Path) -> None:
+    stored = json.loads(record_path(plan).read_text())
+    assert not {"validated", "reason"} & stored.keys()
+    write_json(record_path(plan), {**stored, "validated": True, "reason": ""})
+    assert not inspect_plan(plan).validated
+    assert not inspect_proven(plan).validated
 
 
 def _truncate(plan: Path) -> None:

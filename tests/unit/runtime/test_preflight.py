@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
+from onerec_trt.export.contracts import serving_io
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes
 from onerec_trt.runtime.preflight import preflight
@@ -20,7 +21,7 @@ RECORD = PlanRecord(
     compute_capability="9.0",
     driver="580.1",
     gpu="NVIDIA H200",
-    tensors=(),
+    io=serving_io(64, 8),
     profiles=(),
     builder_flags=(),
     fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),

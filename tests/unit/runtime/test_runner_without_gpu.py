@@ -1,13 +1,11 @@
-"""The runner's own work, with the CPU in place of CUDA and a stand-in for TensorRT: shapes, filling up, gradients, errors, endings."""
+"""The runner's own work, with the CPU in place of CUDA and a stand-in for TensorRT: shapes, gradients, errors, resident inputs, endings."""
 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +13,21 @@ import numpy as np
 import pytest
 import torch
 from onerec_trt.core.errors import GpuError, RequestError
-from onerec_trt.runtime.execution_slot import ExecutionSlot
+from onerec_trt.core.graph_io import GraphIO, GraphTensor, Role
+from onerec_trt.runtime.loaded_plan import LoadedPlan
 from onerec_trt.runtime.tensorrt_api import TensorInfo
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 
 F = 3
+IO = GraphIO(
+    inputs=(
+        GraphTensor(name="features", role=Role.CONTEXT_FEATURES, dtype="float16", axes=("batch", "context", F)),
+        GraphTensor(name="lengths", role=Role.PATHWAY_LENGTHS, dtype="int64", axes=("batch", 3)),
+    ),
+    outputs=(GraphTensor(name="scores", role=Role.ITEM_SCORES, dtype="float32", axes=("batch", 4)),),
+    min_context=2,
+)
+INDEX = GraphTensor(name="index", role=None, dtype="int32", axes=(2,), kind="resident")
 INPUTS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", "int64", (-1, 3)))
 OUTPUTS = (TensorInfo("scores", "float32", (-1, 4)),)
 PROFILE = {"features": ((1, 2, F), (2, 4, F), (4, 8, F)), "lengths": ((1, 3), (2, 3), (4, 3))}
@@ -54,6 +62,7 @@ class Execution:
     """An execution context; `enqueued` holds the input shapes of every run of any of them."""
 
     enqueued: list[dict[str, tuple[int, ...]]]
+    bound: set[str]
     full = False
 
     def set_inputs(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -62,6 +71,7 @@ class Execution:
 
     def bind(self, name: str, address: int) -> None:
         assert address
+        self.bound.add(name)
 
     def enqueue(self, stream: int) -> None:
         if self.full:
@@ -72,7 +82,7 @@ class Execution:
 @pytest.fixture(autouse=True)
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.empty
-    Stream.asked, Execution.enqueued = [], []
+    Stream.asked, Execution.enqueued, Execution.bound = [], [], set()
 
     def empty(*shape: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         return real(*shape, **options)
@@ -87,14 +97,17 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_runner() -> MakeRunner:
-    engine: Any = SimpleNamespace(scratch_bytes=8, profiles=(PROFILE,), inputs=INPUTS, outputs=OUTPUTS, execution=lambda *_: Execution())
+    """`resident`: the plan also has the resident input `index`."""
 
-    def make(graphs: int = 0) -> TensorRtRunner:
-        runner = object.__new__(TensorRtRunner)
-        runner.plan, runner.engine, runner.executions, runner._device = Path("a.plan"), engine, 1, 0
-        runner._slots, runner._warming = SimpleQueue(), threading.Lock()
-        runner._slots.put(ExecutionSlot(engine, graphs))
-        return runner
+    def make(graphs: int = 0, *, resident: bool = False, executions: int = 1) -> TensorRtRunner:
+        io = IO.model_copy(update={"inputs": (*IO.inputs, INDEX)}) if resident else IO
+        inputs = (*INPUTS, TensorInfo("index", "int32", (2,))) if resident else INPUTS
+        profile = {**PROFILE, "index": ((2,), (2,), (2,))} if resident else PROFILE
+        engine: Any = SimpleNamespace(
+            scratch_bytes=8, profiles=(profile,), inputs=inputs, outputs=OUTPUTS, execution=lambda *_: Execution()
+        )
+        loaded = LoadedPlan(Path("a.plan"), "0" * 64, io, engine, device=0)
+        return TensorRtRunner(loaded, executions=executions, graphs=graphs)
 
     return make
 
@@ -184,3 +197,50 @@ def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> N
     del runner
     assert Stream.asked == ["synchronize"]
     assert pending.result()["scores"].shape == (2, 4)
+
+
+def test_a_resident_input_is_bound_before_the_first_batch(make_runner: MakeRunner) -> None:
+    runner = make_runner(resident=True)
+    assert "index" in Execution.bound
+    with pytest.raises(RequestError, match="resident input not bound: index") as caught:
+        runner(batch(2, 3))
+    assert "bind_resident" in caught.value.hint
+    with pytest.raises(RequestError, match="not bound"):
+        runner.warm_up(2, 3)
+    runner.bind_resident("index", np.array([3, 4], np.int32))
+    assert runner(batch(2, 3))["scores"].shape == (2, 4)
+    assert Execution.enqueued == [{"features": (2, 3, F), "lengths": (2, 3)}]  # it did not come with the batch
+
+
+def test_a_resident_input_is_swapped_in_its_place_between_batches(make_runner: MakeRunner) -> None:
+    runner = make_runner(resident=True, executions=3)
+    buffer = runner._residents.buffers["index"]
+    address = buffer.data_ptr()
+    array = np.array([3, 4], np.int32)
+    runner.bind_resident("index", array)
+    array[:] = 0  # an array may change once it was bound
+    assert buffer.tolist() == [3, 4]
+    Stream.asked.clear()
+    with torch.inference_mode():
+        runner.bind_resident("index", torch.tensor([5, 6], dtype=torch.int32))
+    assert (buffer.tolist(), buffer.data_ptr()) == ([5, 6], address)  # what CUDA graphs have captured stays right
+    assert Stream.asked == ["wait"] * 5  # for the caller, then one stream for two others, and they for it; never the CPU
+    runner(batch(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("features", np.zeros((2, 3, F), np.float16), "'features' is no resident input of the plan"),
+        ("index", np.zeros(2, np.int64), "'index' is int64, the plan takes int32"),
+        ("index", np.zeros(3, np.int32), r"'index' has shape \[3\], the plan takes \[2\]"),
+        ("index", [1, 2], "'index' is a list, not an array"),
+    ],
+)
+def test_what_cannot_be_bound_is_named_and_changes_nothing(make_runner: MakeRunner, name: str, array: Any, message: str) -> None:
+    runner = make_runner(resident=True)
+    runner.bind_resident("index", np.array([3, 4], np.int32))
+    with pytest.raises(RequestError, match=message):
+        runner.bind_resident(name, array)
+    assert runner._residents.buffers["index"].tolist() == [3, 4]
+    runner(batch(2, 3))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError, GpuError, RequestError
-from onerec_trt.runtime import machine, tensorrt_runner
+from onerec_trt.export.contracts import serving_io
+from onerec_trt.runtime import loaded_plan, machine
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
+from onerec_trt.runtime.tensorrt_api import TensorInfo
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner, _filled_up, _tensor
 
+IO = serving_io(64, 8)
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 
 
@@ -34,15 +39,13 @@ def make_plan(tmp_path: Path) -> Callable[..., Path]:
             compute_capability=HERE.compute_capability,
             driver=HERE.driver,
             gpu=HERE.gpu,
-            tensors=(),
+            io=IO,
             profiles=(),
             builder_flags=(),
             fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),
             weight_bytes=WeightBytes(graph={}, plan={}),
             build_seconds=1.0,
             peak_memory_bytes=1,
-            validated=False,
-            reason="never ran",
         )
         write_json(record_path(plan), record.model_copy(update=changes).model_dump(mode="json"))
         return plan
@@ -52,7 +55,7 @@ def make_plan(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_runner, "this_machine", lambda _: HERE)
+    monkeypatch.setattr(loaded_plan, "this_machine", lambda _: HERE)
 
 
 def test_an_input_that_is_no_array_is_named() -> None:
@@ -76,7 +79,7 @@ def test_a_truncated_plan_never_reaches_the_library(make_plan: Callable[..., Pat
     plan = make_plan()
     plan.write_bytes(plan.read_bytes()[:-7])
     with pytest.raises(ArtifactError, match="has 593 bytes, its record says 600"):
-        TensorRtRunner(plan)
+        TensorRtRunner.load(plan)
 
 
 @pytest.mark.usefixtures("on_this_machine")
@@ -84,7 +87,7 @@ def test_a_tampered_plan_never_reaches_the_library(make_plan: Callable[..., Path
     plan = make_plan()
     plan.write_bytes(plan.read_bytes().replace(b"plan", b"plot", 1))
     with pytest.raises(ArtifactError, match="does not match its record"):
-        TensorRtRunner(plan)
+        TensorRtRunner.load(plan)
 
 
 @pytest.mark.usefixtures("on_this_machine")
@@ -93,7 +96,7 @@ def test_a_tampered_plan_never_reaches_the_library(make_plan: Callable[..., Path
 )
 def test_a_plan_for_another_machine_is_refused(make_plan: Callable[..., Path], change: dict[str, str], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        TensorRtRunner(make_plan(**change))
+        TensorRtRunner.load(make_plan(**change))
 
 
 def test_a_missing_driver_is_said_before_a_missing_library(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,7 @@ def test_a_missing_driver_is_said_before_a_missing_library(make_plan: Callable[.
 
     monkeypatch.setattr(machine.pynvml, "nvmlInit", no_driver)
     with pytest.raises(GpuError, match="driver is missing"):
-        TensorRtRunner(make_plan())
+        TensorRtRunner.load(make_plan())
 
 
 @pytest.mark.usefixtures("on_this_machine")
@@ -119,17 +122,46 @@ def test_what_was_checked_is_what_is_loaded(make_plan: Callable[..., Path], monk
         raise torch.OutOfMemoryError("far enough")
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(tensorrt_runner, "load", lambda _: None)
-    monkeypatch.setattr(tensorrt_runner, "read_plan", read_before_another_build_ends)
-    monkeypatch.setattr(tensorrt_runner, "Engine", engine)
+    monkeypatch.setattr(loaded_plan, "load", lambda _: None)
+    monkeypatch.setattr(loaded_plan, "read_plan", read_before_another_build_ends)
+    monkeypatch.setattr(loaded_plan, "Engine", engine)
     with pytest.raises(GpuError, match="far enough"):
-        TensorRtRunner(plan)
+        TensorRtRunner.load(plan)
     assert loaded == [b"a plan" * 100]
+
+
+def _engine(*_: object, **__: object) -> SimpleNamespace:
+    """A plan whose contexts have other features than its record says."""
+    tensors = {tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.dims) for tensor in (*IO.inputs, *IO.outputs)}
+    tensors["features"] = TensorInfo("features", "float16", (-1, -1, 65))
+    return SimpleNamespace(inputs=[tensors[t.name] for t in IO.inputs], outputs=[tensors[t.name] for t in IO.outputs])
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_a_plan_that_is_not_of_its_contract_is_refused(make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(loaded_plan, "load", lambda _: None)
+    monkeypatch.setattr(loaded_plan, "Engine", _engine)
+    with pytest.raises(ArtifactError, match=r"the plan's 'features' is float16 \[-1, -1, 65\], its contract says float16 \[-1, -1, 64\]"):
+        TensorRtRunner.load(make_plan())
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_what_preflight_remarks_on_is_logged(
+    make_plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(loaded_plan, "load", lambda _: None)
+    monkeypatch.setattr(loaded_plan, "Engine", _engine)
+    with caplog.at_level(logging.WARNING), pytest.raises(ArtifactError):
+        TensorRtRunner.load(make_plan(driver="590.1"))
+    assert "sm90.plan: built with driver 590.1, here is 580.1" in caplog.text
+    assert "sm90.plan: not validated: built on its GPU" in caplog.text
 
 
 def test_a_missing_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="plan not found"):
-        TensorRtRunner(tmp_path / "sm90.plan")
+        TensorRtRunner.load(tmp_path / "sm90.plan")
 
 
 @pytest.mark.usefixtures("on_this_machine")
@@ -138,9 +170,9 @@ def test_exhausted_memory_is_a_typed_error(make_plan: Callable[..., Path], monke
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nmore lines")
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(tensorrt_runner, "load", lambda _: None)
-    monkeypatch.setattr(tensorrt_runner, "Engine", exhausted)
+    monkeypatch.setattr(loaded_plan, "load", lambda _: None)
+    monkeypatch.setattr(loaded_plan, "Engine", exhausted)
     with pytest.raises(GpuError, match="memory is exhausted") as caught:
-        TensorRtRunner(make_plan())
+        TensorRtRunner.load(make_plan())
     assert caught.value.what.endswith("Tried to allocate 80.00 GiB.")
     assert "fewer executions" in caught.value.hint

@@ -23,9 +23,11 @@ from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.precision import PRECISIONS, Granularity
 from onerec_trt.core.recipe import parse_recipe
 from onerec_trt.core.stages import run_stage
+from onerec_trt.export.contracts import scoring_io, serving_io
 from onerec_trt.export.lint import Finding
 from onerec_trt.export.stage import DESCRIPTION_FILE, Description
-from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, PlanTensor, WeightBytes, record_path
+from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
+from onerec_trt.runtime.verdict import GateResult, write_verdict
 from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation.beam_parity import BeamMetrics
 from onerec_trt.validation.gates import Gate, gate
@@ -113,7 +115,7 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
     )
 
 
-def plan_record(plan: Path, capability: str, validated: bool) -> PlanRecord:
+def plan_record(plan: Path, capability: str) -> PlanRecord:
     return PlanRecord(
         plan=plan.name,
         sha256=sha256(plan),
@@ -123,15 +125,13 @@ def plan_record(plan: Path, capability: str, validated: bool) -> PlanRecord:
         compute_capability=capability,
         driver=None,
         gpu=None,
-        tensors=(PlanTensor(name="features", mode="input", dtype="float16", shape=(-1, -1, 64)),),
-        profiles=({"features": ((1, 1, 64), (4, 16, 64), (8, 32, 64))},),
+        io=serving_io(64, 8),
+        profiles=({"features": ((1, 2, 64), (4, 16, 64), (8, 32, 64)), "lengths": ((1, 3), (4, 3), (8, 3))},),
         builder_flags=(),
         fp8_gemms=Fp8Gemms(expected=18, found=18, missing=(), dequantized=0, how="counted"),
         weight_bytes=WeightBytes(graph={"fp8": 4096, "other": 1024, "with_fp16_instead": 9216}, plan=None),
         build_seconds=0.5,
         peak_memory_bytes=1,
-        validated=validated,
-        reason="seen running" if validated else "not seen running",
     )
 
 
@@ -149,6 +149,7 @@ def write_run(
 ) -> Path:
     """A folder with the four stages of one recipe, which lies beside it; inputs, options and code are those of the real stages.
 
+    `validated`: beside the plans lie verdicts of a pass on a GPU.
     `on_gpu`: gates of a validation of the plans on their GPU, which is there then.
     `change_exported`: exports once more after validation, with another result.
     """
@@ -166,8 +167,16 @@ def write_run(
         return {}
 
     def exported(folder: Path, weight_bytes: int = 5120) -> dict[str, Any]:
+        io = {"model.onnx": serving_io(64, 8), "scoring.onnx": scoring_io(64, 8)}
         description = Description(
-            widths=[8, 8, 8], paths=8, feature_width=64, quantized_gemms=18, weight_bytes=weight_bytes, nodes={}, findings=list(findings)
+            widths=[8, 8, 8],
+            paths=8,
+            feature_width=64,
+            quantized_gemms=18,
+            weight_bytes=weight_bytes,
+            nodes={},
+            findings=list(findings),
+            io=io,
         )
         write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
         return {}
@@ -175,8 +184,8 @@ def write_run(
     def plans(folder: Path) -> dict[str, Any]:
         for capability in ("8.9", "12.0"):
             plan = folder / f"sm{capability.replace('.', '')}.plan"
-            plan.write_bytes(b"plan" * 3000)
-            write_json(record_path(plan), plan_record(plan, capability, validated).model_dump(mode="json"))
+            plan.write_bytes(f"{capability:4}".encode() * 3000)
+            write_json(record_path(plan), plan_record(plan, capability).model_dump(mode="json"))
         return {}
 
     def checked(folder: Path) -> dict[str, Any]:
@@ -188,6 +197,11 @@ def write_run(
     run_stage(replace(stages["export"], body=exported))
     run_stage(replace(stages["build"], body=plans))
     run_stage(replace(stages["validate"], body=checked, check=None, needs=()))
+    if validated or on_gpu is not None:
+        kept = set(GateResult.model_fields)
+        results = tuple(GateResult.model_validate(each.model_dump(include=kept)) for each in on_gpu or good_gates(name))
+        for plan in (root / "plans").glob("*.plan"):
+            write_verdict(plan, results, (0,), {})
     if on_gpu is not None:
         plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
 

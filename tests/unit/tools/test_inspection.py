@@ -37,10 +37,10 @@ def test_a_stage_tells_what_it_read_and_wrote(finished_world: Path) -> None:
 
 
 def test_a_plan_tells_that_it_was_not_validated(finished_world: Path) -> None:
-    facts = inspect(finished_world / "out" / "fp8-row" / "plans" / "sm89.plan")
+    facts = inspect(finished_world / "out" / "fp8-row" / "plans" / "sm89-b1-16-s2-16.plan")
     assert (facts["kind"], facts["compute_capability"], facts["validated"]) == ("plan", "8.9", False)
     assert facts["fp8_gemms"]["expected"] > 0
-    assert "sm89.plan" in shown(facts)
+    assert "sm89-b1-16-s2-16.plan" in shown(facts)
 
 
 def test_long_mappings_are_cut_in_the_table_and_say_so() -> None:

@@ -37,10 +37,10 @@ def test_another_threshold_validates_again(world: Path, make_recipe: MakeRecipe)
 
 
 def test_another_profile_builds_again(world: Path, make_recipe: MakeRecipe) -> None:
-    profiles = [{"batch": [1, 2, 4], "context": [1, 8, 16]}]
+    profiles = [{"batch": [1, 2, 4], "context": [2, 8, 16]}]
     path = make_recipe(world, "fp16", build={"profiles": profiles})
     assert ran(path) == ["build"]
-    record = inspect_plan(folders_of(load_recipe(path)).plans / "sm89.plan")
+    record = inspect_plan(folders_of(load_recipe(path)).plans / "sm89-b1-4-s2-16.plan")
     assert record.profiles[0]["lengths"] == ((1, 3), (2, 3), (4, 3))
 
 
@@ -103,7 +103,7 @@ def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
     assert {entry["recipe"] for entry in summary["gates"]} == {"fp32", "fp16", "fp8-row"}
     assert len(summary["gates"]) == 1 + sum(len(result.gates) for result in validations(recipes))
     assert list(summary["recipes"]) == ["fp16", "fp8-row"]
-    assert [entry["path"] for entry in summary["plans"]] == ["fp16/plans/sm89.plan", "fp8-row/plans/sm89.plan"]
+    assert [entry["path"] for entry in summary["plans"]] == ["fp16/plans/sm89-b1-16-s2-16.plan", "fp8-row/plans/sm89-b1-16-s2-16.plan"]
     for entry in summary["plans"]:
         assert (world / "out" / entry["path"]).is_file()
 
@@ -120,7 +120,7 @@ def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeyp
 
 def test_a_changed_plan_is_not_summarized(world: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    plan = folders_of(recipe).plans / "sm89.plan"
+    plan = folders_of(recipe).plans / "sm89-b1-16-s2-16.plan"
     plan.write_bytes(plan.read_bytes() + b"\0")
     with pytest.raises(ArtifactError, match="its record says"):
         plans([recipe])
@@ -128,7 +128,7 @@ def test_a_changed_plan_is_not_summarized(world: Path) -> None:
 
 def test_a_recipe_without_plans_is_named(world: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    (folders_of(recipe).plans / "sm89.plan").unlink()
+    (folders_of(recipe).plans / "sm89-b1-16-s2-16.plan").unlink()
     with pytest.raises(ArtifactError, match="there are no plans") as caught:
         plans([recipe])
     assert caught.value.where == str(folders_of(recipe).plans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.runtime.plan_shapes import choose_profile
-from onerec_trt.runtime.verdict import inspect_proven
+from onerec_trt.runtime.verdict import Verdict, inspect_proven, verdict_path
 from onerec_trt.tools.pipeline import folders_of, plans, run_stages
 from onerec_trt.validation import backends
 from onerec_trt.validation import validate as validate_module
 from onerec_trt.validation.validate import Validation, read_validation
 
+GRAPHS = {"serving": "model.onnx", "scoring": "scoring.onnx"}
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
 FEATURES, WIDTH, CONTEXT = 24, 16, 16  # of the small world's model, beam and profile
 
@@ -49,15 +51,13 @@ def write_plan(recipe: Recipe, form: str, *, content: str = "", contexts: tuple[
         compute_capability=HERE.compute_capability,
         driver=HERE.driver,
         gpu=HERE.gpu,
-        tensors=(),
+        io=OnnxRuntimeRunner(places.exported / GRAPHS[form], threads=1).io,
         profiles=(profile(4, form, contexts[0]), profile(16, form, contexts[1])),
         builder_flags=(),
         fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),
         weight_bytes=WeightBytes(graph={}, plan={}),
         build_seconds=1.0,
         peak_memory_bytes=1,
-        validated=False,
-        reason="never ran",
         form=form,
         precision=recipe.precision,
         made_from={"record.json": sha256(places.exported / "record.json")},
@@ -72,16 +72,20 @@ class StandIn:
     used: list[tuple[str, int]]
 
     def __init__(self, plan: Path) -> None:
-        self.plan = plan
+        self.plan, self.io = plan, inspect_proven(plan).io
         form = "scoring" if plan.read_text().startswith("scoring") else "serving"
         self.engine = SimpleNamespace(profiles=inspect_proven(plan).profiles)
         self.noise = 3.0 if "noisy" in plan.read_text() else 0.0
         exported = plan.parent.parent / "exported"
-        self._runner = OnnxRuntimeRunner(exported / ("scoring.onnx" if form == "scoring" else "model.onnx"), threads=1)
+        self._runner = OnnxRuntimeRunner(exported / GRAPHS[form], threads=1)
+
+    @classmethod
+    def load(cls, plan: Path) -> StandIn:
+        return cls(plan)
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         shapes = {name: array.shape for name, array in inputs.items()}
-        self.used.append((self.plan.stem, choose_profile(self.engine.profiles, shapes, "stand-in")))
+        self.used.append((self.plan.stem, choose_profile(self.io, self.engine.profiles, shapes, "stand-in")))
         outputs = self._runner(inputs)
         if "log_probabilities" in outputs:
             rng = np.random.default_rng(0)
@@ -141,16 +145,35 @@ def test_a_plan_that_fails_says_which_gate(recipe: Recipe) -> None:
     assert "scoring log-probabilities, batch 4" in proven.reason
 
 
-def test_a_tampered_validation_is_an_error(recipe: Recipe) -> None:
+def test_an_edited_verdict_is_an_error(recipe: Recipe) -> None:
     plan, _ = write_plan(recipe, "serving"), write_plan(recipe, "scoring", content=" noisy")
     run(recipe)
-    path = folders_of(recipe).validated_tensorrt / "validation.json"
-    values = json.loads(path.read_text())
+    values = json.loads(verdict_path(plan).read_text())
     for gate in values["gates"]:
         gate["passed"] = True
-    path.write_text(json.dumps(values))
-    with pytest.raises(ArtifactError, match="does not match its record"):
+    write_json(verdict_path(plan), values)
+    with pytest.raises(ArtifactError, match="was edited"):
         inspect_proven(plan)
+
+
+def test_a_verdict_says_what_was_measured_and_travels_with_its_plan(recipe: Recipe, tmp_path: Path) -> None:
+    plan, _ = write_plan(recipe, "serving"), write_plan(recipe, "scoring")
+    validation = run(recipe)
+    verdict = Verdict.model_validate(json.loads(verdict_path(plan).read_text()))
+    assert [(gate.name, gate.value) for gate in verdict.gates] == [(gate.name, gate.value) for gate in validation.gates]
+    assert verdict.profiles_seen == (0, 1)
+    assert verdict.versions["tensorrt"] == HERE.library_version
+    assert verdict.versions.keys() >= {"torch", "onnxruntime", "driver", "gpu", "onerec-trt"}
+    there = tmp_path / "repository" / "1"
+    there.mkdir(parents=True)
+    for source, name in ((plan, "model.plan"), (record_path(plan), "model.json"), (verdict_path(plan), "any.verdict.json")):
+        shutil.copy(source, there / name)
+    assert inspect_proven(there / "model.plan").validated
+
+    verdict_path(plan).unlink()  # nothing is measured again; the verdict is written again
+    assert not inspect_proven(plan).validated
+    run(recipe)
+    assert inspect_proven(plan).validated
 
 
 @pytest.mark.parametrize("missing", ["serving", "scoring"])

@@ -1,14 +1,14 @@
-"""What a slot keeps between batches stays free of its callers' gradients and inference mode."""
+"""What outlives a call stays free of its callers' gradients and inference mode."""
 
 from __future__ import annotations
 
 import torch
-from onerec_trt.runtime.execution_slot import _without_autograd
+from onerec_trt.runtime.autograd import without_autograd
 
 
 def test_a_buffer_learns_nothing_of_gradients() -> None:
     buffer = torch.zeros(3)
-    fill = _without_autograd(buffer.copy_)
+    fill = without_autograd(buffer.copy_)
     for _ in range(3):
         fill(torch.ones(3, requires_grad=True) * 2)
     assert buffer.tolist() == [2, 2, 2]
@@ -18,7 +18,7 @@ def test_a_buffer_learns_nothing_of_gradients() -> None:
 
 def test_a_buffer_made_in_inference_mode_may_be_filled_outside_it() -> None:
     with torch.inference_mode():
-        buffer = _without_autograd(torch.zeros)(3)
-        _without_autograd(buffer.copy_)(torch.ones(3))
+        buffer = without_autograd(torch.zeros)(3)
+        without_autograd(buffer.copy_)(torch.ones(3))
     buffer.copy_(torch.full((3,), 2.0))
     assert buffer.tolist() == [2, 2, 2]
