@@ -129,16 +129,30 @@ def read_requests(
         RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
     """
     table = _read_table(path, limit)
-    wanted = ["request_id", "features", *LENGTH_COLUMNS]
-    if need_targets or "target" in table.column_names:
-        wanted.append("target")
+    with_targets = need_targets or "target" in table.column_names
+    _require_columns(path, table, with_targets)
+    return _Reader(path, table, config.feature_width, config.codebook if with_targets else None).read(max_context)
+
+
+def read_contexts(path: Path, feature_width: int, *, max_context: int = MAX_CONTEXT, limit: int | None = None) -> Requests:
+    """Like `read_requests` where no model is at hand but the width of its features; targets are left out.
+
+    Raises:
+        RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
+    """
+    table = _read_table(path, limit)
+    _require_columns(path, table, with_targets=False)
+    return _Reader(path, table, feature_width, None).read(max_context)
+
+
+def _require_columns(path: Path, table: pa.Table, with_targets: bool) -> None:
+    wanted = ["request_id", "features", *LENGTH_COLUMNS, *(["target"] if with_targets else [])]
     missing = [name for name in wanted if table.column_names.count(name) != 1]
     if missing:
         hint = f"columns present: {', '.join(table.column_names)}; docs/formats.md has the format"
         raise RequestError(f"the request file lacks (or repeats) the column(s) {', '.join(missing)}", where=str(path), hint=hint)
     if not table.num_rows:
         raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
-    return _Reader(path, table, config).read(max_context)
 
 
 def _read_table(path: Path, limit: int | None) -> pa.Table:
@@ -169,8 +183,9 @@ def _first_rows(file: pq.ParquetFile, limit: int) -> pa.Table:
 class _Reader:
     """Turns the columns of one table into checked arrays."""
 
-    def __init__(self, path: Path, table: pa.Table, config: OneRecConfig) -> None:
-        self.path, self.table, self.config = path, table, config
+    def __init__(self, path: Path, table: pa.Table, feature_width: int, codebook: int | None) -> None:
+        """Without a codebook targets are not read."""
+        self.path, self.table, self.feature_width, self.codebook = path, table, feature_width, codebook
         self.ids: list[str] = []
 
     def read(self, max_context: int) -> Requests:
@@ -197,13 +212,13 @@ class _Reader:
         tokens, counts = self._lists("features", self._column("features"))
         values, widths = self._lists("features", tokens)
         offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
-        wrong = np.flatnonzero(widths != self.config.feature_width)
+        wrong = np.flatnonzero(widths != self.feature_width)
         if len(wrong):
-            what = f"a token has {widths[wrong[0]]} features, the model takes {self.config.feature_width}"
+            what = f"a token has {widths[wrong[0]]} features, the model takes {self.feature_width}"
             row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
             raise self._error(what, row, hint="feature_width is 3 * embed_dim of the checkpoint's config.json")
         flat = self._flat("features", values, np.float32)
-        return flat.reshape(-1, self.config.feature_width), offsets
+        return flat.reshape(-1, self.feature_width), offsets
 
     def _check_lengths(self, lengths_n3: _Ints, counts: _Ints, max_context: int) -> None:
         totals = lengths_n3.sum(1)
@@ -228,15 +243,15 @@ class _Reader:
             raise self._error(what, row, hint=f"token {token - offsets[row]} of its context; correct or scale the features")
 
     def _read_targets(self) -> _Ints | None:
-        if "target" not in self.table.column_names:
+        if self.codebook is None:
             return None
         values, counts = self._lists("target", self._column("target"))
         for row in np.flatnonzero(counts != LEVELS)[:1]:
             raise self._error(f"the target of request {self.ids[row]} has {counts[row]} tokens, a semantic ID has {LEVELS}", row)
         targets_n3: _Ints = self._flat("target", values, np.int64).reshape(-1, LEVELS)
-        for row in np.flatnonzero(((targets_n3 < 0) | (targets_n3 >= self.config.codebook)).any(1))[:1]:
+        for row in np.flatnonzero(((targets_n3 < 0) | (targets_n3 >= self.codebook)).any(1))[:1]:
             what = f"the target {targets_n3[row].tolist()} of request {self.ids[row]} is outside the codebook"
-            raise self._error(what, row, hint=f"tokens of this model are 0 to {self.config.codebook - 1}")
+            raise self._error(what, row, hint=f"tokens of this model are 0 to {self.codebook - 1}")
         return targets_n3
 
     def _column(self, name: str) -> Any:

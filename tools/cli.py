@@ -144,6 +144,21 @@ def validate(
 
 
 @app.command()
+def recommend(
+    model: Annotated[Path, typer.Argument(metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)],
+    requests: Annotated[Path, typer.Argument(metavar="REQUESTS.parquet", help="The requests.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Requests per batch. Default: what fits.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find items for a file of requests: with a plan on its GPU, or with an exported graph on CPU."""
+    from . import commands
+
+    commands.recommend(model, requests, out, batch_size, limit, as_json)
+
+
+@app.command()
 def report(
     recipe_files: Annotated[list[Path], typer.Argument(metavar="RECIPE.yaml...", help="Recipes to show side by side.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/report.html"),

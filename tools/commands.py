@@ -19,6 +19,7 @@ from ..validation.gates import Gate, require
 from . import demo as demo_run
 from . import export_trial as trial
 from . import inspection, pipeline
+from . import recommend as recommendation
 from .pipeline import StageResult
 from .report import load_run, write_report
 from .tables import gates_table, plans_table, recipes_table, stage_line
@@ -61,6 +62,11 @@ def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime
     (result,) = pipeline.validations([recipe], engine)
     _print(result.model_dump(mode="json"), [gates_table(result.gates)], as_json)
     require(result.gates, where=str(pipeline.folders_of(recipe).validated_by(engine)))
+
+
+def recommend(model: Path, requests: Path, out: Path, batch_size: int | None, limit: int | None, as_json: bool) -> None:
+    found = recommendation.recommend(model, requests, out, batch_size=batch_size, limit=limit)
+    _print(found.model_dump(mode="json"), [recommendation.table(found)], as_json)
 
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:

@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "build",
     "validate",
+    "recommend",
     "report",
     "inspect",
     "bench",
@@ -173,7 +174,7 @@ def test_run_leaves_report_and_summary_and_does_nothing_the_second_time(call: Ca
 
     assert summary.keys() == {"gates", "plans", "recipes"}
     assert all(gate.keys() == SUMMARY_GATE and gate["passed"] is True for gate in summary["gates"])
-    assert summary["plans"] == [{"path": "fp8-row/plans/sm89.plan", "target": "tensorrt-rtx sm 8.9", "validated": False}]
+    assert summary["plans"] == [{"path": "fp8-row/plans/sm89-b1-16-s2-16.plan", "target": "tensorrt-rtx sm 8.9", "validated": False}]
     assert summary["recipes"].keys() == {"fp8-row"}
     figures = summary["recipes"]["fp8-row"]
     assert figures.keys() == {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
@@ -226,7 +227,7 @@ def test_report_of_what_was_not_run_is_an_error(call: Call, world: Path, make_re
 @pytest.mark.parametrize(
     ("path", "kind", "key"),
     [
-        ("out/fp8-row/plans/sm89.plan", "plan", "compute_capability"),
+        ("out/fp8-row/plans/sm89-b1-16-s2-16.plan", "plan", "compute_capability"),
         ("out/fp8-row/calibrated", "stage", "wrote"),
         ("out/reference", "stage", "facts"),
         ("checkpoint", "checkpoint", "active_parameters"),
@@ -250,7 +251,7 @@ def test_inspect_refuses_what_it_does_not_know(call: Call, world: Path, name: st
 
 
 def test_inspect_notices_a_changed_plan(call: Call, world: Path) -> None:
-    plan = world / "out/fp8-row/plans/sm89.plan"
+    plan = world / "out/fp8-row/plans/sm89-b1-16-s2-16.plan"
     plan.write_bytes(plan.read_bytes()[:-1])
     ended = call("inspect", plan)
     assert ended.code == 1

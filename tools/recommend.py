@@ -1,0 +1,142 @@
+"""Items for the requests of a file: an exported graph with ONNX Runtime on CPU, or a plan with TensorRT on its GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from ..core.artifacts import atomic_file
+from ..core.errors import ArtifactError
+from ..core.graph_io import Role
+from ..models.config import LEVELS
+from ..models.requests import MAX_CONTEXT, Requests, read_contexts
+from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
+from ..runtime.plan_shapes import largest_batch_and_context
+from ..runtime.tensorrt_runner import TensorRtRunner
+from ..validation.requests_feed import run_all
+
+DEFAULT_BATCH = 32
+_SHOWN_REQUESTS, _SHOWN_ITEMS = 3, 3
+
+
+class Item(BaseModel):
+    """One item of one request; the best has rank 1. `score`: its log-probability in nat."""
+
+    request: str
+    rank: int
+    sid: tuple[int, ...]
+    score: float
+
+
+class Recommendations(BaseModel):
+    """What was written: `first` are the first items of the first requests."""
+
+    engine: str
+    requests: int
+    items_per_request: int
+    batch_size: int
+    out: str
+    first: list[Item]
+
+
+def recommend(model: Path, requests: Path, out: Path, *, batch_size: int | None = None, limit: int | None = None) -> Recommendations:
+    """Find items for every request and write them to a Parquet file, which appears whole or not at all.
+
+    Its columns: `request` string, `rank` int32 from 1 on, `sid_1`, `sid_2`, `sid_3` int32, `score` float32 in nat; best item first.
+
+    Args:
+        model: A plan, whose record lies beside it, or an exported `model.onnx`.
+        requests: A request file; targets in it are not read.
+        out: The file to write.
+        batch_size: Requests per batch. Default: 32, or what a plan takes at most with the longest context.
+        limit: Only the first requests. Default: all.
+
+    Raises:
+        ArtifactError: The model does not load, does not match its record, finds no items, or the file cannot be written.
+        RequestError: A request is malformed or longer than the model takes, or no profile takes such a batch.
+        GpuError: A plan finds no GPU, or its memory is exhausted.
+        MissingExtraError: The library that runs the model is not installed.
+    """
+    runner = _runner(model)
+    runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
+    feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
+    chosen = read_contexts(requests, feature_width, max_context=_max_context(runner), limit=limit)
+    size = batch_size or _default_batch(runner, chosen)
+    found = run_all(runner, chosen, size, "recommend")
+    sids_nW3, scores_nW = found[Role.FOUND_ITEMS], found[Role.ITEM_SCORES].astype(np.float32)
+    _write(out, chosen.ids, sids_nW3.astype(np.int32), scores_nW)
+    return Recommendations(
+        engine="tensorrt" if isinstance(runner, TensorRtRunner) else "onnxruntime",
+        requests=len(chosen),
+        items_per_request=sids_nW3.shape[1],
+        batch_size=size,
+        out=str(out),
+        first=_first(chosen.ids, sids_nW3, scores_nW),
+    )
+
+
+def table(found: Recommendations) -> Table:
+    """The first items for the terminal."""
+    title = f"{found.items_per_request} items for each of {found.requests} requests in {found.out}"
+    shown = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("request", overflow="fold")
+    for heading in ("rank", "semantic ID", "log-probability"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for item in found.first:
+        shown.add_row(escape(item.request), str(item.rank), " ".join(map(str, item.sid)), f"{item.score:.3f}")
+    return shown
+
+
+def _runner(model: Path) -> OnnxRuntimeRunner | TensorRtRunner:
+    if model.suffix == ".plan":
+        return TensorRtRunner.load(model)
+    if model.suffix == ".onnx":
+        return OnnxRuntimeRunner(model)
+    raise ArtifactError("this is neither a plan nor an ONNX file", where=str(model), hint="give a .plan file or an exported model.onnx")
+
+
+def _limits(runner: TensorRtRunner) -> list[tuple[int, int]]:
+    """Most requests and tokens of each profile."""
+    return [largest_batch_and_context(runner.io, profile) for profile in runner.engine.profiles]
+
+
+def _max_context(runner: OnnxRuntimeRunner | TensorRtRunner) -> int:
+    """Tokens of the longest context the model takes. An exported graph has no limit of its own; requests do."""
+    return max(context for _, context in _limits(runner)) if isinstance(runner, TensorRtRunner) else MAX_CONTEXT
+
+
+def _default_batch(runner: OnnxRuntimeRunner | TensorRtRunner, requests: Requests) -> int:
+    if isinstance(runner, OnnxRuntimeRunner):
+        return DEFAULT_BATCH
+    longest = int(requests.lengths_n3.sum(1).max())
+    return max(batch for batch, context in _limits(runner) if context >= longest)
+
+
+def _write(path: Path, ids: Sequence[str], sids_nW3: NDArray[np.int32], scores_nW: NDArray[np.float32]) -> None:
+    count, width = scores_nW.shape
+    columns = {
+        "request": pa.array(np.repeat(np.asarray(ids, dtype=object), width), pa.string()),
+        "rank": pa.array(np.tile(np.arange(1, width + 1, dtype=np.int32), count)),
+        **{f"sid_{level + 1}": pa.array(sids_nW3[..., level].ravel()) for level in range(LEVELS)},
+        "score": pa.array(scores_nW.ravel()),
+    }
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
+
+
+def _first(ids: Sequence[str], sids_nW3: NDArray[Any], scores_nW: NDArray[np.float32]) -> list[Item]:
+    return [
+        Item(request=ids[row], rank=place + 1, sid=tuple(sids_nW3[row, place].tolist()), score=float(scores_nW[row, place]))
+        for row in range(min(_SHOWN_REQUESTS, len(ids)))
+        for place in range(min(_SHOWN_ITEMS, scores_nW.shape[1]))
+    ]
