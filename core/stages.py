@@ -1,4 +1,4 @@
-"""A stage: one step of the pipeline as one declaration. Here it is run, or left alone, or held against what lies in its folder.
+"""A stage: one step of the pipeline as one declaration. Here it is run, or left alone, or compared with what lies in its folder.
 
 The functions that declare stages stand beside the code that does the work, such as `export/stage.py`;
 `tools/pipeline.py` declares all stages of a recipe.

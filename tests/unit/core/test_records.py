@@ -1,4 +1,4 @@
-"""A record is held against the files it names; tampering is noticed."""
+"""A record is checked against the files it names; tampering is noticed."""
 
 from __future__ import annotations
 
