@@ -61,8 +61,9 @@ def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("plan and its target", overflow="fold")
     table.add_column("validated", no_wrap=True)
     for plan in plans:
-        seen = Text("yes", style="green") if plan["validated"] else Text("no: not seen on a GPU", style="yellow")
-        table.add_row(_with_detail(str(plan["path"]), str(plan["target"])), seen)
+        seen = bool(plan["validated"])
+        detail = str(plan["target"]) if seen else f"{plan['target']}, not seen on a GPU"
+        table.add_row(_with_detail(str(plan["path"]), detail), Text("yes", style="green") if seen else Text("no", style="yellow"))
     return table
 
 
