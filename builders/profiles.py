@@ -49,7 +49,7 @@ def _shapes(tensor: GraphTensor, profile: Profile) -> ShapeRange:
 
 
 def require_contract(model: onnx.ModelProto, io: GraphIO, where: str) -> None:
-    """Hold a graph against the contract it carries.
+    """Check a graph against the contract it carries.
 
     Raises:
         BuildError: An input or output is missing, another, or of another type or shape; names it.

@@ -68,7 +68,7 @@ def check_inputs(io: GraphIO, found: Mapping[str, tuple[str, Shape]], where: str
 
 
 def check_array(tensor: GraphTensor, dtype: str, shape: Shape, where: str) -> None:
-    """Hold one array against what the contract says of it.
+    """Check one array against the contract.
 
     Raises:
         RequestError: Its type or shape is another.
@@ -81,7 +81,7 @@ def check_array(tensor: GraphTensor, dtype: str, shape: Shape, where: str) -> No
 
 
 def require_contract(io: GraphIO, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], where: str) -> None:
-    """Hold what TensorRT says of a plan against its contract. Sizes of outputs that TensorRT does not know count as right.
+    """Check what TensorRT says of a plan against its contract. Sizes of outputs that TensorRT does not know count as right.
 
     Raises:
         ArtifactError: A tensor is missing, unknown, or of another type or shape; names it.

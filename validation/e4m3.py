@@ -12,7 +12,7 @@ from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
 def e4m3_self_test() -> int:
-    """Hold ONNX Runtime's E4M3 rounding against ml_dtypes for every FP16 value; returns how many were compared.
+    """Compare ONNX Runtime's E4M3 rounding with ml_dtypes for every FP16 value; returns how many were compared.
 
     Beyond 464 ml_dtypes gives NaN where the contract saturates, so it is asked for the clipped value.
 
