@@ -60,7 +60,7 @@ def test_the_commands_are_those_these_tests_know() -> None:
 
 
 def test_an_own_checkpoint_becomes_a_plan(finished: Path) -> None:
-    assert (finished / "out/example/plans/sm89.plan").stat().st_size > 100_000
+    assert (finished / "out/example/plans/sm89-b1-16-s2-16.plan").stat().st_size > 100_000
     assert "</html>" in (finished / "out/example/report.html").read_text()
 
 
