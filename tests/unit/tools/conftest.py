@@ -211,7 +211,7 @@ def write_run(
             return {}
 
         inputs = stages["validate"].inputs
-        run_stage(replace(stages["validate-tensorrt"], body=proven, inputs=inputs, machine=None, check=None, needs=()))
+        run_stage(replace(stages["validate-tensorrt"], body=proven, inputs=inputs, machine=None, check=None, needs=(), after=None))
     if change_exported:
         run_stage(replace(stages["export"], options={"again": True}, body=lambda folder: exported(folder, 1)))
     return root
