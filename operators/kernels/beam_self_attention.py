@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
 
 from ...core.errors import BuildError
+from ..launch.case import Case, KernelCases, Measurement, Trial, compiled_reference, half, indices
 from ..launch.compile import Build
 from ..launch.node import NO_ADDRESS, Node, expect, expect_size
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
@@ -81,3 +83,42 @@ def _program(node: Node, history: int) -> Program:
     arguments = (Input(0), Input(1), *between, Output(0), Int32(rows), earlier, Float32(math.sqrt(head)))
     launch = Launch(kernel, (node.rows, 1, 1), arguments)
     return node.program((Tensor("float16", (dim(0, 0), width // 3)),), (Variant(1, (launch,)),))
+
+
+def beam_self_attention_1_case(requests: int, rows: int, heads: int, head: int) -> Case:
+    """BeamSelfAttention1 of `requests` times `rows` beams."""
+    width = 3 * heads * head
+    inputs = (half(requests * rows, width), half(requests, width))
+    return Case("BeamSelfAttention1", inputs, (requests * rows, heads * head), {"rows": rows, "heads": heads}, requests=requests)
+
+
+def beam_self_attention_2_case(requests: int, rows: int, heads: int, head: int, earlier: int = 0) -> Case:
+    """BeamSelfAttention2, with `earlier` beams in the step before (default: as many as now)."""
+    earlier, width = earlier or rows, 3 * heads * head
+    inputs = (half(requests * rows, width), half(requests, width), half(requests * earlier, width), indices(requests, rows, below=earlier))
+    return Case("BeamSelfAttention2", inputs, (requests * rows, heads * head), {"rows": rows, "heads": heads}, requests=requests)
+
+
+def _trials_1() -> Iterator[Trial]:
+    for requests, rows, heads, head in ((1, 1, 1, 32), (3, 5, 3, 48), (2, 7, 14, 64)):
+        yield Trial(beam_self_attention_1_case(requests, rows, heads, head))
+
+
+def _trials_2() -> Iterator[Trial]:
+    """Fewer or as many beams in the step before; each also with NaN in the last BOS."""
+    for requests, rows, heads, head, earlier in ((1, 1, 1, 32, 1), (3, 5, 3, 48, 2), (2, 7, 14, 64, 7)):
+        case = beam_self_attention_2_case(requests, rows, heads, head, earlier)
+        yield Trial(case)
+        qkv, bos, first, parent = case.tensors("cpu")
+        bos[-1, -1] = float("nan")
+        yield Trial(case, inputs=(qkv, bos, first, parent))
+
+
+def _measured() -> Iterator[Measurement]:
+    """Of the 1B size."""
+    case = beam_self_attention_2_case(32, 512, heads=14, head=128)
+    yield Measurement(case, "FP16", compiled_reference(case))
+
+
+BEAM_SELF_ATTENTION_1_CASES = KernelCases(agreement="roundings", ragged=_trials_1)
+BEAM_SELF_ATTENTION_2_CASES = KernelCases(agreement="roundings", ragged=_trials_2, measured=_measured)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import triton
 import triton.language as tl
 
+from ..launch.case import Case, KernelCases, TileKey, half, scales
 from ..launch.node import Node, expect, row_launch
 from ..launch.program import Input, Int32, Output, Program, Tensor
+from .row_cases import MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import load_row, row_amax, row_numbers, scale_of, store_codes, store_per_row
 
 
@@ -43,3 +47,27 @@ def quant_row_program(node: Node) -> Program:
     launch = row_launch(node, "quant", quant, ("*fp16", "*fp8e4nv", "*fp32", "i32"), arguments, {"PER_ROW": True})
     outputs = (Tensor("float8_e4m3fn", node.shape), Tensor("float32", (*node.shape[:-1], 1)))
     return node.program(outputs, launch)
+
+
+def quant_tensor_case(rows: int, width: int) -> Case:
+    """QuantTensor of [rows, width]."""
+    return Case("QuantTensor", (half(rows, width), scales(1, dynamic=())), (rows, width), tile=TileKey("quant", rows, (width,)))
+
+
+def quant_row_case(rows: int, width: int) -> Case:
+    """QuantRow of [rows, width]."""
+    return Case("QuantRow", (half(rows, width),), (rows, width), tile=TileKey("quant", rows, (width,)))
+
+
+QUANT_TENSOR_CASES = KernelCases(
+    agreement="bits",
+    ragged=partial(row_trials, quant_tensor_case),
+    of_model=lambda rows, width: (quant_tensor_case(rows, width),),
+)
+QUANT_ROW_CASES = KernelCases(
+    agreement="bits",
+    ragged=partial(row_trials, quant_row_case),
+    of_model=lambda rows, width: (quant_row_case(rows, width),),
+    tuned=partial(row_tuning, quant_row_case, MODEL_WIDTHS),
+    candidates=row_candidates,
+)

@@ -1,22 +1,28 @@
-"""Every operator that has a kernel: how its launch program is made, and the layout in which the kernel wants its weights."""
+"""Every operator that has a kernel: how its launch program is made, the layout in which the kernel wants its weights, and its cases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..launch.case import Case, KernelCases
+from ..launch.compile import Build, compiled
 from ..launch.node import Node
-from ..launch.program import Program
+from ..launch.program import Kernel, Program
+from ..launch.tiles import Tiles
 from ..operator import Array
-from .beam_self_attention import beam_self_attention_1_program, beam_self_attention_2_program
-from .beam_step import beam_step_program
-from .context_attention import context_attention_program
-from .fp8_linear import fp8_linear_add_program, fp8_linear_program
-from .linear import linear_add_program, linear_program
-from .quant import quant_row_program, quant_tensor_program
-from .rms_norm import rms_norm_program
-from .rms_norm_quant import rms_norm_quant_block_program, rms_norm_quant_row_program, rms_norm_quant_tensor_program
-from .swiglu import swiglu_program, swiglu_quant_row_program, swiglu_quant_tensor_program
+from . import (
+    beam_self_attention,
+    beam_step,
+    beam_step_cases,
+    context_attention,
+    fp8_linear,
+    linear,
+    quant,
+    rms_norm,
+    rms_norm_quant,
+    swiglu,
+)
 
 Prepare = Callable[[Array], Array]
 
@@ -30,28 +36,41 @@ class KernelFactory:
             reads may be left out of the program: so is the FP16 norm.
         prepare: By input, what turns an initializer into the layout the kernel wants. Inputs that are not named stay as they
             are: products read weights [N, K] as the checkpoint has them.
+        cases: What is tried with the kernel.
     """
 
     program: Callable[[Node], Program | None]
     prepare: Mapping[int, Prepare] = field(default_factory=dict)
+    cases: KernelCases = field(default_factory=KernelCases)
 
 
 FACTORIES: dict[str, KernelFactory] = {
-    "RmsNorm": KernelFactory(rms_norm_program),
-    "RmsNormQuantTensor": KernelFactory(rms_norm_quant_tensor_program),
-    "RmsNormQuantRow": KernelFactory(rms_norm_quant_row_program),
-    "RmsNormQuantBlock": KernelFactory(rms_norm_quant_block_program),
-    "QuantTensor": KernelFactory(quant_tensor_program),
-    "QuantRow": KernelFactory(quant_row_program),
-    "SwiGlu": KernelFactory(swiglu_program),
-    "SwiGluQuantTensor": KernelFactory(swiglu_quant_tensor_program),
-    "SwiGluQuantRow": KernelFactory(swiglu_quant_row_program),
-    "Linear": KernelFactory(linear_program),
-    "LinearAdd": KernelFactory(linear_add_program),
-    "Fp8Linear": KernelFactory(fp8_linear_program),
-    "Fp8LinearAdd": KernelFactory(fp8_linear_add_program),
-    "ContextAttention": KernelFactory(context_attention_program),
-    "BeamSelfAttention1": KernelFactory(beam_self_attention_1_program),
-    "BeamSelfAttention2": KernelFactory(beam_self_attention_2_program),
-    "BeamStep": KernelFactory(beam_step_program),
+    "RmsNorm": KernelFactory(rms_norm.rms_norm_program, cases=rms_norm.RMS_NORM_CASES),
+    "RmsNormQuantTensor": KernelFactory(rms_norm_quant.rms_norm_quant_tensor_program, cases=rms_norm_quant.RMS_NORM_QUANT_TENSOR_CASES),
+    "RmsNormQuantRow": KernelFactory(rms_norm_quant.rms_norm_quant_row_program, cases=rms_norm_quant.RMS_NORM_QUANT_ROW_CASES),
+    "RmsNormQuantBlock": KernelFactory(rms_norm_quant.rms_norm_quant_block_program, cases=rms_norm_quant.RMS_NORM_QUANT_BLOCK_CASES),
+    "QuantTensor": KernelFactory(quant.quant_tensor_program, cases=quant.QUANT_TENSOR_CASES),
+    "QuantRow": KernelFactory(quant.quant_row_program, cases=quant.QUANT_ROW_CASES),
+    "SwiGlu": KernelFactory(swiglu.swiglu_program, cases=swiglu.SWIGLU_CASES),
+    "SwiGluQuantTensor": KernelFactory(swiglu.swiglu_quant_tensor_program, cases=swiglu.SWIGLU_QUANT_TENSOR_CASES),
+    "SwiGluQuantRow": KernelFactory(swiglu.swiglu_quant_row_program, cases=swiglu.SWIGLU_QUANT_ROW_CASES),
+    "Linear": KernelFactory(linear.linear_program, cases=linear.LINEAR_CASES),
+    "LinearAdd": KernelFactory(linear.linear_add_program, cases=linear.LINEAR_ADD_CASES),
+    "Fp8Linear": KernelFactory(fp8_linear.fp8_linear_program, cases=fp8_linear.FP8_LINEAR_CASES),
+    "Fp8LinearAdd": KernelFactory(fp8_linear.fp8_linear_add_program, cases=fp8_linear.FP8_LINEAR_ADD_CASES),
+    "ContextAttention": KernelFactory(context_attention.context_attention_program, cases=context_attention.CONTEXT_ATTENTION_CASES),
+    "BeamSelfAttention1": KernelFactory(
+        beam_self_attention.beam_self_attention_1_program, cases=beam_self_attention.BEAM_SELF_ATTENTION_1_CASES
+    ),
+    "BeamSelfAttention2": KernelFactory(
+        beam_self_attention.beam_self_attention_2_program, cases=beam_self_attention.BEAM_SELF_ATTENTION_2_CASES
+    ),
+    "BeamStep": KernelFactory(beam_step.beam_step_program, cases=beam_step_cases.BEAM_STEP_CASES),
 }
+
+
+def program_of(case: Case, capability: str, tiles: Tiles | None = None, compile_with: Callable[[Build], Kernel] = compiled) -> Program:
+    """The launch program of a case's node. `tiles` defaults to the committed table."""
+    program = FACTORIES[case.operator].program(case.node(capability, tiles, compile_with))
+    assert program is not None, f"{case.operator} has no kernel at {case.label}"
+    return program

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
 import triton
 import triton.language as tl
 
+from ..launch.case import MANY_ROWS, Case, KernelCases, Library, Measurement, TileKey, half
 from ..launch.node import Node, epsilon_of, expect, expect_size, row_launch
 from ..launch.program import Float32, Input, Int32, Output, Program, Tensor
+from .row_cases import EPSILON, MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import divider, load_row, quotient, row_numbers, store_chunk
 
 
@@ -44,3 +50,28 @@ def rms_norm_program(node: Node) -> Program:
     arguments = (Input(0), Input(1), Output(0), Int32(node.rows), Float32(epsilon_of(node)))
     launch = row_launch(node, "rms_norm", rms_norm, ("*fp16", weight, "*fp16", "i32", "fp32"), arguments, {})
     return node.program((Tensor("float16", node.shape),), launch)
+
+
+def rms_norm_case(rows: int, width: int) -> Case:
+    """RmsNorm of [rows, width]."""
+    inputs = (half(rows, width), half(width, dynamic=()))
+    return Case("RmsNorm", inputs, (rows, width), EPSILON, tile=TileKey("rms_norm", rows, (width,)))
+
+
+def _torch_norm(inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+    x, weight = inputs
+    return lambda: torch.nn.functional.rms_norm(x, weight.shape, weight, EPSILON["epsilon"])
+
+
+def _measured() -> Iterator[Measurement]:
+    yield Measurement(rms_norm_case(MANY_ROWS, 1408), "FP16", Library("torch.nn.functional.rms_norm", _torch_norm))
+
+
+RMS_NORM_CASES = KernelCases(
+    agreement="roundings",
+    ragged=partial(row_trials, rms_norm_case),
+    of_model=lambda rows, width: (rms_norm_case(rows, width),),
+    tuned=partial(row_tuning, rms_norm_case, MODEL_WIDTHS),
+    candidates=row_candidates,
+    measured=_measured,
+)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
 import triton
 import triton.language as tl
 
 from ...core import precision
+from ..launch.case import MANY_ROWS, Case, Example, KernelCases, Measurement, TileKey, Trial, compiled_reference, half, scales, single
 from ..launch.node import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_launch
 from ..launch.program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
 from .rms_norm import norm_row
+from .row_cases import CODES_ONLY, EPSILON, MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import (
     BLOCK,
     chunk_mask,
@@ -106,3 +112,61 @@ def _program(node: Node, granularity: int, outputs: tuple[Tensor, ...], scale: A
     constants = {"GRANULARITY": granularity, "STORE_NORM": read}
     launch = row_launch(node, "rms_norm_quant", rms_norm_quant, types, arguments, constants)
     return node.program(outputs if read else outputs[:-1], launch)
+
+
+def _case(operator: str, rows: int, width: int, *more: Example) -> Case:
+    inputs = (half(rows, width), half(width, dynamic=()), *more)
+    return Case(operator, inputs, (rows, width), EPSILON, tile=TileKey("rms_norm_quant", rows, (width,)))
+
+
+def rms_norm_quant_tensor_case(rows: int, width: int) -> Case:
+    """RmsNormQuantTensor of [rows, width]."""
+    return _case("RmsNormQuantTensor", rows, width, scales(1, dynamic=()))
+
+
+def rms_norm_quant_row_case(rows: int, width: int) -> Case:
+    """RmsNormQuantRow of [rows, width]."""
+    return _case("RmsNormQuantRow", rows, width)
+
+
+def rms_norm_quant_block_case(rows: int, width: int) -> Case:
+    """RmsNormQuantBlock of [rows, width]."""
+    return _case("RmsNormQuantBlock", rows, width)
+
+
+def _codes_only(rows: int, width: int) -> Case:
+    """As a model has it where nobody reads the norm."""
+    return replace(rms_norm_quant_row_case(rows, width), read=CODES_ONLY)
+
+
+def _codes_only_of_fp32_weight(rows: int, width: int) -> Case:
+    return replace(_codes_only(rows, width), inputs=(half(rows, width), single(width, dynamic=())))
+
+
+def _row_trials() -> Iterator[Trial]:
+    yield from row_trials(rms_norm_quant_row_case)
+    yield from row_trials(_codes_only_of_fp32_weight, bad_rows=False)
+
+
+def _row_measured() -> Iterator[Measurement]:
+    for rows in (4 * MANY_ROWS, MANY_ROWS):
+        case = _codes_only(rows, 1408)
+        yield Measurement(case, "without the FP16 norm", compiled_reference(case))
+
+
+RMS_NORM_QUANT_TENSOR_CASES = KernelCases(
+    ragged=partial(row_trials, rms_norm_quant_tensor_case),
+    of_model=lambda rows, width: (rms_norm_quant_tensor_case(rows, width),),
+)
+RMS_NORM_QUANT_ROW_CASES = KernelCases(
+    ragged=_row_trials,
+    of_model=lambda rows, width: (rms_norm_quant_row_case(rows, width), _codes_only(rows, width)),
+    odd=lambda rows: (rms_norm_quant_row_case(rows, 100),),
+    tuned=partial(row_tuning, _codes_only, MODEL_WIDTHS),
+    candidates=row_candidates,
+    measured=_row_measured,
+)
+RMS_NORM_QUANT_BLOCK_CASES = KernelCases(
+    ragged=partial(row_trials, rms_norm_quant_block_case, bad_rows=False),
+    of_model=lambda rows, width: (rms_norm_quant_block_case(rows, width),),
+)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import triton
 import triton.language as tl
 
 from ...core.errors import BuildError
+from ..launch.case import MANY_ROWS, Case, Example, KernelCases, Measurement, TileKey, compiled_reference, half, scales
 from ..launch.node import NO_ADDRESS, Node, expect, row_launch
 from ..launch.program import Argument, DType, Expr, Input, Int32, Output, Program, Tensor
+from .row_cases import HIDDEN_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import load_row, row_amax, row_numbers, scale_of, store_chunk, store_codes, store_per_row
 
 IN_FP16, PER_TENSOR, PER_ROW = 0, 1, 2
@@ -78,3 +83,49 @@ def _program(node: Node, family: str, form: int, dtype: DType, scale: Argument, 
     launch = row_launch(node, family, swiglu, types, (Input(0), Output(0), scale, Int32(node.rows)), {"FORM": form}, width=hidden)
     outputs = (Tensor(dtype, (*leading, hidden)), *([Tensor("float32", (*leading, 1))] if scales else []))
     return node.program(outputs, launch)
+
+
+def _case(operator: str, family: str, rows: int, hidden: int, *more: Example) -> Case:
+    return Case(operator, (half(rows, 2 * hidden), *more), (rows, 2 * hidden), tile=TileKey(family, rows, (hidden,)))
+
+
+def swiglu_case(rows: int, hidden: int) -> Case:
+    """SwiGlu of [rows, 2 hidden]."""
+    return _case("SwiGlu", "swiglu", rows, hidden)
+
+
+def swiglu_quant_tensor_case(rows: int, hidden: int) -> Case:
+    """SwiGluQuantTensor of [rows, 2 hidden]."""
+    return _case("SwiGluQuantTensor", "swiglu_quant", rows, hidden, scales(1, dynamic=()))
+
+
+def swiglu_quant_row_case(rows: int, hidden: int) -> Case:
+    """SwiGluQuantRow of [rows, 2 hidden]."""
+    return _case("SwiGluQuantRow", "swiglu_quant", rows, hidden)
+
+
+def _row_measured() -> Iterator[Measurement]:
+    case = swiglu_quant_row_case(MANY_ROWS, 5632)
+    yield Measurement(case, "row scales", compiled_reference(case))
+
+
+SWIGLU_CASES = KernelCases(
+    agreement="bits",
+    ragged=partial(row_trials, swiglu_case, halves=True, bad_rows=False),
+    of_model=lambda rows, width: (swiglu_case(rows, 4 * width),),
+    tuned=partial(row_tuning, swiglu_case, HIDDEN_WIDTHS),
+    candidates=row_candidates,
+)
+SWIGLU_QUANT_TENSOR_CASES = KernelCases(
+    agreement="bits",
+    ragged=partial(row_trials, swiglu_quant_tensor_case, halves=True, bad_rows=False),
+    of_model=lambda rows, width: (swiglu_quant_tensor_case(rows, 4 * width),),
+)
+SWIGLU_QUANT_ROW_CASES = KernelCases(
+    agreement="bits",
+    ragged=partial(row_trials, swiglu_quant_row_case, halves=True, bad_rows=False),
+    of_model=lambda rows, width: (swiglu_quant_row_case(rows, 4 * width),),
+    tuned=partial(row_tuning, swiglu_quant_row_case, HIDDEN_WIDTHS),
+    candidates=row_candidates,
+    measured=_row_measured,
+)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from onerec_trt.core.difference import difference
+from onerec_trt.operators.kernels.beam_self_attention import beam_self_attention_1_case, beam_self_attention_2_case
+from onerec_trt.operators.kernels.context_attention import context_attention_case
+from onerec_trt.operators.kernels.registry import program_of
+from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.launch import bind, execute, new_outputs
 from onerec_trt.operators.launch.program import Program
-from onerec_trt.operators.launch.tiles import AttentionTile, Entry, Tiles
-from onerec_trt.operators.registry import OPERATORS
-from onerec_trt.tools.tuning.cases import OperatorCase, beam_attention_case, context_attention_case, this_capability
+from onerec_trt.operators.launch.tiles import AttentionTile, Tiles
+from onerec_trt.tools.tuning.parity import difference_of, this_capability
 from torch import Tensor
 
 BEAMS = (1, 16, 130, 512)
@@ -31,9 +34,9 @@ TILES = (
 )
 
 
-def ragged(case: OperatorCase, fill: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
+def ragged(case: Case, fill: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs with contexts of all lengths from none to full: as the operator's reference wants them, and with `fill` in the padding."""
-    inputs = case.inputs()
+    inputs = case.tensors("cuda")
     query, key, value, lengths = inputs
     tokens = key.shape[2]
     lengths.copy_(torch.tensor([tokens, 0, tokens // 2, 1, max(0, tokens - 1)], device="cuda"))
@@ -41,17 +44,16 @@ def ragged(case: OperatorCase, fill: float = 0.0) -> tuple[list[Tensor], list[Te
     return tuple([query, key.masked_fill(beyond, v), value.masked_fill(beyond, v), lengths] for v in (0.0, fill))
 
 
-def hold(case: OperatorCase, program: Program, inputs: list[Tensor], given: list[Tensor]) -> None:
-    truth = OPERATORS[case.operator]
-    (expected,), (actual,) = truth.reference(*inputs, **case.attributes), execute(program, given)
-    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= truth.threshold
+def hold(case: Case, program: Program, inputs: list[Tensor], given: list[Tensor]) -> None:
+    (expected,), (actual,) = case.reference(inputs), execute(program, given)
+    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= case.threshold
 
 
 @pytest.mark.parametrize("beam", BEAMS)
 @pytest.mark.parametrize(("heads", "groups", "head"), [(14, 14, 128), (14, 2, 64), (6, 3, 48), (2, 1, 32)])
 def test_context_attention_is_its_reference(beam, heads, groups, head):
     torch.manual_seed(1)
-    program = context_attention_case(REQUESTS, beam, heads, groups, 2, head).program(this_capability())
+    program = program_of(context_attention_case(REQUESTS, beam, heads, groups, 2, head), this_capability())
     for tokens in CONTEXTS:
         case = context_attention_case(REQUESTS, beam, heads, groups, tokens, head)
         clean, given = ragged(case, float("nan"))
@@ -63,28 +65,28 @@ def test_context_attention_is_its_reference(beam, heads, groups, head):
 def test_every_way_to_cut_a_context_attention(tile):
     for head, tokens in ((128, 777), (64, 512), (48, 100)):
         case = context_attention_case(REQUESTS, 130, 4, 2, tokens, head)
-        tiles = Tiles((Entry(this_capability(), "context_attention", 1, (head,), tile),))
-        hold(case, case.program(this_capability(), tiles), *ragged(case, float("nan")))
+        tiles = Tiles(tuple(case.entries(this_capability(), tile)))
+        hold(case, program_of(case, this_capability(), tiles), *ragged(case, float("nan")))
 
 
-@pytest.mark.parametrize("operator", ["BeamSelfAttention1", "BeamSelfAttention2"])
+@pytest.mark.parametrize("make", [beam_self_attention_1_case, beam_self_attention_2_case])
 @pytest.mark.parametrize(("beam", "heads", "head"), [(1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128)])
-def test_beam_self_attention_is_its_reference(operator, beam, heads, head):
-    case = beam_attention_case(operator, REQUESTS, beam, heads, head)
-    case.difference(case.program(this_capability()))
+def test_beam_self_attention_is_its_reference(make, beam, heads, head):
+    case = make(REQUESTS, beam, heads, head)
+    difference_of(case, program_of(case, this_capability()))
 
 
-CASES: tuple[Callable[[], OperatorCase], ...] = (
+CASES: tuple[Callable[[], Case], ...] = (
     lambda: context_attention_case(32, 512, 14, 14, 777, 128),
     lambda: context_attention_case(32, 1, 14, 2, 3000, 128),
-    lambda: beam_attention_case("BeamSelfAttention2", 32, 512, 14, 128),
+    lambda: beam_self_attention_2_case(32, 512, 14, 128),
 )
 
 
 @pytest.mark.parametrize("make", CASES)
 def test_same_input_same_bits(make):
     case = make()
-    program, inputs = case.program(this_capability()), case.inputs()
+    program, inputs = program_of(case, this_capability()), case.tensors("cuda")
     (expected,) = execute(program, inputs)
     outputs = new_outputs(program, inputs)
     run = bind(program, inputs, outputs)
@@ -97,8 +99,8 @@ def test_same_input_same_bits(make):
 @pytest.mark.parametrize("make", CASES)
 def test_a_bad_request_stays_alone(make):
     case = make()
-    program, inputs = case.program(this_capability()), case.inputs()
-    requests, bad = case.rows // case.shape[0], 7
+    program, inputs = program_of(case, this_capability()), case.tensors("cuda")
+    requests, bad = case.requests, 7
     poisoned = [each.clone() for each in inputs]
     for each in poisoned:
         if each.is_floating_point():

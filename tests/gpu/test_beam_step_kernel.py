@@ -7,12 +7,14 @@ from functools import cache
 import pytest
 import torch
 from onerec_trt.models.ordering import stable_topk
+from onerec_trt.operators.kernels import registry
+from onerec_trt.operators.kernels.beam_step_cases import beam_step_case
 from onerec_trt.operators.launch.launch import bind, new_outputs, new_scratch
 from onerec_trt.operators.launch.program import Program
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.operators.single_node import as_arrays
-from onerec_trt.tools.tuning.cases import beam_step_case, this_capability
+from onerec_trt.tools.tuning.parity import this_capability
 from torch import Tensor
 
 NORMALIZER = 2  # number of its scratch buffer
@@ -28,7 +30,7 @@ INPUTS = ("random", "ties", "equal", "rare", "NaN rows", "odd scores")
 
 @cache
 def program_of(beam: int, codebook: int, width: int) -> Program:
-    return beam_step_case(2, beam, codebook, width).program(this_capability())
+    return registry.program_of(beam_step_case(2, beam, codebook, width), this_capability())
 
 
 def run_once(program: Program, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:

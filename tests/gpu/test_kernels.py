@@ -3,65 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 import pytest
 import torch
 from onerec_trt.core.difference import difference
+from onerec_trt.operators.kernels import registry as programs
+from onerec_trt.operators.kernels.fp8_linear import fp8_linear_add_case, fp8_linear_case
+from onerec_trt.operators.kernels.linear import linear_add_case
+from onerec_trt.operators.kernels.registry import FACTORIES
+from onerec_trt.operators.kernels.rms_norm_quant import rms_norm_quant_row_case
+from onerec_trt.operators.kernels.swiglu import swiglu_quant_row_case
+from onerec_trt.operators.launch.case import Case, codes, scales
 from onerec_trt.operators.launch.compile import Build, compile_many, compiled, default_cache
 from onerec_trt.operators.launch.launch import bind, execute, new_outputs
 from onerec_trt.operators.launch.program import Kernel, Program
-from onerec_trt.operators.launch.tiles import Entry, GemmTile, Tiles
-from onerec_trt.operators.registry import OPERATORS
-from onerec_trt.tools.tuning.cases import EPSILON, OperatorCase, this_capability
+from onerec_trt.operators.launch.tiles import GemmTile, Tiles
+from onerec_trt.tools.tuning.parity import difference_of, this_capability
 from torch import Tensor
 
 WIDTHS = (640, 896, 1408, 1792, 2304, 2944, 3584)  # of the eight published sizes
 ROWS = (1, 130, 1000, 16500)
 RUNS = 1000
-CODES_ONLY = (True, True, False)
 
 
-def row_cases(width: int) -> list[tuple[str, tuple[int, ...], dict[str, float], tuple[bool, ...]]]:
-    return [
-        ("RmsNorm", (width,), EPSILON, ()),
-        ("RmsNormQuantRow", (width,), EPSILON, ()),
-        ("RmsNormQuantRow", (width,), EPSILON, CODES_ONLY),
-        ("RmsNormQuantTensor", (width,), EPSILON, ()),
-        ("RmsNormQuantBlock", (width,), EPSILON, ()),
-        ("QuantRow", (width,), {}, ()),
-        ("QuantTensor", (width,), {}, ()),
-        ("SwiGlu", (4 * width,), {}, ()),
-        ("SwiGluQuantRow", (4 * width,), {}, ()),
-        ("SwiGluQuantTensor", (4 * width,), {}, ()),
-    ]
+def cases(rows: int, operator: str, width: int | None) -> list[Case]:
+    """Of a model of so many channels; without one, of odd sizes."""
+    declared = FACTORIES[operator].cases
+    return list(declared.odd(rows) if width is None else declared.of_model(rows, width))
 
 
-def product_cases(width: int) -> list[tuple[str, tuple[int, ...], dict[str, float], tuple[bool, ...]]]:
-    return [
-        ("Linear", (width, 3 * width), {}, ()),
-        ("LinearAdd", (4 * width, width), {}, ()),
-        ("Fp8Linear", (width, 3 * width), {"promotion": 0}, ()),
-        ("Fp8LinearAdd", (4 * width, width), {"promotion": 0}, ()),
-        ("Fp8Linear", (4 * width, width), {"promotion": 128}, ()),
-        ("Fp8LinearAdd", (width, width), {"promotion": 128}, ()),
-    ]
+TRIED = [(operator, width) for operator in FACTORIES for width in (*WIDTHS, None) if cases(1, operator, width)]
 
 
-def described() -> list[tuple[str, tuple[int, ...], dict[str, float], tuple[bool, ...]]]:
-    odd = [
-        ("Fp8LinearAdd", (200, 72), {"promotion": 0}, ()),
-        ("LinearAdd", (100, 36), {}, ()),
-        ("RmsNormQuantRow", (100,), EPSILON, ()),
-        ("Fp8LinearAdd", (64, 64), {"promotion": 0}, ()),  # one step of the main loop, as in the demo
-        ("Fp8LinearAdd", (128, 96), {"promotion": 128}, ()),
-        ("LinearAdd", (32, 96), {}, ()),
-    ]
-    return [*chain.from_iterable((*row_cases(width), *product_cases(width)) for width in WIDTHS), *odd]
-
-
-ProgramOf = Callable[[OperatorCase], Program]
+ProgramOf = Callable[[Case], Program]
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +51,19 @@ def program_of() -> ProgramOf:
         builds[repr(build)] = build
         return Kernel(b"-", "-", build.warps, 0, 0)
 
-    for operator, shape, attributes, read in described():
-        OperatorCase(operator, 1, shape, attributes, read).program(capability, compile_with=remember)
+    for case in chain.from_iterable(cases(1, *tried) for tried in TRIED):
+        programs.program_of(case, capability, compile_with=remember)
     failures = [result for result in compile_many(builds.values(), cache).values() if not isinstance(result, Kernel)]
     assert failures == []
-    return lambda case: case.program(capability, compile_with=partial(compiled, cache=cache))
+    return lambda case: programs.program_of(case, capability, compile_with=partial(compiled, cache=cache))
 
 
-@pytest.mark.parametrize(("operator", "shape", "attributes", "read"), described(), ids=str)
-def test_kernel_is_its_reference(program_of, operator, shape, attributes, read):
+@pytest.mark.parametrize(("operator", "width"), TRIED, ids=str)
+def test_kernel_is_its_reference(program_of, operator, width):
     torch.manual_seed(1)
     for rows in ROWS:
-        case = OperatorCase(operator, rows, shape, attributes, read)
-        case.difference(program_of(case))  # raises above the threshold
+        for case in cases(rows, operator, width):
+            difference_of(case, program_of(case))  # raises above the threshold
 
 
 def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -94,20 +71,19 @@ def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("operator", "shape", "attributes"),
+    "make",
     [
-        ("RmsNormQuantRow", (1408,), EPSILON),
-        ("SwiGluQuantRow", (5632,), {}),
-        ("Fp8LinearAdd", (1408, 1408), {"promotion": 0}),
-        ("Fp8LinearAdd", (1408, 1408), {"promotion": 128}),
-        ("LinearAdd", (1408, 1408), {}),
+        lambda rows: rms_norm_quant_row_case(rows, 1408),
+        lambda rows: swiglu_quant_row_case(rows, 5632),
+        lambda rows: fp8_linear_add_case(rows, 1408, 1408),
+        lambda rows: fp8_linear_add_case(rows, 1408, 1408, 128),
+        lambda rows: linear_add_case(rows, 1408, 1408),
     ],
-    ids=str,
 )
-def test_same_input_same_bits(program_of, operator, shape, attributes):
+def test_same_input_same_bits(program_of, make):
     for rows, runs in ((16500, RUNS // 10), (130, RUNS)):
-        case = OperatorCase(operator, rows, shape, attributes)
-        program, inputs = program_of(case), case.inputs()
+        case = make(rows)
+        program, inputs = program_of(case), case.tensors("cuda")
         expected = execute(program, inputs)
         outputs = new_outputs(program, inputs)
         run = bind(program, inputs, outputs)
@@ -118,11 +94,12 @@ def test_same_input_same_bits(program_of, operator, shape, attributes):
             assert same_bits(outputs, expected)
 
 
-@pytest.mark.parametrize(("operator", "shape", "attributes", "read"), [*row_cases(1408), *product_cases(1408)], ids=str)
-def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
-    for rows, bad in ((37, 5), (4100, 4099)):
-        case = OperatorCase(operator, rows, shape, attributes, read)
-        program, inputs = program_of(case), case.inputs()
+@pytest.mark.parametrize("operator", [operator for operator, width in TRIED if width == 1408])
+@pytest.mark.parametrize(("rows", "bad"), [(37, 5), (4100, 4099)])
+def test_a_bad_row_stays_alone(program_of, operator, rows, bad):
+    for case in cases(rows, operator, 1408):
+        assert case.requests is None, "every row stands alone"
+        program, inputs = program_of(case), case.tensors("cuda")
         clean = execute(program, inputs)
         poisoned = [inputs[0].clone(), *inputs[1:]]
         poisoned[0].view(torch.uint8)[bad] = 0x7F  # NaN in E4M3; 0x7F7F is NaN in FP16
@@ -147,17 +124,15 @@ def test_a_bad_row_stays_alone(program_of, operator, shape, attributes, read):
     ids=str,
 )
 def test_every_way_to_cut_a_product(tile, promotion):
-    family = "fp8_linear_promoted_add" if promotion else "fp8_linear_add"
-    shape = (1408, 1448)  # no tile divides N
     for rows in (1, 129, 3000, 16500):
-        case = OperatorCase("Fp8LinearAdd", rows, shape, {"promotion": promotion})
-        case.difference(case.program(this_capability(), Tiles((Entry(this_capability(), family, 1, shape, tile),))))
+        case = fp8_linear_add_case(rows, 1408, 1448, promotion)  # no tile divides N
+        tiles = Tiles(tuple(case.entries(this_capability(), tile)))
+        difference_of(case, programs.program_of(case, this_capability(), tiles))
 
 
-@pytest.mark.parametrize("operator", ["Fp8LinearAdd", "RmsNormQuantRow"])
-def test_a_captured_launch_is_the_launch(program_of, operator):
-    case = OperatorCase(operator, 4100, (1408, 1408) if operator.startswith("Fp8") else (1408,), {"promotion": 0, **EPSILON})
-    program, inputs = program_of(case), case.inputs()
+@pytest.mark.parametrize("case", [fp8_linear_add_case(4100, 1408, 1408), rms_norm_quant_row_case(4100, 1408)], ids=lambda c: c.operator)
+def test_a_captured_launch_is_the_launch(program_of, case):
+    program, inputs = program_of(case), case.tensors("cuda")
     expected = execute(program, inputs)
     outputs = new_outputs(program, inputs)
     run = bind(program, inputs, outputs)
@@ -174,17 +149,8 @@ def test_a_captured_launch_is_the_launch(program_of, operator):
 
 
 def test_a_static_scale_and_leading_dimensions(program_of):
-    from onerec_trt.operators.kernels.registry import FACTORIES
-    from onerec_trt.operators.launch.node import Node
-    from onerec_trt.operators.launch.program import InputType
-
-    inputs = OperatorCase("Fp8Linear", 60, (1408, 1408)).inputs()
-    inputs[0], inputs[1] = inputs[0].view(3, 20, 1408), torch.tensor([0.01], device="cuda")
-    names = ("float8_e4m3fn", "float32", "float8_e4m3fn", "float32")
-    types = [InputType(name, tuple(tensor.shape)) for name, tensor in zip(names, inputs, strict=True)]
-    types[0] = InputType("float8_e4m3fn", (None, None, 1408))
-    program = FACTORIES["Fp8Linear"].program(Node("Fp8Linear", tuple(types), {"promotion": 0}, this_capability()))
-    (expected,) = OPERATORS["Fp8Linear"].reference(*inputs, promotion=0)
-    (actual,) = execute(program, inputs)
-    threshold = OperatorCase("Fp8Linear", 60, (1408, 1408), {"promotion": 0}).threshold
-    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= threshold
+    rows = fp8_linear_case(60, 1408, 1408)
+    case = replace(rows, inputs=(codes(3, 20, 1408, dynamic=(0, 1)), scales(1, dynamic=()), *rows.inputs[2:]))
+    program, inputs = program_of(case), case.tensors("cuda")
+    (expected,), (actual,) = case.reference(inputs), execute(program, inputs)
+    assert difference(actual.cpu().numpy(), expected.cpu().numpy()) <= case.threshold

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from torch import Tensor
 
 from ...core.artifacts import write_json
 from ...core.errors import BuildError
+from ...operators.kernels.registry import FACTORIES, program_of
+from ...operators.launch.case import Case, Tuning
 from ...operators.launch.compile import Build, compile_many
 from ...operators.launch.launch import bind, new_outputs
 from ...operators.launch.program import Kernel, Program
 from ...operators.launch.tiles import Entry, Tile, Tiles, committed_tiles
-from . import space
-from .cases import OperatorCase, copies_of, this_capability
+from .parity import copies_of, difference_of, this_capability
 from .timing import captured
 
 FINALISTS = 4
 ROUNDS = 5  # of each finalist
 CALLS = 12  # of a sample
+DEVICE = "cuda"
 MAX_BYTES = 600 << 20  # of tensors in rotation
 
 Say = Callable[[str], None]
@@ -36,18 +38,21 @@ Compiled = dict[str, Kernel | BuildError]
 
 @dataclass(frozen=True)
 class Tuned:
-    """The tile chosen for a case, its time, the time of the tile that the table had, and the first look at every candidate."""
+    """The tile chosen in a search, its time, the time of the tile that the table had, and the first look at every candidate."""
 
-    case: OperatorCase
-    families: tuple[str, ...]
+    tuning: Tuning
     tile: Tile
     microseconds: float
     before_us: float | None
     tried_us: dict[Tile, float]
 
+    @property
+    def case(self) -> Case:
+        return self.tuning.case
+
     def entries(self, capability: str) -> list[Entry]:
         """What the table gets."""
-        return [Entry(capability, family, self.case.tile_rows, self.case.tile_shape, self.tile) for family in self.families]
+        return self.case.entries(capability, self.tile, self.tuning.families)
 
     def as_json(self) -> dict[str, Any]:
         """Every candidate with its time, fastest first."""
@@ -60,7 +65,7 @@ class Tuned:
 
 
 def tune(out: Path, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
-    """Tune every case of space.py for the GPU at hand.
+    """Tune every kernel for the GPU at hand.
 
     Args:
         out: Gets the new table. The installed one is only read.
@@ -76,7 +81,7 @@ def tune(out: Path, log: Path | None = None, cache: Path | None = None, say: Say
     capability = this_capability()
     tiles = committed_tiles()
     torch.manual_seed(0)
-    searches = [_Search(case, families, capability, tiles) for case, families in space.cases()]
+    searches = [_Search(tuning, capability, tiles) for tuning in tunings()]
     started = time.perf_counter()
     compiled = _compile_all([build for search in searches for builds in search.builds.values() for build in builds], cache)
     say(f"{len(compiled)} kernels compiled in {time.perf_counter() - started:.0f} s")
@@ -91,6 +96,17 @@ def tune(out: Path, log: Path | None = None, cache: Path | None = None, say: Say
     return tuned
 
 
+def tunings() -> Iterator[Tuning]:
+    """Every search, kernel by kernel."""
+    for factory in FACTORIES.values():
+        yield from factory.cases.tuned()
+
+
+def candidates(case: Case, capability: str) -> Iterable[Tile]:
+    """Tiles worth a try."""
+    return FACTORIES[case.operator].cases.candidates(case, capability)
+
+
 def _compile_all(builds: list[Build], cache: Path | None) -> Compiled:
     """Each distinct kernel, by the text of its build, or why it does not compile."""
     distinct = {repr(build): build for build in builds}
@@ -100,10 +116,12 @@ def _compile_all(builds: list[Build], cache: Path | None) -> Compiled:
 class _Search:
     """The candidates of one case. The tile that the table has now is the first of them."""
 
-    def __init__(self, case: OperatorCase, families: tuple[str, ...], capability: str, tiles: Tiles) -> None:
-        self.case, self.families, self.capability = case, families, capability
-        self.now = tiles.tile(capability, families[0], case.tile_shape, case.tile_rows)
-        self.builds = {tile: self._builds(tile) for tile in dict.fromkeys([self.now, *space.candidates(case, capability)])}
+    def __init__(self, tuning: Tuning, capability: str, tiles: Tiles) -> None:
+        self.tuning, self.case, self.capability = tuning, tuning.case, capability
+        key = self.case.tile
+        assert key is not None, f"{self.case.operator} has no tiles"
+        self.now = tiles.tile(capability, tuning.families[0], key.shape, key.rows)
+        self.builds = {tile: self._builds(tile) for tile in dict.fromkeys([self.now, *candidates(self.case, capability)])}
 
     def best(self, compiled: Compiled) -> Tuned:
         """Time all candidates briefly, the fastest again in turns, and check the winner."""
@@ -115,12 +133,12 @@ class _Search:
         rounds = [{tile: samplers[tile]() for tile in timed} for _ in range(ROUNDS)]
         medians = {tile: statistics.median(each[tile] for each in rounds) for tile in timed}
         winner = min(medians, key=medians.__getitem__)
-        self.case.difference(programs[winner])
-        return Tuned(self.case, self.families, winner, medians[winner], medians.get(self.now), quick)
+        difference_of(self.case, programs[winner])
+        return Tuned(self.tuning, winner, medians[winner], medians.get(self.now), quick)
 
     def _program(self, tile: Tile, compile_with: Callable[[Build], Kernel]) -> Program:
-        entries = (Entry(self.capability, family, self.case.tile_rows, self.case.tile_shape, tile) for family in self.families)
-        return self.case.program(self.capability, Tiles(tuple(entries)), compile_with)
+        entries = self.case.entries(self.capability, tile, self.tuning.families)
+        return program_of(self.case, self.capability, Tiles(tuple(entries)), compile_with)
 
     def _builds(self, tile: Tile) -> list[Build]:
         asked: list[Build] = []
@@ -142,7 +160,11 @@ class _Search:
 
         usable = [t for t, builds in self.builds.items() if all(isinstance(compiled[repr(b)], Kernel) for b in builds)]
         if not usable:
-            raise BuildError("no candidate compiles", where=f"{self.case.operator} {self.case.label}", hint="extend tools/tuning/space.py")
+            raise BuildError(
+                "no candidate compiles",
+                where=f"{self.case.operator} {self.case.label}",
+                hint="name other candidates in its file of operators/kernels",
+            )
         return {tile: self._program(tile, find) for tile in usable}
 
     def _samplers(self, programs: dict[Tile, Program]) -> dict[Tile, Callable[[], float]]:
@@ -155,7 +177,7 @@ class _Search:
         return {tile: sampler(program) for tile, program in programs.items()}
 
     def _inputs(self) -> list[list[Tensor]]:
-        first = self.case.inputs()
+        first = self.case.tensors(DEVICE)
         size = sum(tensor.nbytes for tensor in first)
         count = max(2, min(copies_of(size), MAX_BYTES // size))
-        return [first, *(self.case.inputs() for _ in range(count - 1))]
+        return [first, *(self.case.tensors(DEVICE) for _ in range(count - 1))]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import interpreted
 import torch
-from interpreted import FACTORIES, emulate_gpu, node_of
+from interpreted import CAPABILITY, emulate_gpu, execute, new_scratch, remember
 from onerec_trt.models.ordering import stable_topk
-from onerec_trt.operators.launch.tiles import RowTile
+from onerec_trt.operators.kernels.beam_step_cases import beam_step_case
+from onerec_trt.operators.kernels.registry import program_of
 from torch import Tensor
 
 NORMALIZER = 2  # number of its buffer
@@ -21,9 +21,9 @@ NAN, INFINITY = float("nan"), float("inf")
 
 def outcome(logits: Tensor, scores: Tensor, width: int) -> dict:
     """Values of each output that are not those of the stable sort, and the largest error of a normalizer."""
-    node = node_of("BeamStep", [logits, scores], {"width": width}, RowTile(1, 64, 1))
-    scratch: list[Tensor] = []
-    actual = interpreted.execute(FACTORIES["BeamStep"].program(node), [logits, scores], scratch)
+    program = program_of(beam_step_case(*scores.shape, logits.shape[1], width), CAPABILITY, compile_with=remember)
+    scratch = new_scratch(program, [logits, scores])
+    actual = execute(program, [logits, scores], scratch)
     normalizer = scratch[NORMALIZER].view(torch.float32)
     batch, rows = scores.shape
     total = (logits.float() - normalizer[:, None]).view(batch, rows, -1) + scores[..., None]
@@ -66,11 +66,11 @@ def cases() -> Iterator[tuple[str, Tensor, Tensor, int]]:
 def neighbors_moved() -> bool:
     """Spoils one request of three; whether a bit of the others' outputs is then another."""
     logits, scores = torch.randn(3 * 5, 140).half(), torch.randn(3, 5)
-    program = FACTORIES["BeamStep"].program(node_of("BeamStep", [logits, scores], {"width": 33}, RowTile(1, 64, 1)))
-    clean = interpreted.execute(program, [logits, scores])
+    program = program_of(beam_step_case(3, 5, 140, 33), CAPABILITY, compile_with=remember)
+    clean = execute(program, [logits, scores])
     bad = logits.clone()
     bad[5:10] = NAN
-    dirty = interpreted.execute(program, [bad, scores])
+    dirty = execute(program, [bad, scores])
     assert dirty[0][1].isnan().all()
     return not all(torch.equal(a[[0, 2]], b[[0, 2]]) for a, b in zip(clean, dirty, strict=True))
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from onerec_trt.core.errors import BuildError, GateError, GpuError
+from onerec_trt.operators.kernels.context_attention import context_attention_case
+from onerec_trt.operators.kernels.linear import linear_add_case
+from onerec_trt.operators.kernels.quant import quant_row_case
+from onerec_trt.operators.kernels.registry import program_of
+from onerec_trt.operators.launch.case import Library, Measurement, TileKey, Tuning
 from onerec_trt.operators.launch.program import Kernel
 from onerec_trt.operators.launch.tiles import TABLE, RowTile, Tiles, committed_tiles, read_tiles
 from onerec_trt.tools.cli import app
-from onerec_trt.tools.tuning import benchmark, cases, space, tune
-from onerec_trt.tools.tuning.cases import OperatorCase
+from onerec_trt.tools.tuning import benchmark, parity, tune
 
-CASE = OperatorCase("QuantRow", 64, (256,))
+CASE = quant_row_case(64, 256)
 SCHEMA = {
     *("operator", "shape", "variant", "samples_us", "microseconds", "tflops", "gbytes_per_s", "library", "library_microseconds"),
 }  # fmt: skip
@@ -35,15 +38,15 @@ class Sampler:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch) -> None:
     """Inputs on the CPU; nothing is compiled or launched; each kernel takes as many microseconds as its program has warps."""
-    monkeypatch.setattr(cases, "DEVICE", "cpu")
     for module in (tune, benchmark):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+        monkeypatch.setattr(module, "difference_of", lambda *_: 0.0)
         monkeypatch.setattr(module, "this_capability", lambda: "9.0")
         monkeypatch.setattr(module, "new_outputs", lambda _, inputs: inputs[:1])
         monkeypatch.setattr(module, "bind", lambda program, _, __: program)
         monkeypatch.setattr(module, "captured", lambda runs, *_: Sampler(warps_of(runs[0])))
         monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
-    monkeypatch.setattr(OperatorCase, "difference", lambda *_: 0.0)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
 
@@ -53,7 +56,7 @@ def warps_of(program) -> float:
 
 
 def test_the_fastest_goes_into_a_new_table_and_others_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(tune, "tunings", lambda: iter([Tuning(CASE, ("quant",))]))
     installed, table = TABLE.read_bytes(), tmp_path / "tiles.json"
     (tuned,) = tune.tune(table, tmp_path / "log.json", say=lambda _: None)
     assert TABLE.read_bytes() == installed
@@ -70,22 +73,22 @@ def test_a_winner_that_differs_from_pytorch_leaves_no_table(tmp_path, monkeypatc
     def differs(*_):
         raise GateError("the kernel differs")
 
-    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
-    monkeypatch.setattr(OperatorCase, "difference", differs)
+    monkeypatch.setattr(tune, "tunings", lambda: iter([Tuning(CASE, ("quant",))]))
+    monkeypatch.setattr(tune, "difference_of", differs)
     with pytest.raises(GateError):
         tune.tune(tmp_path / "tiles.json", say=lambda _: None)
     assert not list(tmp_path.iterdir())
 
 
 def test_no_candidate_that_compiles_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(tune, "tunings", lambda: iter([Tuning(CASE, ("quant",))]))
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: BuildError("no") for n, _ in enumerate(builds)})
     with pytest.raises(BuildError, match="no candidate compiles"):
         tune.tune(tmp_path / "tiles.json", say=lambda _: None)
 
 
 def test_the_command_writes_beside_the_caller_and_says_where_the_table_belongs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(space, "cases", lambda: iter([(CASE, ("quant",))]))
+    monkeypatch.setattr(tune, "tunings", lambda: iter([Tuning(CASE, ("quant",))]))
     monkeypatch.chdir(tmp_path)
     installed = TABLE.read_bytes()
     app(["dev", "tune"], standalone_mode=False)
@@ -95,34 +98,35 @@ def test_the_command_writes_beside_the_caller_and_says_where_the_table_belongs(t
 
 
 def test_every_family_of_the_table_is_tuned():
-    tuned = {family for _, families in space.cases() for family in families}
+    tuned = {family for tuning in tune.tunings() for family in tuning.families}
     assert tuned == {entry.family for entry in committed_tiles().entries}
 
 
 @pytest.mark.parametrize("capability", ["8.9", "9.0", "12.0"])
 def test_candidates_make_programs(capability):
-    for case, families in space.cases():
-        small = case if case.is_attention else replace(case, shape=tuple(size // 8 for size in case.shape))
-        for tile in space.candidates(case, capability)[:3]:
-            tiles = Tiles(tuple(tune.Tuned(small, families, tile, 1.0, None, {}).entries(capability)))
-            assert small.program(capability, tiles, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
+    for tuning in tune.tunings():
+        tiles = list(tune.candidates(tuning.case, capability))
+        assert tiles
+        for tile in tiles:
+            table = Tiles(tuple(tune.Tuned(tuning, tile, 1.0, None, {}).entries(capability)))
+            assert program_of(tuning.case, capability, table, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
 def measured(tmp_path: Path, monkeypatch, call) -> dict:
-    library = benchmark.Library("torch", call)
-    monkeypatch.setattr(benchmark, "measurements", lambda: iter([benchmark.Measurement(CASE, "row scales", library)]))
+    library = Library("torch", lambda _: call)
+    monkeypatch.setattr(benchmark, "measurements", lambda: iter([Measurement(CASE, "row scales", library)]))
     monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
-    monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.call(inputs[0]))
+    monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.prepare(inputs[0])())
     monkeypatch.setattr(benchmark, "copies_of", lambda _: 2)
-    program = CASE.program("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
-    monkeypatch.setattr(OperatorCase, "program", lambda *_: program)
+    program = program_of(CASE, "9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    monkeypatch.setattr(benchmark, "program_of", lambda *_: program)
     out = tmp_path / "operators.json"
     assert benchmark.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
     return json.loads(out.read_text())
 
 
 def test_the_result_has_its_schema(tmp_path, monkeypatch):
-    report = measured(tmp_path, monkeypatch, lambda _: Sampler(9.0))
+    report = measured(tmp_path, monkeypatch, lambda: Sampler(9.0))
     (result,) = report["results"]
     assert set(result) == SCHEMA
     assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
@@ -134,7 +138,7 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
 
 
 def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
-    def refuses(_):
+    def refuses():
         raise RuntimeError("no kernel for this")
 
     (result,) = measured(tmp_path, monkeypatch, refuses)["results"]
@@ -151,28 +155,27 @@ def test_the_documented_shapes_are_measured():
 
 
 def test_a_sample_holds_whole_requests_and_the_last():
-    case = cases.context_attention_case(9, 3, heads=2, groups=1, tokens=5, head=4)
-    inputs = case.inputs()
-    (query, key, value, lengths), rows = case._sampled(inputs)
+    case = context_attention_case(9, 3, heads=2, groups=1, tokens=5, head=4)
+    inputs = case.tensors("cpu")
+    (query, key, value, lengths), rows = parity.sampled(case, inputs), parity.spread(case, torch.arange(case.rows))
     assert rows.tolist() == [row for request in (0, 2, 4, 6, 8) for row in range(3 * request, 3 * request + 3)]
     assert torch.equal(query, inputs[0][rows])
     assert torch.equal(key[-1], inputs[1][8])
     assert (value.shape, lengths.tolist()) == ((5, 1, 5, 4), [5] * 5)
     assert (case.label, case.flops) == ("9x2x3x5x4", 4 * 9 * 2 * 3 * 5 * 4)
-    assert (case.tile_rows, case.tile_shape) == (6, (4,))
+    assert case.tile == TileKey("context_attention", 6, (4,))
 
 
 @pytest.mark.parametrize("rows", [16384, 16500, 65536])
 def test_a_sample_of_many_rows_holds_every_place_of_a_tile(rows):
-    case = OperatorCase("QuantRow", rows, (8,))
-    _, chosen = case._sampled(case.inputs())
+    case = quant_row_case(rows, 8)
+    chosen = parity.spread(case, torch.arange(case.rows))
     assert {row % 128 for row in chosen.tolist()} == set(range(128))
 
 
 def test_a_sample_of_rows_keeps_weights_whole():
-    case = OperatorCase("LinearAdd", 1000, (8, 1000))
-    inputs = case.inputs()
-    (x, weight, residual), rows = case._sampled(inputs)
+    case = linear_add_case(1000, 8, 1000)
+    (x, weight, residual), rows = parity.sampled(case, case.tensors("cpu")), parity.spread(case, torch.arange(case.rows))
     assert rows[-1] == 999
     assert (len(x), len(weight), len(residual)) == (len(rows), 1000, len(rows))
 
@@ -180,4 +183,4 @@ def test_a_sample_of_rows_keeps_weights_whole():
 def test_without_a_gpu_there_is_a_typed_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(GpuError, match="no usable GPU"):
-        cases.this_capability()
+        parity.this_capability()

@@ -35,21 +35,19 @@ def test_within_the_threshold_of_the_operator(outcomes):
 
 
 def test_bit_exact_where_nothing_is_summed_in_another_order(outcomes):
-    exact = [o for o in outcomes if o["operator"].startswith(("Quant", "SwiGlu"))]
-    assert exact
+    exact = [o for o in outcomes if o["agreement"] == "bits"]
+    assert {o["operator"] for o in exact} >= {"QuantRow", "SwiGlu"}
     assert [o for o in exact if o["unequal"]] == []
 
 
-def test_products_and_fp16_norms_differ_in_roundings_only(outcomes):
-    rounded = [o for o in outcomes if "Linear" in o["operator"] or o["operator"] == "RmsNorm"]
-    assert {o["operator"] for o in rounded} >= {"RmsNorm", "Linear", "Fp8Linear"}
+def test_products_fp16_norms_and_attentions_of_beams_differ_in_roundings_only(outcomes):
+    rounded = [o for o in outcomes if o["agreement"] == "roundings"]
+    assert {o["operator"] for o in rounded} >= {"RmsNorm", "Linear", "Fp8Linear", "BeamSelfAttention1", "BeamSelfAttention2"}
     assert [o for o in rounded if o["unequal"] > ROUNDED_DIFFERENTLY] == []
 
 
-def test_attentions_of_beams_differ_in_roundings_only(outcomes):
-    assert [o for o in outcomes if o["operator"].startswith("BeamSelfAttention") and o["unequal"] > ROUNDED_DIFFERENTLY] == []
-
-
 def test_a_bad_request_moves_no_bit_of_its_neighbors(interpreted):
-    assert len(interpreted["neighbors"]) == 4
+    names = [each["operator"] for each in interpreted["neighbors"]]
+    assert names.count("ContextAttention") == 2, "a tile with descriptors and one without"
+    assert set(names) >= {"BeamSelfAttention1", "BeamSelfAttention2"}
     assert [each for each in interpreted["neighbors"] if each["moved"]] == []
