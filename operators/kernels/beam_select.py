@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MOST_KEYS = 32768  # of one selection: 32 registers for each of 1024 threads; a count of equal keys fits 16 bits
+MAX_KEYS = 32768  # of one selection: 32 registers for each of 1024 threads; a count of equal keys fits 16 bits
 _ABSENT = tl.constexpr(0)
 _NAN = tl.constexpr(1)
 

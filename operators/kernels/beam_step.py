@@ -18,12 +18,12 @@ from ...core.errors import BuildError
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Argument, Buffer, Expr, Input, Int32, Kernel, Launch, Output, Program, Scratch, Tensor, Variant, cdiv, dim
-from .beam_select import MOST_KEYS, as_key, as_word, key_of, selected, value_of
+from .beam_select import MAX_KEYS, as_key, as_word, key_of, selected, value_of
 
 TILE = 128  # logits with one partial: the columns of a tile of the head's product
 UNIT = 8  # logits of one load
-MOST_SPAN = 8  # tiles of a group, as long as the groups of a request are few enough
-MOST_WIDTH = MOST_KEYS * UNIT // TILE  # the units of the tiles kept are one selection
+MAX_SPAN = 8  # tiles of a group, as long as the groups of a request are few enough
+MAX_WIDTH = MAX_KEYS * UNIT // TILE  # the units of the tiles kept are one selection
 _TILE, _UNIT = tl.constexpr(TILE), tl.constexpr(UNIT)
 _UNITS = tl.constexpr(TILE // UNIT)
 
@@ -250,8 +250,8 @@ class BeamShape:
     @property
     def span(self) -> int:
         """Tiles of a group: more where there would be too many groups."""
-        span: int = min(MOST_SPAN, triton.next_power_of_2(self.tiles))
-        while span < self.tiles and self.rows * -(-self.tiles // span) > MOST_KEYS:
+        span: int = min(MAX_SPAN, triton.next_power_of_2(self.tiles))
+        while span < self.tiles and self.rows * -(-self.tiles // span) > MAX_KEYS:
             span *= 2
         return span
 
@@ -281,10 +281,10 @@ class BeamShape:
 def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
     """BeamStep: logits FP16 [B * R, V], scores FP32 [B, R] to scores FP32, parents INT64 and tokens INT64 [B, width].
 
-    None for more than MOST_WIDTH beams, or where a selection would have more than MOST_KEYS keys (1024 rows of 200,000 tokens).
+    None for more than MAX_WIDTH beams, or where a selection would have more than MAX_KEYS keys (1024 rows of 200,000 tokens).
     """
     shape = _shape(node)
-    if max(shape.sizes) > MOST_KEYS or shape.width > MOST_WIDTH:
+    if max(shape.sizes) > MAX_KEYS or shape.width > MAX_WIDTH:
         return None
     batch, rows = dim(1, 0), dim(0, 0)
     per_row = shape.tiles * rows

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import BuildError
-from onerec_trt.operators.kernels.beam_select import MOST_KEYS
-from onerec_trt.operators.kernels.beam_step import MOST_WIDTH, BeamShape, beam_step_program
+from onerec_trt.operators.kernels.beam_select import MAX_KEYS
+from onerec_trt.operators.kernels.beam_step import MAX_WIDTH, BeamShape, beam_step_program
 from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
 from onerec_trt.operators.launch.encoding import encode
 from onerec_trt.operators.launch.node import Node
@@ -20,7 +20,7 @@ from onerec_trt.operators.launch.tiles import CAPABILITIES
 NORMALIZER_ERROR = 2e-6  # nat; sums of up to 3000 exponentials in FP32, beside FP64
 SHAPES = (
     *((1, 8192, 1), (1, 8192, 512), (512, 8192, 512), (128, 8192, 256), (1024, 8192, 1024), (1024, 65536, 1024)),
-    *((1, 32, 32), (7, 33, 130), (16, 129, 64), (1000, 9, 1000), (3, 1000, MOST_WIDTH)),
+    *((1, 32, 32), (7, 33, 130), (16, 129, 64), (1000, 9, 1000), (3, 1000, MAX_WIDTH)),
 )
 
 
@@ -59,7 +59,7 @@ def test_pieces_hold_whatever_is_kept(sizes):
     assert shape.groups * shape.span >= shape.tiles > (shape.groups - 1) * shape.span
     assert shape.tiles * 128 >= shape.vocabulary > (shape.tiles - 1) * 128
     assert shape.rows * shape.groups <= shape.sizes[0]
-    assert max(shape.sizes) <= MOST_KEYS
+    assert max(shape.sizes) <= MAX_KEYS
     for kept, size in zip((*shape.kept, shape.width), shape.sizes, strict=True):
         assert kept <= min(size, shape.width)
 
@@ -81,7 +81,7 @@ def test_no_requests_launch_nothing():
     assert all(0 in evaluated(each.grid, shapes) for each in program.variant(shapes).launches)
 
 
-@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(1024, 262144, 1024), (3, 1000, MOST_WIDTH + 1)])
+@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(1024, 262144, 1024), (3, 1000, MAX_WIDTH + 1)])
 def test_what_no_selection_can_hold_is_built_natively(rows, vocabulary, width):
     assert beam_step_program(node(rows, vocabulary, width)) is None
 
