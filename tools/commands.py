@@ -16,6 +16,7 @@ from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
 from ..validation.backends import EngineName
 from ..validation.gates import Gate, require
+from ..validation.validate import VALIDATE
 from . import demo as demo_run
 from . import export_trial as trial
 from . import inspection, pipeline
@@ -58,7 +59,7 @@ def _one_stage(recipe: Recipe, stage: str, as_json: bool) -> None:
 
 def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime") -> None:
     recipe = load_recipe(recipe_file)
-    _show(pipeline.run_stages(recipe, [pipeline.VALIDATE[engine]]))
+    _show(pipeline.run_stages(recipe, [VALIDATE[engine]]))
     (result,) = pipeline.validations([recipe], engine)
     _print(result.model_dump(mode="json"), [gates_table(result.gates)], as_json)
     require(result.gates, where=str(pipeline.folders_of(recipe).validated_by(engine)))

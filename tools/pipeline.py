@@ -21,10 +21,9 @@ from ..runtime.verdict import inspect_proven
 from ..validation.backends import EngineName
 from ..validation.fp32_reference import reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import PROOF_FOLDER, Validation, read_validation, validate_stage
+from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, read_validation, validate_stage
 
 STAGES = ("calibrate", "export", "build", "validate")
-VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 

@@ -31,7 +31,7 @@ from ..models.requests import Requests, read_requests
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
-from .backends import Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
+from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
 from .e4m3 import e4m3_self_test
 from .fp32_reference import Reference, heldout_requests, read_reference
@@ -43,6 +43,7 @@ from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
 from .torch_runner import ScoringTorchRunner
 
 VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
+VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}  # the stage of each engine
 PROOF_FOLDER = "validated-tensorrt"  # beside the folder of plans
 SOURCES = Sources(
     ("core", "runtime", "models", "operators", "calibration", "export", "validation"),
@@ -119,7 +120,7 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
             _write_verdicts(read_validation(folder), record, plans)
 
     return Stage(
-        name="validate" if plans is None else "validate-tensorrt",
+        name=VALIDATE["onnxruntime" if plans is None else "tensorrt"],
         folder=folder,
         sources=SOURCES,
         tools=("torch", "onnxruntime", "polygraphy"),

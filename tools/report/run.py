@@ -19,7 +19,7 @@ from ...export.stage import DESCRIPTION_FILE, Description
 from ...runtime.plan_record import PlanRecord
 from ...runtime.verdict import inspect_proven
 from ...validation.gates import Gate
-from ...validation.validate import Validation, read_validation
+from ...validation.validate import VALIDATE, Validation, read_validation
 from ..pipeline import folders_of, stages_of
 
 
@@ -72,7 +72,7 @@ def load_run(recipe: Recipe) -> RecipeRun:
     stages = [calibrated, exported, *builds, validated]
     records = {stage.folder.name: _record(stage) for stage in stages}
     _same_lineage(stages, records)
-    proven = named["validate-tensorrt"]
+    proven = named[VALIDATE["tensorrt"]]
     on_gpu = _of_these(proven, records[validated.folder.name])
     outdated = tuple(_outdated(stages, records))
     if on_gpu is not None:
