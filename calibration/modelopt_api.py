@@ -14,18 +14,17 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..core.precision import PRECISIONS, Granularity
+from ..models.config import OneRecConfig
+from ..models.layout import Scheme, layout
+from ..models.onerec import OneRec
 from ..operators import fp8
-from .targets import Kind, Target
+from .targets import Target
 
 ROW_BLOCKS = "onerec_fp8_1x128"  # name of our quantization backend
 SMALLEST_AMAX = 2.0**-24  # ModelOpt's FP8 emulation takes a smaller amax for zero (tensor_quant.py, _fp8_eager)
 Role = Literal["weight", "input"]
 
 _E4M3: dict[str, Any] = {"num_bits": (4, 3)}
-_PATTERNS: dict[Kind, tuple[str, ...]] = {
-    "linear": ("blocks.*.cross_attention.?", "blocks.*.self_attention.?", "blocks.*.ffn.gate", "blocks.*.ffn.up", "blocks.*.ffn.down"),
-    "expert": ("blocks.*.ffn.experts.*", "blocks.*.ffn.shared.*"),
-}
 _WEIGHT: dict[Granularity, dict[str, Any]] = {
     Granularity.TENSOR: {"axis": 0},
     Granularity.ROW: {"axis": 0},
@@ -39,7 +38,7 @@ _INPUT: dict[Granularity, dict[str, Any]] = {
 }
 
 
-def modelopt_config(precision: str) -> dict[str, Any]:
+def modelopt_config(config: OneRecConfig, precision: str) -> dict[str, Any]:
     """ModelOpt's configuration: everything off, then by name what the precision quantizes.
 
     ModelOpt's presets switch layers off by name (`*router*`, `output.*`, ...); none of them is used here.
@@ -47,15 +46,15 @@ def modelopt_config(precision: str) -> dict[str, Any]:
     """
     scheme = PRECISIONS[precision]
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    granularity: dict[Kind, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
-    for kind, patterns in _PATTERNS.items():
-        for pattern in patterns if granularity[kind] is not Granularity.NONE else ():
+    granularity: dict[Scheme, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
+    for kind in granularity:
+        for pattern in layout(config).patterns(kind) if granularity[kind] is not Granularity.NONE else ():
             entries.append({"quantizer_name": f"{pattern}.weight_quantizer", "cfg": _E4M3 | _WEIGHT[granularity[kind]]})
             entries.append({"quantizer_name": f"{pattern}.input_quantizer", "cfg": _E4M3 | _INPUT[granularity[kind]]})
     return {"quant_cfg": entries, "algorithm": "max"}
 
 
-def insert_quantizers(model: nn.Module, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
+def insert_quantizers(model: OneRec, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
     """Put ModelOpt's quantizers into the model, in place, and calibrate their amax ("max" algorithm).
 
     While `forward_loop` runs, the quantizers only watch: the model computes as before.
@@ -69,7 +68,7 @@ def insert_quantizers(model: nn.Module, precision: str, forward_loop: Callable[[
     if not is_registered_quant_backend(ROW_BLOCKS):
         register_quant_backend(ROW_BLOCKS, _fake_quantize_row_blocks)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantizers it inserted
-        mtq.quantize(model, modelopt_config(precision), forward_loop)
+        mtq.quantize(model, modelopt_config(model.config, precision), forward_loop)
 
 
 def enabled_quantizers(model: nn.Module) -> set[str]:

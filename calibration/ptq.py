@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..core.errors import CalibrationError
 from ..core.precision import PRECISIONS, Granularity
+from ..models.layout import layout
 from ..models.onerec import OneRec
 from .modelopt_api import amax_of, enabled_quantizers, insert_quantizers, set_amax
 from .observation import Observation, observing
-from .quantize import FP32_TENSORS, Amax, share_input_amax
+from .quantize import Amax, share_input_amax
 from .scoring import ScoringRequests
 from .targets import Target, quantized_targets, targets_of
 
@@ -124,8 +125,9 @@ def _set_all(model: nn.Module, targets: Sequence[Target], imported: Mapping[str,
             set_amax(model, target.name, "input", torch.tensor(amax.input))
 
 
-def _to_fp16(model: nn.Module) -> None:
+def _to_fp16(model: OneRec) -> None:
     """What the serving graph stores in FP16; routers stay in FP32."""
+    fp32 = layout(model.config).fp32
     for name, parameter in model.named_parameters():
-        if not name.endswith(FP32_TENSORS):
+        if name not in fp32:
             parameter.data = parameter.data.half()

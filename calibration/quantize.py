@@ -2,7 +2,7 @@
 
 Stored for a quantized linear NAME: `NAME.weight` E4M3 [N, K] (K zero-padded to 128 for blocks), `NAME.weight_scale`
 FP32 [N] or [N / 128, K / 128] rounded up, and with static activations `NAME.input_scale` FP32, no axes.
-Everything else is FP16, except router weights and selection biases, which stay in FP32.
+Everything else is FP16, except what the layout keeps in FP32: router weights and selection biases.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from ..core.precision import Granularity
 from ..core.progress import tracked
 from ..models.checkpoint import INDEX_NAME
 from ..models.config import OneRecConfig
+from ..models.layout import layout
 from ..operators import fp8
 from .statistics import check_fp16_range
 from .targets import Target
-
-FP32_TENSORS = (".router.weight", ".selection_bias")
 
 
 class TensorSource(Protocol):
@@ -102,7 +101,7 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
         CalibrationError: FP16 cannot hold a tensor.
     """
     by_name = {f"{target.name}.weight": target for target in targets}
-    shards = shard_names(source.config, source.names)
+    shards, fp32 = layout(source.config).shards(source.names), layout(source.config).fp32
     weight_map: dict[str, str] = {}
     warnings: list[str] = []
     total = 0
@@ -111,7 +110,7 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
         for name in names:
             tensor = source.tensor(name)
             warnings += _check_values(name, tensor)
-            quantized, parts = _stored(name, tensor, by_name.get(name), amax_of)
+            quantized, parts = _stored(name, tensor, name in fp32, by_name.get(name), amax_of)
             on_weight(name, tensor, quantized)
             tensors |= parts
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -121,15 +120,6 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", source.config.model_dump(mode="json"))
     return warnings
-
-
-def shard_names(config: OneRecConfig, names: Iterable[str]) -> list[list[str]]:
-    """Tensor names by shard: first everything outside the blocks, then one shard per block."""
-    shards: list[list[str]] = [[] for _ in range(config.n_layers + 1)]
-    for name in names:
-        parts = name.split(".")
-        shards[int(parts[1]) + 1 if parts[0] == "blocks" else 0].append(name)
-    return shards
 
 
 def share_input_amax(targets: Sequence[Target], amax: Mapping[str, Amax]) -> dict[str, Amax]:
@@ -150,9 +140,11 @@ def _check_values(name: str, tensor: Tensor) -> list[str]:
     return [warning] if warning else []
 
 
-def _stored(name: str, tensor: Tensor, target: Target | None, amax_of: AmaxOf) -> tuple[QuantizedWeight | None, dict[str, Tensor]]:
+def _stored(
+    name: str, tensor: Tensor, in_fp32: bool, target: Target | None, amax_of: AmaxOf
+) -> tuple[QuantizedWeight | None, dict[str, Tensor]]:
     if target is None:
-        dtype = torch.float32 if name.endswith(FP32_TENSORS) else torch.float16
+        dtype = torch.float32 if in_fp32 else torch.float16
         return None, {name: tensor.to(dtype).contiguous()}
     amax = amax_of(target, tensor)
     quantized = quantize_weight(tensor, target.granularity, amax.weight)

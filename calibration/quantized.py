@@ -17,7 +17,7 @@ from ..core.precision import PRECISIONS, Granularity, Precision
 from ..core.records import read_record
 from ..models.checkpoint import INDEX_NAME, expected_shapes
 from ..models.config import OneRecConfig, parse_config
-from .quantize import FP32_TENSORS
+from ..models.layout import layout
 from .summary import QuantizationSummary, read_summary
 from .targets import Target, quantized_targets
 
@@ -95,8 +95,9 @@ def open_quantized(folder: Path) -> QuantizedCheckpoint:
 
 def stored_forms(config: OneRecConfig, targets: list[Target]) -> dict[str, _Form]:
     """Shape and dtype of every tensor that a quantized checkpoint of this model holds."""
+    fp32 = layout(config).fp32
     forms: dict[str, _Form] = {
-        name: (shape, torch.float32 if name.endswith(FP32_TENSORS) else torch.float16) for name, shape in expected_shapes(config).items()
+        name: (shape, torch.float32 if name in fp32 else torch.float16) for name, shape in expected_shapes(config).items()
     }
     for target in targets:
         forms[f"{target.name}.weight"] = (target.stored_shape, torch.float8_e4m3fn)

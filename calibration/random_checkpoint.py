@@ -18,6 +18,7 @@ from ..core.sources import Sources
 from ..core.stages import Stage, run_stage
 from ..models.checkpoint import expected_shapes
 from ..models.config import OneRecConfig
+from ..models.layout import layout
 from ..operators import fp8
 from .quantize import Amax, quantize, weight_amax
 from .summary import QuantizationSummary, summarize_layers, unquantized, write_summary
@@ -40,9 +41,10 @@ class RandomWeights:
 
     def tensor(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        if name.endswith(".selection_bias"):
+        other = layout(self.config).others.get(name)
+        if other == "selection bias":
             return torch.zeros(shape)
-        if "norm" in name:
+        if other == "norm":
             return torch.ones(shape)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
         return torch.randn(shape, generator=generator).mul_(STANDARD_DEVIATION)

@@ -13,7 +13,8 @@ from ..core.errors import ArtifactError
 from ..core.precision import Granularity
 from ..core.recipe import PrecisionName
 from ..models.config import OneRecConfig
-from .targets import Kind, Target, linear_names
+from ..models.layout import Scheme
+from .targets import Target, linear_names
 
 SUMMARY_NAME = "quantization.json"
 
@@ -26,7 +27,7 @@ class LayerSummary(_Part):
     """One quantized linear. `input`: name of the tensor it reads; linears with the same one share `input_scale`."""
 
     name: str
-    kind: Kind
+    kind: Scheme
     granularity: Granularity
     input: str
     weight_scale_shape: tuple[int, ...]

@@ -1,23 +1,12 @@
-"""Which linears a precision quantizes, known from the model's configuration alone, and which of them read the same tensor.
-
-Source: arXiv 2603.11486, table of the FP8 operators: attention projections, dense FFN and experts; never the router,
-the context pathways or the heads.
-"""
+"""Which linears a precision quantizes, and how: the model's layout joined with the precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
 
 from ..core.precision import BLOCK, PRECISIONS, Granularity
 from ..models.config import OneRecConfig
-from ..models.onerec import OneRec
-
-Kind = Literal["linear", "expert"]
+from ..models.layout import Scheme, layout
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,7 @@ class Target:
 
     name: str
     group: str
-    kind: Kind
+    kind: Scheme
     shape: tuple[int, int]
     granularity: Granularity
 
@@ -52,13 +41,13 @@ class Target:
 
 
 def targets_of(config: OneRecConfig, precision: str) -> list[Target]:
-    """Every linear under `blocks` except routers, in the model's order, with its granularity in this precision."""
+    """Every linear that some precision quantizes, in the model's order, with its granularity in this one."""
     scheme = PRECISIONS[precision]
-    granularity: dict[Kind, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
+    granularity: dict[Scheme, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
     return [
-        Target(name, group, kind, shape, granularity[kind])
-        for layer in range(config.n_layers)
-        for name, group, kind, shape in _of_layer(config, layer)
+        Target(linear.name, linear.input, linear.scheme, linear.shape, granularity[linear.scheme])
+        for linear in layout(config).linears
+        if linear.scheme is not None
     ]
 
 
@@ -69,31 +58,4 @@ def quantized_targets(config: OneRecConfig, precision: str) -> list[Target]:
 
 def linear_names(config: OneRecConfig) -> list[str]:
     """Every linear of the model, quantized or not, in the model's order."""
-    with torch.device("meta"):
-        return [name for name, module in OneRec(config).named_modules() if isinstance(module, nn.Linear)]
-
-
-_Row = tuple[str, str, Kind, tuple[int, int]]
-
-
-def _of_layer(config: OneRecConfig, layer: int) -> Iterator[_Row]:
-    block, square = f"blocks.{layer}", (config.d_model, config.d_model)
-    for name in ("q", "o"):
-        yield f"{block}.cross_attention.{name}", f"{block}.cross_attention.{name}", "linear", square
-    for name in ("q", "k", "v"):
-        yield f"{block}.self_attention.{name}", f"{block}.self_attention.qkv", "linear", square
-    yield f"{block}.self_attention.o", f"{block}.self_attention.o", "linear", square
-    ffn = f"{block}.ffn"
-    if not config.is_moe(layer):
-        yield from _of_ffn(ffn, f"{ffn}.gate_up", "linear", config.d_model, config.ffn_hidden)
-        return
-    assert config.moe is not None
-    experts = [*(f"{ffn}.experts.{i}" for i in range(config.moe.experts)), *(f"{ffn}.shared.{i}" for i in range(config.moe.shared))]
-    for expert in experts:
-        yield from _of_ffn(expert, f"{ffn}.gate_up", "expert", config.d_model, config.moe.hidden)
-
-
-def _of_ffn(name: str, input_group: str, kind: Kind, d_model: int, hidden: int) -> Iterator[_Row]:
-    yield f"{name}.gate", input_group, kind, (hidden, d_model)
-    yield f"{name}.up", input_group, kind, (hidden, d_model)
-    yield f"{name}.down", f"{name}.down", kind, (d_model, hidden)
+    return [linear.name for linear in layout(config).linears]

@@ -11,14 +11,13 @@ from pydantic import BaseModel
 
 from ..core.precision import Granularity, Precision
 from ..models.config import LEVELS, OneRecConfig
+from ..models.layout import layout
 from ..operators.operator import DOMAIN
 
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 _UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
 _QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8Block")
-_LINEARS_PER_BLOCK = 4  # cross q, cross o, self qkv, self o
-_LINEARS_PER_DENSE_FFN = 2  # gate_up, down
 
 
 class Finding(BaseModel):
@@ -46,12 +45,10 @@ def lint(model: onnx.ModelProto, config: OneRecConfig, precision: Precision, fol
 
 
 def expected_quantized_gemms(config: OneRecConfig, precision: Precision) -> int:
-    """Quantized matrix multiplication nodes in one graph: every quantized layer once per step."""
-    if not precision.is_quantized:
-        return 0
-    moe_layers = sum(config.is_moe(layer) for layer in range(config.n_layers))
-    dense = (config.n_layers - moe_layers) * _LINEARS_PER_DENSE_FFN
-    return LEVELS * (config.n_layers * _LINEARS_PER_BLOCK + dense + moe_layers)
+    """Quantized matrix multiplication nodes in one graph: those of the layout that the precision quantizes."""
+    linears = layout(config).products("linear") if precision.linears is not Granularity.NONE else ()
+    experts = layout(config).products("expert") if precision.experts is not Granularity.NONE else ()
+    return len(linears) + len(experts)
 
 
 def _operator_nodes(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[onnx.NodeProto]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.precision import BLOCK, Granularity, Precision
 from ..models.config import NORM_EPSILON, OneRecConfig
+from ..models.layout import layout
 from ..operators import fp8
 from ..operators.fp8_linear import fp8_linear, fp8_linear_add
 from ..operators.linear import linear, linear_add
@@ -78,16 +79,16 @@ class PackedNorm(nn.Module):
 
 
 class PackedQuantizer(nn.Module):
-    """Quantizes an FP16 tensor for one linear."""
+    """Quantizes an FP16 tensor for the linears `consumers`."""
 
     input_scale: Tensor
 
-    def __init__(self, source: TensorSource, granularity: Granularity, consumer: str) -> None:
+    def __init__(self, source: TensorSource, granularity: Granularity, consumers: Sequence[str]) -> None:
         super().__init__()
         assert granularity is not Granularity.BLOCK, "only experts take blocks, and they quantize within themselves"
         self.granularity = granularity
         if granularity is Granularity.TENSOR:
-            self.register_buffer("input_scale", _shared_input_scale(source, [consumer]))
+            self.register_buffer("input_scale", _shared_input_scale(source, consumers))
 
     def forward(self, x_ND: Tensor) -> Activation:
         if self.granularity is Granularity.NONE:
@@ -98,15 +99,15 @@ class PackedQuantizer(nn.Module):
 
 
 class PackedSwiGlu(nn.Module):
-    """SiLU(gate) * up, quantized for the linear `consumer`."""
+    """SiLU(gate) * up, quantized for the linears `consumers`."""
 
     input_scale: Tensor
 
-    def __init__(self, source: TensorSource, granularity: Granularity, consumer: str) -> None:
+    def __init__(self, source: TensorSource, granularity: Granularity, consumers: Sequence[str]) -> None:
         super().__init__()
         self.granularity = granularity
         if granularity is Granularity.TENSOR:
-            self.register_buffer("input_scale", _shared_input_scale(source, [consumer]))
+            self.register_buffer("input_scale", _shared_input_scale(source, consumers))
 
     def forward(self, gate_up_N2H: Tensor) -> Activation:
         if self.granularity is Granularity.NONE:
@@ -142,14 +143,14 @@ class PackedLinear(nn.Module):
 class PackedFfn(nn.Module):
     """Dense SwiGLU block with its norm and residual."""
 
-    def __init__(self, source: TensorSource, block: str) -> None:
+    def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
-        granularity = source.scheme.linears
-        inputs = [f"{block}.ffn.gate", f"{block}.ffn.up"]
-        self.norm = PackedNorm(source, f"{block}.ffn_norm", granularity, inputs)
-        self.gate_up = PackedLinear(source, inputs, granularity)
-        self.activation = PackedSwiGlu(source, granularity, f"{block}.ffn.down")
-        self.down = PackedLinear(source, [f"{block}.ffn.down"], granularity)
+        granularity, linears = source.scheme.linears, layout(source.config)
+        gate_up, down = linears.names("ffn gate_up", layer), linears.names("ffn down", layer)
+        self.norm = PackedNorm(source, f"blocks.{layer}.ffn_norm", granularity, gate_up)
+        self.gate_up = PackedLinear(source, gate_up, granularity)
+        self.activation = PackedSwiGlu(source, granularity, down)
+        self.down = PackedLinear(source, down, granularity)
 
     def forward(self, h_ND: Tensor) -> Tensor:
         with scope("norm"):
@@ -174,19 +175,18 @@ class PackedMoe(nn.Module):
     down_scale: Tensor
     hidden_scale: Tensor
 
-    def __init__(self, source: TensorSource, block: str) -> None:
+    def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
-        moe = source.config.moe
+        moe, linears = source.config.moe, layout(source.config)
         assert moe is not None
         self.moe, self.granularity = moe, source.scheme.experts
-        experts = [f"{block}.ffn.experts.{i}" for i in range(moe.experts)] + [f"{block}.ffn.shared.{i}" for i in range(moe.shared)]
-        self.experts = len(experts)
-        consumers = [f"{name}.{part}" for name in experts for part in ("gate", "up")]
-        self.norm = PackedNorm(source, f"{block}.ffn_norm", self.granularity, consumers)
-        self.register_buffer("router", source.tensor(f"{block}.ffn.router.weight").float())
-        self.register_buffer("selection_bias", source.tensor(f"{block}.ffn.selection_bias").float())
-        downs = [f"{name}.down" for name in experts]
-        self._pack("gate_up", source, consumers)
+        gate_up, downs = linears.names("expert gate_up", layer), linears.names("expert down", layer)
+        self.experts = len(downs)
+        (router,) = linears.names("router", layer)
+        self.norm = PackedNorm(source, f"blocks.{layer}.ffn_norm", self.granularity, gate_up)
+        self.register_buffer("router", source.tensor(f"{router}.weight").float())
+        self.register_buffer("selection_bias", source.tensor(f"blocks.{layer}.ffn.selection_bias").float())
+        self._pack("gate_up", source, gate_up)
         self._pack("down", source, downs)
         if self.granularity is Granularity.TENSOR:
             self.register_buffer("hidden_scale", torch.stack([source.tensor(f"{d}.input_scale").reshape(()) for d in downs]))

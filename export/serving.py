@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core.graph_io import GraphIO
 from ..core.precision import Granularity
 from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
+from ..models.layout import layout
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from ..operators.beam_step import beam_groups, beam_step
 from ..operators.context_attention import context_attention
@@ -38,7 +39,7 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.config = config = source.config
         padding = -config.feature_width % FEATURE_ALIGNMENT
-        weights = [F.pad(source.tensor(f"context.pathways.{p}.weight"), (0, padding)) for p in range(len(PATHWAYS))]
+        weights = [F.pad(source.tensor(f"{name}.weight"), (0, padding)) for name in layout(config).names("context")]
         self.padding = padding
         self.register_buffer("weight", torch.cat(weights, 1))
         for index in range(config.l_kv):
@@ -77,18 +78,19 @@ class PackedBlock(nn.Module):
     def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
         config, granularity, block = source.config, source.scheme.linears, f"blocks.{layer}"
+        linears = layout(config)
         self.kv_set, self.heads = config.kv_set(layer), config.n_heads
-        cross, own = f"{block}.cross_attention", f"{block}.self_attention"
-        self.cross_norm = PackedNorm(source, f"{block}.cross_norm", granularity, [f"{cross}.q"])
-        self.cross_q = PackedLinear(source, [f"{cross}.q"], granularity)
-        self.cross_quantizer = PackedQuantizer(source, granularity, f"{cross}.o")
-        self.cross_o = PackedLinear(source, [f"{cross}.o"], granularity)
-        qkv = [f"{own}.{part}" for part in ("q", "k", "v")]
-        self.self_norm = PackedNorm(source, f"{block}.self_norm", granularity, qkv)
-        self.self_qkv = PackedLinear(source, qkv, granularity)
-        self.self_quantizer = PackedQuantizer(source, granularity, f"{own}.o")
-        self.self_o = PackedLinear(source, [f"{own}.o"], granularity)
-        self.ffn = PackedMoe(source, block) if config.is_moe(layer) else PackedFfn(source, block)
+        cross_q, cross_o = linears.names("cross q", layer), linears.names("cross o", layer)
+        self.cross_norm = PackedNorm(source, f"{block}.cross_norm", granularity, cross_q)
+        self.cross_q = PackedLinear(source, cross_q, granularity)
+        self.cross_quantizer = PackedQuantizer(source, granularity, cross_o)
+        self.cross_o = PackedLinear(source, cross_o, granularity)
+        self_qkv, self_o = linears.names("self qkv", layer), linears.names("self o", layer)
+        self.self_norm = PackedNorm(source, f"{block}.self_norm", granularity, self_qkv)
+        self.self_qkv = PackedLinear(source, self_qkv, granularity)
+        self.self_quantizer = PackedQuantizer(source, granularity, self_o)
+        self.self_o = PackedLinear(source, self_o, granularity)
+        self.ffn = PackedMoe(source, layer) if config.is_moe(layer) else PackedFfn(source, layer)
 
     def forward(
         self, h_ND: Tensor, contexts: list[KeyValue], lengths_B: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None
@@ -149,7 +151,8 @@ class Decoder(nn.Module):
         self.register_buffer("position_embedding", source.tensor("position_embedding.weight"))
         self.blocks = nn.ModuleList(PackedBlock(source, layer) for layer in range(self.config.n_layers))
         self.head_norms = nn.ModuleList(PackedNorm(source, f"head_norms.{t}", Granularity.NONE) for t in range(LEVELS))
-        self.heads = nn.ModuleList(PackedLinear(source, [f"heads.{t}"], Granularity.NONE) for t in range(LEVELS))
+        heads = layout(self.config).names("head")
+        self.heads = nn.ModuleList(PackedLinear(source, [name], Granularity.NONE) for name in heads)
 
     def embed(self, step: int, tokens_N: Tensor) -> Tensor:
         """Hidden state FP16 [N, D] of token numbers INT64 [N]: row 0 is BOS, then one codebook after the other."""

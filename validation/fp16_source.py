@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..calibration.quantize import FP32_TENSORS
 from ..core.precision import PRECISIONS, Precision
 from ..models.checkpoint import Checkpoint
 from ..models.config import OneRecConfig
+from ..models.layout import layout
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Fp16Source:
 
     def tensor(self, name: str, /) -> Tensor:
         tensor = self.checkpoint.tensor(name)
-        return tensor if name.endswith(FP32_TENSORS) else tensor.half()
+        return tensor if name in layout(self.config).fp32 else tensor.half()

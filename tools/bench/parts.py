@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...models.layout import PLACES, Role
+
 PRODUCTS = "matrix products"
 CONTEXT = "attention to the context"
 SELF = "self-attention"
@@ -15,23 +17,22 @@ ELSEWHERE = "elsewhere"
 PARTS = (PRODUCTS, CONTEXT, SELF, ACTIVATION, NORMS, BEAM, ELSEWHERE)
 
 # A fused layer computes several places and counts for the first of these parts that any of them belongs to.
-_SIGNS = (
-    (BEAM, ("beam", "head", "head_norm", "node_embedding")),
-    (ACTIVATION, ("ffn.activation",)),
-    (NORMS, ("cross.norm", "self.norm", "ffn.norm")),
-    (SELF, ("self.attention", "self.quantize")),
-    (CONTEXT, ("cross.attention", "cross.quantize", "context.")),
-    (PRODUCTS, ("cross.q", "cross.o", "self.qkv", "self.o", "ffn.gate_up", "ffn.down")),
-)
+_PART_OF_ROLE: Mapping[Role, str] = {
+    "beam": BEAM,
+    "activation": ACTIVATION,
+    "norm": NORMS,
+    "self-attention": SELF,
+    "context attention": CONTEXT,
+    "product": PRODUCTS,
+    "experts": ELSEWHERE,
+}
 
 
 def part_of(places: str) -> str:
     """The part of places such as 'blocks.*.self.o, blocks.*.ffn.norm', as layer times name them."""
     names = [name.removeprefix("blocks.*.") for name in places.split(", ")]
-    for part, signs in _SIGNS:
-        if any(name.startswith(sign) for name in names for sign in signs):
-            return part
-    return ELSEWHERE
+    roles = {role for name in names for place, role in PLACES.items() if name.startswith(place)}
+    return next((part for role, part in _PART_OF_ROLE.items() if role in roles), ELSEWHERE)
 
 
 def milliseconds_by_part(times: Mapping[str, Any]) -> dict[str, float]:

@@ -13,19 +13,11 @@ from ...core.precision import E4M3_MAX
 from ...export.packed import TensorSource
 from ...export.serving import ServingModel
 from ...models.config import PATHWAYS
-from ...operators.operator import Call, recorded_calls
+from ...models.layout import layout
+from ...operators.operator import recorded_calls
 
 SCALES_FROM = "random weights, static scales from one forward pass"  # as the benchmark's result says it
 _REQUESTS, _TOKENS, _BEAM = 2, 16, 8  # a few rows are enough: random values are much alike
-# What quantizes in front of which group of linears: the operator's place in a block, and the group's name (calibration/targets.py).
-_GROUPS = {
-    "cross.norm": "cross_attention.q",
-    "cross.quantize": "cross_attention.o",
-    "self.norm": "self_attention.qkv",
-    "self.quantize": "self_attention.o",
-    "ffn.norm": "ffn.gate_up",
-    "ffn.activation": "ffn.down",
-}
 
 
 def input_amax(source: TensorSource, seed: int) -> dict[str, float]:
@@ -47,15 +39,10 @@ def input_amax(source: TensorSource, seed: int) -> dict[str, float]:
     lengths = torch.tensor([[_TOKENS // len(PATHWAYS)] * len(PATHWAYS)] * _REQUESTS)
     with torch.no_grad(), recorded_calls() as calls:
         model(features, lengths)
+    inputs = {linear.prepared: linear.input for linear in layout(source.config).linears if linear.scheme is not None}
     amax: dict[str, float] = {}
     for call in calls:
-        if (group := _group(call)) is not None:
+        place = call.label.partition(".")[2]  # its label is such as `step0.blocks.3.cross.norm`
+        if (group := inputs.get(place)) is not None:
             amax[group] = max(amax.get(group, 0.0), float(call.outputs[1].max()) * E4M3_MAX)
     return amax
-
-
-def _group(call: Call) -> str | None:
-    """The group of linears a quantizing operator feeds; its label is such as `step0.blocks.3.cross.norm`."""
-    parts = call.label.split(".")
-    place = ".".join(parts[3:])
-    return f"blocks.{parts[2]}.{_GROUPS[place]}" if parts[1:2] == ["blocks"] and place in _GROUPS else None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ...export.serving import effective_widths
 from ...models.config import MoeConfig, OneRecConfig
+from ...models.layout import layout
 
 Bits = Literal[8, 16]
 
@@ -89,24 +90,20 @@ def work(
 
 
 def _linears_and_heads(config: OneRecConfig, step: int, rows: int, linears: Bits, heads: Bits) -> Iterator[Work]:
-    """Every row passes through every weight once, and every weight is read once: 2 FLOP per row and weight."""
-    for weights, bits in ((_dense_weights(config), linears), (config.d_model * config.codebook, heads)):
+    """Every row passes through every weight but routed experts' once, and every weight is read once: 2 FLOP per row and weight."""
+    here = [linear for linear in layout(config).linears if step in linear.steps]
+    dense = sum(linear.parameters for linear in here if linear.scheme is not None and not linear.routed)
+    head = sum(linear.parameters for linear in here if linear.kind == "head")
+    for weights, bits in ((dense, linears), (head, heads)):
         yield Work("linears and heads", step, 2 * rows * weights, weights * bits / 8, 0, bits)
-
-
-def _dense_weights(config: OneRecConfig) -> int:
-    """Weights every row passes through: q, o of cross attention; q, k, v, o of self attention; FFN or shared experts."""
-    moe_layers = sum(map(config.is_moe, range(config.n_layers)))
-    ffn = (config.n_layers - moe_layers) * 3 * config.d_model * config.ffn_hidden
-    shared = moe_layers * config.moe.shared * 3 * config.d_model * config.moe.hidden if config.moe is not None else 0
-    return config.n_layers * 6 * config.d_model**2 + ffn + shared
 
 
 def _experts(config: OneRecConfig, moe: MoeConfig, step: int, rows: int, bits: Bits) -> Work:
     """Each row computes `top_k` experts; read are those that any row selects, were rows to select evenly."""
-    weights, layers = 3 * config.d_model * moe.hidden, sum(map(config.is_moe, range(config.n_layers)))
-    touched = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** rows)
-    return Work("experts", step, 2 * rows * layers * moe.top_k * weights, layers * touched * weights * bits / 8, 0, bits)
+    weights = sum(linear.parameters for linear in layout(config).linears if linear.routed and step in linear.steps)
+    share = moe.top_k / moe.experts
+    touched = 1 - (1 - share) ** rows
+    return Work("experts", step, 2 * rows * share * weights, touched * weights * bits / 8, 0, bits)
 
 
 def _attention(config: OneRecConfig, step: int, batch: int, rows: int, context: int, bits: Bits) -> Work:

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ...core.precision import FP16_MAX, FP16_WARN
-from .layers import LayerRow, distinct, layer_label, layer_rows, of_recipes
+from ...models.layout import label_of
+from .layers import LayerRow, distinct, layer_rows, of_recipes
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
 from .theme import LIMIT_COLOR, colors, label, symbols
@@ -169,7 +170,7 @@ def _coverage_of(run: RecipeRun) -> _Coverage:
 
 
 def _coverage(slug: str, recipes: str, experts: tuple[tuple[str, tuple[int, ...]], ...], minimum: int) -> Plot:
-    layers = [label(layer_label(layer)) for layer, _ in experts]
+    layers = [label(label_of(layer)) for layer, _ in experts]
     counts = [list(tokens) for _, tokens in experts]
     figure = go.Figure(
         go.Heatmap(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ...calibration.summary import TensorSummary
+from ...models.layout import block_of, label_of, of_all_experts
 from .run import RecipeRun
 
 Value = TypeVar("Value")
-_EXPERT = re.compile(r"\.(experts|shared)\.\d+\.")
-_BLOCK = re.compile(r"^blocks\.(\d+)\.(.*)$")
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,8 @@ def layer_rows(tensors: Sequence[TensorSummary]) -> list[LayerRow]:
     """Rows in the order of the model: context, blocks by number, heads."""
     groups: dict[str, list[TensorSummary]] = {}
     for tensor in tensors:
-        groups.setdefault(_EXPERT.sub(r".\1.*.", tensor.name), []).append(tensor)
+        groups.setdefault(of_all_experts(tensor.name), []).append(tensor)
     return [_merged(name, groups[name]) for name in sorted(groups, key=_place)]
-
-
-def layer_label(name: str) -> str:
-    """`blocks.1.ffn.experts.*.gate.weight` gives `1 · ffn experts gate`."""
-    short = name.removesuffix(".weight")
-    match = _BLOCK.match(short)
-    block, rest = (f"{match[1]} · ", match[2]) if match else ("", short)
-    return block + rest.replace(".*.", ".").replace("_attention", "").replace(".", " ")
 
 
 def distinct(runs: Sequence[RecipeRun], value_of: Callable[[RecipeRun], Value]) -> list[tuple[list[RecipeRun], Value]]:
@@ -68,7 +58,7 @@ def of_recipes(members: Sequence[RecipeRun], runs: Sequence[RecipeRun]) -> str:
 def _merged(name: str, tensors: Sequence[TensorSummary]) -> LayerRow:
     ratios = [tensor.snr_db for tensor in tensors if tensor.snr_db is not None]
     return LayerRow(
-        label=layer_label(name),
+        label=label_of(name),
         tensors=len(tensors),
         variance=sum(tensor.variance for tensor in tensors) / len(tensors),
         absmax=max(tensor.absmax for tensor in tensors),
@@ -83,6 +73,7 @@ def _summed(histograms: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _place(name: str) -> tuple[int, int]:
-    if match := _BLOCK.match(name):
-        return (1, int(match[1]))
+    block = block_of(name)
+    if block is not None:
+        return (1, block)
     return (0, 0) if name.startswith("context") else (2, 0)

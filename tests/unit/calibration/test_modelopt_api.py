@@ -61,7 +61,7 @@ def test_activations_are_cast_as_the_reference_casts_them(model: OneRec) -> None
     torch.testing.assert_close(quantizer(model, "blocks.1.cross_attention.q", "input")(x_4d), codes.float() * scale, rtol=1e-6, atol=0)
 
 
-def test_no_preset_is_used_that_skips_layers_by_name() -> None:
-    entries = modelopt_api.modelopt_config("fp8-static")["quant_cfg"]
+def test_no_preset_is_used_that_skips_layers_by_name(config: OneRecConfig) -> None:
+    entries = modelopt_api.modelopt_config(config, "fp8-static")["quant_cfg"]
     assert entries[0] == {"quantizer_name": "*", "enable": False}
     assert all(entry["quantizer_name"].startswith("blocks.") and "enable" not in entry for entry in entries[1:])
