@@ -30,7 +30,7 @@ from .torch_runner import ScoringTorchRunner
 REFERENCE_FILE = "reference.safetensors"
 _HERE = ("fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
-    ("core", "models", "operators", "calibration", "export", *(f"validation/{name}.py" for name in _HERE)),
+    ("core", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
     without=("operators/kernels", "operators/launch"),
 )
 

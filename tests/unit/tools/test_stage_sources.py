@@ -68,6 +68,14 @@ def test_every_module_that_a_stage_reaches_counts_or_is_excluded(stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_nothing_is_named_that_a_stage_does_not_hold_or_reach(stage: str) -> None:
+    files, declared = STAGES[stage]
+    held = reached(files) | set(Sources(declared.parts).files())
+    assert [name for name in declared.without if not any(Path(name) in (file, *file.parents) for file in held)] == []
+    assert [name for name in declared.parts if not any(Path(name) in (file, *file.parents) for file in reached(files))] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_change_in_any_folder_of_a_stage_runs_it_again_and_one_elsewhere_does_not(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
