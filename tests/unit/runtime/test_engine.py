@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,16 +44,17 @@ def test_the_library_has_everything_that_is_used(kind: str, names: list[str]) ->
 
 
 class FakeContext:
-    profiler: Any = None
+    __slots__ = ("addresses", "calls", "library", "profiler", "shapes")
 
     def __init__(self, library: FakeLibrary) -> None:
+        self.profiler: Any = None
         self.library, self.shapes, self.addresses, self.calls = library, {}, {}, []
 
-    def set_device_memory(self, address: int, size: int) -> None:
-        self.calls.append(("memory", address, size))
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.calls.append(("memory", memory, size))
 
-    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.calls.append(("profile", profile, stream))
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.calls.append(("profile", profile_index, stream_handle))
         return self.library.answers("profile")
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -63,12 +65,12 @@ class FakeContext:
         assert name == "scores"
         return self.shapes["features"][:1]
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
         return self.library.answers("address")
 
-    def execute_async_v3(self, stream: int) -> bool:
-        self.calls.append(("run", stream))
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self.calls.append(("run", stream_handle))
         if self.profiler is not None:
             self.profiler.report_layer_time("gemm", 1.5)
             self.profiler.report_layer_time("norm", 0.25)
@@ -78,6 +80,7 @@ class FakeContext:
 class FakeEngine:
     """One input `features` FP16 [B, 4], one output `scores` FP32 [B], two profiles."""
 
+    __slots__ = ("library",)
     num_io_tensors, num_optimization_profiles = 2, 2
 
     def __init__(self, library: FakeLibrary) -> None:
@@ -95,12 +98,12 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, 4) if name == "features" else (-1,)
 
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        high = (1, 8)[profile]
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        high = (1, 8)[profile_index]
         return [(1, 4), (high, 4), (high, 4)]
 
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return (100, 800)[profile]
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return (100, 800)[profile_index]
 
     def create_execution_context(self, strategy: object) -> FakeContext | None:
         assert strategy == "user managed"
@@ -118,15 +121,20 @@ class FakeLibrary:
         library = self
 
         class Logger:
+            __slots__ = ()
+
             def __init__(self) -> None: ...
 
         class Profiler:
+            __slots__ = ()
+
             def __init__(self) -> None: ...
 
         class Runtime:
-            engine_host_code_allowed = False
+            __slots__ = ("engine_host_code_allowed",)
 
             def __init__(self, logger: Any) -> None:
+                self.engine_host_code_allowed = False
                 library.log = lambda severity, text: logger.log(SimpleNamespace(name=severity), text)
 
             def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
@@ -144,6 +152,14 @@ class FakeLibrary:
             self.log("ERROR", self.message)
             self.log("INFO", "nor that")
         return False
+
+
+def test_the_stand_ins_take_what_tensorrt_takes_and_nothing_else(stands_for: Callable[..., None]) -> None:
+    stands_for(FakeContext, "IExecutionContext", frozenset({"addresses", "calls", "library", "shapes"}))
+    stands_for(FakeEngine, "ICudaEngine", frozenset({"library"}))
+    library = FakeLibrary()
+    for name in ("ILogger", "IProfiler", "Runtime"):
+        stands_for(getattr(library, name), name)
 
 
 def load(library: FakeLibrary) -> Engine:

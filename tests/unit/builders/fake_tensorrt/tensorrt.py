@@ -31,14 +31,16 @@ _TYPES = {onnx.TensorProto.FLOAT: DataType.FLOAT, onnx.TensorProto.FLOAT16: Data
 
 
 class ILogger:
-    pass
+    __slots__ = ()
 
 
 class IProgressMonitor:
-    pass
+    __slots__ = ()
 
 
 class ITensor:
+    __slots__ = ("dtype", "name", "shape")
+
     def __init__(self, value: onnx.ValueInfoProto) -> None:
         kind = value.type.tensor_type
         self.name, self.dtype = value.name, _TYPES[kind.elem_type]
@@ -46,6 +48,8 @@ class ITensor:
 
 
 class INetworkDefinition:
+    __slots__ = ("_inputs", "_layers", "_outputs", "num_inputs", "num_outputs")
+
     def _take(self, model: onnx.ModelProto) -> None:
         self._inputs, self._outputs = (list(map(ITensor, values)) for values in (model.graph.input, model.graph.output))
         self.num_inputs, self.num_outputs = len(self._inputs), len(self._outputs)
@@ -62,6 +66,8 @@ class INetworkDefinition:
 
 
 class IPluginRegistry:
+    __slots__ = ("_libraries",)
+
     def __init__(self) -> None:
         self._libraries: list[str] = []
 
@@ -79,10 +85,10 @@ def get_plugin_registry() -> IPluginRegistry:
 
 
 class OnnxParser:
-    num_errors = 0
+    __slots__ = ("_network", "num_errors")
 
     def __init__(self, network: INetworkDefinition, logger: Any) -> None:
-        self._network = network
+        self._network, self.num_errors = network, 0
 
     def parse(self, model: bytes, path: str | None = None) -> bool:
         parsed = onnx.load_model_from_string(model)
@@ -91,19 +97,23 @@ class OnnxParser:
 
 
 class IOptimizationProfile:
+    __slots__ = ("_shapes",)
+
     def __init__(self) -> None:
         self._shapes: dict[str, Any] = {}
 
-    def set_shape(self, name: str, *shapes: Any) -> None:
-        self._shapes[name] = shapes
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self._shapes[input] = (min, opt, max)
 
 
 class ITimingCache:
+    __slots__ = ("_kernels",)
+
     def __init__(self, content: bytes) -> None:
         self._kernels = set(json.loads(content or b"[]"))
 
-    def combine(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        self._kernels |= cache._kernels
+    def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        self._kernels |= input_cache._kernels
         return True
 
     def serialize(self) -> bytes:
@@ -111,11 +121,12 @@ class ITimingCache:
 
 
 class IBuilderConfig:
-    progress_monitor: Any = None
-    profiling_verbosity: Any = None
-    plugins_to_serialize: Any = ()
+    __slots__ = ("_cache", "_flags", "_profiles", "plugins_to_serialize", "profiling_verbosity", "progress_monitor")
 
     def __init__(self) -> None:
+        self.progress_monitor: Any = None
+        self.profiling_verbosity: Any = None
+        self.plugins_to_serialize: Any = ()
         self._flags = {BuilderFlag.TF32}
         self._profiles: list[IOptimizationProfile] = []
         self._cache: ITimingCache | None = None
@@ -133,9 +144,9 @@ class IBuilderConfig:
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
-    def create_timing_cache(self, content: bytes) -> ITimingCache | None:
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
         try:
-            return ITimingCache(content)
+            return ITimingCache(serialized_timing_cache)
         except ValueError:
             return None
 
@@ -148,10 +159,12 @@ class IBuilderConfig:
 
 
 class Builder:
+    __slots__ = ("_logger",)
+
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
-    def create_network(self, flags: int) -> INetworkDefinition:
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
         return INetworkDefinition()
 
     def create_builder_config(self) -> IBuilderConfig:
@@ -180,16 +193,18 @@ class Builder:
 
 
 class _Memory(bytes):
+    __slots__ = ()
+
     @property
     def nbytes(self) -> int:
         return len(self)
 
 
 class Runtime:
-    engine_host_code_allowed = False
+    __slots__ = ("_logger", "engine_host_code_allowed")
 
     def __init__(self, logger: Any) -> None:
-        self._logger = logger
+        self._logger, self.engine_host_code_allowed = logger, False
 
     def deserialize_cuda_engine(self, plan: Any) -> ICudaEngine | None:
         content = json.loads(bytes(plan))
@@ -197,6 +212,8 @@ class Runtime:
 
 
 class ICudaEngine:
+    __slots__ = ("_plan", "num_io_tensors", "num_optimization_profiles")
+
     def __init__(self, plan: dict[str, Any]) -> None:
         self._plan = plan
         self.num_io_tensors, self.num_optimization_profiles = len(plan["tensors"]), len(plan["profiles"])
@@ -225,6 +242,8 @@ class ICudaEngine:
 
 
 class IExecutionContext:
+    __slots__ = ("__weakref__", "_profile", "_shapes")
+
     def __init__(self) -> None:
         self._profile, self._shapes = -1, {}
 
@@ -246,6 +265,8 @@ class EngineInspector:
     It does not own the context, and ends the process when asked after the context is gone.
     """
 
+    __slots__ = ("_context", "_layers", "_profiles")
+
     def __init__(self, layers: list[tuple[str, str]], profiles: int) -> None:
         self._layers, self._profiles = layers, profiles
         self._context: Any = None
@@ -262,7 +283,7 @@ class EngineInspector:
     def execution_context(self, context: Any) -> None:
         self._context = weakref.ref(context)
 
-    def get_engine_information(self, form: Any) -> str:
+    def get_engine_information(self, format: Any) -> str:
         if MOOD == "mute" or (self.execution_context is not None and self._profiles > 1):
             return ""
         if MOOD == "brief":
