@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import BuildError
-from onerec_trt.operators.launch.encoding import MAGIC, encode
+from onerec_trt.operators.launch.encoding import MAGIC, VERSION, encode
 from onerec_trt.operators.launch.expression import as_expr
 from onerec_trt.operators.launch.program import (
     Argument,
@@ -263,10 +263,10 @@ def test_more_than_the_parsers_byte_is_refused(interpret: Interpret, tail: bytes
 
 def test_another_format_is_named(interpret: Interpret) -> None:
     blob = encode(_gemm())
-    status, reason = interpret(blob[:8] + struct.pack("<I", 2) + blob[12:], [(3, 1408)])
+    status, reason = interpret(blob[:8] + struct.pack("<I", VERSION + 1) + blob[12:], [(3, 1408)])
     assert (status, reason) == (
         NO_PROGRAM,
-        "a kernel program has format 2, this host reads 1: build the plan with the release that wrote the program",
+        f"a kernel program has format {VERSION + 1}, this host reads {VERSION}: build the plan with the release that wrote the program",
     )
 
 
