@@ -89,8 +89,8 @@ def sources(options: BuildOptions) -> Sources:
     """What of the package decides the plans; kernels and their host do where operators run them."""
     parts = ("core", "runtime", "builders", "export/weights.py")
     if options.plugins:
-        return Sources((*parts, "operators"))
-    return Sources(parts, without=("operators", "builders/plugin_host"))
+        return Sources((*parts, "operators", "models/ordering.py"))
+    return Sources(parts, without=("operators", "models/ordering.py", "builders/plugin_host"))
 
 
 def _files(exported: Path) -> dict[str, Path]:
