@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
+import triton
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.registry import FACTORIES
-from onerec_trt.operators.launch.compile import Build
+from onerec_trt.operators.launch.compile import Build, compiled
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Input, InputType, Kernel, Output, Program, evaluated
+from onerec_trt.operators.launch.tiles import CAPABILITIES
 
 QKV, PARENT, SCALE = InputType("float16", (None, 192)), InputType("int64", (None, 5)), InputType("float32", (1,))
 ATTRIBUTES = {"rows": 5, "heads": 2}
@@ -23,6 +28,27 @@ def program_of(operator: str, *inputs: InputType, **attributes: int) -> tuple[Pr
     program = FACTORIES[operator].program(Node(operator, inputs, attributes or ATTRIBUTES, "9.0", compile=remember))
     assert program is not None
     return program, builds
+
+
+def exponentials(kernel: Kernel, folder: Path) -> int:
+    """Exponentials that a thread computes: one per score that its layout makes it hold."""
+    cubin = folder / f"{kernel.entry}.cubin"
+    cubin.write_bytes(kernel.cubin)
+    disassembled = subprocess.run([triton.knobs.nvidia.nvdisasm.path, cubin], capture_output=True, text=True, check=True).stdout
+    return disassembled.count("MUFU.EX2")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_fused_kernel_compiles_in_the_layout_of_the_part(tmp_path, capability):
+    """In another layout scores would be summed in another order, and some codes would differ from those of the parts."""
+    qkv = InputType("float16", (None, 3 * 14 * 128))
+    found = []
+    for operator in ("BeamSelfAttention1", "BeamSelfAttention1QuantRow"):
+        node = Node(operator, (qkv, qkv), {"rows": 5, "heads": 14}, capability, compile=lambda build: compiled(build, tmp_path))
+        program = FACTORIES[operator].program(node)
+        assert program is not None
+        found.append(exponentials(program.variants[0].launches[0].kernel, tmp_path))
+    assert found[0] == found[1] > 0
 
 
 def test_a_row_has_one_cta_codes_and_a_scale():
