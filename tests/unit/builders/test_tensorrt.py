@@ -239,7 +239,7 @@ def test_promoted_accumulation_reaches_the_kernels_and_the_record(
 
     monkeypatch.setattr(registry, "FACTORIES", {"Fp8Linear": registry.KernelFactory(watched)})
     build(recipe(target="tensorrt", plugins=True, fp8_accumulation="promoted"), with_kernels, tmp_path / "plans")
-    plan = inspect_plan(tmp_path / "plans" / "sm90.plan")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert plan.plugins is not None
     assert plan.plugins.fp8_accumulation == "promoted"
     assert set(seen) == {128}
