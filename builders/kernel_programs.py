@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..core.dtypes import FROM_ONNX, DType
 from ..core.errors import BuildError
+from ..core.recipe import Fp8Accumulation
 from ..operators.launch.encoding import encode
 from ..operators.launch.node import Node
 from ..operators.launch.program import InputType, Program
@@ -57,13 +58,14 @@ class KernelNode:
 class Kernels:
     """Which kernels a build uses: factories by operator, the GPU's compute capability, where prepared weights go, and the tiles.
 
-    `tiles`: Default: the committed table as it is.
+    `tiles`: Default: the committed table as it is. `fp8_accumulation`: of FP8 products. Default: fast.
     """
 
     factories: Mapping[str, KernelFactory]
     capability: str
     weights: PreparedWeights
     tiles: Tiles = field(default_factory=committed_tiles, repr=False)
+    fp8_accumulation: Fp8Accumulation = "fast"
 
 
 def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, ...]:

@@ -1,4 +1,4 @@
-"""A graph ready for a build: kernels in the place of their operators, other functions inlined, nodes named, checked, with profiles."""
+"""A graph ready for a build: operators fused, kernels in their place, other functions inlined, nodes named, checked, with profiles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from ..core.errors import BuildError
 from ..core.graph_io import GraphIO
 from ..core.recipe import Profile
 from ..runtime.tensorrt_api import ShapeRange
+from .fp8_accumulation import set_fp8_accumulation
 from .fp8_gemms import QuantizedGemms, quantized_gemms
 from .functions import inline_functions, io_of, load_graph
+from .fusions.fusion import FusedNode, fuse
+from .fusions.registry import FUSIONS
 from .kernel_programs import OP_TYPE, KernelNode, Kernels, use_kernels
 from .preconditions import FP8_TYPES, check_graph
 from .profiles import profile_shapes, require_contract
@@ -26,7 +29,8 @@ class NativeGraph:
     """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported graph.
     `io` is the exported graph's contract.
 
-    `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own; none in a build without plugins.
+    `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own, `fused_nodes`: nodes that stand
+    for several of the exported graph; none in a build without plugins.
     """
 
     beside: Path
@@ -36,6 +40,7 @@ class NativeGraph:
     gemms: QuantizedGemms
     kernel_nodes: tuple[KernelNode, ...] = ()
     prepared_weights: tuple[str, ...] = ()
+    fused_nodes: tuple[FusedNode, ...] = ()
 
 
 def prepare(
@@ -59,7 +64,7 @@ def prepare(
     exported = load_graph(source)
     io = io_of(exported, source)
     require_contract(exported, io, str(source))
-    kernel_nodes = () if kernels is None else use_kernels(exported, kernels)
+    fused_nodes, kernel_nodes = ((), ()) if kernels is None else _with_kernels(exported, kernels)
     graph = inline_functions(exported)
     check_graph(graph, source, plugins=(OP_TYPE,) if kernel_nodes else ())
     gemms = quantized_gemms(graph, kernel_nodes)
@@ -70,7 +75,15 @@ def prepare(
     if kernels is None:
         return NativeGraph(source, graph, io, shapes, gemms)
     prepared = set(kernels.weights.names).intersection(initializer.name for initializer in graph.graph.initializer)
-    return NativeGraph(kernels.weights.folder_of(graph) / source.name, graph, io, shapes, gemms, kernel_nodes, tuple(sorted(prepared)))
+    beside = kernels.weights.folder_of(graph) / source.name
+    return NativeGraph(beside, graph, io, shapes, gemms, kernel_nodes, tuple(sorted(prepared)), fused_nodes)
+
+
+def _with_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[tuple[FusedNode, ...], tuple[KernelNode, ...]]:
+    """Fuse what has a fused kernel, then let kernels take the place of operators."""
+    set_fp8_accumulation(model, kernels.fp8_accumulation)
+    fused_nodes = fuse(model, [fusion for fusion in FUSIONS if fusion.fused.name in kernels.factories])
+    return fused_nodes, use_kernels(model, kernels)
 
 
 def _require_every_product(exported: onnx.ModelProto, gemms: QuantizedGemms, source: Path) -> None:

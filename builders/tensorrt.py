@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..core.artifacts import read_json, sha256, write_json
 from ..core.errors import BuildError
-from ..core.recipe import BuildOptions, Profile
+from ..core.recipe import BuildOptions, Fp8Accumulation, Profile
 from ..operators.launch.tiles import committed_tiles
 from ..runtime.machine import Machine
 from ..runtime.plan_record import (
@@ -102,7 +102,7 @@ def plan_jobs(
     groups = _groups(options, corrected_profiles(options.profiles, io_of(load_graph(serving), serving), "tensorrt"))
     jobs = []
     for each in (source, baseline) if baseline else (source,):
-        kernels = _kernels(each, machine, working) if options.plugins else None
+        kernels = _kernels(each, machine, working, options.fp8_accumulation) if options.plugins else None
         for form in forms:
             for profiles in groups:
                 name = plan_name(machine.compute_capability, profiles, baseline=each is baseline, scoring=form == "scoring")
@@ -159,29 +159,32 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
         stored_weights=stored_weights(plan, job.graph.model, job.graph.beside),
         timing_cache=TimingCacheUse(**timings, strict=options.strict_timing_cache) if timings else None,
         layers=layers,
-        plugins=_plugin_use(job),
+        plugins=_plugin_use(job, options),
     )
     require_fp8(record, options.fp8_coverage)
     write_json(record_path(plan), record.model_dump(mode="json"))
     return record
 
 
-def _kernels(source: Source, machine: Machine, working: Path) -> Kernels:
+def _kernels(source: Source, machine: Machine, working: Path, accumulation: Fp8Accumulation = "fast") -> Kernels:
     from ..operators.kernels.registry import FACTORIES  # brings Triton along
 
     tiles = committed_tiles()
     if machine.multiprocessors:
         tiles = tiles.on(machine.multiprocessors)
-    return Kernels(FACTORIES, machine.compute_capability, PreparedWeights(source.exported, working / source.precision), tiles)
+    weights = PreparedWeights(source.exported, working / source.precision)
+    return Kernels(FACTORIES, machine.compute_capability, weights, tiles, accumulation)
 
 
-def _plugin_use(job: PlanJob) -> PluginUse | None:
+def _plugin_use(job: PlanJob, options: BuildOptions) -> PluginUse | None:
     if job.host is None:
         return None
     return PluginUse(
         host_sha256=job.host.sha256,
         nodes=dict(sorted(Counter(node.operator for node in job.graph.kernel_nodes).items())),
         prepared_weights=job.graph.prepared_weights,
+        fusions=dict(sorted(Counter(node.fusion for node in job.graph.fused_nodes).items())),
+        fp8_accumulation=options.fp8_accumulation,
     )
 
 

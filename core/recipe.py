@@ -17,6 +17,7 @@ from .errors import RecipeError
 from .precision import PRECISIONS, Precision
 
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper"]
+Fp8Accumulation = Literal["fast", "promoted"]
 Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
@@ -72,7 +73,8 @@ class BuildOptions(Section):
     `compute_capabilities`: of `tensorrt-rtx` alone; `tensorrt` builds for the GPU in the machine. Of `tensorrt` alone:
     `plan_per_profile` (a plan for each profile instead of one for all), `timing_cache` (folder of kernel timings that
     builds share), `strict_timing_cache` (a kernel that is not in it fails the build), `fp16_baseline` (an FP16 plan beside),
-    `plugins` (operators that have a kernel run it, in a plugin that the plan carries).
+    `plugins` (operators that have a kernel run it, in a plugin that the plan carries), `fp8_accumulation` (of FP8 products in
+    kernels: `fast` leaves sums to the tensor core's accumulator, `promoted` adds them to FP32 ones every 128 channels).
     """
 
     target: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
@@ -84,6 +86,7 @@ class BuildOptions(Section):
     strict_timing_cache: bool = False
     fp16_baseline: bool = False
     plugins: bool = False
+    fp8_accumulation: Fp8Accumulation = "fast"
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildOptions:
@@ -91,6 +94,8 @@ class BuildOptions(Section):
             raise ValueError("compute_capabilities and profiles must not be empty")
         if self.strict_timing_cache and self.timing_cache is None:
             raise ValueError("strict_timing_cache needs timing_cache, the folder whose timings must suffice")
+        if self.fp8_accumulation == "promoted" and not self.plugins:
+            raise ValueError("fp8_accumulation: promoted needs plugins: a native product accumulates as TensorRT does")
         return self
 
 
@@ -130,9 +135,11 @@ class Recipe(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @model_validator(mode="after")
-    def _baseline_differs(self) -> Recipe:
+    def _fits_the_precision(self) -> Recipe:
         if self.build.fp16_baseline and not self.scheme.is_quantized:
             raise ValueError("build.fp16_baseline: an fp16 recipe is its own baseline")
+        if self.build.fp8_accumulation == "promoted" and not self.scheme.is_quantized:
+            raise ValueError("build.fp8_accumulation: an fp16 recipe has no FP8 products to promote")
         return self
 
     @property

@@ -7,6 +7,12 @@ from collections.abc import Iterable
 import onnx
 
 from .beam_self_attention import beam_self_attention_1, beam_self_attention_2
+from .beam_self_attention_quant import (
+    beam_self_attention_1_quant_row,
+    beam_self_attention_1_quant_tensor,
+    beam_self_attention_2_quant_row,
+    beam_self_attention_2_quant_tensor,
+)
 from .beam_step import beam_step
 from .context_attention import context_attention
 from .context_norm import context_norm
@@ -50,6 +56,11 @@ OPERATORS: dict[str, Operator] = {
         moe_experts_fp8_block,
         beam_step,
         token_score,
+        # Fused operators: put into a graph by builders/fusions/, never by the export.
+        beam_self_attention_1_quant_row,
+        beam_self_attention_2_quant_row,
+        beam_self_attention_1_quant_tensor,
+        beam_self_attention_2_quant_tensor,
     )
 }
 

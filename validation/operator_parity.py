@@ -20,6 +20,7 @@ from ..models.requests import Requests
 from ..operators.operator import DOMAIN, Call, recorded_calls
 from ..operators.single_node import as_arrays, feed, single_node_model
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
+from .fused_parity import fused_calls
 from .gates import Gate, gate
 from .requests_feed import feeds
 
@@ -35,7 +36,9 @@ class OperatorResult(BaseModel):
     detail: str = ""
 
 
-def operator_results(serving: ServingModel, exported: onnx.ModelProto, requests: Requests, batch_size: int) -> list[OperatorResult]:
+def operator_results(
+    serving: ServingModel, exported: onnx.ModelProto, requests: Requests, batch_size: int, *, fused: bool = False
+) -> list[OperatorResult]:
     """Compare every operator node of the exported file on the inputs it sees in the packed model.
 
     Args:
@@ -43,13 +46,19 @@ def operator_results(serving: ServingModel, exported: onnx.ModelProto, requests:
         exported: model.onnx, loaded without its weights; its own functions are what runs.
         requests: A few requests.
         batch_size: Requests per batch.
+        fused: Whether to compare the nodes that a build with plugins fuses as well.
     """
-    with torch.no_grad(), recorded_calls() as calls:
-        for inputs in feeds(serving.io, requests, batch_size):
-            serving(*(torch.from_numpy(inputs[tensor.name]) for tensor in serving.io.inputs))
     nodes = {node.name: node.op_type for node in exported.graph.node if node.domain == DOMAIN}
-    assert {call.label for call in calls} == nodes.keys(), "the exported file holds other operators than the packed model calls"
-    return [_compare(call, exported) for call in tracked(calls, "operators")]
+    compared: list[tuple[Call, onnx.ModelProto]] = []
+    for inputs in feeds(serving.io, requests, batch_size):
+        with torch.no_grad(), recorded_calls() as calls:
+            serving(*(torch.from_numpy(inputs[tensor.name]) for tensor in serving.io.inputs))
+        assert {call.label for call in calls} == nodes.keys(), "the exported file holds other operators than the packed model calls"
+        compared += [(call, exported) for call in calls]
+        if fused:
+            graph, more = fused_calls(exported, calls)
+            compared += [(call, graph) for call in more]
+    return [_compare(call, model) for call, model in tracked(compared, "operators")]
 
 
 def _compare(call: Call, exported: onnx.ModelProto) -> OperatorResult:

@@ -46,7 +46,7 @@ VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}  # the stage of each engine
 PROOF_FOLDER = "validated-tensorrt"  # beside the folder of plans
 SOURCES = Sources(
-    ("core", "runtime", "models", "operators", "calibration", "export", "validation"),
+    ("core", "runtime", "models", "operators", "calibration", "export", "builders/fusions", "builders/functions.py", "validation"),
     without=("operators/kernels", "operators/launch"),  # in a plan already, whose hash is an input
 )
 
@@ -124,7 +124,7 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         folder=folder,
         sources=SOURCES,
         tools=("torch", "onnxruntime", "polygraphy"),
-        options=recipe.validation.model_dump(mode="json") | {"recipe": recipe.name},
+        options=recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "fused_operators": recipe.build.plugins},
         inputs=inputs,
         body=body,
         machine=None if plans is None else lambda: asdict(this_machine("tensorrt")),
@@ -166,7 +166,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     model = checkpoint.load_model()
 
     few = requests.select(slice(recipe.validation.operator_requests))
-    operators = operator_results(serving, graph, few, recipe.validation.operator_requests)
+    operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins)
     expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
     outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)

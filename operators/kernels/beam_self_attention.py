@@ -26,10 +26,25 @@ def beam_self_attention(
     WIDTH: tl.constexpr = HEADS * HEAD
     row = tl.program_id(0).to(tl.int64)
     request = row // rows
+    place, inside = head_tile(HEADS, HEAD, HEADS_TILE, HEAD_TILE)
+    attended, total = weighted_values(qkv_N3D, bos_B3D, first_M3D, parent_N, row, request, earlier, root, place, inside, HISTORY, WIDTH)
+    tl.store(output_ND + row * WIDTH + place, (attended / total).to(tl.float16), mask=inside)
+
+
+@triton.jit
+def head_tile(HEADS: tl.constexpr, HEAD: tl.constexpr, HEADS_TILE: tl.constexpr, HEAD_TILE: tl.constexpr):
+    """Where the channels of all heads stand in a row, and which places of the tile [HEADS_TILE, HEAD_TILE] hold one."""
     head = tl.arange(0, HEADS_TILE)[:, None]
     channel = tl.arange(0, HEAD_TILE)[None, :]
     inside = (head < HEADS) & (channel < HEAD)
-    place = head * HEAD + channel
+    return head * HEAD + channel, inside
+
+
+@triton.jit
+def weighted_values(
+    qkv_N3D, bos_B3D, first_M3D, parent_N, row, request, earlier, root, place, inside, HISTORY: tl.constexpr, WIDTH: tl.constexpr
+):
+    """A row's values [HEADS_TILE, HEAD_TILE], each weighted by the exponential of its score, and the sum of the weights [HEADS_TILE, 1]."""
     own = qkv_N3D + row * (3 * WIDTH) + place
     bos = bos_B3D + request * (3 * WIDTH) + place
     query = tl.load(own, mask=inside, other=0.0).to(tl.float32)
@@ -52,7 +67,7 @@ def beam_self_attention(
         total += first_weight
         attended += first_weight * tl.load(first + 2 * WIDTH, mask=inside, other=0.0).to(tl.float32)
     attended += own_weight * tl.load(own + 2 * WIDTH, mask=inside, other=0.0).to(tl.float32)
-    tl.store(output_ND + row * WIDTH + place, (attended / total).to(tl.float16), mask=inside)
+    return attended, total
 
 
 def beam_self_attention_1_program(node: Node) -> Program:
@@ -67,22 +82,32 @@ def beam_self_attention_2_program(node: Node) -> Program:
 
 
 def _program(node: Node, history: int) -> Program:
+    constants = attention_constants(node, history)
+    types = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16", "i32", "i32", "fp32")
+    kernel = node.compile(Build(__name__, "beam_self_attention", types, constants, node.capability, WARPS))
+    launch = Launch(kernel, (node.rows, 1, 1), attention_arguments(node, history, Output(0)))
+    return node.program((Tensor("float16", (dim(0, 0), node.width // 3)),), (Variant(1, (launch,)),))
+
+
+def attention_constants(node: Node, history: int) -> dict[str, int]:
+    """What a kernel over these projections is compiled for, once its inputs are checked."""
     for index in range(history + 1):
         expect(node, index, "float16")
         expect_size(node, index, node.width)
-    heads, rows, width = int(node.attributes["heads"]), int(node.attributes["rows"]), node.width
+    heads, width = int(node.attributes["heads"]), node.width
     if width % (3 * heads):
         raise BuildError(f"{width} projections are not 3 x {heads} heads", where=node.operator, hint="correct the graph")
     head = width // 3 // heads
-    tiles = {"HEADS_TILE": triton.next_power_of_2(heads), "HEAD_TILE": triton.next_power_of_2(head)}
-    types = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16", "i32", "i32", "fp32")
-    constants = {"HISTORY": history, "HEADS": heads, "HEAD": head, **tiles}
-    kernel = node.compile(Build(__name__, "beam_self_attention", types, constants, node.capability, WARPS))
+    tile = {"HEADS_TILE": triton.next_power_of_2(heads), "HEAD_TILE": triton.next_power_of_2(head)}
+    return {"HISTORY": history, "HEADS": heads, "HEAD": head, **tile}
+
+
+def attention_arguments(node: Node, history: int, *results: Argument) -> tuple[Argument, ...]:
+    """Arguments of such a kernel; `results` stand between the projections and the numbers."""
     between: tuple[Argument, ...] = (Input(2), Input(3)) if history == 2 else (NO_ADDRESS, NO_ADDRESS)
     earlier = Int32(dim(2, 0) // dim(1, 0)) if history == 2 else Int32(0)
-    arguments = (Input(0), Input(1), *between, Output(0), Int32(rows), earlier, Float32(math.sqrt(head)))
-    launch = Launch(kernel, (node.rows, 1, 1), arguments)
-    return node.program((Tensor("float16", (dim(0, 0), width // 3)),), (Variant(1, (launch,)),))
+    root = Float32(math.sqrt(node.width // 3 // int(node.attributes["heads"])))
+    return (Input(0), Input(1), *between, *results, Int32(int(node.attributes["rows"])), earlier, root)
 
 
 def beam_self_attention_1_case(requests: int, rows: int, heads: int, head: int) -> Case:

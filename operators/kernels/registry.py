@@ -13,6 +13,7 @@ from ..launch.tiles import Tiles
 from ..operator import Array
 from . import (
     beam_self_attention,
+    beam_self_attention_quant,
     beam_step,
     beam_step_cases,
     context_attention,
@@ -64,6 +65,22 @@ FACTORIES: dict[str, KernelFactory] = {
     ),
     "BeamSelfAttention2": KernelFactory(
         beam_self_attention.beam_self_attention_2_program, cases=beam_self_attention.BEAM_SELF_ATTENTION_2_CASES
+    ),
+    "BeamSelfAttention1QuantRow": KernelFactory(
+        beam_self_attention_quant.beam_self_attention_1_quant_row_program,
+        cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_1_QUANT_ROW_CASES,
+    ),
+    "BeamSelfAttention2QuantRow": KernelFactory(
+        beam_self_attention_quant.beam_self_attention_2_quant_row_program,
+        cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_2_QUANT_ROW_CASES,
+    ),
+    "BeamSelfAttention1QuantTensor": KernelFactory(
+        beam_self_attention_quant.beam_self_attention_1_quant_tensor_program,
+        cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_1_QUANT_TENSOR_CASES,
+    ),
+    "BeamSelfAttention2QuantTensor": KernelFactory(
+        beam_self_attention_quant.beam_self_attention_2_quant_tensor_program,
+        cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_2_QUANT_TENSOR_CASES,
     ),
     "BeamStep": KernelFactory(beam_step.beam_step_program, cases=beam_step_cases.BEAM_STEP_CASES),
 }

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onerec_trt.builders.block_scales import without_block_scales
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
+from onerec_trt.builders.native_graph import prepare
 from onerec_trt.builders.prepared_weights import PreparedWeights
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.calibration.targets import quantized_targets
-from onerec_trt.core.recipe import ExportOptions, PrecisionName
+from onerec_trt.core.recipe import ExportOptions, PrecisionName, Profile
 from onerec_trt.core.stages import run_stage
 from onerec_trt.export.stage import SERVING_FILE, export_stage
 from onerec_trt.models.config import parse_config
@@ -38,6 +40,9 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
     return KernelFactory(program, factory.prepare)
 
 
+UNCOMPILED = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
 def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
     amax = {target.group: 1.0 for target in quantized_targets(CONFIG, precision)}
@@ -46,10 +51,28 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
     path = tmp_path / "exported" / SERVING_FILE
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
-    factories = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
-    made = use_kernels(model, Kernels(factories, "9.0", PreparedWeights(path.parent, tmp_path / "prepared")))
+    kernels = Kernels(UNCOMPILED, "9.0", PreparedWeights(path.parent, tmp_path / "prepared"))
+    made = use_kernels(model, kernels)
     assert Counter(node.operator for node in made) == {name: count for name, count in before.items() if name in FACTORIES}
     attentions = {"ContextAttention", "BeamSelfAttention1", "BeamSelfAttention2"}
     norm = "RmsNormQuantTensor" if precision == "fp8-static" else "RmsNormQuantRow"
     rest = {"Linear", "RmsNorm"} if precision == "fp16" else {"Fp8LinearAdd", norm}
     assert {node.operator for node in made} >= attentions | rest
+    _check_fusions(path, precision, before, replace(kernels, weights=PreparedWeights(path.parent, tmp_path / "of-the-fused")))
+
+
+def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], kernels: Kernels) -> None:
+    """A build takes attention and quantization of steps 1 and 2 together; the quantization of the rest, and all of FP16, stays."""
+    fused = prepare(path, [Profile(batch=(1, 2, 4), context=(2, 4, 8))], without_block_scales, kernels)
+    quant = "QuantTensor" if precision == "fp8-static" else "QuantRow"
+    layers = CONFIG.n_layers
+    expected = {} if precision == "fp16" else {f"BeamSelfAttention{history}{quant}": layers for history in (1, 2)}
+    counts = Counter(node.operator for node in fused.kernel_nodes)
+    assert {name: count for name, count in counts.items() if name.startswith("BeamSelfAttention")} == (
+        expected or {"BeamSelfAttention1": layers, "BeamSelfAttention2": layers}
+    )
+    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - sum(expected.values())
+    assert counts[quant] == before[quant] - sum(expected.values())
+    places = {node.name for node in fused.kernel_nodes if node.operator in expected}
+    assert places == {f"step{step}.blocks.{layer}.self.attention" for step in (1, 2) for layer in range(layers) if expected}
+    assert {node.name for node in fused.fused_nodes} == places

@@ -21,6 +21,8 @@ from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record
 from onerec_trt.operators.kernels import registry
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import Program
 from onerec_trt.operators.launch.tiles import GemmTile
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.plan_record import inspect_plan
@@ -220,11 +222,29 @@ def test_a_plan_with_plugins_carries_them(with_kernels: Path, recipe: MakeRecipe
     assert plan.plugins.host_sha256 == sha256(tmp_path / "host.so")
     assert plan.plugins.nodes == {"Fp8Linear": 2}
     assert plan.plugins.prepared_weights == (f"{WEIGHT}.prepared",)
+    assert (plan.plugins.fusions, plan.plugins.fp8_accumulation) == ({}, "fast")
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found, plan.fp8_gemms.missing) == (2, 2, ())
     assert [(layer.nodes, layer.kernel, layer.kind) for layer in plan.layers] == [((s,), "fp8_linear", "PluginV3") for s in STEPS]
     assert json.loads((tmp_path / "plans" / PLAN).read_bytes())["libraries"] == [str(tmp_path / "host.so")]
     assert not [name for name in record.wrote if "partial" in name]
     assert not list((tmp_path / "plans").glob(".partial*"))
+
+
+def test_promoted_accumulation_reaches_the_kernels_and_the_record(
+    monkeypatch: pytest.MonkeyPatch, with_kernels: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    seen = []
+
+    def watched(node: Node) -> Program:
+        seen.append(node.attributes["promotion"])
+        return fp8_linear(node)
+
+    monkeypatch.setattr(registry, "FACTORIES", {"Fp8Linear": registry.KernelFactory(watched)})
+    build(recipe(target="tensorrt", plugins=True, fp8_accumulation="promoted"), with_kernels, tmp_path / "plans")
+    plan = inspect_plan(tmp_path / "plans" / PLAN)
+    assert plan.plugins is not None
+    assert plan.plugins.fp8_accumulation == "promoted"
+    assert set(seen) == {128}
 
 
 def test_without_plugins_the_same_graph_is_built_natively(with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_one_beam_width_means_the_same_for_all_steps() -> None:
         ("build.compute_capabilities", []),
         ("build.compute_capabilities", ["sm_89"]),
         ("build.target", "onnx"),
+        ("build.fp8_accumulation", "exact"),
         ("validate.overlap", 0.89),
         ("validate.top1", 0.96),
         ("validate.tie_band_nat", 0.03),
@@ -93,6 +94,16 @@ def test_a_bad_key_or_value_is_named(path: str, value: Any) -> None:
         parse_recipe(with_value(path, value))
     assert path.split(".")[-1] in caught.value.what
     assert caught.value.hint
+
+
+def test_products_are_promoted_only_where_kernels_compute_them_in_fp8() -> None:
+    promoted = MINIMAL | {"build": {"plugins": True, "fp8_accumulation": "promoted"}}
+    assert parse_recipe(promoted).build.fp8_accumulation == "promoted"
+    assert parse_recipe(MINIMAL).build.fp8_accumulation == "fast"
+    with pytest.raises(RecipeError, match="promoted needs plugins"):
+        parse_recipe(MINIMAL | {"build": {"fp8_accumulation": "promoted"}})
+    with pytest.raises(RecipeError, match="no FP8 products to promote"):
+        parse_recipe(promoted | {"precision": "fp16"})
 
 
 @pytest.mark.parametrize("key", list(MINIMAL))

@@ -121,6 +121,7 @@ def test_the_stages_of_a_recipe_have_these_sources(make_recipe: Callable[..., Pa
         ("operators/launch/node.py", {"build with plugins"}),
         ("builders/plugin_host/plugin.cpp", {"build with plugins"}),
         ("builders/worker.py", {"build", "build with plugins"}),
+        ("builders/fusions/registry.py", {"build", "build with plugins", "validate"}),
         ("validation/gates.py", {"validate"}),
         ("tools/bench/random_scales.py", {"random-scales"}),
         ("tools/report/templates/report.html", set()),

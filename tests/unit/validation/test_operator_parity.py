@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onerec_trt.builders.fusions.fusion import FusedNode, Fusion, fuse
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onerec_trt.models.requests import Requests
+from onerec_trt.operators.operator import FP8_THRESHOLD
 from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.validation import fused_parity
 from onerec_trt.validation.fp32_reference import heldout_requests
 from onerec_trt.validation.gates import Gate
 from onerec_trt.validation.operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
@@ -69,6 +72,44 @@ def test_every_operator_node_is_compared_and_passes(serving: ServingModel, graph
     assert {result.label: result.operator for result in results} == nodes
     assert [result for result in results if not result.passed] == []
     assert all(gate.passed for gate in operator_gates("fp8-row", results))
+
+
+def test_fused_operators_are_compared_with_their_parts(serving: ServingModel, graph: onnx.ModelProto, few: Requests) -> None:
+    before = graph.SerializeToString()
+    plain, fused = (operator_results(serving, graph, few, len(few), fused=fused) for fused in (False, True))
+    more = {result.label: result for result in fused if result not in plain}
+    assert {(label[: label.index(".")], result.operator) for label, result in more.items()} == {
+        ("step1", "BeamSelfAttention1QuantRow"),
+        ("step2", "BeamSelfAttention2QuantRow"),
+    }
+    attentions = [result for result in plain if result.operator.startswith("BeamSelfAttention")]
+    assert {result.label for result in attentions} == set(more)
+    assert all(result.passed and result.threshold == FP8_THRESHOLD for result in more.values())
+    assert "operator BeamSelfAttention2QuantRow" in {gate.name for gate in operator_gates("fp8-row", fused)}
+    assert graph.SerializeToString() == before
+
+
+def test_a_corrupted_part_fails_what_it_is_fused_into(serving: ServingModel, graph: onnx.ModelProto, few: Requests) -> None:
+    corrupt(graph, "QuantizeRows", 1e13)  # the least amax becomes 10
+    gates = operator_gates("fp8-row", operator_results(serving, graph, few, len(few), fused=True))
+    failed = {gate.name for gate in gates if not gate.passed}
+    assert failed >= {"operator QuantRow", "operator BeamSelfAttention1QuantRow", "operator BeamSelfAttention2QuantRow"}
+    assert "operator BeamSelfAttention1" not in failed
+
+
+def test_a_fusion_that_takes_the_wrong_input_fails(
+    monkeypatch: pytest.MonkeyPatch, serving: ServingModel, graph: onnx.ModelProto, few: Requests
+) -> None:
+    def confused(model: onnx.ModelProto, fusions: Sequence[Fusion]) -> tuple[FusedNode, ...]:
+        made = fuse(model, fusions)
+        for node in model.graph.node:
+            if node.op_type == "BeamSelfAttention2QuantRow":
+                node.input[2] = node.input[0]
+        return made
+
+    monkeypatch.setattr(fused_parity, "fuse", confused)
+    gates = operator_gates("fp8-row", operator_results(serving, graph, few, len(few), fused=True))
+    assert [gate.name for gate in gates if not gate.passed] == ["operator BeamSelfAttention2QuantRow"]
 
 
 def test_a_corrupted_function_fails_what_uses_it_and_no_other(serving: ServingModel, graph: onnx.ModelProto, few: Requests) -> None:

@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from onerec_trt.builders.fusions.fusion import Fusion
+from onerec_trt.builders.fusions.registry import FUSIONS
 from onerec_trt.core.difference import difference
-from onerec_trt.core.dtypes import DTYPES
+from onerec_trt.core.dtypes import DTYPES, of_torch
 from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.case import Trial
 from onerec_trt.operators.launch.compile import Build
-from onerec_trt.operators.launch.program import Float32, Input, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import Tiles
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
@@ -121,7 +124,11 @@ def program_for(trial: Trial) -> Program:
 
 
 def check(trial: Trial) -> dict:
-    """Distance to the PyTorch reference by the operator's own comparison, and how many values differ."""
+    """Distance to the PyTorch reference by the operator's own comparison, and how many values differ.
+
+    The same random inputs whatever other kernels there are.
+    """
+    torch.manual_seed(0)
     case, truth = trial.case, OPERATORS[trial.case.operator]
     inputs = list(trial.inputs) or case.tensors("cpu")
     actual = execute(program_for(trial), trial.given or inputs)
@@ -148,13 +155,35 @@ def neighbors_moved(trial: Trial) -> dict:
     inputs = trial.case.tensors("cpu")
     poisoned = [each.clone() for each in inputs]
     for each in poisoned:
-        if each.is_floating_point():
+        if each.is_floating_point() and each.dim() > 1:  # a static scale is no request's
             each.unflatten(0, (3, -1))[1] = float("nan")
     program = program_for(trial)
     pairs = list(zip(execute(program, inputs), execute(program, poisoned), strict=True))
     moved = any(not torch.equal(*(each.view(torch.uint8).unflatten(0, (3, -1))[[0, 2]] for each in pair)) for pair in pairs)
     noticed = pairs[0][1].unflatten(0, (3, -1))[1].isnan().all()
     return {"case": f"{trial.case.operator} {trial.tile}", "operator": trial.case.operator, "moved": moved or not noticed}
+
+
+def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What the kernels of a fusion's parts give, one after the other."""
+    waiting, results = list(inputs), list[Tensor]()
+    for part in fusion.parts:
+        function = OPERATORS[part.operator].function.to_function_proto()
+        given = [waiting.pop(0) for _ in range(len(function.input) - len(results[:1]))]
+        given[part.reads : part.reads] = results[:1]
+        types = tuple(InputType(of_torch(tensor.dtype).name, tuple(tensor.shape)) for tensor in given)
+        attributes = {name: trial.case.attributes[name] for name in function.attribute}
+        program = FACTORIES[part.operator].program(Node(part.operator, types, attributes, CAPABILITY, compile=remember))
+        results = execute(program, given)
+    return results
+
+
+def fused_beside_parts(trial: Trial, fusion: Fusion) -> dict:
+    """Whether a fused kernel gives the bits of the kernels of its parts."""
+    inputs = list(trial.inputs) or trial.case.tensors("cpu")
+    pairs = zip(execute(program_for(trial), inputs), kernels_of_parts(fusion, trial, inputs), strict=True)
+    equal = all(torch.equal(fused.view(torch.uint8), parts.view(torch.uint8)) for fused, parts in pairs)
+    return {"case": f"{trial.case.operator} {trial.case.label}", "operator": trial.case.operator, "equal": equal}
 
 
 def trials() -> Iterator[Trial]:
@@ -167,4 +196,6 @@ if __name__ == "__main__":
     emulate_gpu()
     every = list(trials())
     neighbors = [neighbors_moved(trial) for trial in every if trial.case.requests == 3 and not trial.inputs]
-    print(json.dumps({"reference": [check(trial) for trial in every], "neighbors": neighbors}))
+    fusions = {fusion.fused.name: fusion for fusion in FUSIONS}
+    fused = [fused_beside_parts(trial, fusions[trial.case.operator]) for trial in every if trial.case.operator in fusions]
+    print(json.dumps({"reference": [check(trial) for trial in every], "neighbors": neighbors, "fused": fused}))

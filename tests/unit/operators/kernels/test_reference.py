@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from onerec_trt.builders.fusions.registry import FUSIONS
 from onerec_trt.operators.kernels.registry import FACTORIES
 
 ROUNDED_DIFFERENTLY = 0.01  # share of FP16 results that another order of summation rounds differently
@@ -51,3 +52,8 @@ def test_a_bad_request_moves_no_bit_of_its_neighbors(interpreted):
     assert names.count("ContextAttention") == 2, "a tile with descriptors and one without"
     assert set(names) >= {"BeamSelfAttention1", "BeamSelfAttention2"}
     assert [each for each in interpreted["neighbors"] if each["moved"]] == []
+
+
+def test_a_fused_kernel_gives_the_bits_of_the_kernels_of_its_parts(interpreted):
+    assert {each["operator"] for each in interpreted["fused"]} == {fusion.fused.name for fusion in FUSIONS}
+    assert [each for each in interpreted["fused"] if not each["equal"]] == []

@@ -1,0 +1,18 @@
+"""Every fusion, in the order in which a build applies them."""
+
+from __future__ import annotations
+
+from .beam_self_attention_quant import (
+    beam_self_attention_1_quant_row_fusion,
+    beam_self_attention_1_quant_tensor_fusion,
+    beam_self_attention_2_quant_row_fusion,
+    beam_self_attention_2_quant_tensor_fusion,
+)
+from .fusion import Fusion
+
+FUSIONS: tuple[Fusion, ...] = (
+    beam_self_attention_1_quant_row_fusion,
+    beam_self_attention_2_quant_row_fusion,
+    beam_self_attention_1_quant_tensor_fusion,
+    beam_self_attention_2_quant_tensor_fusion,
+)
