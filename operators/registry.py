@@ -21,6 +21,7 @@ from .linear import linear, linear_add
 from .moe_experts import moe_experts
 from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
 from .moe_experts_fp8_block import moe_experts_fp8_block
+from .moe_experts_fp8_row_block import moe_experts_fp8_row_block
 from .moe_route import moe_route
 from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor
@@ -53,6 +54,7 @@ OPERATORS: dict[str, Operator] = {
         moe_experts,
         moe_experts_fp8_tensor,
         moe_experts_fp8_row,
+        moe_experts_fp8_row_block,
         moe_experts_fp8_block,
         beam_step,
         token_score,

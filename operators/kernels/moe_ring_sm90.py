@@ -1,0 +1,177 @@
+"""What the warp-specialized kernels of the experts share, for compute capability 9.0: the ring of stages and those who fill it.
+
+A tile is M_TILE sorted rows, M_TILE / 64 warpgroup tiles of 64 rows, the first of which belong to its expert: groups begin at multiples
+of 64, so that no warpgroup tile has two experts. Roles of a CTA, which is alone on its SM:
+
+- A consumer per warpgroup tile: four warps that multiply and finish its rows. One whose rows are of another expert, or empty, waits with
+  the others and multiplies nothing, so that the tensor core works for those that have some.
+- Producers, a warp for x and one for weights: they load into a ring of STAGES stages, ahead into the next tile.
+
+Barriers and who completes them:
+
+| barrier      | arrivals  | from                                             | waited for by  |
+| ------------ | --------- | ------------------------------------------------ | -------------- |
+| full[stage]  | 2         | each producer, and the bytes of x and of weights | every consumer |
+| empty[stage] | consumers | each consumer, once no product reads the stage   | both producers |
+
+Every role walks the same tiles in the same order: step s, counted over all tiles of the CTA, uses stage s % STAGES in turn s / STAGES.
+`full` is waited for with the turn's parity, `empty` with the opposite one, which a new barrier counts as over.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.core import _aggregate as aggregate
+
+from .gemm_sm90 import SLAB as WARPGROUP_ROWS
+from .moe_place import ENTRY
+
+
+@aggregate
+class Ring:
+    """The operands of the tiles of one launch.
+
+    x [capacity, K] in rows of X_STRIDE; weights [experts * N, K]. A stage holds BOXES boxes of 128 weight rows: those of a tile's output
+    channels, or the gate rows and, N / 2 further on, the up rows.
+    """
+
+    x_RK: gl.tensor
+    weight_NK: gl.tensor
+    table: gl.tensor
+    capacity: gl.tensor
+    x_stages: gl.shared_memory_descriptor
+    weight_stages: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    EXPERTS: gl.constexpr
+    N: gl.constexpr
+    K: gl.constexpr
+    X_STRIDE: gl.constexpr
+    COLUMNS: gl.constexpr
+    M_TILE: gl.constexpr
+    K_TILE: gl.constexpr
+    BOX: gl.constexpr
+    BOXES: gl.constexpr
+    STAGES: gl.constexpr
+    CTAS: gl.constexpr
+    CONSUMERS: gl.constexpr
+    STEPS: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, **given):
+        given |= {"CONSUMERS": given["M_TILE"] // WARPGROUP_ROWS.value, "STEPS": -(-given["K"] // given["K_TILE"])}
+        for name, value in given.items():
+            setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
+
+    @gluon.jit
+    def tiles(self):
+        return gl.load(self.table) * self.COLUMNS
+
+    @gluon.jit
+    def entry(self, tile):
+        """Where the table speaks of a tile."""
+        return self.table + ENTRY + tile // self.COLUMNS * ENTRY
+
+    @gluon.jit
+    def expert(self, tile):
+        return gl.load(self.entry(tile))
+
+    @gluon.jit
+    def row(self, tile):
+        """First sorted row."""
+        return gl.load(self.entry(tile) + 1)
+
+    @gluon.jit
+    def filled(self, tile):
+        """Rows that hold an entry, at least one."""
+        return gl.load(self.entry(tile) + 2)
+
+    @gluon.jit
+    def wait(self, number):
+        mbarrier.wait(self.full.index(number % self.STAGES), number // self.STAGES & 1)
+
+    @gluon.jit
+    def release(self, number, needed=True):
+        mbarrier.arrive(self.empty.index(number % self.STAGES), count=1, pred=needed)
+
+    @gluon.jit
+    def x(self, number, warpgroup: gl.constexpr):
+        return self.x_stages.index(number % self.STAGES * self.CONSUMERS + warpgroup)
+
+    @gluon.jit
+    def weight(self, number):
+        return self.weight_stages.index(number % self.STAGES).permute((1, 0))
+
+
+@gluon.jit
+def init_barriers(full, empty, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=2)
+        mbarrier.init(empty.index(stage), count=CONSUMERS)
+
+
+@gluon.jit
+def produce_x(ring):
+    """Load the rows of every tile. Boxes beyond the edges are filled with zeros: the bytes are always those of whole boxes."""
+    BYTES: gl.constexpr = ring.M_TILE * ring.K_TILE * (ring.x_stages.dtype.primitive_bitwidth // 8)
+    x = tma.make_tensor_descriptor(ring.x_RK, [ring.capacity, ring.X_STRIDE], [ring.X_STRIDE, 1], [WARPGROUP_ROWS, ring.K_TILE], ring.x_stages.layout)
+    number = 0
+    for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
+        row = ring.row(tile)
+        for step in range(ring.STEPS):
+            full = ring.full.index(number % ring.STAGES)
+            mbarrier.wait(ring.empty.index(number % ring.STAGES), (number // ring.STAGES & 1) ^ 1)
+            mbarrier.expect(full, BYTES)
+            for warpgroup in gl.static_range(ring.CONSUMERS):
+                tma.async_copy_global_to_shared(x, [row + warpgroup * WARPGROUP_ROWS, step * ring.K_TILE], full, ring.x(number, warpgroup))
+            number += 1
+
+
+@gluon.jit
+def produce_weights(ring):
+    """Load the weights of every tile's expert."""
+    WIDTH: gl.constexpr = ring.x_stages.dtype.primitive_bitwidth // 8
+    BYTES: gl.constexpr = ring.BOXES * ring.BOX * ring.K_TILE * WIDTH
+    LAYOUT: gl.constexpr = ring.weight_stages.layout
+    weight = tma.make_tensor_descriptor(ring.weight_NK, [ring.EXPERTS * ring.N, ring.K], [ring.K, 1], [ring.BOX, ring.K_TILE], LAYOUT)
+    number = 0
+    for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
+        row = ring.expert(tile) * ring.N + tile % ring.COLUMNS * ring.BOX
+        for step in range(ring.STEPS):
+            stage = number % ring.STAGES
+            full = ring.full.index(stage)
+            mbarrier.wait(ring.empty.index(stage), (number // ring.STAGES & 1) ^ 1)
+            mbarrier.expect(full, BYTES)
+            for box in gl.static_range(ring.BOXES):
+                target = ring.weight_stages.index(stage).slice(box * ring.BOX, ring.BOX)
+                tma.async_copy_global_to_shared(weight, [row + box * (ring.N // 2), step * ring.K_TILE], full, target)
+            number += 1
+
+
+@gluon.jit
+def skip(number, ring):
+    """Keep pace with the other consumers where a tile has no rows for this one."""
+    for _ in range(ring.STEPS):
+        ring.wait(number)
+        ring.release(number)
+        number += 1
+
+
+@gluon.jit
+def product(number, warpgroup: gl.constexpr, ring, LAYOUT: gl.constexpr):
+    """One product stays in flight; the one before it has left its stage, which is given back."""
+    accumulator = gl.zeros([WARPGROUP_ROWS, ring.BOXES * ring.BOX], gl.float32, LAYOUT)
+    for step in range(ring.STEPS):
+        ring.wait(number)
+        accumulator = warpgroup_mma(ring.x(number, warpgroup), ring.weight(number), accumulator, use_acc=step > 0, is_async=True)
+        accumulator = warpgroup_mma_wait(1, deps=[accumulator])
+        ring.release(number + ring.STAGES - 1, step > 0)
+        number += 1
+    accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+    ring.release(number + ring.STAGES - 1)
+    return accumulator
