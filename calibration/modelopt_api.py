@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.precision import PRECISIONS, Granularity
 from ..models.config import OneRecConfig
-from ..models.layout import Scheme, layout
+from ..models.layout import layout
 from ..models.onerec import OneRec
 from ..operators import fp8
 from .targets import Target
@@ -29,12 +29,14 @@ _WEIGHT: dict[Granularity, dict[str, Any]] = {
     Granularity.TENSOR: {"axis": 0},
     Granularity.ROW: {"axis": 0},
     Granularity.BLOCK: {"block_sizes": {-1: 128, -2: 128}},
+    Granularity.ROW_BLOCK: {"axis": 0},
 }
 _INPUT: dict[Granularity, dict[str, Any]] = {
     Granularity.TENSOR: {"axis": None},
     Granularity.ROW: {"type": "dynamic", "block_sizes": {-1: None}},
     # ModelOpt's own dynamic blocks want MX or NV scales; ours are FP32, so a backend does the cast.
     Granularity.BLOCK: {"type": "dynamic", "axis": None, "backend": ROW_BLOCKS},
+    Granularity.ROW_BLOCK: {"type": "dynamic", "axis": None, "backend": ROW_BLOCKS},
 }
 
 
@@ -46,11 +48,13 @@ def modelopt_config(config: OneRecConfig, precision: str) -> dict[str, Any]:
     """
     scheme = PRECISIONS[precision]
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    granularity: dict[Scheme, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
-    for kind in granularity:
-        for pattern in layout(config).patterns(kind) if granularity[kind] is not Granularity.NONE else ():
-            entries.append({"quantizer_name": f"{pattern}.weight_quantizer", "cfg": _E4M3 | _WEIGHT[granularity[kind]]})
-            entries.append({"quantizer_name": f"{pattern}.input_quantizer", "cfg": _E4M3 | _INPUT[granularity[kind]]})
+    linears, experts = (layout(config).patterns(kind) for kind in ("linear", "expert"))
+    granularity = dict.fromkeys(linears, scheme.linears) | dict.fromkeys(experts, scheme.experts)
+    granularity |= dict.fromkeys((pattern for pattern in experts if pattern.endswith(".down")), scheme.hidden)
+    for pattern, each in granularity.items():
+        if each is not Granularity.NONE:
+            entries.append({"quantizer_name": f"{pattern}.weight_quantizer", "cfg": _E4M3 | _WEIGHT[each]})
+            entries.append({"quantizer_name": f"{pattern}.input_quantizer", "cfg": _E4M3 | _INPUT[each]})
     return {"quant_cfg": entries, "algorithm": "max"}
 
 

@@ -136,7 +136,7 @@ def activation_cast(granularity: Granularity, input_amax: float | None) -> Calla
         return lambda x: fp8.quantize_tensor(x, scale).float() * scale
     if granularity is Granularity.ROW:
         return _through_rows
-    assert granularity is Granularity.BLOCK, granularity
+    assert granularity in (Granularity.BLOCK, Granularity.ROW_BLOCK), granularity
     return lambda x: fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(x))[..., : x.shape[-1]]
 
 

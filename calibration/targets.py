@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..core.precision import BLOCK, PRECISIONS, Granularity
 from ..models.config import OneRecConfig
-from ..models.layout import Scheme, layout
+from ..models.layout import Linear, Scheme, layout
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,14 @@ class Target:
 def targets_of(config: OneRecConfig, precision: str) -> list[Target]:
     """Every linear that some precision quantizes, in the model's order, with its granularity in this one."""
     scheme = PRECISIONS[precision]
-    granularity: dict[Scheme, Granularity] = {"linear": scheme.linears, "expert": scheme.experts}
+
+    def granularity(linear: Linear) -> Granularity:
+        if linear.scheme == "linear":
+            return scheme.linears
+        return scheme.hidden if linear.kind == "expert down" else scheme.experts
+
     return [
-        Target(linear.name, linear.input, linear.scheme, linear.shape, granularity[linear.scheme])
+        Target(linear.name, linear.input, linear.scheme, linear.shape, granularity(linear))
         for linear in layout(config).linears
         if linear.scheme is not None
     ]

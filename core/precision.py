@@ -1,4 +1,4 @@
-"""The four precisions a recipe can ask for, as data: what is quantized, and how finely.
+"""The precisions a recipe can ask for, as data: what is quantized, and how finely.
 
 Source: arXiv 2603.11486, section on FP8 post-training quantization; `fp8-static` is ModelOpt's default.
 """
@@ -23,14 +23,27 @@ class Granularity(StrEnum):
     TENSOR = "tensor"  # one calibrated constant; weights per output channel
     ROW = "row"  # one per token, computed while serving; weights per output channel
     BLOCK = "block"  # one per token and 128 channels; weights per 128 x 128 block
+    ROW_BLOCK = "row-block"  # one per token and 128 channels; weights per output channel
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Granularity of the two kinds of quantized matrix multiplication."""
+    """Granularity of the kinds of quantized matrix multiplication.
+
+    Attributes:
+        linears: Of attention and dense FFN.
+        experts: Of the gate and up products of experts.
+        expert_down: Of their down product. Default: as the others of experts.
+    """
 
     linears: Granularity
     experts: Granularity
+    expert_down: Granularity | None = None
+
+    @property
+    def hidden(self) -> Granularity:
+        """Of the experts' hidden activations, which their down product reads."""
+        return self.experts if self.expert_down is None else self.expert_down
 
     @property
     def is_quantized(self) -> bool:
@@ -46,4 +59,5 @@ PRECISIONS = {
     "fp8-static": Precision(Granularity.TENSOR, Granularity.TENSOR),
     "fp8-row": Precision(Granularity.ROW, Granularity.ROW),
     "fp8-paper": Precision(Granularity.ROW, Granularity.BLOCK),
+    "fp8-row-block": Precision(Granularity.ROW, Granularity.ROW, Granularity.ROW_BLOCK),
 }

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import RecipeError
 from .precision import PRECISIONS, Precision
 
-PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper"]
+PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 

@@ -17,7 +17,7 @@ from ..operators.operator import DOMAIN
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 _UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
-_QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8Block")
+_QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")
 
 
 class Finding(BaseModel):

@@ -22,6 +22,7 @@ from ..operators.linear import linear, linear_add
 from ..operators.moe_experts import moe_experts
 from ..operators.moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
 from ..operators.moe_experts_fp8_block import moe_experts_fp8_block
+from ..operators.moe_experts_fp8_row_block import moe_experts_fp8_row_block
 from ..operators.moe_route import moe_route
 from ..operators.operator import scope
 from ..operators.quant import quant_row, quant_tensor
@@ -164,6 +165,14 @@ class PackedFfn(nn.Module):
         return down
 
 
+# By granularity of the input and of the hidden activations.
+_DYNAMIC_EXPERTS = {
+    (Granularity.ROW, Granularity.ROW): moe_experts_fp8_row,
+    (Granularity.ROW, Granularity.ROW_BLOCK): moe_experts_fp8_row_block,
+    (Granularity.BLOCK, Granularity.BLOCK): moe_experts_fp8_block,
+}
+
+
 class PackedMoe(nn.Module):
     """Mixture of experts with its norm, router and residual."""
 
@@ -179,7 +188,7 @@ class PackedMoe(nn.Module):
         super().__init__()
         moe, linears = source.config.moe, layout(source.config)
         assert moe is not None
-        self.moe, self.granularity = moe, source.scheme.experts
+        self.moe, self.granularity, self.hidden = moe, source.scheme.experts, source.scheme.hidden
         gate_up, downs = linears.names("expert gate_up", layer), linears.names("expert down", layer)
         self.experts = len(downs)
         (router,) = linears.names("router", layer)
@@ -216,7 +225,7 @@ class PackedMoe(nn.Module):
             if self.granularity is Granularity.TENSOR:
                 inputs = (x.values, x.scale, *weights, self.hidden_scale, index, weight, h_ND)
                 return moe_experts_fp8_tensor(*inputs, experts=self.experts, promotion=0)[0]
-            operator = moe_experts_fp8_row if self.granularity is Granularity.ROW else moe_experts_fp8_block
+            operator = _DYNAMIC_EXPERTS[self.granularity, self.hidden]
             return operator(x.values, x.scale, *weights, index, weight, h_ND, experts=self.experts, promotion=0)[0]
 
 

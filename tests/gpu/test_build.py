@@ -119,7 +119,7 @@ def test_several_profiles_in_one_plan_and_one_plan_each(exported: Exported, cach
     assert sum(name.endswith(".plan") for name in record.wrote) == 4
 
 
-@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper", "fp8-row-block"])
 def test_experts_build_whatever_their_scales(exported: Exported, cache: str, tmp_path: Path, precision: PrecisionName) -> None:
     build(precision, exported(MOE, precision), tmp_path / "plans", fp8_coverage=0, timing_cache=cache)
     plan = _plan(tmp_path / "plans", precision=precision)

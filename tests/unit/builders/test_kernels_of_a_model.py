@@ -43,7 +43,7 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
 UNCOMPILED = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
     amax = {target.group: 1.0 for target in quantized_targets(CONFIG, precision)}
     random_quantized_checkpoint(CONFIG, precision, tmp_path / "quantized", 0, amax)

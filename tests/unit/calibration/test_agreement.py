@@ -26,7 +26,7 @@ def _targets(config: OneRecConfig, precision: str) -> list[Target]:
     return quantized_targets(config, precision)
 
 
-@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper", "fp8-row-block"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_weights_agree(model: OneRec, config: OneRecConfig, precision: str, dtype: torch.dtype) -> None:
     """BF16 weights lie exactly on rounding boundaries quite often, so some of their codes really differ."""
@@ -63,7 +63,7 @@ def test_a_single_wrong_value_is_found(model: OneRec, config: OneRecConfig, faul
     assert error.value.where == target.name
 
 
-@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper", "fp8-row-block"])
 def test_rows_of_zeros_and_of_tiny_values_agree(model: OneRec, config: OneRecConfig, precision: str) -> None:
     """ModelOpt takes an amax below 2^-24 for zero, we do not; such values are lost in FP16 anyway."""
     target = _targets(config, precision)[-1]

@@ -23,7 +23,7 @@ def _feed(model: nn.Module) -> None:
         model(torch.randn(2, 5, 48), torch.tensor([[2, 2, 1], [1, 1, 1]]), torch.tensor([[[3, 4]], [[5, 6]]]))
 
 
-@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_exactly_the_targets_are_quantized(model: OneRec, config: OneRecConfig, precision: str) -> None:
     insert_quantizers(model, precision, _feed)
     names = {target.name for target in quantized_targets(config, precision)}
@@ -44,7 +44,7 @@ def test_static_amax_is_the_largest_input_seen(model: OneRec) -> None:
     assert float(amax) == max(seen)
 
 
-@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-row", "fp8-paper", "fp8-row-block"])
 def test_dynamic_inputs_have_no_amax(model: OneRec, config: OneRecConfig, precision: str) -> None:
     insert_quantizers(model, precision, _feed)
     assert all(amax_of(model, target.name, "input") is None for target in quantized_targets(config, precision))

@@ -14,7 +14,7 @@ from onerec_trt.core.recipe import PrecisionName
 from onerec_trt.models.config import OneRecConfig
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_it_opens_like_a_calibrated_one(config: OneRecConfig, tmp_path: Path, precision: PrecisionName) -> None:
     random_quantized_checkpoint(config, precision, tmp_path / "model", 7)
     opened = open_quantized(tmp_path / "model")

@@ -31,6 +31,14 @@ def test_paper_precision_uses_blocks_for_experts_only(config: OneRecConfig) -> N
     assert granularity["blocks.1.ffn.shared.0.gate"] is Granularity.BLOCK
 
 
+def test_row_block_precision_has_row_weights_and_blocks_in_the_input_of_down(config: OneRecConfig) -> None:
+    targets = {target.name: target for target in quantized_targets(config, "fp8-row-block")}
+    assert targets["blocks.0.ffn.down"].granularity is Granularity.ROW
+    assert targets["blocks.1.ffn.experts.3.up"].granularity is Granularity.ROW
+    down = targets["blocks.1.ffn.experts.3.down"]
+    assert (down.granularity, down.stored_shape, down.weight_scale_shape) == (Granularity.ROW_BLOCK, (96, 160), (96,))
+
+
 def test_fp16_quantizes_nothing(config: OneRecConfig) -> None:
     assert quantized_targets(config, "fp16") == []
     assert len(targets_of(config, "fp16")) == len(quantized_targets(config, "fp8-static"))

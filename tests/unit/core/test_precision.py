@@ -1,4 +1,4 @@
-"""The four precisions are what their sources say."""
+"""The precisions are what their sources say."""
 
 from __future__ import annotations
 

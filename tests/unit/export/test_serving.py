@@ -52,7 +52,7 @@ def test_fp16_scoring_scores_are_those_of_the_model(make_model, make_packed, mak
     assert (force(make_packed(model, "fp16"), batch, sids) - expected).abs().max() < FP16_NOISE
 
 
-@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_fp8_scoring_scores_are_those_of_the_fake_quantized_model(
     make_model, make_packed, make_fake_quantized, make_batch, config, precision
 ):
@@ -69,7 +69,7 @@ def test_fp8_scoring_scores_are_those_of_the_fake_quantized_model(
     assert error < 1.1 * noise
 
 
-@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 @pytest.mark.parametrize(("part", "layer"), [(PackedFfn, 0), (PackedMoe, 1)])
 def test_fp8_ffn_is_that_of_the_fake_quantized_model(make_model, make_packed, make_fake_quantized, config, precision, part, layer):
     """One part on identical inputs has no room to drift: a mistake of the packing or of a scale would be as large as the noise."""
@@ -97,7 +97,7 @@ def test_every_sharing_of_keys_and_values(make_model, make_packed, make_batch, l
     assert (other - expected).abs().mean() > 5 * FP16_NOISE, "the context matters in this model, so a wrong set would show"
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_scoring_scores_of_found_beams_are_the_beam_scores(make_model, make_packed, make_batch, config, precision):
     packed, batch = make_packed(make_model(config), precision), make_batch(config, LENGTHS)
     sids, scores = serve(packed, batch, (4, 8, 16))
@@ -121,7 +121,7 @@ def test_empty_context_is_served(make_model, make_packed, make_batch, config):
     assert (scores - reference.scores_BW).abs().max() < FP16_NOISE
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_bad_request_leaves_its_neighbors_bit_identical(make_model, make_packed, make_batch, config, precision):
     packed, batch = make_packed(make_model(config), precision), make_batch(config, LENGTHS)
     features = batch.features.clone()

@@ -17,7 +17,7 @@ from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.operator import DOMAIN
 
-PRECISIONS = ["fp16", "fp8-static", "fp8-row", "fp8-paper"]
+PRECISIONS = ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 SHAPES = [[[1, 0, 0]], [[2, 3, 4]], [[1, 2, 3], [0, 0, 7], [2, 0, 0], [0, 0, 0], [3, 3, 3]]]  # traced: 2 requests, 4 tokens
 FP16_NOISE = 0.02  # nat, as in test_serving.py
 

@@ -14,7 +14,7 @@ from onerec_trt.export.stage import SCORING_FILE, SERVING_FILE
 from onerec_trt.export.weights import ALIGNMENT, INLINE_BYTES, WEIGHTS_FILE, externalize
 
 EXPERTS = ("experts.0", "experts.1", "experts.2", "experts.3", "shared.0")
-QUANTIZED = ["fp8-static", "fp8-row", "fp8-paper"]
+QUANTIZED = ["fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 
 
 def places(model):
