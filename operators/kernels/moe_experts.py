@@ -12,12 +12,27 @@ from functools import cached_property
 
 import triton
 
+from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ...core.precision import BLOCK
-from ...core.dtypes import DTYPES
 from ..launch.compile import Build
 from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, expect, expect_size, static
-from ..launch.program import Argument, Buffer, Expr, Input, Int32, Launch, Output, Program, Scratch, Tensor, cdiv, constant, maximum, minimum
+from ..launch.program import (
+    Argument,
+    Buffer,
+    Expr,
+    Input,
+    Int32,
+    Launch,
+    Output,
+    Program,
+    Scratch,
+    Tensor,
+    cdiv,
+    constant,
+    maximum,
+    minimum,
+)
 from ..launch.tiles import ExpertTile, RowClass, RowTile
 from .moe_scheme import SCHEMES, Scheme, Share
 
@@ -126,7 +141,7 @@ class Experts:
             return _persistent("moe_gemm_sm90", types, constants | {"EXPERTS": self.experts}, tile, down, k_tile, capability)
         m, stages = _cut(tile, down)
         constants |= {"M_TILE": m, "K_TILE": k_tile}
-        return Build("moe_gemm_pointers", "moe_gemm_pointers", types, constants, capability, tile.warps, stages)
+        return Build(f"{__package__}.moe_gemm", "moe_gemm", types, constants, capability, tile.warps, stages)
 
 
 def align(tile: ExpertTile) -> int:
@@ -144,11 +159,11 @@ def _persistent(
 ) -> Build:
     m, stages = _cut(tile, down)
     if m not in PERSISTENT or capability != HOPPER:
-        hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {HOPPER}, or programs = 0"
+        hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {HOPPER}, or ctas = 0"
         raise BuildError(f"no warp-specialized kernel for tiles of {m} rows on {capability}", where=name, hint=hint)
     at_launch, many, few = PERSISTENT[m]
     cut = {"M_TILE": m, "K_TILE": k_tile, "CTAS": tile.ctas, "STAGES": stages, "REGISTERS": many, "FEW_REGISTERS": few}
-    return Build(name, name, types, {**constants, **cut}, capability, WARPGROUP, registers=at_launch)
+    return Build(f"{__package__}.{name}", name, types, {**constants, **cut}, capability, WARPGROUP, registers=at_launch)
 
 
 def moe_experts_program(node: Node) -> Program:
@@ -221,11 +236,11 @@ class _Node:
         entries = rows * sizes.slots
         tiles = capacity = unfused = constant(0)
         for each in self.classes:
-            most = rows if each.most is None else minimum(rows, each.most)
-            tiles = maximum(tiles, sizes.tiles(most, min(each.tile.up_m, each.tile.down_m)))
-            capacity = maximum(capacity, sizes.capacity(most, each.tile))
+            largest = rows if each.max_rows is None else minimum(rows, each.max_rows)
+            tiles = maximum(tiles, sizes.tiles(largest, min(each.tile.up_m, each.tile.down_m)))
+            capacity = maximum(capacity, sizes.capacity(largest, each.tile))
             if not sizes.fused(each.tile):
-                unfused = maximum(unfused, sizes.capacity(most, each.tile))
+                unfused = maximum(unfused, sizes.capacity(largest, each.tile))
         return {
             "rank": Buffer(4 * entries),
             "total": Buffer(4 * sizes.experts),
@@ -250,7 +265,7 @@ class _Node:
         """The tile of a memory-bound kernel for the rows of a class."""
         tiles, capability = self.node.tiles, self.node.capability
         rows = tiles.classes(capability, family, (width,))
-        tile = rows[-1].tile if each.most is None else tiles.tile(capability, family, (width,), each.most)
+        tile = rows[-1].tile if each.max_rows is None else tiles.tile(capability, family, (width,), each.max_rows)
         assert isinstance(tile, RowTile), tile
         return tile
 
@@ -273,7 +288,7 @@ class _Node:
     def _rank(self, each: RowClass) -> Launch:
         tile = self._row_tile("moe_rank", self.sizes.experts, each)
         types = ("*i64", "*i32", "*i32", "i32")
-        build = Build("moe_place", "moe_rank", types, {"CHUNK": tile.chunk}, self.node.capability, tile.warps)
+        build = Build(f"{__package__}.moe_place", "moe_rank", types, {"CHUNK": tile.chunk}, self.node.capability, tile.warps)
         entries = Int32(self.node.rows * self.sizes.slots)
         return self._launch(build, self.sizes.experts, self._input("index"), self._buffer("rank"), self._buffer("total"), entries)
 
@@ -295,7 +310,7 @@ class _Node:
             "EXPERT_TILE": triton.next_power_of_2(sizes.experts),
             "SCALE_TILE": triton.next_power_of_2(max(1, sizes.x_scales)),
         }
-        build = Build("moe_place", "moe_place", types, constants, self.node.capability, cut.warps)
+        build = Build(f"{__package__}.moe_place", "moe_place", types, constants, self.node.capability, cut.warps)
         read = (self._input(name) for name in ("x", "x_scale", "index", "weight"))
         scratch = (self._buffer(name) for name in ("rank", "total", "x", "x_scale", "gate", "row", "up_table", "down_table"))
         return self._launch(build, cdiv(self.node.rows, cut.rows) + 2, *read, *scratch, Int32(self.node.rows), Int32(capacity))
@@ -336,17 +351,17 @@ class _Node:
             "CHUNK": cut.chunk,
             "LANES": max(1, cut.warps // cut.rows) * 32,
         }
-        build = Build("moe_hidden", "moe_hidden", types, constants, self.node.capability, cut.warps)
+        build = Build(f"{__package__}.moe_hidden", "moe_hidden", types, constants, self.node.capability, cut.warps)
         scale = self._input("hidden_scale") if self.scheme.hidden is Share.EXPERT else self._buffer("hidden_scale")
         arguments = (self._buffer("wide"), self._buffer("hidden"), scale, self._buffer("up_table"), Int32(capacity))
-        programs = self.sizes.tiles(self.node.rows, tile.up_m) * (tile.up_m // cut.rows)
-        return self._launch(build, programs, *arguments)
+        ctas = self.sizes.tiles(self.node.rows, tile.up_m) * (tile.up_m // cut.rows)
+        return self._launch(build, ctas, *arguments)
 
     def _combine(self, each: RowClass) -> Launch:
         cut = self._row_tile("moe_combine", self.sizes.d, each)
         constants = {"WIDTH": self.sizes.d, "SLOTS": self.sizes.slots, "ROWS": cut.rows, "CHUNK": cut.chunk}
         types = ("*fp16", "*i32", "*fp16", "*fp16", "i32")
-        build = Build("moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps)
+        build = Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps)
         arguments = (self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0), Int32(self.node.rows))
         return self._launch(build, cdiv(self.node.rows, cut.rows), *arguments)
 

@@ -1,6 +1,6 @@
 """The grouped product of the experts for compute capability 9.0, warp-specialized; moe_ring_sm90.py says who does what.
 
-FP16 [sorted rows, N] of x @ the expert's [N, K]; scales and gate as in moe_gemm_pointers.py. Consumers store their rows themselves:
+FP16 [sorted rows, N] of x @ the expert's [N, K]; scales and gate as in moe_gemm.py. Consumers store their rows themselves:
 the store of one tile has read the staging buffer long before the next tile is finished.
 """
 
@@ -9,9 +9,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
-from .gemm_sm90 import SLAB as WARPGROUP_ROWS
-from .gemm_sm90 import WARPS
-from .moe_gemm_pointers import BLOCKS, CHANNEL, EXPERT, ROW, TENSOR
+from .gemm_sm90 import WARPGROUP_ROWS, WARPS
+from .moe_gemm import BLOCKS, CHANNEL, EXPERT, ROW, TENSOR
 from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
 
 
@@ -85,7 +84,9 @@ def moe_gemm_sm90(
 def _consume(warpgroup: gl.constexpr, ring, epilogue):
     """Multiply and finish 64 rows of every tile."""
     staging = epilogue.staging.index(warpgroup)
-    output = tma.make_tensor_descriptor(epilogue.output_RN, [ring.capacity, ring.N], [ring.N, 1], [WARPGROUP_ROWS, ring.BOX], staging.layout)
+    output = tma.make_tensor_descriptor(
+        epilogue.output_RN, [ring.capacity, ring.N], [ring.N, 1], [WARPGROUP_ROWS, ring.BOX], staging.layout
+    )
     number = 0
     for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
         row = ring.row(tile) + warpgroup * WARPGROUP_ROWS

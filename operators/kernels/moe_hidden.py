@@ -30,10 +30,13 @@ def moe_hidden(
     gate_up_R2H, hidden_RH, scale, table, capacity,
     SHARE: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """WIDTH is H; a program has ROWS of a TILE of the table. `scale` is read per expert [E], written per row [R] and per block [B, R]; codes of blocks fill whole blocks."""
-    PROGRAMS: tl.constexpr = TILE // ROWS
-    tile = tl.program_id(0) // PROGRAMS
-    in_tile = (tl.program_id(0) % PROGRAMS * ROWS + tl.arange(0, ROWS))[:, None]
+    """WIDTH is H; a CTA has ROWS of a TILE of the table.
+
+    `scale` is read per expert [E], written per row [R] and per block [B, R]; codes of blocks fill whole blocks.
+    """
+    CTAS: tl.constexpr = TILE // ROWS
+    tile = tl.program_id(0) // CTAS
+    in_tile = (tl.program_id(0) % CTAS * ROWS + tl.arange(0, ROWS))[:, None]
     exists = tile < tl.load(table)
     entry = table + ENTRY + ENTRY * tile
     rows_R1 = tl.load(entry + 1, mask=exists, other=0).to(tl.int64) + in_tile

@@ -23,7 +23,7 @@ AT_A_TIME = tl.constexpr(16)  # tiles of the table
 
 @triton.jit
 def moe_rank(index_NS, rank_NS, total_E, entries, CHUNK: tl.constexpr):
-    """Number the entries of one expert in token order, and count them. One program per expert."""
+    """Number the entries of one expert in token order, and count them. One CTA per expert."""
     expert = tl.program_id(0)
     before = 0
     for start in range(0, entries, CHUNK):
@@ -42,7 +42,7 @@ def moe_place(
     ALIGN: tl.constexpr, UP_TILE: tl.constexpr, DOWN_TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     SLOT_TILE: tl.constexpr, EXPERT_TILE: tl.constexpr, SCALE_TILE: tl.constexpr,
 ):  # fmt: skip
-    """The first two programs write the tables, each other one places ROWS tokens.
+    """The first two CTAs write the tables, each other one places ROWS tokens.
 
     SCALES: scales of a row; 0 where it has none. `capacity`: rows of the sorted buffers. The last three constants are SLOTS, EXPERTS
     and SCALES, rounded up to powers of two.

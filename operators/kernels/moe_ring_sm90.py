@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
-from .gemm_sm90 import SLAB as WARPGROUP_ROWS
+from .gemm_sm90 import WARPGROUP_ROWS
 from .moe_place import ENTRY
 
 
@@ -119,7 +119,9 @@ def init_barriers(full, empty, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
 def produce_x(ring):
     """Load the rows of every tile. Boxes beyond the edges are filled with zeros: the bytes are always those of whole boxes."""
     BYTES: gl.constexpr = ring.M_TILE * ring.K_TILE * (ring.x_stages.dtype.primitive_bitwidth // 8)
-    x = tma.make_tensor_descriptor(ring.x_RK, [ring.capacity, ring.X_STRIDE], [ring.X_STRIDE, 1], [WARPGROUP_ROWS, ring.K_TILE], ring.x_stages.layout)
+    x = tma.make_tensor_descriptor(
+        ring.x_RK, [ring.capacity, ring.X_STRIDE], [ring.X_STRIDE, 1], [WARPGROUP_ROWS, ring.K_TILE], ring.x_stages.layout
+    )
     number = 0
     for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
         row = ring.row(tile)

@@ -23,7 +23,7 @@ def moe_route(
     WIDTH: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr,
     EXPERT_TILE: tl.constexpr, M_TILE: tl.constexpr, K_TILE: tl.constexpr,
 ):  # fmt: skip
-    """M_TILE tokens of a program. Experts stand along the first axis, so that weights, which are split in registers, are the left side."""
+    """M_TILE tokens of a CTA. Experts stand along the first axis, so that weights, which are split in registers, are the left side."""
     SLOTS: tl.constexpr = TOP_K + SHARED
     row = tl.program_id(0) * M_TILE + tl.arange(0, M_TILE)
     experts = tl.arange(0, EXPERT_TILE)
@@ -115,7 +115,7 @@ def moe_route_program(node: Node) -> Program:
 
 
 def route_build(constants: dict[str, int], tile: GemmTile, capability: str) -> Build:
-    """How the kernel is compiled for a tile; `n` of the tile is not used: a program has all experts."""
+    """How the kernel is compiled for a tile; `n` of the tile is not used: a CTA has all experts."""
     types = ("*fp16", "*fp32", "*fp32", "*i64", "*fp32", "i32")
     cut = {"M_TILE": tile.m, "K_TILE": tile.k}
-    return Build("moe_route", "moe_route", types, {**constants, **cut}, capability, tile.warps, tile.stages)
+    return Build(__name__, "moe_route", types, {**constants, **cut}, capability, tile.warps, tile.stages)

@@ -10,9 +10,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 from triton.language.core import _aggregate as aggregate
 
-from .gemm_sm90 import SLAB as WARPGROUP_ROWS
-from .gemm_sm90 import WARPS
-from .moe_gemm_pointers import CHANNEL, ROW, TENSOR
+from .gemm_sm90 import WARPGROUP_ROWS, WARPS
+from .moe_gemm import CHANNEL, ROW, TENSOR
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
 from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
 from .rows import divider, e4m3, nan_max, quotient, saturated_quotient, scale_of

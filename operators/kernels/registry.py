@@ -19,11 +19,15 @@ from . import (
     context_attention,
     fp8_linear,
     linear,
+    moe_cases,
+    moe_experts,
+    moe_route,
     quant,
     rms_norm,
     rms_norm_quant,
     swiglu,
 )
+from .moe_scheme import SCHEMES
 
 Prepare = Callable[[Array], Array]
 
@@ -83,6 +87,8 @@ FACTORIES: dict[str, KernelFactory] = {
         cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_2_QUANT_TENSOR_CASES,
     ),
     "BeamStep": KernelFactory(beam_step.beam_step_program, cases=beam_step_cases.BEAM_STEP_CASES),
+    "MoeRoute": KernelFactory(moe_route.moe_route_program, cases=moe_cases.MOE_ROUTE_CASES),
+    **{operator: KernelFactory(moe_experts.moe_experts_program, cases=moe_cases.moe_experts_cases(operator)) for operator in SCHEMES},
 }
 
 

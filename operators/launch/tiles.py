@@ -83,14 +83,41 @@ class AttentionTile:
     ctas: int = 0
 
 
-Tile = RowTile | GemmTile | AttentionTile
-KINDS: dict[str, type[Tile]] = {"row": RowTile, "gemm": GemmTile, "attention": AttentionTile}
+@dataclass(frozen=True)
+class ExpertTile:
+    """How both products of the experts are cut.
+
+    Attributes:
+        up_m: Sorted rows of a tile of the up product.
+        down_m: Of the down product.
+        n: Output channels of a tile; an up product that computes the activation, too, has 128 of gate and up each.
+        up_stages: Steps in flight of the up product.
+        down_stages: Of the down product.
+        warps: Of a CTA with ordinary loads; those of the warp-specialized kernels follow from their rows.
+        ctas: CTAs of the persistent, warp-specialized kernels for compute capability 9.0; 0 are the kernels with one CTA per tile and
+            ordinary loads, whose products have equal rows.
+    """
+
+    up_m: int
+    down_m: int
+    n: int
+    up_stages: int
+    down_stages: int
+    warps: int
+    ctas: int = 0
+
+
+Tile = RowTile | GemmTile | AttentionTile | ExpertTile
+KINDS: dict[str, type[Tile]] = {"row": RowTile, "gemm": GemmTile, "attention": AttentionTile, "experts": ExpertTile}
 _KIND_OF = {tile: kind for kind, tile in KINDS.items()}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table. `shape` is (width,) of a row kernel, (K, N) of a product, (d,) of an attention with so many query rows."""
+    """One line of the table.
+
+    `shape` is (width,) of a row kernel, (K, N) of a product, (D, H) of experts, (d,) of an attention with so many query rows.
+    """
 
     capability: str
     family: str

@@ -30,7 +30,7 @@ from onerec_trt.operators.launch.case import Trial
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
-from onerec_trt.operators.launch.tiles import Tiles
+from onerec_trt.operators.launch.tiles import committed_tiles
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
 from triton.runtime import interpreter
@@ -119,8 +119,9 @@ def execute(program: Program, inputs: Sequence[Tensor], scratch: Sequence[Tensor
 
 
 def program_for(trial: Trial) -> Program:
+    """Tiles of launches beside the one that is tried are the committed ones."""
     entries = () if trial.tile is None else trial.case.entries(CAPABILITY, trial.tile)
-    return program_of(trial.case, CAPABILITY, Tiles(tuple(entries)), remember)
+    return program_of(trial.case, CAPABILITY, committed_tiles().with_entries(entries), remember)
 
 
 def check(trial: Trial) -> dict:

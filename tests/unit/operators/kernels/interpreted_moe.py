@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from interpreted import E4M3, emulate_gpu, execute, remember, types_of
+from interpreted import E4M3, emulate_gpu, execute, remember
 from onerec_trt.core.difference import difference
+from onerec_trt.core.dtypes import of_torch
 from onerec_trt.core.precision import BLOCK
 from onerec_trt.operators import fp8
-from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
+from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import InputType, Program
 from onerec_trt.operators.launch.tiles import Entry, ExpertTile, GemmTile, RowTile, Tiles
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
@@ -22,10 +24,9 @@ from torch import Tensor
 SIZES = [  # rows, D, H, experts, slots, routing
     (1, 32, 17, 1, 1, "random"),
     (7, 96, 160, 5, 2, "random"),
-    (37, 161, 48, 4, 4, "random"),
-    (70, 64, 33, 6, 3, "skewed"),
-    (33, 64, 128, 5, 2, "one takes all"),
+    (20, 64, 33, 6, 3, "skewed"),
 ]
+CROWDED = (33, 64, 48, 5, 2, "one takes all")  # several tiles of one expert
 
 
 def tiles_of(width: int, experts: int) -> Tiles:
@@ -41,7 +42,17 @@ def tiles_of(width: int, experts: int) -> Tiles:
     return Tiles((*entries, Entry("9.0", "moe_route", 1, (width, experts), GemmTile(16, 16, 64, 2, 4))))
 
 
-def program_of(operator: str, inputs: list[Tensor], attributes: Attributes):
+def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
+    """With an open number of tokens: of x, its scales where each token has some, and routing and residual."""
+    rows = [1] if operator in ("MoeExpertsFp8Row", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block") else []
+    last = [] if operator == "MoeRoute" else [len(inputs) - number for number in (1, 2, 3)]
+    return tuple(
+        InputType(of_torch(each.dtype).name, (None, *each.shape[1:]) if number in (0, *rows, *last) else tuple(each.shape))
+        for number, each in enumerate(inputs)
+    )
+
+
+def program_of(operator: str, inputs: list[Tensor], attributes: Attributes) -> Program:
     node = Node(operator, types_of(operator, inputs), attributes, "9.0", tiles=tiles_of(64, 8), compile=remember)
     return FACTORIES[operator].program(node)
 
@@ -91,7 +102,7 @@ def _blocks(weights: Tensor, pad: bool) -> tuple[Tensor, Tensor]:
 
 def check_experts() -> Iterator[dict]:
     for operator, scheme in SCHEMES.items():
-        for size in SIZES:
+        for size in (*SIZES, CROWDED) if operator == "MoeExpertsFp8RowBlock" else SIZES:
             inputs = experts_inputs(operator, *size)
             for promotion in (0, BLOCK) if size == SIZES[1] and scheme.operand != "float16" else (0,):
                 attributes = {"experts": size[3], **({} if scheme.operand == "float16" else {"promotion": promotion})}

@@ -15,13 +15,13 @@ TENSOR, EXPERT, ROW, CHANNEL, BLOCKS = (
 
 
 @triton.jit
-def moe_gemm_pointers(
+def moe_gemm(
     x_RK, weight_NK, output_RN, x_scale, weight_scale, gate_R, table, capacity,
     N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr,
     X_SCALE: tl.constexpr, WEIGHT_SCALE: tl.constexpr, GATED: tl.constexpr, PROMOTE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
 ):  # fmt: skip
-    """FP16 [sorted rows, N]: x [sorted rows, K] @ the [N, K] of each tile's expert, of weights [E * N, K]; one program per tile.
+    """FP16 [sorted rows, N]: x [sorted rows, K] @ the [N, K] of each tile's expert, of weights [E * N, K]; one CTA per tile.
 
     Scales of x: none, one, one per expert, one per row [R], or per block and row [B, R]. Of weights: none, one per channel [E * N], or per
     channel and block [E * N, B]. GATED multiplies by each row's gate. X_STRIDE: from row to row of x.

@@ -1,0 +1,171 @@
+"""Cases of the mixture of experts: routing like a router's, weights of unit products, and how far sums of few bits may lead.
+
+Letters: N tokens, S slots of a token, D channels of the model, H hidden channels, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...core.precision import BLOCK
+from ..launch.case import MANY_ROWS, Case, Example, Fill, KernelCases, Measurement, TileKey, Trial, codes, compiled_reference, half, scales
+from ..launch.tiles import ExpertTile, GemmTile
+from .fp8_linear import accumulator_loss
+from .moe_scheme import SCHEMES, Share
+
+EXPERTS, SLOTS, SHARED, WIDTH = 54, 4, 1, 1408  # of 4B-A0.5B: 53 routed experts, 3 of a token, and a shared one
+CODE, SCALE = 100.0, 0.006  # about the deviation of random codes, and the mean of random scales
+STEP_SHARE = 0.086  # a step of E4M3 over a value, weighted by energy, of SiLU(gate) * up with both standard normal
+GAIN = 1.6  # relative error of SiLU(gate) * up over that of gate and up, weighted in the same way
+GAIN_WITH_SCALE = 2.25  # the same where the scale is computed from a value that moves as much
+MEAN_OF_NORMAL = 0.798  # of its absolute value: sqrt(2 / pi)
+SMALL = ExpertTile(16, 16, 32, 2, 2, 4)
+
+
+def flipped_codes(k: int, computed_scale: bool) -> float:
+    """Difference that hidden activations may show because FP8 products over K channels are never promoted.
+
+    The accumulator moves each product by sigma = 2^-12 sqrt(K / 32) of itself at most (`accumulator_loss` is half its square), and
+    hidden activations by GAIN sigma. A code flips with the probability |move| / step and is then a step away: on average the squared
+    difference is |move| step, which is MEAN_OF_NORMAL GAIN sigma STEP_SHARE of the square of the value. The metric is half of that.
+    """
+    sigma = (2 * accumulator_loss(k)) ** 0.5
+    return MEAN_OF_NORMAL * (GAIN_WITH_SCALE if computed_scale else GAIN) * STEP_SHARE * sigma / 2
+
+
+def moe_experts_case(
+    operator: str, rows: int, d: int, h: int, experts: int = EXPERTS, slots: int = SLOTS, shared: int = SHARED, promotion: int = 0
+) -> Case:
+    """A node of `operator`; the last `shared` slots are the last experts. Blocks want H in whole ones."""
+    scheme = SCHEMES[operator]
+    k = -(-d // BLOCK) * BLOCK if scheme.x is Share.BLOCK else d
+    weights = _weights(scheme.weight, experts, 2 * h, k) + _weights(scheme.weight, experts, d, h)
+    hidden = (Example("float32", (experts,), _hidden_scales, ()),) if scheme.hidden is Share.EXPERT else ()
+    x = {
+        Share.NONE: (half(rows, d),),
+        Share.TENSOR: (codes(rows, k), scales(1, dynamic=())),
+        Share.ROW: (codes(rows, k), scales(rows, 1)),
+        Share.BLOCK: (codes(rows, k), scales(rows, k // BLOCK)),
+    }[scheme.x]
+    routing = (Example("int64", (rows, slots), partial(_index, experts, shared)), Example("float32", (rows, slots), _gates))
+    unpromoted = scheme.weight is Share.CHANNEL and not promotion
+    return Case(
+        operator,
+        (*x, *weights, *hidden, *routing, half(rows, d)),
+        (rows, d, h, experts, slots),
+        {"experts": experts, **({} if scheme.weight is Share.NONE else {"promotion": promotion})},
+        tile=TileKey(scheme.family, rows, (d, h)),
+        flops=6 * rows * slots * d * h,
+        tolerance=flipped_codes(k, scheme.hidden is not Share.EXPERT) + accumulator_loss(h) if unpromoted else 0.0,
+    )
+
+
+def moe_route_case(rows: int, d: int, experts: int, top_k: int, shared: int) -> Case:
+    """Routing of so many tokens."""
+    router = Example("float32", (experts, d), lambda shape, device: torch.randn(shape, device=device) * d**-0.5, ())
+    bias = Example("float32", (experts,), lambda shape, device: torch.randn(shape, device=device) * 0.05, ())
+    return Case(
+        "MoeRoute",
+        (half(rows, d), router, bias),
+        (rows, d, experts, top_k + shared),
+        {"top_k": top_k, "shared": shared},
+        tile=TileKey("moe_route", rows, (d, experts)),
+    )
+
+
+def _weights(share: Share, experts: int, n: int, k: int) -> tuple[Example, ...]:
+    """Stacked weights [E * N, K] whose products with inputs of deviation CODE * SCALE have about deviation 1, and their scales."""
+    shape = (experts * n, k)
+    if share is Share.NONE:
+        return (Example("float16", shape, lambda s, device: torch.randn(s, device=device, dtype=torch.float16).mul_(k**-0.5), ()),)
+    unit = k**-0.5 / (CODE * CODE * SCALE)
+    around_unit: Fill = lambda s, device: torch.rand(s, device=device).add_(0.5).mul_(unit)  # noqa: E731
+    if share is Share.CHANNEL:
+        return codes(*shape, dynamic=()), Example("float32", shape[:1], around_unit, ())
+    return codes(*shape, dynamic=()), Example("float32", (experts * n, -(-k // BLOCK)), partial(_of_blocks, experts, around_unit), ())
+
+
+def _of_blocks(experts: int, fill: Fill, shape: tuple[int, ...], device: str) -> Tensor:
+    """One value for BLOCK channels of an expert: blocks begin anew with each."""
+    rows = shape[0] // experts
+    blocks = fill((experts, -(-rows // BLOCK), shape[1]), device)
+    return blocks.repeat_interleave(BLOCK, 1)[:, :rows].flatten(0, 1).contiguous()
+
+
+def _hidden_scales(shape: tuple[int, ...], device: str) -> Tensor:
+    """With which few hidden values of deviation 0.4 saturate."""
+    return torch.rand(shape, device=device).mul_(0.01).add_(0.005)
+
+
+def _index(experts: int, shared: int, shape: tuple[int, ...], device: str) -> Tensor:
+    """Different experts for each token, some of them liked better; shared ones last."""
+    rows, slots = shape
+    likely = torch.arange(1, experts - shared + 1, device=device).float().rsqrt().expand(rows, -1)
+    routed = torch.multinomial(likely, slots - shared) if slots > shared else torch.empty(rows, 0, dtype=torch.int64, device=device)
+    always = torch.arange(experts - shared, experts, device=device).expand(rows, -1)
+    return torch.cat([routed, always], 1)
+
+
+def _gates(shape: tuple[int, ...], device: str) -> Tensor:
+    return torch.rand(shape, device=device).softmax(1)
+
+
+def moe_experts_cases(operator: str) -> KernelCases:
+    """Of MoeExperts or one of its FP8 forms."""
+    make: Callable[..., Case] = partial(moe_experts_case, operator)
+    promotions = (0, BLOCK) if SCHEMES[operator].weight is Share.CHANNEL else (0,)
+
+    def ragged() -> Iterator[Trial]:
+        for promotion in promotions:
+            yield Trial(make(37, 161, BLOCK, 4, 3, 1, promotion), SMALL)
+
+    def of_model(rows: int, width: int) -> Iterator[Case]:
+        if width == WIDTH:
+            yield from (make(rows, width, width, promotion=promotion) for promotion in promotions)
+
+    def odd(rows: int) -> Iterator[Case]:
+        yield make(rows, 200, BLOCK, 5, 2)
+        yield make(rows, 640, 384, 8, 3, 0)
+
+    def measured() -> Iterator[Measurement]:
+        for rows in (32, MANY_ROWS):
+            for promotion in promotions:
+                case = make(rows, WIDTH, WIDTH, promotion=promotion)
+                name = (
+                    "promoted every 128 channels"
+                    if promotion
+                    else "never promoted"
+                    if SCHEMES[operator].weight is not Share.NONE
+                    else "FP16"
+                )
+                yield Measurement(case, name, compiled_reference(case))
+
+    return KernelCases(ragged=ragged, of_model=of_model, odd=odd, measured=measured)
+
+
+def _route_trials() -> Iterator[Trial]:
+    for rows, d, experts, top_k, shared in ((1, 32, 6, 2, 1), (20, 200, 70, 8, 0)):
+        yield Trial(moe_route_case(rows, d, experts, top_k, shared), GemmTile(16, 64, 64, 2, 4))
+
+
+def _route_measured() -> Iterator[Measurement]:
+    for rows in (32, MANY_ROWS):
+        case = moe_route_case(rows, WIDTH, EXPERTS - SHARED, SLOTS - SHARED, SHARED)
+        yield Measurement(case, "FP32 router", compiled_reference(case))
+
+
+def _routes(rows: int, width: int) -> Iterator[Case]:
+    if width == WIDTH:
+        yield moe_route_case(rows, width, EXPERTS - SHARED, SLOTS - SHARED, SHARED)
+
+
+MOE_ROUTE_CASES = KernelCases(
+    ragged=_route_trials,
+    of_model=_routes,
+    odd=lambda rows: (moe_route_case(rows, 200, 70, 8, 2), moe_route_case(rows, 640, 256, 8, 1)),
+    measured=_route_measured,
+)
