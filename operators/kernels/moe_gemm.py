@@ -69,7 +69,7 @@ def _sum(
     for step in range(STEPS):
         left = K - step * K_TILE
         x_tile = tl.load(x, mask=inside[:, None] & (steps[None, :] < left), other=0.0)
-        if K % K_TILE == 0:
+        if K % K_TILE == 0:  # noqa: SIM108 - Triton takes one branch while compiling
             weight_tile = tl.load(weight)
         else:
             weight_tile = tl.load(weight, mask=steps[:, None] < left, other=0.0)

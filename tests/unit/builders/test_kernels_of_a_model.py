@@ -27,6 +27,14 @@ from onerec_trt.operators.operator import DOMAIN
 DENSE = {"d_model": 128, "n_layers": 2, "n_heads": 2, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 256}
 CONFIG = parse_config({**DENSE, "moe": {"experts": 4, "top_k": 2, "hidden": 128, "shared": 1, "dense_layers": 1}})
 
+EXPERTS = {
+    "fp16": "MoeExperts",
+    "fp8-static": "MoeExpertsFp8Tensor",
+    "fp8-row": "MoeExpertsFp8Row",
+    "fp8-paper": "MoeExpertsFp8Block",
+    "fp8-row-block": "MoeExpertsFp8RowBlock",
+}
+
 
 def uncompiled(factory: KernelFactory) -> KernelFactory:
     """The factory with kernels that nobody can run."""
@@ -57,7 +65,9 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
     attentions = {"ContextAttention", "BeamSelfAttention1", "BeamSelfAttention2"}
     norm = "RmsNormQuantTensor" if precision == "fp8-static" else "RmsNormQuantRow"
     rest = {"Linear", "RmsNorm"} if precision == "fp16" else {"Fp8LinearAdd", norm}
-    assert {node.operator for node in made} >= attentions | rest
+    assert {node.operator for node in made} >= attentions | rest | {"MoeRoute", "BeamStep", EXPERTS[precision]}
+    experts = [node for node in made if node.operator == EXPERTS[precision]]
+    assert all((node.product, node.in_fp8) == (True, precision != "fp16") for node in experts), "the builder counts them"
     _check_fusions(path, precision, before, replace(kernels, weights=PreparedWeights(path.parent, tmp_path / "of-the-fused")))
 
 
