@@ -5,6 +5,7 @@ Letters: N tokens, S slots of a token, D channels of the model, H hidden channel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -33,7 +34,7 @@ def flipped_codes(k: int, computed_scale: bool) -> float:
     hidden activations by GAIN sigma. A code flips with the probability |move| / step and is then a step away: on average the squared
     difference is |move| step, which is MEAN_OF_NORMAL GAIN sigma STEP_SHARE of the square of the value. The metric is half of that.
     """
-    sigma = (2 * accumulator_loss(k)) ** 0.5
+    sigma = math.sqrt(2 * accumulator_loss(k))
     return MEAN_OF_NORMAL * (GAIN_WITH_SCALE if computed_scale else GAIN) * STEP_SHARE * sigma / 2
 
 

@@ -181,7 +181,7 @@ class _Node:
         self._check_types()
         self.sizes = self._sizes()
         classes = node.tiles.classes(node.capability, self.scheme.family, (self.sizes.d, self.sizes.h))
-        self.classes = [replace(each, tile=self.sizes.usable(each.tile)) for each in classes]
+        self.classes = [replace(each, tile=self.sizes.usable(_expert_tile(each))) for each in classes]
 
     def program(self) -> Program:
         variants = by_rows(self.node.rows, self.classes, self._launches)
@@ -236,11 +236,12 @@ class _Node:
         entries = rows * sizes.slots
         tiles = capacity = unfused = constant(0)
         for each in self.classes:
+            tile = _expert_tile(each)
             largest = rows if each.max_rows is None else minimum(rows, each.max_rows)
-            tiles = maximum(tiles, sizes.tiles(largest, min(each.tile.up_m, each.tile.down_m)))
-            capacity = maximum(capacity, sizes.capacity(largest, each.tile))
-            if not sizes.fused(each.tile):
-                unfused = maximum(unfused, sizes.capacity(largest, each.tile))
+            tiles = maximum(tiles, sizes.tiles(largest, min(tile.up_m, tile.down_m)))
+            capacity = maximum(capacity, sizes.capacity(largest, tile))
+            if not sizes.fused(tile):
+                unfused = maximum(unfused, sizes.capacity(largest, tile))
         return {
             "rank": Buffer(4 * entries),
             "total": Buffer(4 * sizes.experts),
@@ -364,6 +365,12 @@ class _Node:
         build = Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps)
         arguments = (self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0), Int32(self.node.rows))
         return self._launch(build, cdiv(self.node.rows, cut.rows), *arguments)
+
+
+def _expert_tile(each: RowClass) -> ExpertTile:
+    """Its tile, which its family in the table has."""
+    assert isinstance(each.tile, ExpertTile), each.tile
+    return each.tile
 
 
 def _places(scheme: Scheme) -> dict[str, int]:

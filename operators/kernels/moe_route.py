@@ -8,7 +8,7 @@ import triton.language as tl
 from ...core.errors import BuildError
 from ..launch.compile import Build
 from ..launch.node import Node, by_rows, expect, expect_size, static
-from ..launch.program import Input, Int32, Launch, Output, Program, Tensor, cdiv
+from ..launch.program import Argument, Input, Int32, Launch, Output, Program, Tensor, cdiv
 from ..launch.tiles import GemmTile
 
 LEAST_EXPERTS = 64  # rows of a tensor core instruction of compute capability 9.0
@@ -103,7 +103,7 @@ def moe_route_program(node: Node) -> Program:
         raise BuildError(f"top_k is {top_k} of {experts} experts", where=node.operator, hint="correct the graph")
     constants = {"WIDTH": node.width, "EXPERTS": experts, "TOP_K": top_k, "SHARED": shared}
     constants["EXPERT_TILE"] = max(LEAST_EXPERTS, triton.next_power_of_2(experts))
-    arguments = (*map(Input, range(3)), Output(0), Output(1), Int32(node.rows))
+    arguments: tuple[Argument, ...] = (*map(Input, range(3)), Output(0), Output(1), Int32(node.rows))
 
     def launch(tile: GemmTile) -> tuple[Launch, ...]:
         build = route_build(constants, tile, node.capability)
