@@ -7,16 +7,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import product as combinations
 
 import torch
 from torch import Tensor
 
 from ...core.precision import BLOCK
-from ..launch.case import MANY_ROWS, Case, Example, Fill, KernelCases, Measurement, TileKey, Trial, codes, compiled_reference, half, scales
-from ..launch.tiles import ExpertTile, GemmTile
+from ..launch.case import (
+    MANY_ROWS,
+    Case,
+    Example,
+    Fill,
+    KernelCases,
+    Measurement,
+    TileKey,
+    Trial,
+    Tuning,
+    codes,
+    compiled_reference,
+    half,
+    scales,
+)
+from ..launch.node import HOPPER
+from ..launch.tiles import ExpertTile, GemmTile, RowTile
 from .fp8_linear import accumulator_loss
 from .moe_scheme import SCHEMES, Share
+from .product_cases import MULTIPROCESSORS
 
 EXPERTS, SLOTS, SHARED, WIDTH = 54, 4, 1, 1408  # of 4B-A0.5B: 53 routed experts, 3 of a token, and a shared one
 CODE, SCALE = 100.0, 0.006  # about the deviation of random codes, and the mean of random scales
@@ -25,6 +43,7 @@ GAIN = 1.6  # relative error of SiLU(gate) * up over that of gate and up, weight
 GAIN_WITH_SCALE = 2.25  # the same where the scale is computed from a value that moves as much
 MEAN_OF_NORMAL = 0.798  # of its absolute value: sqrt(2 / pi)
 SMALL = ExpertTile(16, 16, 32, 2, 2, 4)
+ROW_WIDTHS = {"moe_rank": EXPERTS, "moe_place": WIDTH, "moe_hidden": WIDTH, "moe_combine": WIDTH}  # of launches beside the products
 
 
 def flipped_codes(k: int, computed_scale: bool) -> float:
@@ -132,6 +151,13 @@ def moe_experts_cases(operator: str) -> KernelCases:
         yield make(rows, 200, BLOCK, 5, 2)
         yield make(rows, 640, 384, 8, 3, 0)
 
+    def tuned() -> Iterator[Tuning]:
+        for rows in (32, 128, 512, MANY_ROWS):
+            yield Tuning(make(rows, WIDTH, WIDTH), (SCHEMES[operator].family,))
+        if operator == "MoeExpertsFp8Row":  # which has all launches, whatever its tile
+            for rows, (family, width) in combinations((32, MANY_ROWS), ROW_WIDTHS.items()):
+                yield Tuning(replace(make(rows, WIDTH, WIDTH), tile=TileKey(family, rows, (width,))), (family,))
+
     def measured() -> Iterator[Measurement]:
         for rows in (32, MANY_ROWS):
             for promotion in promotions:
@@ -145,12 +171,45 @@ def moe_experts_cases(operator: str) -> KernelCases:
                 )
                 yield Measurement(case, name, compiled_reference(case))
 
-    return KernelCases(ragged=ragged, of_model=of_model, odd=odd, measured=measured)
+    return KernelCases(ragged=ragged, of_model=of_model, odd=odd, tuned=tuned, candidates=_candidates, measured=measured)
+
+
+def _candidates(case: Case, capability: str) -> Iterator[ExpertTile | RowTile]:
+    """Tiles of the products, or of a launch beside them."""
+    assert case.tile is not None
+    if case.tile.family == "moe_rank":
+        yield from (RowTile(1, chunk, max(4, chunk // 512)) for chunk in (512, 1024, 4096, 8192))
+    elif case.tile.family in ROW_WIDTHS:
+        for rows, chunk, warps in ((1, 256, 1), (1, 2048, 8), (4, 256, 4), (4, 512, 4), (4, 512, 8)):
+            yield RowTile(rows, chunk, warps)
+    elif capability == HOPPER and case.rows >= BLOCK:
+        for up_m, down_m in combinations((128, 192), repeat=2):
+            yield ExpertTile(up_m, down_m, 128, 3, 4, 12, MULTIPROCESSORS)
+            yield ExpertTile(up_m, down_m, 128, 4, 4, 12, MULTIPROCESSORS)
+        yield ExpertTile(128, 128, 128, 4, 5, 12, MULTIPROCESSORS)
+    if case.tile.family not in ROW_WIDTHS and case.rows < MANY_ROWS // 4:
+        for m, n, stages in ((16, 32, 4), (16, 32, 6), (16, 64, 3), (16, 64, 4), (64, 64, 3)):
+            yield ExpertTile(m, m, n, stages, stages, 4)
+    if case.tile.family not in ROW_WIDTHS and capability != HOPPER:
+        yield ExpertTile(128, 128, 128, 2, 2, 8)
+        yield ExpertTile(128, 128, 128, 3, 3, 8)
 
 
 def _route_trials() -> Iterator[Trial]:
     for rows, d, experts, top_k, shared in ((1, 32, 6, 2, 1), (20, 200, 70, 8, 0)):
         yield Trial(moe_route_case(rows, d, experts, top_k, shared), GemmTile(16, 64, 64, 2, 4))
+
+
+def _route_tuned() -> Iterator[Tuning]:
+    for rows in (32, 1024, MANY_ROWS):
+        yield Tuning(moe_route_case(rows, WIDTH, EXPERTS - SHARED, SLOTS - SHARED, SHARED), ("moe_route",))
+
+
+def _route_candidates(case: Case, _capability: str) -> Iterator[GemmTile]:
+    """A CTA has all experts, so that `n` says nothing."""
+    for m, warps in ((16, 4), (32, 4), (64, 4), (128, 8)) if case.rows >= MANY_ROWS else ((16, 4), (32, 4)):
+        for k, stages in ((64, 3), (64, 4), (128, 3)):
+            yield GemmTile(m, 64, k, stages, warps)
 
 
 def _route_measured() -> Iterator[Measurement]:
@@ -168,5 +227,7 @@ MOE_ROUTE_CASES = KernelCases(
     ragged=_route_trials,
     of_model=_routes,
     odd=lambda rows: (moe_route_case(rows, 200, 70, 8, 2), moe_route_case(rows, 640, 256, 8, 1)),
+    tuned=_route_tuned,
+    candidates=_route_candidates,
     measured=_route_measured,
 )

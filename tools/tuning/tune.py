@@ -64,6 +64,12 @@ class Tuned:
         return f"{self.case.operator} {self.case.label} {self.case.attributes or ''}: {self.microseconds:.1f} us{before}; {self.tile}"
 
 
+def table_with(tuning: Tuning, tile: Tile, capability: str) -> Tiles:
+    """A table in which a search's families have this tile alone; launches beside it keep their committed ones."""
+    others = [entry for entry in committed_tiles().entries if entry.family not in tuning.families]
+    return Tiles((*others, *tuning.case.entries(capability, tile, tuning.families)))
+
+
 def tune(out: Path, log: Path | None = None, cache: Path | None = None, say: Say = print) -> list[Tuned]:
     """Tune every kernel for the GPU at hand.
 
@@ -137,8 +143,7 @@ class _Search:
         return Tuned(self.tuning, winner, medians[winner], medians.get(self.now), quick)
 
     def _program(self, tile: Tile, compile_with: Callable[[Build], Kernel]) -> Program:
-        entries = self.case.entries(self.capability, tile, self.tuning.families)
-        return program_of(self.case, self.capability, Tiles(tuple(entries)), compile_with)
+        return program_of(self.case, self.capability, table_with(self.tuning, tile, self.capability), compile_with)
 
     def _builds(self, tile: Tile) -> list[Build]:
         asked: list[Build] = []

@@ -15,7 +15,7 @@ from onerec_trt.operators.kernels.quant import quant_row_case
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Library, Measurement, TileKey, Tuning
 from onerec_trt.operators.launch.program import Kernel
-from onerec_trt.operators.launch.tiles import TABLE, RowTile, Tiles, committed_tiles, read_tiles
+from onerec_trt.operators.launch.tiles import TABLE, RowTile, committed_tiles, read_tiles
 from onerec_trt.tools.cli import app
 from onerec_trt.tools.tuning import benchmark, parity, tune
 
@@ -108,7 +108,7 @@ def test_candidates_make_programs(capability):
         tiles = list(tune.candidates(tuning.case, capability))
         assert tiles
         for tile in tiles:
-            table = Tiles(tuple(tune.Tuned(tuning, tile, 1.0, None, {}).entries(capability)))
+            table = tune.table_with(tuning, tile, capability)
             assert program_of(tuning.case, capability, table, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
