@@ -24,7 +24,7 @@ from torch import Tensor
 
 SCHEDULE, WIDE, ERROR_RATIO = (128, 256, 512), (512, 512, 512), 1.1
 SHAPES = [(1, 512), (5, 777), (32, 512), (5, 3000), (32, 3000)]
-CUT = {size: SIZES[size].with_changes(n_layers=4) for size in ("0.5B", "1B")}
+CUT = {size: SIZES[size].with_changes(n_layers=4) for size in ("0.5B", "1B", "4B-A0.5B")}
 RUNS = 1000
 Kind = tuple[OneRecConfig, PrecisionName, tuple[int, int, int], bool]  # the last says whether kernels run in the plan
 KINDS: dict[str, Kind] = {
@@ -36,6 +36,9 @@ KINDS: dict[str, Kind] = {
     "1B-2-groups": (CUT["1B"].with_changes(g_kv=2), "fp8-row", SCHEDULE, False),
     "1B-keys-and-values-apart": (CUT["1B"].with_changes(l_kv=1, s_kv=2), "fp8-static", SCHEDULE, False),
     "1B-3-sets": (CUT["1B"].with_changes(l_kv=3, s_kv=1), "fp8-row", SCHEDULE, False),
+    "4B-A0.5B-fp8-row": (CUT["4B-A0.5B"], "fp8-row", SCHEDULE, False),  # two dense blocks, two of 53 experts
+    "4B-A0.5B-fp8-row-kernels": (CUT["4B-A0.5B"], "fp8-row", SCHEDULE, True),
+    "4B-A0.5B-fp8-paper": (CUT["4B-A0.5B"], "fp8-paper", SCHEDULE, False),
     "1B-whole": (SIZES["1B"], "fp8-static", WIDE, False),
     "1B-whole-kernels": (SIZES["1B"], "fp8-row", WIDE, True),
 }
@@ -116,7 +119,7 @@ def test_a_plan_in_fp8_holds_its_weights_about_once(scoring: Made) -> None:
     assert scoring.record.weight_ratio <= 1.1, scoring.record.stored_weights
 
 
-@pytest.fixture(scope="module", params=["1B-fp8-row", "1B-fp8-row-kernels"])
+@pytest.fixture(scope="module", params=["1B-fp8-row", "1B-fp8-row-kernels", "4B-A0.5B-fp8-row", "4B-A0.5B-fp8-row-kernels"])
 def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(KINDS[request.param], "serving", tmp_path_factory.mktemp("serving"))
 
@@ -136,17 +139,19 @@ def same(actual: dict[str, Tensor], expected: dict[str, Tensor], rows: Tensor | 
 
 
 @pytest.mark.parametrize("context", [512, 3000])
-def test_requests_do_not_touch_each_other(search: Callable[[dict[str, Tensor]], dict[str, Tensor]], context: int) -> None:
-    expected = search(requests(CUT["1B"], 32, context, padding=0.0))
+def test_requests_do_not_touch_each_other(serving: Made, search: Callable[[dict[str, Tensor]], dict[str, Tensor]], context: int) -> None:
+    expected = search(requests(serving.config, 32, context, padding=0.0))
     assert (expected["scores"].diff(dim=1) <= 0).all()
-    assert same(search(requests(CUT["1B"], 32, context)), expected)  # NaN in the padding
-    bad = requests(CUT["1B"], 32, context)
+    assert same(search(requests(serving.config, 32, context)), expected)  # NaN in the padding
+    bad = requests(serving.config, 32, context)
     bad["features"][7] = float("nan")
     neighbors = torch.arange(32, device="cuda") != 7
     assert same(search(bad), expected, neighbors)
 
 
-def test_a_thousand_runs_of_a_full_width_give_the_same_bits(search: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    inputs = requests(CUT["1B"], 32, 512)
+def test_a_thousand_runs_of_a_full_width_give_the_same_bits(
+    serving: Made, search: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    inputs = requests(serving.config, 32, 512)
     expected = search(inputs)
     assert all(same(search(inputs), expected) for _ in range(RUNS))

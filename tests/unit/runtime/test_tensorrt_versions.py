@@ -1,4 +1,4 @@
-"""What runtime/ asks of TensorRT exists in 10.6 and in 11.4: read from its source, compared with the recorded APIs of both bindings."""
+"""What runtime/ asks of TensorRT, read from its source, exists in 10.6 and 11.4, as recorded, and in the installed TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -81,6 +81,11 @@ def test_every_function_exists(version: str) -> None:
 
 def test_both_ends_of_the_supported_range_are_recorded() -> None:
     assert set(APIS) == {"tensorrt-10.6", "tensorrt-11.4"}
+
+
+def test_every_member_exists_in_rtx() -> None:
+    library: Any = tensorrt_api.load("tensorrt-rtx").library
+    assert {f"{kind}.{member}" for kind, member, _ in _uses() if not hasattr(getattr(library, kind), member)} == set()
 
 
 @pytest.mark.parametrize("name", sorted(ONLY_IN_RTX))
