@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from .errors import ArtifactError
 
+PARTIAL = ".partial-"  # begins the names of temporary siblings
 _CHUNK = 1 << 22
 
 
@@ -46,7 +47,7 @@ def sha256(path: Path) -> str:
 def files_in(folder: Path) -> list[Path]:
     """Every file below a folder, sorted, without the temporary siblings of unfinished writers."""
     found = (p for p in folder.rglob("*") if p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".partial-") for part in p.relative_to(folder).parts))
+    return sorted(p for p in found if not any(part.startswith(PARTIAL) for part in p.relative_to(folder).parts))
 
 
 @contextmanager
@@ -140,7 +141,7 @@ _OWNER = re.compile(rf"(\d+)\.\d+@{_HOST}")
 
 
 def _begin(path: Path) -> Path:
-    temporary = path.with_name(f".partial-{path.name}-{os.getpid()}.{next(_numbers)}@{_HOST}")
+    temporary = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}.{next(_numbers)}@{_HOST}")
     _unfinished.add(temporary)
     return temporary
 
@@ -183,11 +184,11 @@ def _restore(path: Path) -> None:
 
 
 def _old_name(path: Path) -> Path:
-    return path.with_name(f".partial-{path.name}-old")
+    return path.with_name(f"{PARTIAL}{path.name}-old")
 
 
 def _remove_leftovers(path: Path) -> None:
-    prefix = f".partial-{path.name}-"
+    prefix = f"{PARTIAL}{path.name}-"
     for leftover in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
         owner = _OWNER.fullmatch(leftover.name.removeprefix(prefix))  # the whole rest: "fp8-row-7..." is not of "fp8"
         if owner is None:
@@ -208,7 +209,7 @@ def _alive(pid: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # of a link only the link is ours
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

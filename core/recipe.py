@@ -18,6 +18,7 @@ from .precision import PRECISIONS, Precision
 
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
+RESERVED_NAMES = ("reference",)  # of folders beside those of recipes; see `Folders` in tools/pipeline.py
 Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
@@ -133,6 +134,13 @@ class Recipe(Section):
     validation: ValidateOptions = Field(ValidateOptions(), alias="validate")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED_NAMES:
+            raise ValueError(f"'{value}' is a folder that recipes of one output share; choose another name")
+        return value
 
     @model_validator(mode="after")
     def _fits_the_precision(self) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from .artifacts import atomic_folder, files_in, restore_interrupted_swap, sha256, write_json
 from .errors import ArtifactError
+from .ownership import require_kept, require_replaceable
 from .records import RECORD_NAME, Record, read_record, tool_version
 from .sources import Sources
 
@@ -25,7 +26,7 @@ class Stage:
 
     Args:
         name: As in its record and in messages.
-        folder: Where its artifacts go; replaced as a whole.
+        folder: Where its artifacts go; replaced as a whole where it is the stage's own, else refused.
         sources: The package's own code that decides the result.
         tools: Distributions whose versions change the result.
         options: JSON-able values that change the result.
@@ -70,8 +71,10 @@ def run_stage(stage: Stage) -> Record:
         The record; its `ran` says whether the stage did anything.
 
     Raises:
+        ArtifactError: Something that is not the stage's own lies in the place of its result, or of one that it needs.
         OnerecTrtError: What the stage refuses, or one that it needs.
     """
+    require_places(stage)
     if stage.check is not None:
         stage.check()
     machine = None if stage.machine is None else stage.machine()  # before any work: there may be no GPU
@@ -84,6 +87,18 @@ def run_stage(stage: Stage) -> Record:
     if stage.after is not None:
         stage.after(record)
     return record
+
+
+def require_places(*stages: Stage) -> None:
+    """Check that stages, and those they need, replace nothing but what is their own.
+
+    Raises:
+        ArtifactError: One would; nothing was changed.
+    """
+    for stage in stages:
+        require_places(*stage.needs)
+        restore_interrupted_swap(stage.folder)
+        require_replaceable(stage.name, stage.folder)
 
 
 def _run(stage: Stage, declared: Record) -> Record:
@@ -99,11 +114,13 @@ def declare(stage: Stage) -> Record:
     """The record that a stage would begin with now: nothing is run, nothing written, and no machine asked.
 
     Raises:
-        ArtifactError: An input is missing or does not match its record.
+        ArtifactError: An input is missing, does not match its record, or lies where the result goes.
     """
+    inputs = stage.inputs()
+    require_kept(stage.name, stage.folder, inputs.values())
     return Record(
         stage=stage.name,
-        read={name: sha256(path) for name, path in sorted(stage.inputs().items())},
+        read={name: sha256(path) for name, path in sorted(inputs.items())},
         sources=stage.sources.sha256(),
         options=dict(stage.options),
         tools={name: tool_version(name) for name in sorted(("onerec-trt", *stage.tools))},

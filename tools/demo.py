@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..core.artifacts import write_text
-from ..core.recipe import Recipe, load_recipe
+from ..core.errors import ArtifactError
+from ..core.ownership import stage_of
+from ..core.recipe import Recipe, load_recipe, parse_recipe
 from ..core.sources import Sources
-from ..core.stages import Stage
+from ..core.stages import Stage, require_places
 from ..models.checkpoint import write_checkpoint
 from ..models.demo import DEMO_CONFIG, DEMO_SEED, DEMO_TRAINING, DEMO_USERS, DEMO_WORLD, make_demo_data, request_file, train_demo
 from ..models.evaluation import hits, popularity_hits
@@ -20,7 +23,7 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
-from .pipeline import StageResult, folders_of, run_stages, timed
+from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, run_stages, stages_of, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
@@ -32,9 +35,12 @@ def prepare(out: Path) -> Iterator[StageResult]:
     """Make the data and train the model, unless they are there already.
 
     Raises:
-        ArtifactError: The disk is full or `out` cannot be written.
+        ArtifactError: `out` holds something of somebody else's where the demo writes, the disk is full, or `out` cannot be written.
     """
-    for stage in (data_stage(out / "data"), train_stage(out / "data", out / "checkpoint")):
+    stages = (data_stage(out / "data"), train_stage(out / "data", out / "checkpoint"))
+    require_places(*stages, *(stage for name in DEMO_RECIPES for stage in stages_of(_recipe(out, name))))
+    _require_own_files(out)
+    for stage in stages:
         yield timed("demo", stage)
 
 
@@ -104,8 +110,32 @@ def train_stage(data: Path, folder: Path) -> Stage:
     )
 
 
+def _require_own_files(out: Path) -> None:
+    """Refuse to replace a report or summary in a folder without the demo's data, and a recipe that is not the demo's."""
+    hint = "move it away, or choose another output folder; nothing was changed"
+    if stage_of(out / "data") is None:
+        for path in (out / SUMMARY_FILE, out / REPORT_FILE):
+            if path.exists():
+                raise ArtifactError("the demo would replace a file that is not its own", where=str(path), hint=hint)
+    for path, text in ((_recipe_file(out, name), _recipe_text(name)) for name in DEMO_RECIPES):
+        if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
+            hint = f"run it with `onerec-trt run {path}`, or {hint}"
+            raise ArtifactError("the demo would replace a recipe that is not its own", where=str(path), hint=hint)
+
+
+def _recipe_file(out: Path, name: str) -> Path:
+    return out / "recipes" / f"{name}.yaml"
+
+
+def _recipe_text(name: str) -> str:
+    return (files("onerec_trt.configs") / f"demo-{name}.yaml").read_text(encoding="utf-8")
+
+
+def _recipe(out: Path, name: str) -> Recipe:
+    """A recipe of the demo before its file is there."""
+    return parse_recipe(yaml.safe_load(_recipe_text(name)), base=_recipe_file(out, name).parent)
+
+
 def _copied(out: Path, name: str) -> Path:
-    path = out / "recipes" / f"{name}.yaml"
-    text = (files("onerec_trt.configs") / f"demo-{name}.yaml").read_text()
-    write_text(path, text)
+    write_text(path := _recipe_file(out, name), _recipe_text(name))
     return path

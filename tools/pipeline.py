@@ -15,7 +15,7 @@ from ..core.artifacts import write_json
 from ..core.errors import ArtifactError
 from ..core.recipe import Recipe
 from ..core.records import Record
-from ..core.stages import Stage, run_stage
+from ..core.stages import Stage, require_places, run_stage
 from ..export.stage import export_stage
 from ..runtime.verdict import inspect_proven
 from ..validation.backends import EngineName
@@ -118,6 +118,7 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
         OnerecTrtError: Whatever the stage refuses. Failed gates do not raise here; see `validation.gates.require`.
     """
     stages = {stage.name: stage for stage in stages_of(recipe)}
+    require_places(*(stages[name] for name in names))  # before hours of work
     for name in names:
         yield timed(recipe.name, stages[name])
 

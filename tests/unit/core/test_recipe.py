@@ -70,6 +70,7 @@ def test_one_beam_width_means_the_same_for_all_steps() -> None:
         ("precision", "fp4"),
         ("name", "Has Spaces"),
         ("name", "../escape"),
+        ("name", "reference"),
         ("calibration.max_requests", 0),
         ("export.beam", [4, 8]),
         ("export.beam", 0),

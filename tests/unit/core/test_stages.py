@@ -95,7 +95,6 @@ CHANGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "no input": ({"inputs": dict}, "input"),
     "other code": ({"sources": Sources(("models",))}, "version of its code"),
     "a machine": ({"machine": lambda: {"gpu": "H200"}}, None),  # `declare` asks no machine
-    "another name": ({"name": "whisper"}, None),  # no difference: another stage altogether
 }
 
 
@@ -199,6 +198,26 @@ def test_a_refusal_comes_before_any_work_and_even_where_nothing_is_to_do(shout: 
     with pytest.raises((ArtifactError, GpuError), match=r"not of this recipe|no GPU"):
         shout.run(needs=(replace(needed.stage, folder=tmp_path / "needed"),), **refusal)
     assert (shout.runs, needed.runs) == (1, 0)
+
+
+@pytest.mark.parametrize("place", ["its own", "that of a stage it needs"])
+def test_a_folder_of_somebody_else_is_refused_and_stays(shout: Shout, tmp_path: Path, place: str) -> None:
+    needed = Shout(tmp_path)
+    needed.stage = replace(needed.stage, name="needed", folder=tmp_path / "needed")
+    taken = shout.output if place == "its own" else tmp_path / "needed"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="would replace a folder that holds other files"):
+        shout.run(needs=(needed.stage,))
+    assert (shout.runs, needed.runs) == (0, 0)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"input", taken.name, f"{taken.name}/notes.txt"}
+
+
+def test_the_result_of_another_stage_is_refused(shout: Shout) -> None:
+    shout.run()
+    with pytest.raises(ArtifactError, match="holds the result of the stage 'shout'"):
+        shout.run(name="whisper")
+    assert shout.runs == 1
 
 
 def test_what_follows_a_stage_gets_its_record_whether_or_not_it_ran(shout: Shout) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onerec_trt.core.errors import RequestError
+from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.models.demo import DEMO_BEAM, request_file
 from onerec_trt.models.onerec import OneRec
@@ -44,6 +44,38 @@ def test_data_and_training_are_done_once(quick: list[str], tmp_path: Path) -> No
     again = list(prepare(tmp_path / "demo"))
     assert [result.record.ran for result in again] == [False, False]
     assert quick == ["data", "train on train.parquet"]
+
+
+def notes_in(folder: str) -> Callable[[Path], None]:
+    def write(out: Path) -> None:
+        (out / folder).mkdir(parents=True)
+        (out / folder / "notes.txt").write_text("mine")
+
+    return write
+
+
+def file_at(name: str) -> Callable[[Path], None]:
+    def write(out: Path) -> None:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+
+    return write
+
+
+TAKEN = {name: notes_in(name) for name in ("data", "checkpoint", "reference", "fp8-paper/exported")} | {
+    name: file_at(name) for name in ("report.html", "summary.json", "recipes/fp16.yaml")
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_folder_with_something_of_the_users_own_is_refused(quick: list[str], tmp_path: Path, name: str) -> None:
+    TAKEN[name](tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ArtifactError, match="the demo would replace|would replace a folder") as caught:
+        list(prepare(tmp_path))
+    assert name in caught.value.where
+    assert quick == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_other_data_train_again(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

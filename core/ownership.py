@@ -1,0 +1,63 @@
+"""What a stage may replace: its own result, and nothing that somebody else put in its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from .artifacts import PARTIAL
+from .errors import ArtifactError
+from .records import RECORD_NAME
+
+_HINT = "move it away, or choose another output folder; nothing was changed"
+
+
+def require_replaceable(stage: str, folder: Path) -> None:
+    """Check that a stage takes nothing away when its result takes the place of `folder`.
+
+    Args:
+        stage: The stage's name, as in its record.
+        folder: Where the result goes. It may be absent, empty, or hold a record of the same stage.
+
+    Raises:
+        ArtifactError: Something else lies there or around it.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise ArtifactError(f"the stage '{stage}' would replace a link that leads nowhere", where=str(folder), hint=_HINT)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"the stage '{stage}' would replace a file that is not its own", where=str(folder), hint=_HINT)
+    if folder.is_dir() and not is_empty(folder) and stage_of(folder) != stage:
+        owner = stage_of(folder)
+        whose = "holds other files" if owner is None else f"holds the result of the stage '{owner}'"
+        raise ArtifactError(f"the stage '{stage}' would replace a folder that {whose}", where=str(folder), hint=_HINT)
+    for parent in folder.parents:
+        if (owner := stage_of(parent)) is not None:
+            what = f"the result of the stage '{stage}' would lie inside the result of the stage '{owner}'"
+            raise ArtifactError(what, where=str(folder), hint="choose another output folder or another name; nothing was changed")
+
+
+def require_kept(stage: str, folder: Path, inputs: Iterable[Path]) -> None:
+    """Check that no input of a stage lies in the folder that it replaces.
+
+    Raises:
+        ArtifactError: One does.
+    """
+    for path in inputs:
+        if folder in (path, *path.parents):
+            raise ArtifactError(f"the stage '{stage}' reads what it would replace", where=str(path), hint=_HINT)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but leftovers of writers that were stopped."""
+    return all(path.name.startswith(PARTIAL) for path in folder.iterdir())
+
+
+def stage_of(folder: Path) -> str | None:
+    """The stage whose record lies in a folder, intact or not; None where none does."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    stage = record.get("stage") if isinstance(record, dict) and "read" in record else None
+    return stage if isinstance(stage, str) else None
