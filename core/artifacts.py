@@ -23,6 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import ArtifactError
+from .text_files import read_bytes
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
 _CHUNK = 1 << 22
@@ -123,14 +124,25 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ArtifactError: The file is missing or is no JSON.
+        ArtifactError: The file is missing, cannot be read, is no JSON, or names a key twice.
     """
+    content = read_bytes(path, hint="run the stage that writes it")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtifactError("file not found", where=str(path), hint="run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"not valid JSON: {error}", where=str(path), hint="delete it and run its stage again") from None
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_mapping)
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:  # not UTF-8, malformed, a repeated key, or a number of thousands of digits
+        problem = str(error)
+    raise ArtifactError(f"not valid JSON: {problem}", where=str(path), hint="delete it and run its stage again")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
+    return values
 
 
 _unfinished: set[Path] = set()

@@ -10,16 +10,21 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from .errors import RecipeError
 from .precision import PRECISIONS, Precision
+from .strict_yaml import read_yaml
 
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 RESERVED_NAMES = ("reference",)  # of folders beside those of recipes; see `Folders` in tools/pipeline.py
-Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+# Strict: no text, no true, no 64.0 where a number is wanted.
+Integer = Annotated[int, Strict()]
+Count = Annotated[Integer, Field(ge=1)]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Range = tuple[Count, Count, Count]
 
 
 class Section(BaseModel):
@@ -36,16 +41,16 @@ class CalibrationOptions(Section):
     import instead of calibrating.
     """
 
-    max_requests: int = Field(256, ge=1)
-    batch_size: int = Field(32, ge=1)
-    min_routed_tokens: int = Field(32, ge=0)
+    max_requests: Integer = Field(256, ge=1)
+    batch_size: Integer = Field(32, ge=1)
+    min_routed_tokens: Integer = Field(32, ge=0)
     saved_state: Path | None = None
 
 
 class ExportOptions(Section):
     """Shape of the serving graph. `beam`: kept beams after each of the three steps, e.g. [128, 256, 512]."""
 
-    beam: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (512, 512, 512)
+    beam: Range = (512, 512, 512)
 
     @field_validator("beam", mode="before")
     @classmethod
@@ -81,13 +86,16 @@ class BuildOptions(Section):
     target: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...] = ("8.9", "12.0")
     profiles: tuple[Profile, ...] = (Profile(),)
-    fp8_coverage: float = Field(1.0, ge=0, le=1)
-    plan_per_profile: bool = False
+    fp8_coverage: Number = Field(1.0, ge=0, le=1)
+    plan_per_profile: Flag = False
     timing_cache: Path | None = None
     strict_timing_cache: bool = False
     fp16_baseline: bool = False
     plugins: bool = False
     fp8_accumulation: Fp8Accumulation = "fast"
+    strict_timing_cache: Flag = False
+    fp16_baseline: Flag = False
+    plugins: Flag = False
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildOptions:
@@ -107,15 +115,15 @@ class ValidateOptions(Section):
     `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
     """
 
-    max_requests: int = Field(512, ge=1)
-    batch_size: int = Field(32, ge=1)
-    operator_requests: int = Field(4, ge=1)
-    top_k: int = Field(10, ge=1)
-    scoring_error_ratio: float = Field(1.1, gt=0, le=1.1)
-    overlap: float = Field(0.90, ge=0.90, le=1)
-    top1: float = Field(0.97, ge=0.97, le=1)
-    tie_band_nat: float = Field(0.02, ge=0, le=0.02)
-    tie_band_share: float = Field(0.20, ge=0, le=0.20)
+    max_requests: Integer = Field(512, ge=1)
+    batch_size: Integer = Field(32, ge=1)
+    operator_requests: Integer = Field(4, ge=1)
+    top_k: Integer = Field(10, ge=1)
+    scoring_error_ratio: Number = Field(1.1, gt=0, le=1.1)
+    overlap: Number = Field(0.90, ge=0.90, le=1)
+    top1: Number = Field(0.97, ge=0.97, le=1)
+    tie_band_nat: Number = Field(0.02, ge=0, le=0.02)
+    tie_band_share: Number = Field(0.20, ge=0, le=0.20)
 
 
 class Recipe(Section):
@@ -166,16 +174,10 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: The file is missing, is no YAML mapping, or a key or value is wrong; names each one.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise RecipeError("recipe not found", where=str(path), hint="give the path of a YAML file; configs/ holds examples") from None
-    except OSError as error:
-        raise RecipeError(f"the recipe cannot be read: {error.strerror}", where=str(path), hint="give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from None
+    missing = "give the path of a YAML file; configs/ holds examples"
+    values = read_yaml(path, name="recipe", error=RecipeError, missing=missing)
     if not isinstance(values, dict):
-        raise RecipeError("a recipe is a mapping of keys to values", where=str(path))
+        raise RecipeError("a recipe is a mapping of keys to values", where=str(path), hint=missing)
     return parse_recipe(values, where=str(path), base=path.parent)
 
 

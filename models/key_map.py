@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from ..core.errors import CheckpointError
+from ..core.strict_yaml import read_yaml
 
 _PLACEHOLDER = re.compile(r"\{(\w+|\.\.\.)\}")
 _HINT = "see docs/formats.md for the format of a key map"
@@ -74,12 +73,7 @@ def read_key_map(path: Path) -> KeyMap:
     Raises:
         CheckpointError: The file is missing, is no YAML mapping of names to names, or a pattern is malformed.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError("key map not found", where=str(path), hint="give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"the key map is not valid YAML: {error}", where=str(path), hint=_HINT) from None
+    values = read_yaml(path, name="key map", error=CheckpointError, missing="give the path of a YAML file", malformed=_HINT)
     if not isinstance(values, dict):
         raise CheckpointError("a key map is a mapping of our names to theirs", where=str(path), hint=_HINT)
     ignored = values.pop("ignore", [])

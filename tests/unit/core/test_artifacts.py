@@ -342,7 +342,7 @@ def test_json_with_nan_is_refused_and_the_earlier_file_stays(tmp_path: Path) -> 
     assert read_json(tmp_path / "a.json") == {"gate": 1.0}
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, b"1" * 10_000])
 def test_bad_json_is_an_artifact_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ArtifactError, match="not valid JSON"):

@@ -86,6 +86,8 @@ def test_a_map_that_does_not_fit_the_model(tmp_path: Path, text: str, names: lis
         ("- a", "mapping"),
         ("", "mapping"),
         ("a: [", "not valid YAML"),
+        ("a: x\nb: y\na: z", "'a' occurs twice, in line 1 and in line 3"),
+        ("a: no", "write true or false, or use quotes"),
     ],
 )
 def test_a_malformed_file(tmp_path: Path, text: str, message: str) -> None:
