@@ -99,7 +99,7 @@ def _failure(last: dict[str, Any], status: int, log: Path, label: str) -> Except
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]"))] or lines
     return "".join(f"\n{line}" for line in errors[-5:])
 

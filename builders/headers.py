@@ -74,7 +74,7 @@ def header_version(folder: Path) -> int | None:
     file = folder / "NvInferVersion.h"
     if not file.is_file() or not (folder / TENSORRT_HEADER).is_file():
         return None
-    found = _MAJOR.search(file.read_text(errors="replace"))
+    found = _MAJOR.search(file.read_text(encoding="utf-8", errors="replace"))
     return int(found[1]) if found else None
 
 
@@ -112,7 +112,7 @@ def _fetch(major: int) -> bool:
     if cargo is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "Cargo.toml").write_text(_MANIFEST.format(crate=CRATE, version=CRATE_VERSIONS[major]))
+        Path(folder, "Cargo.toml").write_text(_MANIFEST.format(crate=CRATE, version=CRATE_VERSIONS[major]), encoding="utf-8")
         Path(folder, "lib.rs").touch()
         try:
             return subprocess.run([cargo, "fetch", "--quiet"], cwd=folder, capture_output=True, timeout=_FETCH_SECONDS).returncode == 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.artifacts import atomic_file, sha256
+from ..core.dependencies import cache_root
 from ..core.errors import BuildError, MissingExtraError
 from .headers import CUDA_HEADER, TENSORRT_HEADER, cuda_headers, tensorrt_headers
 
@@ -62,8 +63,7 @@ def host_library(tensorrt_version: str, cache: Path | None = None) -> HostLibrar
 
 def cache_folder() -> Path:
     """Where compiled things are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "onerec-trt"
+    return cache_root()
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -87,7 +87,9 @@ def _compile(compiler: tuple[str, ...], includes: tuple[Path, ...], output: Path
     folders = [argument for include in includes for argument in ("-isystem", str(include))]
     sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
     exports = f"-Wl,--version-script={SOURCES / 'exports.map'}"
-    done = subprocess.run([*compiler, *FLAGS, exports, *folders, *sources, "-o", str(output), "-ldl"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*compiler, *FLAGS, exports, *folders, *sources, "-o", str(output), "-ldl"], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         raise BuildError(

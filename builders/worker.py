@@ -133,7 +133,7 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
         report = engine.layer_information()
         if not report:  # the plan is built and good; its record will say that nothing is known of its layers
             log("WARNING", "the engine inspector gives no report")
-        job.layers.write_text(report or json.dumps({"Layers": []}))
+        job.layers.write_text(report or json.dumps({"Layers": []}), encoding="utf-8")
     return {
         "version": bindings.version,
         "builder_flags": built.builder_flags,

@@ -23,6 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import ArtifactError
+from .paths import absolute
 from .text_files import read_bytes
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
@@ -58,12 +59,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
     """
+    path = absolute(path)
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         temporary = _begin(path)
         try:
             yield temporary
+            _follow_umask(temporary)
             os.replace(temporary, path)
         finally:
             _end(temporary)
@@ -78,6 +81,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The disk is full or the parent cannot be written.
     """
+    path = absolute(path)
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_interrupted_swap(path)
@@ -86,6 +90,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
+            for written in (temporary, *temporary.rglob("*")):
+                _follow_umask(written)
             with _alone(path):
                 _swap(temporary, path)
         finally:
@@ -104,7 +110,8 @@ def remove_unfinished() -> None:
 
 def restore_interrupted_swap(path: Path) -> None:
     """Undo a folder swap that was killed between its two renames: the old content comes back."""
-    if _old_name(path).exists():
+    path = absolute(path)
+    if path.name and _old_name(path).exists():
         with _alone(path):
             _restore(path)
 
@@ -112,7 +119,7 @@ def restore_interrupted_swap(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text atomically, in UTF-8."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may hold bytes that are not UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -145,6 +152,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_STATUS = Path("/proc/self/status")
 _unfinished: set[Path] = set()
 _numbers = count()
 # Containers share folders, but neither process numbers nor, as a rule, names.
@@ -161,6 +169,27 @@ def _begin(path: Path) -> Path:
 def _end(temporary: Path) -> None:
     _remove(temporary)
     _unfinished.discard(temporary)
+
+
+def _follow_umask(path: Path) -> None:
+    """Give a new file or folder the mode that the umask says: safetensors makes its files readable by their owner alone."""
+    if path.is_symlink() or not path.exists():
+        return
+    mode = path.stat().st_mode & 0o777
+    executable = 0o777 if path.is_dir() or mode & 0o100 else 0o666
+    wanted = executable & ~_umask()
+    if mode != wanted:
+        path.chmod(wanted)
+
+
+def _umask() -> int:
+    """The umask of this process. Asked for where that changes nothing: other threads write files meanwhile."""
+    try:
+        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("Umask:"))
+        return int(line.split()[1], 8)
+    except (OSError, StopIteration):
+        os.umask(mask := os.umask(0o077))
+        return mask
 
 
 @contextmanager

@@ -6,13 +6,13 @@ file count from that file's folder.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from .errors import RecipeError
+from .paths import lies_in, located
 from .precision import PRECISIONS, Precision
 from .strict_yaml import read_yaml
 
@@ -25,6 +25,16 @@ Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Range = tuple[Count, Count, Count]
+
+
+def _given(value: Any) -> Any:
+    """An empty path would be the recipe's own folder."""
+    if value == "":
+        raise ValueError("the path is empty")
+    return value
+
+
+GivenPath = Annotated[Path, BeforeValidator(_given)]
 
 
 class Section(BaseModel):
@@ -44,7 +54,7 @@ class CalibrationOptions(Section):
     max_requests: Integer = Field(256, ge=1)
     batch_size: Integer = Field(32, ge=1)
     min_routed_tokens: Integer = Field(32, ge=0)
-    saved_state: Path | None = None
+    saved_state: GivenPath | None = None
 
 
 class ExportOptions(Section):
@@ -93,6 +103,7 @@ class BuildOptions(Section):
     fp16_baseline: bool = False
     plugins: bool = False
     fp8_accumulation: Fp8Accumulation = "fast"
+    timing_cache: GivenPath | None = None
     strict_timing_cache: Flag = False
     fp16_baseline: Flag = False
     plugins: Flag = False
@@ -131,11 +142,11 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     precision: PrecisionName
-    checkpoint: Path
-    requests: Path
-    heldout: Path
-    output: Path = Path("out")
-    key_map: Path | None = None
+    checkpoint: GivenPath
+    requests: GivenPath
+    heldout: GivenPath
+    output: GivenPath = Path("out")
+    key_map: GivenPath | None = None
     calibration: CalibrationOptions = CalibrationOptions()
     export: ExportOptions = ExportOptions()
     build: BuildOptions = BuildOptions()
@@ -192,13 +203,15 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe", base: Path = 
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"the recipe is not valid: {problems}", where=where, hint="see docs/recipes.md for every key") from None
-    paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
-    located = {name: _from(base, path) for name, path in paths.items() if path is not None}
-    saved = recipe.calibration.saved_state
-    calibration = recipe.calibration.model_copy(update={"saved_state": _from(base, saved) if saved else None})
-    cache = recipe.build.timing_cache
-    build = recipe.build.model_copy(update={"timing_cache": _from(base, cache) if cache else None})
-    return recipe.model_copy(update={**located, "calibration": calibration, "build": build})
+    try:
+        recipe = _with_paths(recipe, base)
+    except RecipeError as error:
+        raise RecipeError(f"{error.what}: {error.where}", where=where, hint=error.hint) from None
+    for path in (recipe.output / recipe.name, *(recipe.output / name for name in RESERVED_NAMES)):
+        if lies_in(path, recipe.checkpoint):
+            hint = "choose an output folder outside of the checkpoint"
+            raise RecipeError(f"output: {path} would lie inside the checkpoint {recipe.checkpoint}", where=where, hint=hint)
+    return recipe
 
 
 def with_build_options(recipe: Recipe, **changes: Any) -> Recipe:
@@ -216,5 +229,11 @@ def with_build_options(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"build": build})
 
 
-def _from(base: Path, path: Path) -> Path:
-    return Path(os.path.normpath(base / path))
+def _with_paths(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with every path absolute."""
+    paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
+    saved, cache = recipe.calibration.saved_state, recipe.build.timing_cache
+    calibration = recipe.calibration.model_copy(update={"saved_state": located(saved, base) if saved else None})
+    build = recipe.build.model_copy(update={"timing_cache": located(cache, base) if cache else None})
+    found = {name: located(path, base) for name, path in paths.items() if path is not None}
+    return recipe.model_copy(update={**found, "calibration": calibration, "build": build})

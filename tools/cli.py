@@ -5,6 +5,7 @@ What the commands do stands in commands.py, which is imported when one runs.
 
 from __future__ import annotations
 
+import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 from .. import __version__
 from ..core.artifacts import remove_unfinished
 from ..core.errors import OnerecTrtError
+from ..core.paths import located
 from ..core.threads import set_thread_defaults
 from . import dev_cli
 
@@ -29,7 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dev_cli.app)
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)]
+RecipeFile = Annotated[
+    Path, typer.Argument(parser=located, metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
 
@@ -53,6 +57,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C, and Typer makes of it
 def main() -> None:
     """Run the command line; a typed error becomes a message and its exit code, never a traceback."""
     set_thread_defaults()
+    _accept_any_character()
     console = Console(stderr=True, soft_wrap=True)  # a path stays in one piece
     try:
         app(prog_name=PROGRAM)
@@ -65,6 +70,13 @@ def main() -> None:
             remove_unfinished()
             console.print("interrupted; finished stages are kept, nothing is half-written")
         raise
+
+
+def _accept_any_character() -> None:
+    """Where the encoding of a stream lacks a character, an escape such as \\u2713 is printed: no run fails for a check mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +94,7 @@ def options(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="Output folder.")] = Path("out/demo"),
     as_json: AsJson = False,
 ) -> None:
     """Train a small model on synthetic data and take it through the whole pipeline in all four precisions."""
@@ -145,9 +157,11 @@ def validate(
 
 @app.command()
 def recommend(
-    model: Annotated[Path, typer.Argument(metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)],
-    requests: Annotated[Path, typer.Argument(metavar="REQUESTS.parquet", help="The requests.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(parser=located, metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)
+    ],
+    requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="The requests.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The Parquet file to write.", show_default=False)],
     batch_size: Annotated[int | None, typer.Option(min=1, help="Requests per batch. Default: what fits.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
     as_json: AsJson = False,
@@ -160,8 +174,10 @@ def recommend(
 
 @app.command()
 def report(
-    recipe_files: Annotated[list[Path], typer.Argument(metavar="RECIPE.yaml...", help="Recipes to show side by side.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/report.html"),
+    recipe_files: Annotated[
+        list[Path], typer.Argument(parser=located, metavar="RECIPE.yaml...", help="Recipes to show side by side.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The HTML file to write.")] = Path("out/report.html"),
 ) -> None:
     """Write one self-contained HTML report of finished runs."""
     from . import commands
@@ -171,7 +187,9 @@ def report(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A plan, a stage's folder, or a checkpoint.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, or a checkpoint.", show_default=False)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what an artifact is and what it was made from; check it against its record."""
@@ -182,7 +200,7 @@ def inspect(
 
 @app.command()
 def bench(
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/bench.json"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/bench.json"),
     size: Annotated[list[str], typer.Option(help="A published size, such as 1B; may be given several times.")] = ["1B"],  # noqa: B006
     case: Annotated[list[str], typer.Option(help="BATCHxBEAMxCONTEXT; may be given several times.")] = ["32x512x512"],  # noqa: B006
     recipe: Annotated[
@@ -195,7 +213,9 @@ def bench(
     baseline: Annotated[list[str], typer.Option(help="Way to run PyTorch.")] = ["torch-eager", "torch-cuda-graph", "torch-compile"],  # noqa: B006
     samples: Annotated[int, typer.Option(min=2, help="Samples of each; below 30 the result is not valid.")] = 30,
     layers: Annotated[int, typer.Option(min=0, help="Cut the models to this many layers; 0: all.")] = 0,
-    work: Annotated[Path, typer.Option(help="Folder that keeps weights, graphs, plans and kernel timings.")] = Path("out/bench"),
+    work: Annotated[
+        Path, typer.Option(parser=located, metavar="PATH", help="Folder that keeps weights, graphs, plans and kernel timings.")
+    ] = Path("out/bench"),
     commit: Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)] = "",
     plans_only: Annotated[bool, typer.Option("--plans-only", help="Make the plans and stop; measure in a later call.")] = False,
     as_json: AsJson = False,

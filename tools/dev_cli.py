@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from ..core.paths import located
+
 app = typer.Typer(name="dev", help="For people who change onerec-trt: tiles and speed of kernels, cost of an export.", no_args_is_help=True)
 Commit = Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)]
 
@@ -17,10 +19,14 @@ Commit = Annotated[str, typer.Option(help="Commit to write into the result. Defa
 @app.command("export-trial")
 def export_trial(
     size: Annotated[str, typer.Argument(help="A published size, such as 4B-A0.5B.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the files: several GB for the large sizes.")] = Path("out/trial"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="Folder for the files: several GB for the large sizes.")] = Path(
+        "out/trial"
+    ),
     precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
     beam: Annotated[int, typer.Option(min=1, help="Beams kept after each step.")] = 512,
-    record: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, too.", show_default=False)] = None,
+    record: Annotated[
+        Path | None, typer.Option(parser=located, metavar="PATH", help="Write the figures into this JSON file, too.", show_default=False)
+    ] = None,
 ) -> None:
     """Export a published size with random weights; print its time and memory on this machine."""
     from . import commands
@@ -30,7 +36,7 @@ def export_trial(
 
 @app.command("bench-operators")
 def bench_operators(
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("out/operators.json"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/operators.json"),
     samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
     commit: Commit = "",
 ) -> None:
@@ -44,8 +50,11 @@ def bench_operators(
 
 @app.command()
 def tune(
-    out: Annotated[Path, typer.Option(help="The table of tiles to write.")] = Path("tiles.json"),
-    log: Annotated[Path | None, typer.Option(help="Write the time of every candidate into this JSON file.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The table of tiles to write.")] = Path("tiles.json"),
+    log: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="PATH", help="Write the time of every candidate into this JSON file.", show_default=False),
+    ] = None,
 ) -> None:
     """Time candidate tiles of every kernel on this GPU and write the table with the fastest ones."""
     from .tuning.tune import tune as choose

@@ -234,7 +234,7 @@ def _save_for_polygraphy(under_test: UnderTest, requests: Requests, fp32: Refere
     inputs = next(feeds(runner.io, requests, trial.batch_size, fp32.sids_nW3))
     results = RunResults()
     results.append((under_test.engine, [IterationResult(runner(inputs), runner_name=under_test.engine)]))
-    (folder / POLYGRAPHY_FILE).write_text(to_json(results))  # not results.save: it writes a line to standard output
+    (folder / POLYGRAPHY_FILE).write_text(to_json(results), encoding="utf-8")  # not results.save: it writes a line to standard output
 
 
 def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import importlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.artifacts import read_json, write_json
+from ...core.dependencies import cache_root
 from ...core.errors import ArtifactError, BuildError
 from ...core.threads import usable_cores
 from .program import Kernel
@@ -60,7 +60,7 @@ class Build:
 
 def default_cache() -> Path:
     """Where compiled kernels are kept: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onerec-trt" / "kernels"
+    return cache_root() / "kernels"
 
 
 def compiled(build: Build, cache: Path | None = None) -> Kernel:

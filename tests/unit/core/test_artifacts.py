@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onerec_trt.core import artifacts
 from onerec_trt.core.artifacts import (
@@ -27,6 +28,7 @@ from onerec_trt.core.artifacts import (
 )
 from onerec_trt.core.errors import ArtifactError
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -106,6 +108,45 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
             assert list(temporary.iterdir()) == []
             (temporary / name).write_text(name)
     assert snapshot(tmp_path) == {"stage/b": b"b"}
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], object]]:
+    earlier = os.umask(0o022)
+    yield os.umask
+    os.umask(earlier)
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_whoever_writes_the_umask_decides_who_reads(
+    tmp_path: Path, umask: Callable[[int], object], mask: int, file: int, folder: int
+) -> None:
+    umask(mask)
+    with atomic_folder(tmp_path / "stage") as temporary:
+        (temporary / "sub").mkdir(mode=0o700)
+        save_file({"x": np.zeros(1)}, temporary / "sub" / "weights.safetensors")
+        (temporary / "link").symlink_to("sub")
+    with atomic_file(tmp_path / "file") as temporary:
+        save_file({"x": np.zeros(1)}, temporary)
+    with atomic_file(tmp_path / "library.so") as temporary:
+        temporary.touch(mode=0o755)
+    modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if not p.is_symlink()}
+    assert modes == {
+        "stage": folder,
+        "stage/sub": folder,
+        "stage/sub/weights.safetensors": file,
+        "file": file,
+        "library.so": folder,
+    }
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "./a/.."])
+def test_a_path_without_a_name_of_its_own_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    (tmp_path / "a" / "a").mkdir()
+    restore_interrupted_swap(Path(path))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "a", "b"]
 
 
 WRITE_AND_WAIT = """

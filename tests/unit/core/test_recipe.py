@@ -56,6 +56,46 @@ def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     assert recipe.heldout == Path("/data/heldout.parquet")
 
 
+def test_paths_are_absolute_and_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("elsewhere/deep")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    values = MINIMAL | {"checkpoint": "link/../model", "requests": "$DATA/r.parquet", "heldout": "${DATA}/h.parquet", "output": "~/out"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    recipe = load_recipe(Path("r.yaml"))
+    assert recipe.checkpoint == tmp_path / "elsewhere" / "model"  # as the operating system takes it
+    assert (recipe.requests, recipe.heldout) == (tmp_path / "data" / "r.parquet", tmp_path / "data" / "h.parquet")
+    assert recipe.output == tmp_path / "home" / "out"
+
+
+def test_the_recipes_own_folder_may_be_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL | {"checkpoint": ".", "output": "../out"}))
+    assert load_recipe(tmp_path / "r.yaml").checkpoint == tmp_path
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "requests", "heldout", "output", "key_map"])
+@pytest.mark.parametrize(("path", "message"), [("", "the path is empty"), ("$NOT_SET/x", "NOT_SET is not set"), ("a\0b", "zero byte")])
+def test_a_path_that_names_nothing(key: str, path: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(MINIMAL | {key: path}, where="r.yaml")
+    assert caught.value.where == "r.yaml"
+
+
+@pytest.mark.parametrize("output", ["checkpoint", "checkpoint/out", "link", "checkpoint/../checkpoint/a/b"])
+def test_an_output_inside_the_checkpoint_is_refused(tmp_path: Path, output: str) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "link").symlink_to("checkpoint")
+    with pytest.raises(RecipeError, match="would lie inside the checkpoint"):
+        parse_recipe(MINIMAL | {"output": output}, base=tmp_path)
+
+
+def test_an_output_whose_recipe_folder_is_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="would lie inside the checkpoint"):
+        parse_recipe(MINIMAL | {"output": ".", "name": "checkpoint"}, base=tmp_path)
+
+
 def test_one_beam_width_means_the_same_for_all_steps() -> None:
     assert parse_recipe(with_value("export.beam", 32)).export.beam == (32, 32, 32)
     assert parse_recipe(with_value("export.beam", [128, 256, 512])).export.beam == (128, 256, 512)
