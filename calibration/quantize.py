@@ -109,7 +109,7 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
         tensors: dict[str, Tensor] = {}
         for name in names:
             tensor = source.tensor(name)
-            warnings += _check_values(name, tensor)
+            warnings += _check_values(name, tensor, in_fp32=name in fp32)
             quantized, parts = _stored(name, tensor, name in fp32, by_name.get(name), amax_of)
             on_weight(name, tensor, quantized)
             tensors |= parts
@@ -132,11 +132,11 @@ def share_input_amax(targets: Sequence[Target], amax: Mapping[str, Amax]) -> dic
     return {target.name: Amax(amax[target.name].weight, largest.get(target.group)) for target in targets}
 
 
-def _check_values(name: str, tensor: Tensor) -> list[str]:
+def _check_values(name: str, tensor: Tensor, *, in_fp32: bool) -> list[str]:
     absmax = float(tensor.abs().max()) if tensor.numel() else 0.0
     if absmax != absmax or absmax == float("inf"):
         raise CheckpointError("the tensor holds NaN or infinity", where=name, hint="take an earlier checkpoint")
-    warning = check_fp16_range(name, absmax)
+    warning = None if in_fp32 else check_fp16_range(name, absmax)
     return [warning] if warning else []
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from ..core.artifacts import Files
 from ..core.errors import CalibrationError
 from ..core.precision import PRECISIONS, Precision
 from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
-from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from ..models.key_map import read_key_map
 from ..models.requests import read_requests
 from ..operators import fp8
@@ -58,11 +59,11 @@ class Calibration:
     def scheme(self) -> Precision:
         return PRECISIONS[self.precision]
 
-    def inputs(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path | Files]:
         """The files that are read, by name."""
         optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
         given = {name: path for name, path in optional.items() if path is not None}
-        return {"checkpoint": self.checkpoint, "requests": self.requests, **given}
+        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": self.requests, **given}
 
 
 def calibrate_stage(job: Calibration, folder: Path) -> Stage:
@@ -96,7 +97,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     calibrated = calibrate_model(model, job.precision, scoring, imported)
     experts = coverage(calibrated.observation.routed)
     refuse = job.scheme.needs_activation_amax and imported is None
-    warnings = judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)
+    warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)]
     warnings += _range_warnings(calibrated.observation)
     reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)

@@ -28,14 +28,19 @@ from .text_files import read_bytes
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
 _CHUNK = 1 << 22
+_OF_DESKTOPS = ("Thumbs.db", "desktop.ini")
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files with their relative names, as hexadecimal digits."""
+Files = tuple[Path, ...]  # some files of one folder, sorted: what is read of it
+
+
+def sha256(path: Path | Files) -> str:
+    """SHA-256 of a file, or of a folder's files or some of them with their relative names, as hexadecimal digits."""
     digest = hashlib.sha256()
-    if path.is_dir():
-        for file in files_in(path):
-            digest.update(f"{file.relative_to(path)}\0{sha256(file)}\n".encode())
+    if isinstance(path, tuple) or path.is_dir():
+        folder, files = (path[0].parent, path) if isinstance(path, tuple) else (path, files_in(path))
+        for file in files:
+            digest.update(f"{file.relative_to(folder)}\0{sha256(file)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
     try:
         with path.open("rb") as stream:
@@ -47,9 +52,9 @@ def sha256(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted, without the temporary siblings of unfinished writers."""
-    found = (p for p in folder.rglob("*") if p.is_file())
-    return sorted(p for p in found if not any(part.startswith(PARTIAL) for part in p.relative_to(folder).parts))
+    """Every file below a folder, sorted, without hidden ones: those of unfinished writers, and what desktops leave behind."""
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in _OF_DESKTOPS)
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 @contextmanager

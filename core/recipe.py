@@ -98,15 +98,11 @@ class BuildOptions(Section):
     profiles: tuple[Profile, ...] = (Profile(),)
     fp8_coverage: Number = Field(1.0, ge=0, le=1)
     plan_per_profile: Flag = False
-    timing_cache: Path | None = None
-    strict_timing_cache: bool = False
-    fp16_baseline: bool = False
-    plugins: bool = False
-    fp8_accumulation: Fp8Accumulation = "fast"
     timing_cache: GivenPath | None = None
     strict_timing_cache: Flag = False
     fp16_baseline: Flag = False
     plugins: Flag = False
+    fp8_accumulation: Fp8Accumulation = "fast"
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildOptions:

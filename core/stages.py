@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .artifacts import atomic_folder, files_in, restore_interrupted_swap, sha256, write_json
+from .artifacts import Files, atomic_folder, files_in, restore_interrupted_swap, sha256, write_json
 from .errors import ArtifactError
 from .ownership import require_kept, require_replaceable
 from .records import RECORD_NAME, Record, read_record, tool_version
@@ -30,7 +30,7 @@ class Stage:
         sources: The package's own code that decides the result.
         tools: Distributions whose versions change the result.
         options: JSON-able values that change the result.
-        inputs: Gives name and path of every artifact it reads. Default: it reads none.
+        inputs: Gives name and path of every artifact it reads, or the files that it reads of a folder. Default: it reads none.
         body: Writes the artifacts into the folder it is given, and returns facts for the record.
         machine: Gives JSON-able facts of the machine that the result is tied to. Default: it is tied to none.
         check: Raises what speaks against the stage, whether or not its result is up to date. Default: nothing does.
@@ -43,7 +43,7 @@ class Stage:
     sources: Sources
     tools: tuple[str, ...]
     options: Mapping[str, Any]
-    inputs: Callable[[], Mapping[str, Path]] = dict
+    inputs: Callable[[], Mapping[str, Path | Files]] = dict
     body: Callable[[Path], dict[str, Any]]
     machine: Callable[[], dict[str, Any]] | None = None
     check: Callable[[], object] | None = None
@@ -117,7 +117,7 @@ def declare(stage: Stage) -> Record:
         ArtifactError: An input is missing, does not match its record, or lies where the result goes.
     """
     inputs = stage.inputs()
-    require_kept(stage.name, stage.folder, inputs.values())
+    require_kept(stage.name, stage.folder, (file for path in inputs.values() for file in (path if isinstance(path, tuple) else (path,))))
     return Record(
         stage=stage.name,
         read={name: sha256(path) for name, path in sorted(inputs.items())},

@@ -17,11 +17,12 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core.artifacts import atomic_folder, read_json, restore_interrupted_swap, write_json
+from ..core.artifacts import Files, atomic_folder, read_json, restore_interrupted_swap, write_json
 from ..core.errors import ArtifactError, CheckpointError
 from ..core.precision import FP16_MAX
 from .config import OneRecConfig, parse_config
 from .key_map import KeyMap, read_key_map
+from .layout import layout
 from .onerec import OneRec
 
 CONFIG_NAME = "config.json"
@@ -70,11 +71,21 @@ def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
     expected = expected_shapes(config)
     names = read_key_map(key_map) if key_map else KeyMap((("{...}", "{...}"),))
     sources = names.apply(expected)
-    stored = _stored_tensors(folder)
+    stored, unread = _stored_tensors(folder)
     _check_names(folder, set(sources.values()), {name for name in stored if not names.ignores(name)}, mapped=key_map is not None)
-    checkpoint = Checkpoint(folder, config, tuple(expected), {name: _Source(theirs, stored[theirs]) for name, theirs in sources.items()})
+    found = {name: _Source(theirs, stored[theirs]) for name, theirs in sources.items()}
+    checkpoint = Checkpoint(folder, config, tuple(expected), found, tuple(unread))
     checkpoint._check_shapes(expected)
     return checkpoint
+
+
+def checkpoint_files(folder: Path) -> Path | Files:
+    """The files that make a checkpoint, sorted; the folder where it is no checkpoint. Whatever else lies there is not read."""
+    if not (folder / CONFIG_NAME).is_file():
+        return folder
+    if not (folder / INDEX_NAME).is_file():
+        return folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    return tuple(sorted({folder / CONFIG_NAME, folder / INDEX_NAME, *_weight_map(folder).values()}))
 
 
 def expected_shapes(config: OneRecConfig) -> dict[str, tuple[int, ...]]:
@@ -91,12 +102,13 @@ class _Source:
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint. `names` are our names of its tensors, in the model's order."""
+    """An opened checkpoint. `names` are our names of its tensors, in the model's order; `unread` says what in the folder is not read."""
 
     folder: Path
     config: OneRecConfig
     names: tuple[str, ...]
     _sources: dict[str, _Source]
+    unread: tuple[str, ...] = ()
     _open: dict[Path, Any] = field(default_factory=dict)
 
     @property
@@ -134,7 +146,7 @@ class Checkpoint:
         return self._open[file]
 
     def _check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
-        wrong = []
+        wrong, types = [], []
         for name, shape in expected.items():
             source = self._sources[name]
             with _corruption_named(source.file):
@@ -142,19 +154,23 @@ class Checkpoint:
             if tuple(part.get_shape()) != shape:
                 wrong.append(f"{source.name} is {part.get_shape()}, not {list(shape)}")
             elif part.get_dtype() not in SOURCE_TYPES:
-                wrong.append(f"{source.name} is {part.get_dtype()}, not one of {', '.join(SOURCE_TYPES)}")
+                types.append(f"{source.name} is {part.get_dtype()}, not one of {', '.join(SOURCE_TYPES)}")
+        if types:
+            hint = "save them in one of these types; weights in FP8 are quantized already: give the checkpoint they were made from"
+            raise CheckpointError(f"{len(types)} tensor(s) are of another type: {_some(types)}", where=str(self.folder), hint=hint)
         if wrong:
             hint = f"{CONFIG_NAME} describes a model of another size, or the weights belong to another model"
             raise CheckpointError(f"{len(wrong)} tensor(s) do not fit the configuration: {_some(wrong)}", where=str(self.folder), hint=hint)
 
     def _check_values(self, name: str, value: Tensor) -> None:
-        if not value.numel() or bool(value.abs().amax() <= FP16_MAX):  # NaN compares false
+        limit = torch.finfo(torch.float32).max if name in layout(self.config).fp32 else FP16_MAX
+        if not value.numel() or bool(value.abs().amax() <= limit):  # NaN compares false
             return
         bad = ~torch.isfinite(value)
         if bad.any():
             kind, hint = "a NaN or infinity", "the training diverged or the file is damaged: export the checkpoint again"
         else:
-            bad, kind, hint = value.abs() > FP16_MAX, "a value beyond FP16 (65504)", "the tensor cannot be served in FP16: rescale it"
+            bad, kind, hint = value.abs() > limit, "a value beyond FP16 (65504)", "the tensor cannot be served in FP16: rescale it"
         index = [int(axis) for axis in bad.nonzero()[0]]
         theirs = self._sources[name].name
         called = name if theirs == name else f"{name} ({theirs} in the file)"
@@ -172,19 +188,37 @@ def _read_config(folder: Path) -> OneRecConfig:
     return parse_config(_json(path), where=str(path))
 
 
-def _stored_tensors(folder: Path) -> dict[str, Path]:
-    """Name of every tensor in the files, and its file."""
+def _stored_tensors(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Name of every tensor in the files and its file, and what lies there without being read."""
     if not (folder / INDEX_NAME).is_file():
-        return dict.fromkeys(_names_in(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+        return dict.fromkeys(_names_in(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME), _unnamed(folder, {folder / WEIGHTS_NAME})
+    weight_map = _weight_map(folder)
+    files = set(weight_map.values())
+    if (folder / WEIGHTS_NAME).exists() and folder / WEIGHTS_NAME not in files:
+        what = f"the checkpoint holds two sets of weights: {WEIGHTS_NAME}, and the shards that {INDEX_NAME} names"
+        raise CheckpointError(what, where=str(folder), hint=f"move {WEIGHTS_NAME} away, or the index with its shards")
+    held = {file: set(_names_in(file)) for file in sorted(files)}
+    lost = [name for name, file in weight_map.items() if name not in held[file]]
+    if lost:
+        raise CheckpointError(f"the shards lack {_some(lost)}, which the index names", where=str(folder), hint="copy the checkpoint again")
+    unnamed = sorted({name for names in held.values() for name in names} - weight_map.keys())
+    tensors = [f"{INDEX_NAME} does not name {_some(unnamed)}: not read"] if unnamed else []
+    return weight_map, _unnamed(folder, files) + tensors
+
+
+def _weight_map(folder: Path) -> dict[str, Path]:
+    """What the index says: name of every tensor, and its file."""
     index = _json(folder / INDEX_NAME)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
         raise CheckpointError("the index has no proper weight_map", where=str(folder / INDEX_NAME), hint="write the checkpoint again")
-    held = {file: set(_names_in(folder / file)) for file in sorted(set(weight_map.values()))}
-    lost = [name for name, file in weight_map.items() if name not in held[file]]
-    if lost:
-        raise CheckpointError(f"the shards lack {_some(lost)}, which the index names", where=str(folder), hint="copy the checkpoint again")
     return {name: folder / file for name, file in weight_map.items()}
+
+
+def _unnamed(folder: Path, read: set[Path]) -> list[str]:
+    """Weight files beside those that are read."""
+    others = sorted(file.name for file in folder.glob("*.safetensors") if file not in read)
+    return [f"{_some(others)} beside the checkpoint's weights: nothing names them, not read"] if others else []
 
 
 def _names_in(file: Path) -> list[str]:
@@ -221,5 +255,26 @@ def _corruption_named(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        hint = "the file is truncated or damaged: copy or write the checkpoint again"
+        hint = _what_it_is(file) or "the file is truncated or damaged: copy or write the checkpoint again"
         raise CheckpointError(f"not a readable safetensors file: {error}", where=str(file), hint=hint) from None
+
+
+# First bytes of what is found in the place of safetensors.
+_OTHERS = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the file: run `git lfs pull` in the checkpoint's repository",
+    b"PK\x03\x04": "it is a file of torch.save: load it and write it with safetensors.torch.save_file",
+    b"\x80": "it is a pickle, as torch.save writes: load it and write it with safetensors.torch.save_file",
+    b"GGUF": "it is a GGUF file: give the checkpoint that it was made from",
+    b"<": "it is a web page, not the file: download it again, signed in where the server asks for it",
+    b"\x1f\x8b": "it is compressed: unpack it with gunzip",
+}
+
+
+def _what_it_is(file: Path) -> str | None:
+    """What to do about a file that is something else than safetensors; None where it is not known."""
+    try:
+        with file.open("rb") as stream:
+            first = stream.read(64).lstrip()
+    except OSError:
+        return None
+    return next((hint for start, hint in _OTHERS.items() if first.startswith(start)), None)

@@ -11,6 +11,9 @@ from ..core.errors import CheckpointError
 LEVELS = 3  # semantic-ID tokens of an item
 PATHWAYS = ("static", "short_term", "long_term")  # order of a context's tokens
 NORM_EPSILON = 1e-6
+# Far above every published model: what is larger is a slip, and would cost minutes and gigabytes before the message.
+MAX_WIDTH = 1 << 17
+MAX_EXPERTS = 1 << 15  # of all layers
 
 
 class MoeConfig(BaseModel):
@@ -18,11 +21,11 @@ class MoeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    experts: int = Field(ge=1)
+    experts: int = Field(ge=1, le=4096)
     top_k: int = Field(ge=1)
-    hidden: int = Field(ge=1)
-    shared: int = Field(1, ge=0)
-    dense_layers: int = Field(2, ge=0)  # the first blocks keep a dense FFN
+    hidden: int = Field(ge=1, le=MAX_WIDTH)
+    shared: int = Field(1, ge=0, le=64)
+    dense_layers: int = Field(2, ge=0, le=1024)  # the first blocks keep a dense FFN
 
     @model_validator(mode="after")
     def _consistent(self) -> MoeConfig:
@@ -36,16 +39,16 @@ class OneRecConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    d_model: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    d_head: int = Field(ge=1)
-    embed_dim: int = Field(ge=1)
-    codebook: int = Field(8192, ge=2)
+    d_model: int = Field(ge=1, le=MAX_WIDTH)
+    n_layers: int = Field(ge=1, le=1024)
+    n_heads: int = Field(ge=1, le=MAX_WIDTH)
+    d_head: int = Field(ge=1, le=MAX_WIDTH)
+    embed_dim: int = Field(ge=1, le=MAX_WIDTH)
+    codebook: int = Field(8192, ge=2, le=1 << 24)
     l_kv: int = Field(1, ge=1)
     s_kv: int = Field(1, ge=1, le=2)
     g_kv: int = Field(0, ge=0)
-    ffn_hidden: int = Field(0, ge=0)
+    ffn_hidden: int = Field(0, ge=0, le=4 * MAX_WIDTH)
     moe: MoeConfig | None = None
 
     @model_validator(mode="before")
@@ -66,6 +69,8 @@ class OneRecConfig(BaseModel):
             raise ValueError(f"g_kv = {self.g_kv} must divide n_heads = {self.n_heads}")
         if self.l_kv > self.n_layers:
             raise ValueError(f"l_kv = {self.l_kv} exceeds n_layers = {self.n_layers}")
+        if self.moe is not None and self.n_layers * self.moe.experts > MAX_EXPERTS:
+            raise ValueError(f"n_layers * experts = {self.n_layers * self.moe.experts} exceeds {MAX_EXPERTS}")
         return self
 
     @property

@@ -16,6 +16,8 @@ from .plan_shapes import check_array
 
 # What its binding raises where a file does not load.
 _LOADING = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
+# What it raises where a loaded graph cannot be run, for lack of memory for example.
+_RUNNING = ("Fail", "RuntimeException", "NotImplemented", "EPFail")
 
 
 class Model(Protocol):
@@ -86,9 +88,14 @@ class OnnxRuntimeRunner:
 
         Raises:
             RequestError: An input is missing, unknown, or of a wrong type or shape.
+            ArtifactError: ONNX Runtime fails while it runs the graph.
         """
         try:
             outputs = self._session.run(None, {**inputs, **self._residents})
         except (ValueError, self._state.InvalidArgument) as error:
-            raise RequestError(f"ONNX Runtime refused the inputs: {error}", where=", ".join(self.input_names)) from None
+            hint = "give every input of the graph with its type and shape, and no other"
+            raise RequestError(f"ONNX Runtime refused the inputs: {error}", where=", ".join(self.input_names), hint=hint) from None
+        except tuple(getattr(self._state, name) for name in _RUNNING) as error:
+            hint = "smaller batches need less memory; else run `onerec-trt export` again"
+            raise ArtifactError(f"ONNX Runtime failed while it ran the graph: {error}", where=self._where, hint=hint) from None
         return dict(zip(self.output_names, outputs, strict=True))

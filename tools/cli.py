@@ -6,6 +6,7 @@ What the commands do stands in commands.py, which is imported when one runs.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..core.artifacts import remove_unfinished
-from ..core.errors import OnerecTrtError
+from ..core.errors import ArtifactError, OnerecTrtError
 from ..core.paths import located
 from ..core.threads import set_thread_defaults
 from . import dev_cli
@@ -62,14 +63,42 @@ def main() -> None:
     try:
         app(prog_name=PROGRAM)
     except OnerecTrtError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(error.exit_code)
+        sys.exit(_say(console, error))
+    except OSError as error:
+        sys.exit(_say(console, _typed(error)))
     except SystemExit as ending:
         if ending.code == INTERRUPTED:
             remove_unfinished()
             console.print("interrupted; finished stages are kept, nothing is half-written")
+        if (problem := _unwritten_output()) is not None:
+            sys.exit(_say(console, problem))
         raise
+
+
+def _say(console: Console, error: OnerecTrtError) -> int:
+    """Print a typed error; its exit code."""
+    console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    console.print(str(error), markup=False, highlight=False)
+    return error.exit_code
+
+
+def _typed(error: OSError) -> ArtifactError:
+    """What the operating system refused, for a reader: its reason, and the file where it names one."""
+    if error.filename is None and (problem := _unwritten_output()) is not None:
+        return problem
+    where = "" if error.filename is None else os.fsdecode(error.filename)
+    hint = "correct the path or its permissions, or free space; finished stages are kept"
+    return ArtifactError(f"the operating system refuses: {error.strerror or error}", where=where or "no file is named", hint=hint)
+
+
+def _unwritten_output() -> ArtifactError | None:
+    """The typed error where standard output takes nothing more, such as a file on a full disk; None where all is written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return ArtifactError(f"standard output cannot be written: {error.strerror}", where="standard output", hint="free space there")
+    return None
 
 
 def _accept_any_character() -> None:

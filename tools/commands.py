@@ -22,7 +22,7 @@ from . import export_trial as trial
 from . import inspection, pipeline
 from . import recommend as recommendation
 from .pipeline import StageResult
-from .report import load_run, write_report
+from .report import load_run, require_current, write_report
 from .tables import gates_table, plans_table, recipes_table, stage_line
 from .terminal import print_results
 
@@ -71,7 +71,9 @@ def recommend(model: Path, requests: Path, out: Path, batch_size: int | None, li
 
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:
-    _write_report([load_recipe(path) for path in recipe_files], out, "onerec-trt report", {})
+    recipes = [load_recipe(path) for path in recipe_files]
+    require_current([load_run(recipe) for recipe in recipes])
+    _write_report(recipes, out, "onerec-trt report", {})
     typer.echo(out)
 
 

@@ -32,9 +32,10 @@ def inspect(path: Path) -> dict[str, Any]:
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}
     if (path / CONFIG_NAME).is_file():
-        config = open_checkpoint(path).config
+        checkpoint = open_checkpoint(path)
+        config = checkpoint.config
         counts = {"parameters": counted_parameters(config), "active_parameters": counted_parameters(config, active=True)}
-        return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts}
+        return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts, "not_read": list(checkpoint.unread)}
     raise ArtifactError(
         "this is no artifact", where=str(path), hint="give a .plan file, a folder with record.json, or a checkpoint folder with config.json"
     )

@@ -21,7 +21,7 @@ from ..core.sources import Sources
 from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
-from ..models.checkpoint import open_checkpoint
+from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.requests import Requests, read_requests
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
@@ -75,7 +75,7 @@ def reference_stage(recipe: Recipe, folder: Path) -> Stage:
             "batch_size": recipe.validation.batch_size,
             "max_context": recipe.max_context,
         },
-        inputs=lambda: {"checkpoint": recipe.checkpoint, "heldout": recipe.heldout, **key_map},
+        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": recipe.heldout, **key_map},
         body=partial(_write, recipe),
     )
 

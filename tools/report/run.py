@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from ...builders.stage import PLAN_FOLDERS
 from ...calibration.summary import QuantizationSummary, read_summary
-from ...core.artifacts import read_json, sha256
+from ...core.artifacts import Files, read_json, sha256
 from ...core.errors import ArtifactError
+from ...core.ownership import stage_of
 from ...core.recipe import Recipe, with_build_options
 from ...core.records import RECORD_NAME, Record, read_record
 from ...core.stages import Difference, Stage, declare, differences
@@ -123,7 +124,7 @@ def _same_lineage(stages: Sequence[Stage], records: Mapping[str, Record]) -> Non
     folders = {stage.folder for stage in stages}
     for stage in stages:
         read = records[stage.folder.name].read
-        made = {name: path for name, path in stage.inputs().items() if folders & {path, *path.parents}}
+        made = {name: path for name, path in stage.inputs().items() if isinstance(path, Path) and folders & {path, *path.parents}}
         if any(read.get(name) != sha256(path) for name, path in made.items()):
             raise ArtifactError(
                 f"the results of the stage '{stage.name}' were made from other artifacts than those beside it",
@@ -133,11 +134,36 @@ def _same_lineage(stages: Sequence[Stage], records: Mapping[str, Record]) -> Non
 
 
 def _outdated(stages: Sequence[Stage], records: Mapping[str, Record]) -> Iterator[tuple[str, Difference]]:
-    """Options and code that have changed since. Checkpoint and requests are not asked for: they may lie on another machine."""
+    """Inputs, options and code that have changed since. Inputs that are not there are not asked for: they may lie on another machine."""
     for stage in stages:
-        for difference in differences(records[stage.folder.name], declare(replace(stage, inputs=dict))):
-            if difference.kind in ("option", "sources"):
+        record = records[stage.folder.name]
+        present = {name: path for name, path in stage.inputs().items() if _from_outside(path)}
+        for difference in differences(record, declare(replace(stage, inputs=lambda present=present: present))):
+            asked = difference.name in present if difference.kind == "input" else difference.kind in ("option", "sources")
+            if asked:
                 yield stage.folder.name, difference
+
+
+def _from_outside(path: Path | Files) -> bool:
+    """Whether an input is there, and no stage made it: what stages made is compared by `_same_lineage`."""
+    files = path if isinstance(path, tuple) else (path,)
+    return all(file.exists() and stage_of(file) is None and stage_of(file.parent) is None for file in files)
+
+
+def require_current(runs: Sequence[RecipeRun]) -> None:
+    """Refuse runs of another recipe, or of other inputs, than the recipe has now. Other code is a remark in the report.
+
+    Raises:
+        ArtifactError: A stage was made from something else; names the first difference and the command that makes it anew.
+    """
+    for run in runs:
+        for folder, difference in run.outdated:
+            if difference.kind != "sources":
+                raise ArtifactError(
+                    f"the results of the recipe '{run.name}' are not what it makes now: {folder}/ was made from another {difference}",
+                    where=str(run.folder / folder),
+                    hint="run `onerec-trt run` with this recipe, or give the recipe of these results",
+                )
 
 
 def _description(folder: Path) -> Description:

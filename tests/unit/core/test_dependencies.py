@@ -22,8 +22,9 @@ def child(code: str, tmp_path: Path, *, known: bool = False, **environment: str)
 
 
 SHOW = """
-import os, subprocess, sys, onerec_trt
-print(subprocess.run([sys.executable, "-c", "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"], capture_output=True, text=True).stdout)
+import subprocess, sys, onerec_trt
+show = "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+print(subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from onerec_trt.core.artifacts import sha256
 from onerec_trt.core.errors import ArtifactError, CheckpointError
 from onerec_trt.models import checkpoint as checkpoint_module
-from onerec_trt.models.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, expected_shapes, open_checkpoint, save_checkpoint
+from onerec_trt.models.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    checkpoint_files,
+    expected_shapes,
+    open_checkpoint,
+    save_checkpoint,
+)
 from onerec_trt.models.config import SIZES
 from onerec_trt.models.onerec import OneRec
 from safetensors import SafetensorError
@@ -268,6 +278,72 @@ def test_a_write_the_kernel_refuses_leaves_the_earlier_checkpoint(folder: Path, 
 def test_an_interrupted_swap_is_undone_on_opening(folder: Path, make_model: MakeModel) -> None:
     folder.rename(folder.with_name(".partial-checkpoint-old"))
     assert_same_weights(open_checkpoint(folder).load_model(), make_model())
+
+
+# What else lies in the folder
+
+
+def test_two_sets_of_weights_are_refused(folder: Path, sharded: Path) -> None:
+    shutil.copy(folder / WEIGHTS_NAME, sharded / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match="two sets of weights") as caught:
+        open_checkpoint(sharded)
+    assert "move model.safetensors away" in caught.value.hint
+
+
+def test_weights_that_nothing_names_are_said(folder: Path, sharded: Path) -> None:
+    assert open_checkpoint(folder).unread == open_checkpoint(sharded).unread == ()
+    for place in (folder, sharded):
+        save_file({"x": torch.zeros(1)}, place / "model-00009-of-00009.safetensors")
+        assert "model-00009-of-00009.safetensors" in open_checkpoint(place).unread[0]
+    shard = sorted(sharded.glob("model-00001-*"))[0]
+    save_file({**load_file(shard), "old": torch.zeros(1)}, shard)
+    assert any("does not name old" in text for text in open_checkpoint(sharded).unread)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "README.md", "optimizer.pt", "old/model.safetensors"])
+def test_what_is_not_read_makes_no_other_checkpoint(folder: Path, sharded: Path, name: str) -> None:
+    for place in (folder, sharded):
+        before = sha256(checkpoint_files(place))
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("x")
+        assert sha256(checkpoint_files(place)) == before
+
+
+def test_every_file_that_is_read_counts(sharded: Path) -> None:
+    files = checkpoint_files(sharded)
+    assert isinstance(files, tuple)
+    assert {CONFIG_NAME, INDEX_NAME} < {file.name for file in files}
+    for file in files:
+        before = sha256(checkpoint_files(sharded))
+        file.write_bytes(file.read_bytes() + b" ")
+        assert sha256(checkpoint_files(sharded)) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n <html>", "web page"),
+        (b"PK\x03\x04" + b"\0" * 60, "torch.save"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"\0" * 64, "truncated or damaged"),
+    ],
+)
+def test_the_hint_fits_what_lies_in_the_place_of_the_weights(folder: Path, content: bytes, hint: str) -> None:
+    (folder / WEIGHTS_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file") as caught:
+        open_checkpoint(folder)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_the_hint_fits_another_type(folder: Path, dtype: torch.dtype) -> None:
+    save_file({name: value.to(dtype) for name, value in load_file(folder / WEIGHTS_NAME).items()}, folder / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match="are of another type") as caught:
+        open_checkpoint(folder)
+    assert "save them in one of these types" in caught.value.hint
 
 
 # Names of the user's own

@@ -11,7 +11,7 @@ from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import load_recipe
 from onerec_trt.core.sources import Sources
 from onerec_trt.export import stage as export_stage
-from onerec_trt.tools.report import load_run
+from onerec_trt.tools.report import load_run, require_current
 from onerec_trt.tools.report.content import Remark, remarks
 from onerec_trt.validation.gates import gate
 
@@ -99,3 +99,23 @@ def test_what_has_changed_since_the_run_is_told(make_run: MakeRun, monkeypatch: 
     told = [("calibrated", "max requests"), ("exported", "version of its code"), ("validated", "top k")]
     assert [(folder, str(difference)) for folder, difference in run.outdated] == told
     assert remarks([run])[-1] == Remark("mine", "recipe", "validated/", "not what the recipe makes now: another top k")
+
+
+def test_a_run_of_another_recipe_is_no_report_of_this_one(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_run("mine")
+    recipe = load_recipe(root.with_suffix(".yaml"))
+    require_current([load_run(recipe)])
+    with pytest.raises(ArtifactError, match=r"'mine' are not what it makes now: calibrated/ was made from another precision"):
+        require_current([load_run(recipe.model_copy(update={"precision": "fp8-paper"}))])
+    monkeypatch.setattr(export_stage, "SOURCES", Sources(("core",)))
+    require_current([load_run(recipe)])  # other code is a remark
+
+
+def test_a_run_of_other_requests_is_no_report_of_these(make_run: MakeRun) -> None:
+    root = make_run("mine")
+    recipe = load_recipe(root.with_suffix(".yaml"))
+    recipe.requests.write_text("others")
+    with pytest.raises(ArtifactError, match="was made from another"):
+        require_current([load_run(recipe)])
+    recipe.requests.unlink()
+    require_current([load_run(recipe)])  # they lie on another machine
