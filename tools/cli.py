@@ -83,12 +83,12 @@ def _say(console: Console, error: OnerecTrtError) -> int:
 
 
 def _typed(error: OSError) -> ArtifactError:
-    """What the operating system refused, for a reader: its reason, and the file where it names one."""
-    if error.filename is None and (problem := _unwritten_output()) is not None:
-        return problem
-    where = "" if error.filename is None else os.fsdecode(error.filename)
-    hint = "correct the path or its permissions, or free space; finished stages are kept"
-    return ArtifactError(f"the operating system refuses: {error.strerror or error}", where=where or "no file is named", hint=hint)
+    """What the operating system refused, for a reader. Artifacts have typed errors of their own: what names no file is an output stream."""
+    if error.filename is None:
+        _unwritten_output()
+        return _stream_error(error)
+    hint = "correct the path or its permissions; finished stages are kept"
+    return ArtifactError(f"the operating system refuses: {error.strerror or error}", where=os.fsdecode(error.filename), hint=hint)
 
 
 def _unwritten_output() -> ArtifactError | None:
@@ -97,8 +97,13 @@ def _unwritten_output() -> ArtifactError | None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        return ArtifactError(f"standard output cannot be written: {error.strerror}", where="standard output", hint="free space there")
+        return _stream_error(error)
     return None
+
+
+def _stream_error(error: OSError) -> ArtifactError:
+    hint = "free space there, or send the output elsewhere; finished stages are kept"
+    return ArtifactError(f"standard output cannot be written: {error.strerror or error}", where="standard output", hint=hint)
 
 
 def _accept_any_character() -> None:

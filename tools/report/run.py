@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -138,7 +139,7 @@ def _outdated(stages: Sequence[Stage], records: Mapping[str, Record]) -> Iterato
     for stage in stages:
         record = records[stage.folder.name]
         present = {name: path for name, path in stage.inputs().items() if _from_outside(path)}
-        for difference in differences(record, declare(replace(stage, inputs=lambda present=present: present))):
+        for difference in differences(record, declare(replace(stage, inputs=partial(dict, present)))):
             asked = difference.name in present if difference.kind == "input" else difference.kind in ("option", "sources")
             if asked:
                 yield stage.folder.name, difference
