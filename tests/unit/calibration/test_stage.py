@@ -122,10 +122,11 @@ def test_an_expert_below_the_minimum_stops_static_scales_only(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("artifact")
+    (tmp_path / "out" / "record.json").write_text('{"stage": "calibrate", "read": {}}')
     with pytest.raises(CalibrationError, match="too few tokens") as error:
         calibrate(recipe_for("fp8-static", min_routed_tokens=1000), checkpoint_folder, requests_file, tmp_path / "out")
     assert "blocks.1.ffn" in error.value.where
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["earlier"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "out"] == ["earlier", "record.json"]
     record = calibrate(recipe_for("fp8-row", min_routed_tokens=1000), checkpoint_folder, requests_file, tmp_path / "out")
     assert len(record.facts["warnings"]) == 2
 
