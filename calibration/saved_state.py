@@ -95,7 +95,7 @@ class SavedState:
             raise CalibrationError(
                 "the saved state quantizes other layers, or in another way, than the recipe",
                 where=f"{self.path}: {'; '.join(problems)}",
-                hint="choose the precision the state was made for, or calibrate again without calibration.saved_state",
+                hint="choose the precision the state was made for; docs/formats.md has the configuration for states of ModelOpt's presets",
             )
 
     def _amax_of(self, target: Target, module: str) -> Amax:

@@ -198,7 +198,10 @@ class _Reader:
 
     def _read_ids(self) -> list[str]:
         column = self._column("request_id")
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        if pa.types.is_dictionary(column.type):  # as pandas writes a categorical
+            column = column.dictionary_decode()
+        kind = column.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise self._error(f"the column request_id holds {column.type}, not string")
         ids: list[str] = column.to_pylist()
         seen: set[str] = set()
@@ -210,20 +213,25 @@ class _Reader:
 
     def _read_features(self) -> tuple[_Floats, _Ints]:
         tokens, counts = self._lists("features", self._column("features"))
-        values, widths = self._lists("features", tokens)
         offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
+        values, widths = self._lists("features", tokens, offsets)
         wrong = np.flatnonzero(widths != self.feature_width)
         if len(wrong):
             what = f"a token has {widths[wrong[0]]} features, the model takes {self.feature_width}"
             row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
             raise self._error(what, row, hint="feature_width is 3 * embed_dim of the checkpoint's config.json")
-        flat = self._flat("features", values, np.float32)
+        flat = self._flat("features", values, np.float32, offsets * self.feature_width)
         return flat.reshape(-1, self.feature_width), offsets
 
     def _check_lengths(self, lengths_n3: _Ints, counts: _Ints, max_context: int) -> None:
         totals = lengths_n3.sum(1)
         for row in np.flatnonzero((lengths_n3 < 0).any(1))[:1]:
             raise self._error(f"request {self.ids[row]} has a negative number of tokens: {lengths_n3[row].tolist()}", row)
+        for row in np.flatnonzero((lengths_n3 > counts[:, None]).any(1))[:1]:  # first: sums of larger ones may overflow
+            what = (
+                f"the lengths of request {self.ids[row]} add up to {sum(lengths_n3[row].tolist())}, its features hold {counts[row]} tokens"
+            )
+            raise self._error(what, row, hint=f"{' + '.join(LENGTH_COLUMNS)} must equal the number of tokens in features")
         for row in np.flatnonzero(totals != counts)[:1]:
             what = f"the lengths of request {self.ids[row]} add up to {totals[row]}, its features hold {counts[row]} tokens"
             raise self._error(what, row, hint=f"{' + '.join(LENGTH_COLUMNS)} must equal the number of tokens in features")
@@ -248,7 +256,7 @@ class _Reader:
         values, counts = self._lists("target", self._column("target"))
         for row in np.flatnonzero(counts != LEVELS)[:1]:
             raise self._error(f"the target of request {self.ids[row]} has {counts[row]} tokens, a semantic ID has {LEVELS}", row)
-        targets_n3: _Ints = self._flat("target", values, np.int64).reshape(-1, LEVELS)
+        targets_n3: _Ints = self._flat("target", values, np.int64, np.arange(len(counts) + 1) * LEVELS).reshape(-1, LEVELS)
         for row in np.flatnonzero(((targets_n3 < 0) | (targets_n3 >= self.codebook)).any(1))[:1]:
             what = f"the target {targets_n3[row].tolist()} of request {self.ids[row]} is outside the codebook"
             raise self._error(what, row, hint=f"tokens of this model are 0 to {self.codebook - 1}")
@@ -262,26 +270,31 @@ class _Reader:
         combined = column.combine_chunks()
         return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
-    def _lists(self, name: str, array: Any) -> tuple[Any, _Ints]:
-        """The elements of an array of lists, one level unpacked, and the length of each list."""
+    def _lists(self, name: str, array: Any, offsets: _Ints | None = None) -> tuple[Any, _Ints]:
+        """The elements of an array of lists, one level unpacked, and the length of each list; `offsets`: where requests begin in it."""
         kind = array.type
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
             raise self._error(f"the column {name} holds {kind} where a list is wanted", hint="docs/formats.md has the format")
-        if array.null_count:
-            raise self._error(f"the column {name} holds a null")
+        self._refuse_null(name, array, offsets)
         if pa.types.is_fixed_size_list(kind):
             return array.flatten(), np.full(len(array), kind.list_size, np.int64)
         return array.flatten(), array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
 
-    def _flat(self, name: str, array: Any, dtype: type) -> Any:
+    def _flat(self, name: str, array: Any, dtype: type, offsets: _Ints | None = None) -> Any:
         kind = array.type
         suitable = pa.types.is_floating(kind) if dtype is np.float32 else pa.types.is_integer(kind)
         if not suitable:
             raise self._error(f"the column {name} holds {kind}, not {'floating-point' if dtype is np.float32 else 'integer'} numbers")
-        if array.null_count:
-            raise self._error(f"the column {name} holds a null")
+        self._refuse_null(name, array, offsets)
         with np.errstate(over="ignore"):  # a double beyond FP32 becomes infinite here and is refused with its request's name
             return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+    def _refuse_null(self, name: str, array: Any, offsets: _Ints | None) -> None:
+        if not array.null_count:
+            return
+        place = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        row = place if offsets is None else int(np.searchsorted(offsets, place, side="right")) - 1
+        raise self._error(f"the column {name} holds a null in request {self.ids[row]}", row, hint="give a value, or drop the request")
 
     def _error(self, what: str, row: int | None = None, *, hint: str = "") -> RequestError:
         where = str(self.path) if row is None else f"{self.path}, request {self.ids[row]}"

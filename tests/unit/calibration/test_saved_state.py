@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,17 @@ def test_a_truncated_or_missing_or_nested_file_is_refused(static_state: dict[str
     torch.save({"a": {"b": torch.ones(1)}}, tmp_path / "nested.pth")
     with pytest.raises(CalibrationError, match="not a state dict"):
         SavedState(tmp_path / "nested.pth")
+
+
+def test_a_state_of_modelopts_default_with_the_configuration_in_the_docs(
+    checkpoint_folder: Path, requests: Requests, config: OneRecConfig, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "FP8_DEFAULT_CFG" in block]
+    model = open_checkpoint(checkpoint_folder).load_model()
+    scoring = with_paths(model, requests, 10)
+    exec(code, {"model": model, "forward_loop": scoring.log_probabilities})
+    torch.save(model.state_dict(), tmp_path / "state.pth")
+    amax = _read(tmp_path / "state.pth", config)
+    assert set(amax) == {target.name for target in quantized_targets(config, "fp8-static")}
+    assert all(value.input is not None and value.input > 0 for value in amax.values())

@@ -117,6 +117,15 @@ def test_a_batch_owns_its_memory(small_config: OneRecConfig, make_requests: Make
     assert requests.lengths_n3.tolist() == RAGGED
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_ids_are_strings_of_any_kind(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests, kind: pa.DataType) -> None:
+    path = tmp_path / "r.parquet"
+    write_requests(path, make_requests(small_config, RAGGED))
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "request_id", table.column("request_id").cast(kind)), path)
+    assert read_requests(path, small_config).ids == ["r0", "r1", "r2"]
+
+
 @pytest.mark.parametrize(("which", "ids"), [(slice(1, None), ["r1", "r2"]), ([2, 0], ["r2", "r0"]), ([], []), (slice(5, 9), [])])
 def test_select_keeps_requests_whole(small_config: OneRecConfig, make_requests: MakeRequests, which: Any, ids: list[str]) -> None:
     requests = make_requests(small_config, RAGGED)
@@ -153,8 +162,10 @@ def put_feature(value: float) -> Callable[[dict[str, Any]], None]:
         (put("static_tokens", 0, None), "static_tokens is null in row 0", ""),
         (lambda rows: (put("features", 1, [])(rows), put("short_term_tokens", 1, 0)(rows)), "the context of request r1 is empty", "r1"),
         (put("features", 1, None), "features is null in row 1", ""),
-        (put("features", 1, [None]), "holds a null", ""),
-        (put("features", 1, [[1.0] * 11 + [None]]), "holds a null", ""),
+        (put("features", 1, [None]), "holds a null in request r1", "r1"),
+        (put("features", 1, [[1.0] * 11 + [None]]), "holds a null in request r1", "r1"),
+        (put("target", 2, [1, None, 3]), "holds a null in request r2", "r2"),
+        (put("static_tokens", 1, 1 << 62), "request r1 add up to 4611686018427387905, its", "r1"),
         (put("features", 1, [[1.0] * 11]), "11 features, the model takes 12", "r1"),
         (put_feature(float("nan")), "request r2 holds the feature value nan", "r2"),
         (put_feature(float("-inf")), "request r2 holds the feature value -inf", "r2"),
