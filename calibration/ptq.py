@@ -87,7 +87,8 @@ def check_amax(target: Target, role: str, amax: Tensor | None) -> Tensor:
     if not bool((amax.isfinite() & (amax >= 0)).all()):
         raise CalibrationError("the amax is NaN, infinite or negative", where=where, hint="check the requests and the checkpoint")
     if role == "input" and not bool(amax.all()):
-        raise CalibrationError("the amax of this activation is zero", where=where, hint="give requests that exercise this linear")
+        hint = "give requests that exercise this linear; where the weights that make its input are all zero, choose fp8-row, which needs no amax"
+        raise CalibrationError("the amax of this activation is zero", where=where, hint=hint)
     return amax
 
 
