@@ -87,7 +87,7 @@ def check_amax(target: Target, role: str, amax: Tensor | None) -> Tensor:
     if not bool((amax.isfinite() & (amax >= 0)).all()):
         raise CalibrationError("the amax is NaN, infinite or negative", where=where, hint="check the requests and the checkpoint")
     if role == "input" and not bool(amax.all()):
-        hint = "give requests that exercise this linear; where the weights that make its input are all zero, choose fp8-row, which needs no amax"
+        hint = "give requests that exercise this linear; if the weights that make its input are all zero, choose fp8-row, which needs none"
         raise CalibrationError("the amax of this activation is zero", where=where, hint=hint)
     return amax
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from .errors import RecipeError
@@ -36,6 +37,12 @@ def absolute(path: Path) -> Path:
     if path.name in ("", ".."):
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent), path.name)
+
+
+def written_in_utf_8(path: Path, encoding: str | None = None) -> Path:
+    """A path out of a UTF-8 file, whose bytes name the file whatever the locale's encoding (`encoding`) is."""
+    content = str(path).encode("utf-8", "surrogateescape")
+    return Path(content.decode(encoding or sys.getfilesystemencoding(), "surrogateescape"))
 
 
 def lies_in(path: Path, folder: Path) -> bool:

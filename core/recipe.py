@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from .errors import RecipeError
-from .paths import lies_in, located
+from .paths import lies_in, located, written_in_utf_8
 from .precision import PRECISIONS, Precision
 from .strict_yaml import read_yaml
 
@@ -229,7 +229,7 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute."""
     paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
     saved, cache = recipe.calibration.saved_state, recipe.build.timing_cache
-    calibration = recipe.calibration.model_copy(update={"saved_state": located(saved, base) if saved else None})
-    build = recipe.build.model_copy(update={"timing_cache": located(cache, base) if cache else None})
-    found = {name: located(path, base) for name, path in paths.items() if path is not None}
+    calibration = recipe.calibration.model_copy(update={"saved_state": located(written_in_utf_8(saved), base) if saved else None})
+    build = recipe.build.model_copy(update={"timing_cache": located(written_in_utf_8(cache), base) if cache else None})
+    found = {name: located(written_in_utf_8(path), base) for name, path in paths.items() if path is not None}
     return recipe.model_copy(update={**found, "calibration": calibration, "build": build})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import RecipeError
-from onerec_trt.core.paths import absolute, lies_in, located
+from onerec_trt.core.paths import absolute, lies_in, located, written_in_utf_8
 
 
 @pytest.fixture
@@ -62,3 +62,9 @@ def test_the_last_part_may_stay_a_link(folder: Path) -> None:
 )
 def test_links_lead_inside_too(folder: Path, path: str, inside: bool) -> None:
     assert lies_in(folder / path, folder / "elsewhere") is inside
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "latin-1", "ascii"])
+def test_a_path_in_a_utf_8_file_names_the_same_bytes_in_every_locale(encoding: str) -> None:
+    path = written_in_utf_8(Path("检查点/café"), encoding)
+    assert str(path).encode(encoding, "surrogateescape") == "检查点/café".encode()
