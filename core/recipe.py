@@ -102,7 +102,8 @@ class BuildOptions(Section):
 class ValidateOptions(Section):
     """Thresholds of the gates. They may be tightened, never loosened: the defaults are the bounds.
 
-    `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k.
+    `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k. `overlap` holds at k and at the whole width.
+    `order`: share of clear pairs of items in FP32's order. `score_regret`: FP32 score lost per item, in mean errors of the quantized model.
     `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
     """
 
@@ -112,6 +113,8 @@ class ValidateOptions(Section):
     top_k: int = Field(10, ge=1)
     scoring_error_ratio: float = Field(1.1, gt=0, le=1.1)
     overlap: float = Field(0.90, ge=0.90, le=1)
+    order: float = Field(0.97, ge=0.97, le=1)
+    score_regret: float = Field(0.25, ge=0, le=0.25)
     top1: float = Field(0.97, ge=0.97, le=1)
     tie_band_nat: float = Field(0.02, ge=0, le=0.02)
     tie_band_share: float = Field(0.20, ge=0, le=0.20)
