@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import RecipeError
 from .precision import PRECISIONS, Precision
 
+MIN_REQUESTS = 64  # held-out requests; a share of 0.97 is not to be told from 1 by fewer
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 Range = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
@@ -107,7 +108,7 @@ class ValidateOptions(Section):
     `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
     """
 
-    max_requests: int = Field(512, ge=1)
+    max_requests: int = Field(512, ge=MIN_REQUESTS)
     batch_size: int = Field(32, ge=1)
     operator_requests: int = Field(4, ge=1)
     top_k: int = Field(10, ge=1)

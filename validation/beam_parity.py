@@ -82,8 +82,8 @@ def beam_gates(recipe: str, metrics: BeamMetrics, noise: float, options: Validat
     low, high = metrics.hit_interval
     hit_rates = f"hit@{metrics.k} {metrics.hit:.3f}, FP32 {metrics.hit_fp32:.3f}"
     hit_detail = f"{hit_rates}, paired 99 % interval of the difference [{low:.4f}, {high:.4f}]"
-    regret = max(0.0, metrics.score_regret_W)
-    relative = 0.0 if regret == 0 else regret / noise if noise > 0 else float("inf")
+    regret = metrics.score_regret_W
+    relative = 0.0 if regret <= 0 else regret / noise if noise > 0 else float("inf")
     regret_detail = f"{metrics.score_regret_W:.3g} nat for each item; the quantized model's scores are off by {noise:.3g} nat"
     whole = [gate(f"overlap@{metrics.width}", recipe, metrics.overlap_W, ">=", options.overlap)] if metrics.width > metrics.k else []
     return [

@@ -139,7 +139,7 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
     sids_nW3 = np.concatenate(sids)
     runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
-    reference = Reference(sids_nW3, *(np.concatenate(parts) for parts in (scores, cutoffs, scoring)), fp16)
+    reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, recipe.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +87,8 @@ def _explanation(actual: list[Array], expected: list[Array]) -> str:
     names = [f"output_{number}" for number in range(len(actual))]
     sides = {"ONNX": actual, "torch": expected}
     results = [IterationResult(dict(zip(names, arrays, strict=True)), runner_name=side) for side, arrays in sides.items()]
-    compared = CompareFunc.simple(fail_fast=False)(*results)
+    with redirect_stdout(StringIO()):  # its log goes there, where the command's result belongs
+        compared = CompareFunc.simple(fail_fast=False)(*results)
     worst = max(names, key=lambda name: difference(actual[names.index(name)], expected[names.index(name)]))
     found = compared[worst]
     if not hasattr(found, "max_absdiff"):

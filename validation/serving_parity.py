@@ -92,7 +92,7 @@ def serving_errors(found: Found, scoring_nW3: Floats, reference: Reference, code
     malformed, first_malformed = _malformed(found, codebook, ids)
     expected_nW = _running(found.scoring_nW3)[..., -1]
     error_nW = np.abs(found.scores_nW - expected_nW) / np.maximum(1, np.abs(expected_nW) / _EXACT_DOWN_TO)
-    row, place = np.unravel_index(np.argmax(np.where(np.isnan(error_nW), np.inf, error_nW)), error_nW.shape)
+    row, place = divmod(int(np.argmax(np.where(np.isnan(error_nW), np.inf, error_nW))), error_nW.shape[1])
     left_out_nW = _left_out(found, scoring_nW3, reference, noise)
     return ServingErrors(
         malformed=malformed,

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..core.artifacts import read_json, write_json
+from ..core.errors import RequestError
 from ..core.graph_io import Role
-from ..core.recipe import Recipe
+from ..core.recipe import MIN_REQUESTS, Recipe
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
@@ -163,6 +164,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     source = open_quantized(quantized)
     e4m3_self_test()
     requests = heldout_requests(recipe)
+    _require_enough(requests, recipe.heldout)
     serving = ServingModel(source, recipe.export.beam).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
@@ -174,9 +176,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
-        *trace_gates(recipe.name, serving, ScoringModel(serving.decoder, serving.widths[-1]).eval(), exported),
-        weight_gate(recipe.name, serving, graph, exported),
-        weight_gate(recipe.name, serving, onnx.load(exported / SCORING_FILE, load_external_data=False), exported, "weights in scoring.onnx"),
+        *_file_gates(recipe.name, serving, exported),
         *operator_gates(recipe.name, operators),
         _packed_gate(recipe, quantized, serving, model),
         *(gate for outcome in outcomes for gate in outcome.gates),
@@ -197,6 +197,25 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
     return {"passed": validation.passed, "gates": len(gates)}
+
+
+def _require_enough(requests: Requests, path: Path) -> None:
+    if len(requests) < MIN_REQUESTS:
+        hint = "give more held-out requests; a few hundred varied ones tell a fault from chance"
+        raise RequestError(
+            f"{len(requests)} held-out requests are too few to judge by; {MIN_REQUESTS} are the least", where=str(path), hint=hint
+        )
+
+
+def _file_gates(recipe: str, serving: ServingModel, exported: Path) -> list[Gate]:
+    """Structure and weights of both files."""
+    scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
+    graphs = {
+        "weights in the file": onnx.load(exported / SERVING_FILE, load_external_data=False),
+        "weights in scoring.onnx": onnx.load(exported / SCORING_FILE, load_external_data=False),
+    }
+    weights = [weight_gate(recipe, serving, graph, exported, name) for name, graph in graphs.items()]
+    return [*trace_gates(recipe, serving, scoring, exported), *weights]
 
 
 @dataclass(frozen=True)

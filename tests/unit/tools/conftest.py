@@ -111,7 +111,7 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
             hit_fp32=0.4425,
             hit_interval=(-0.0125, 0.0025),
         ),
-        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015),
+        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015, kl_ratio_interval=(1.0, 1.0)),
         serving=ServingErrors(malformed=0, score_error=1e-6, mean_score_error=3e-7, left_out=0, noise=1.5, mean_noise=0.02),
         fp16_noise=0.001,
         operators=[

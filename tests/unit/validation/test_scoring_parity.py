@@ -58,7 +58,7 @@ def test_an_engine_that_errs_where_the_quantized_model_is_exact_fails(reference:
 
 @pytest.mark.parametrize(("engine", "passed"), [(0.0109, True), (0.0112, False)])
 def test_the_limit_is_a_ratio(engine: float, passed: bool) -> None:
-    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01)
+    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01, kl_ratio_interval=(engine / 0.01, 2.0))
     assert [gate.passed for gate in scoring_gates("fp8-row", errors, 1.1)] == [passed, passed]
 
 
