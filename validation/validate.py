@@ -42,6 +42,7 @@ from .operator_parity import OperatorResult, operator_gates, operator_results, w
 from .requests_feed import feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
 from .serving_parity import Found, ServingErrors, in_range, serving_errors, serving_gates
+from .source_parity import source_gate
 from .torch_runner import ScoringTorchRunner
 from .trace_parity import trace_gates
 
@@ -176,6 +177,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
+        source_gate(recipe, source),
         *_file_gates(recipe.name, serving, exported),
         *operator_gates(recipe.name, operators),
         _packed_gate(recipe, quantized, serving, model),
