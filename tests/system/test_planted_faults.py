@@ -256,8 +256,8 @@ FAULTS = [
         "decoder.heads.0.weight",
         (SCORING,),
     ),
-    Fault("ties are broken the other way", ties_the_other_way, (TRACE,), "function onerec.BeamStep"),
-    Fault("the mask of ContextNorm is off by one", mask_off_by_one, (TRACE,), "function onerec.ContextNorm", (SERVING, SCORING)),
+    Fault("ties are broken the other way", ties_the_other_way, ("operator BeamStep", TRACE), "scores equal"),
+    Fault("the mask of ContextNorm is off by one", mask_off_by_one, ("operator ContextNorm", TRACE), "with", (SERVING, SCORING)),
     Fault(
         "a layer is not quantized in either graph",
         without_quantization,
