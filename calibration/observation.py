@@ -38,7 +38,6 @@ def observing(model: nn.Module, targets: Sequence[Target], observation: Observat
     """Let every expert see every token and record what passes, while the block runs."""
     first_of_group = {target.name: target.group for target in reversed(_first_of_each_group(targets))}
     handles = []
-    flooded = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     try:
         for name, module in model.named_modules():
             if name in first_of_group:
@@ -47,14 +46,24 @@ def observing(model: nn.Module, targets: Sequence[Target], observation: Observat
                 handles.append(module.register_forward_hook(_see_output(observation, f"{name}.output")))
             if isinstance(module, MixtureOfExperts):
                 handles.append(module.register_forward_hook(_count(observation, name)))
+        with flooding(model):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def flooding(model: nn.Module) -> Iterator[None]:
+    """Let every expert see every token while the block runs."""
+    flooded = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    try:
         for moe in flooded:
             moe.calibrating = True
         yield
     finally:
         for moe in flooded:
             moe.calibrating = False
-        for handle in handles:
-            handle.remove()
 
 
 def _first_of_each_group(targets: Sequence[Target]) -> list[Target]:

@@ -110,7 +110,7 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
         for name in names:
             tensor = source.tensor(name)
             warnings += _check_values(name, tensor, in_fp32=name in fp32)
-            quantized, parts = _stored(name, tensor, name in fp32, by_name.get(name), amax_of)
+            quantized, parts = stored_tensors(name, tensor, name in fp32, by_name.get(name), amax_of)
             on_weight(name, tensor, quantized)
             tensors |= parts
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -140,9 +140,10 @@ def _check_values(name: str, tensor: Tensor, *, in_fp32: bool) -> list[str]:
     return [warning] if warning else []
 
 
-def _stored(
+def stored_tensors(
     name: str, tensor: Tensor, in_fp32: bool, target: Target | None, amax_of: AmaxOf
 ) -> tuple[QuantizedWeight | None, dict[str, Tensor]]:
+    """The quantized form of one weight (None: FP16 or FP32), and by name every tensor that is stored for it."""
     if target is None:
         dtype = torch.float32 if in_fp32 else torch.float16
         return None, {name: tensor.to(dtype).contiguous()}

@@ -88,7 +88,7 @@ def calibrate_stage(job: Calibration, folder: Path) -> Stage:
 def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     targets = quantized_targets(checkpoint.config, job.precision)
-    imported = _imported_amax(job, checkpoint, targets)
+    imported = imported_amax(job, checkpoint, targets)
     requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
     model = checkpoint.load_model()
     scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
@@ -131,8 +131,8 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     }
 
 
-def _imported_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:
-    """Amax values of `calibration.saved_state`, in which linears go by the checkpoint's own names."""
+def imported_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, Amax] | None:
+    """Amax values of `calibration.saved_state`, in which linears go by the checkpoint's own names; None without one."""
     if job.options.saved_state is None:
         return None
     if not targets:

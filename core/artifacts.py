@@ -67,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = absolute(path)
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path)
         temporary = _begin(path)
         try:
             yield temporary
@@ -90,7 +90,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with _translated_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_interrupted_swap(path)
-        _remove_leftovers(path)
+        remove_leftovers(path)
         temporary = _begin(path)
         try:
             temporary.mkdir()
@@ -233,7 +233,8 @@ def _old_name(path: Path) -> Path:
     return path.with_name(f"{PARTIAL}{path.name}-old")
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have begun to write in place of `path`, whose folder exists."""
     prefix = f"{PARTIAL}{path.name}-"
     for leftover in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
         owner = _OWNER.fullmatch(leftover.name.removeprefix(prefix))  # the whole rest: "fp8-row-7..." is not of "fp8"

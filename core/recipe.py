@@ -16,6 +16,7 @@ from .paths import lies_in, located, written_in_utf_8
 from .precision import PRECISIONS, Precision
 from .strict_yaml import read_yaml
 
+MIN_REQUESTS = 64  # held-out requests; a share of 0.97 is not to be told from 1 by fewer
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 RESERVED_NAMES = ("reference",)  # of folders beside those of recipes; see `Folders` in tools/pipeline.py
@@ -118,16 +119,19 @@ class BuildOptions(Section):
 class ValidateOptions(Section):
     """Thresholds of the gates. They may be tightened, never loosened: the defaults are the bounds.
 
-    `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k.
+    `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k. `overlap` holds at k and at the whole width.
+    `order`: share of clear pairs of items in FP32's order. `score_regret`: FP32 score lost per item, in mean errors of the quantized model.
     `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
     """
 
-    max_requests: Integer = Field(512, ge=1)
+    max_requests: Integer = Field(512, ge=MIN_REQUESTS)
     batch_size: Integer = Field(32, ge=1)
     operator_requests: Integer = Field(4, ge=1)
     top_k: Integer = Field(10, ge=1)
     scoring_error_ratio: Number = Field(1.1, gt=0, le=1.1)
     overlap: Number = Field(0.90, ge=0.90, le=1)
+    order: Number = Field(0.97, ge=0.97, le=1)
+    score_regret: Number = Field(0.25, ge=0, le=0.25)
     top1: Number = Field(0.97, ge=0.97, le=1)
     tie_band_nat: Number = Field(0.02, ge=0, le=0.02)
     tie_band_share: Number = Field(0.20, ge=0, le=0.20)

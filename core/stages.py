@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .artifacts import Files, atomic_folder, files_in, restore_interrupted_swap, sha256, write_json
+from .artifacts import Files, atomic_folder, files_in, remove_leftovers, restore_interrupted_swap, sha256, write_json
 from .errors import ArtifactError
 from .ownership import require_kept, require_replaceable
 from .records import RECORD_NAME, Record, read_record, tool_version
@@ -149,6 +149,7 @@ def _intact_record(folder: Path) -> Record | None:
     restore_interrupted_swap(folder)
     if not (folder / RECORD_NAME).exists():
         return None
+    remove_leftovers(folder)
     try:
         return read_record(folder)
     except ArtifactError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.sources import Sources
 from ..core.stages import Stage
+from ..models.config import LEVELS
 from .graph import export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
@@ -72,20 +74,13 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     """
     with progress_bar("export", 5) as advance:
         serving = ServingModel(source, options.beam).eval()
-        paths = serving.widths[-1]
-        scoring = ScoringModel(serving.decoder, paths).eval()
+        scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
         advance()
-        features = torch.zeros(2, 4, source.config.feature_width, dtype=torch.float16)
-        lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
-        graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths))}
-        advance()
-        graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, torch.zeros(2, paths, 3, dtype=torch.int64)))
-        advance()
+        graphs = trace_graphs(serving, scoring, advance)
         weight_bytes = externalize(list(graphs.values()), folder)
         advance()
         findings: list[Finding] = []
         for name, graph in graphs.items():
-            attach_functions(graph)
             proto = ir.to_proto(graph)
             onnx.save(proto, folder / name)
             findings += lint(proto, source.config, source.scheme, folder)
@@ -93,7 +88,7 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     _refuse(findings)
     description = Description(
         widths=serving.widths,
-        paths=paths,
+        paths=scoring.paths,
         feature_width=source.config.feature_width,
         quantized_gemms=expected_quantized_gemms(source.config, source.scheme),
         weight_bytes=weight_bytes,
@@ -103,6 +98,23 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
     return description
+
+
+def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable[[], object] = lambda: None) -> dict[str, ir.Model]:
+    """Both graphs by file name, named and with the functions of their operators; weights stay in memory.
+
+    `advance` is called when one is done.
+    """
+    features = torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16)
+    lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
+    paths = torch.zeros(2, scoring.paths, LEVELS, dtype=torch.int64)
+    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths))}
+    advance()
+    graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, paths))
+    advance()
+    for graph in graphs.values():
+        attach_functions(graph)
+    return graphs
 
 
 def _node_counts(graph: ir.Model) -> dict[str, int]:

@@ -14,10 +14,14 @@ from .ordering import stable_topk
 
 
 class Beams(NamedTuple):
-    """The best items of each request, best first: semantic IDs int64 [B, W, 3], log-probabilities FP32 [B, W]."""
+    """The best items of each request, best first: semantic IDs int64 [B, W, 3], log-probabilities FP32 [B, W].
+
+    `cutoffs_B3`: score FP32 of the last beam kept after each step.
+    """
 
     sids_BW3: Tensor
     scores_BW: Tensor
+    cutoffs_B3: Tensor
 
 
 @torch.no_grad()
@@ -32,14 +36,16 @@ def beam_search(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, widths:
     batch, codebook = features_BSF.shape[0], model.config.codebook
     prefixes = lengths_B3.new_zeros(batch, 1, 0)
     scores_BR = torch.zeros(batch, 1, device=features_BSF.device)
+    cutoffs: list[Tensor] = []
     for width in widths:
         logits_BRV = model.decode(context, prefixes)[:, :, -1]
         total_BRV = logits_BRV.float().log_softmax(-1) + scores_BR[..., None]
         flat = total_BRV.flatten(1)
         scores_BR, index_BW = stable_topk(flat, min(width, flat.shape[1]))
+        cutoffs.append(scores_BR[:, -1])
         parents = prefixes.gather(1, (index_BW // codebook)[..., None].expand(-1, -1, prefixes.shape[-1]))
         prefixes = torch.cat([parents, (index_BW % codebook)[..., None]], -1)
-    return Beams(prefixes, scores_BR)
+    return Beams(prefixes, scores_BR, torch.stack(cutoffs, 1))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ..core.artifacts import write_json
-from ..core.errors import RecipeError
+from ..core.errors import ArtifactError, RecipeError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
 from ..validation.backends import EngineName
@@ -102,9 +102,13 @@ def _finish(
 ) -> None:
     """Report and summary first, so that a failed run can be looked at; then the gates decide the exit code."""
     summary, results = pipeline.summarize(recipes, extra_gates), pipeline.validations(recipes)
-    _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {}, extra_gates)
-    pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
     gates = pipeline.all_gates(recipes, extra_gates)
+    try:
+        _write_report(recipes, folder / pipeline.REPORT_FILE, title, figures or {}, extra_gates)
+        pipeline.write_summary(folder / pipeline.SUMMARY_FILE, summary)
+    except ArtifactError as error:
+        require(gates, where=f"{error.where}, which could not be written: {error.what}")
+        raise
     _print(summary, [recipes_table(results), plans_table(summary["plans"]), gates_table(gates, failed_only=True)], as_json)
     typer.echo(f"report: {folder / pipeline.REPORT_FILE}", err=True)
     require(gates, where=str(folder / pipeline.REPORT_FILE))

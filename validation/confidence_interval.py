@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,33 @@ def paired_interval(actual: NDArray[np.generic], reference: NDArray[np.generic])
     assert actual.ndim == 1
     assert len(actual)
     differences = actual.astype(np.float64) - reference.astype(np.float64)
+    return _interval(np.array([differences[chosen].mean() for chosen in _resamples(len(differences))]))
+
+
+def ratio_interval(actual: NDArray[np.generic], reference: NDArray[np.generic]) -> Interval:
+    """99 % bootstrap interval of mean(actual) / mean(reference), resampling requests; both are [n] and none is negative.
+
+    It is NaN where a value is, 0 where both are 0, and infinite where the reference alone is.
+    """
+    assert actual.shape == reference.shape
+    assert actual.ndim == 1
+    assert len(actual)
+    pairs = np.stack([actual.astype(np.float64), reference.astype(np.float64)], 1)
+    if not np.isfinite(pairs).all():
+        return Interval(np.nan, np.nan)
+    means = np.stack([pairs[chosen].mean(0) for chosen in _resamples(len(pairs))])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(means[:, 0] == 0, 0.0, means[:, 0] / means[:, 1])
+    return _interval(ratios)
+
+
+def _resamples(n: int) -> Iterator[NDArray[np.int64]]:
     rng = np.random.default_rng(_SEED)
-    means = np.array([differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)])
+    for _ in range(RESAMPLES):
+        yield rng.integers(0, n, n)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail], method="nearest")  # not between a finite value and an infinite one
     return Interval(float(low), float(high))

@@ -42,12 +42,14 @@ class Reference:
     Args:
         sids_nW3: FP32 beams, int64.
         scores_nW: Their log-probabilities, FP32.
+        cutoffs_n3: Score of the last beam that FP32 keeps after each step, FP32.
         scoring_nW3: Log-probability of each token along them in FP32.
         fp16_scoring_nW3: The same from the model in FP16.
     """
 
     sids_nW3: NDArray[np.int64]
     scores_nW: NDArray[np.float32]
+    cutoffs_n3: NDArray[np.float32]
     scoring_nW3: NDArray[np.float32]
     fp16_scoring_nW3: NDArray[np.float32]
 
@@ -126,17 +128,18 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
     requests, batch_size = heldout_requests(recipe), recipe.validation.batch_size
     model = checkpoint.load_model()
-    sids, scores, scoring = [], [], []
+    sids, scores, cutoffs, scoring = [], [], [], []
     with torch.no_grad():
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
             beams = beam_search(model, batch.features_BSF, batch.lengths_B3, recipe.export.beam)
             sids.append(beams.sids_BW3.numpy())
             scores.append(beams.scores_BW.numpy())
+            cutoffs.append(beams.cutoffs_B3.numpy())
             scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
     sids_nW3 = np.concatenate(sids)
     runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
-    reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(scoring), fp16)
+    reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, recipe.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}

@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..core.artifacts import read_json, write_json
+from ..core.errors import RequestError
 from ..core.graph_io import Role
-from ..core.recipe import Recipe
+from ..core.recipe import MIN_REQUESTS, Recipe
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
-from ..export.serving import ServingModel
-from ..export.stage import SERVING_FILE
+from ..export.serving import ScoringModel, ServingModel
+from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
@@ -40,7 +41,10 @@ from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
 from .requests_feed import feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
+from .serving_parity import Found, ServingErrors, in_range, serving_errors, serving_gates
+from .source_parity import source_gate
 from .torch_runner import ScoringTorchRunner
+from .trace_parity import trace_gates
 
 VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}  # the stage of each engine
@@ -55,7 +59,7 @@ class Validation(BaseModel):
     """Everything the gates of one recipe found.
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
-    `beams` and `scoring` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
+    `beams`, `scoring` and `serving` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
     """
 
     recipe: str
@@ -65,6 +69,7 @@ class Validation(BaseModel):
     gates: list[Gate]
     beams: BeamMetrics
     scoring: ScoringErrors
+    serving: ServingErrors
     fp16_noise: float
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
@@ -160,6 +165,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     source = open_quantized(quantized)
     e4m3_self_test()
     requests = heldout_requests(recipe)
+    _require_enough(requests, recipe.heldout)
     serving = ServingModel(source, recipe.export.beam).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
@@ -171,7 +177,8 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
-        weight_gate(recipe.name, serving, graph, exported),
+        source_gate(recipe, source),
+        *_file_gates(recipe.name, serving, exported),
         *operator_gates(recipe.name, operators),
         _packed_gate(recipe, quantized, serving, model),
         *(gate for outcome in outcomes for gate in outcome.gates),
@@ -184,6 +191,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
         gates=gates,
         beams=outcomes[-1].beams,
         scoring=outcomes[-1].scoring,
+        serving=outcomes[-1].serving,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
@@ -193,11 +201,31 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     return {"passed": validation.passed, "gates": len(gates)}
 
 
+def _require_enough(requests: Requests, path: Path) -> None:
+    if len(requests) < MIN_REQUESTS:
+        hint = "give more held-out requests; a few hundred varied ones tell a fault from chance"
+        raise RequestError(
+            f"{len(requests)} held-out requests are too few to judge by; {MIN_REQUESTS} are the least", where=str(path), hint=hint
+        )
+
+
+def _file_gates(recipe: str, serving: ServingModel, exported: Path) -> list[Gate]:
+    """Structure and weights of both files."""
+    scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
+    graphs = {
+        "weights in the file": onnx.load(exported / SERVING_FILE, load_external_data=False),
+        "weights in scoring.onnx": onnx.load(exported / SCORING_FILE, load_external_data=False),
+    }
+    weights = [weight_gate(recipe, serving, graph, exported, name) for name, graph in graphs.items()]
+    return [*trace_gates(recipe, serving, scoring, exported), *weights]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one trial of an engine gave."""
 
     scoring: ScoringErrors
+    serving: ServingErrors
     beams: BeamMetrics
     gates: list[Gate]
 
@@ -205,19 +233,30 @@ class Outcome:
 def _try(
     recipe: Recipe, trial: Trial, engine: str, model: OneRec, requests: Requests, expected_nW3: NDArray[np.float32], fp32: Reference
 ) -> Outcome:
-    """Both forms of an engine on all requests: its errors along the FP32 model's paths, and its own beams."""
+    """Both forms of an engine on all requests: along the FP32 model's paths, its own beams, and along these."""
     options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
-    actual = run_all(trial.scoring(), requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES]
-    errors = scoring_errors(_floats(actual), expected_nW3, fp32)
-    sids_nW3 = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")[Role.FOUND_ITEMS].astype(np.int64)
+    codebook = model.config.codebook
+    scorer = trial.scoring()
+    actual_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES])
+    errors = scoring_errors(actual_nW3, expected_nW3, fp32)
+    outputs = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")
+    sids_nW3 = outputs[Role.FOUND_ITEMS].astype(np.int64)
+    valid_nW3 = in_range(sids_nW3, codebook)
+    own_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring its beams, {label}", valid_nW3)[Role.TOKEN_SCORES])
+    found = Found(sids_nW3, _floats(outputs[Role.ITEM_SCORES]), own_nW3)
+    served = serving_errors(found, actual_nW3, fp32, codebook, requests.ids)
     assert requests.targets_n3 is not None
-    k = min(options.top_k, sids_nW3.shape[1])
-    regret = fp32.scores_nW[:, :k].mean() - _fp32_scores(model, requests, sids_nW3[:, :k], options.batch_size).mean()
-    beams = beam_metrics(sids_nW3, float(regret), requests.targets_n3, fp32, options)
-    gates = [*scoring_gates(recipe.name, errors, options.scoring_error_ratio), *beam_gates(recipe.name, beams, options)]
+    fp32_scores_nW = _fp32_scores(model, requests, valid_nW3, options.batch_size)
+    noise = float(np.abs(expected_nW3.sum(-1) - fp32.scores_nW).mean())
+    beams = beam_metrics(sids_nW3, fp32_scores_nW, requests.targets_n3, fp32, options)
+    gates = [
+        *scoring_gates(recipe.name, errors, options.scoring_error_ratio),
+        *serving_gates(recipe.name, served, engine),
+        *beam_gates(recipe.name, beams, noise, options),
+    ]
     if trial.label:
         gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
-    return Outcome(errors, beams, gates)
+    return Outcome(errors, served, beams, gates)
 
 
 def _quantized_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:

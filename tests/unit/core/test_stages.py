@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from onerec_trt.core import records, sources
+from onerec_trt.core.artifacts import _HOST
 from onerec_trt.core.errors import ArtifactError, GpuError
 from onerec_trt.core.records import RECORD_NAME, Record, read_record
 from onerec_trt.core.sources import Sources
@@ -80,6 +82,16 @@ def test_an_unchanged_stage_is_not_run_again(shout: Shout) -> None:
     assert not second.ran
     assert second == as_stored(first)
     assert shout.runs == 1
+
+
+def test_what_a_killed_run_left_goes_although_nothing_is_run_again(shout: Shout) -> None:
+    shout.run()
+    child = subprocess.Popen(["true"])
+    child.wait()
+    left = shout.output.with_name(f".partial-{shout.output.name}-{child.pid}.0@{_HOST}")
+    left.mkdir()
+    assert not shout.run().ran
+    assert not left.exists()
 
 
 def test_options_in_another_order_are_unchanged(shout: Shout) -> None:

@@ -33,6 +33,7 @@ from onerec_trt.validation.beam_parity import BeamMetrics
 from onerec_trt.validation.gates import Gate, gate
 from onerec_trt.validation.operator_parity import OperatorResult
 from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.serving_parity import ServingErrors
 from onerec_trt.validation.validate import VALIDATION_FILE, Validation
 
 ROLES = ("self_attention.q", "ffn.experts.0.gate", "ffn.experts.1.gate")
@@ -98,15 +99,20 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
         beams=BeamMetrics(
             k=10,
             overlap=0.9375,
+            width=32,
+            overlap_W=0.925,
+            order=0.985,
             top1=0.9875,
             tie_band=0.0125,
             tie_band_share=0.0875,
             score_regret=0.00321,
+            score_regret_W=0.00432,
             hit=0.4375,
             hit_fp32=0.4425,
             hit_interval=(-0.0125, 0.0025),
         ),
-        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015),
+        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015, kl_ratio_interval=(1.0, 1.0)),
+        serving=ServingErrors(malformed=0, score_error=1e-6, mean_score_error=3e-7, left_out=0, noise=1.5, mean_noise=0.02),
         fp16_noise=0.001,
         operators=[
             OperatorResult(label=name, operator="Fp8Linear", difference=difference, threshold=1e-4, passed=True)

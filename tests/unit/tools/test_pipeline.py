@@ -110,7 +110,7 @@ def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
 
 def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0)
+    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0, kl_ratio_interval=(1.0, 1.0))
     results = [result.model_copy(update={"scoring": broken}) for result in validations([recipe])]
     monkeypatch.setattr(pipeline, "validations", lambda _: results)
     write_summary(tmp_path / "summary.json", summarize([recipe]))

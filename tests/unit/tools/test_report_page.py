@@ -242,7 +242,9 @@ def test_a_run_without_statistics_still_has_a_report(make_run: MakeRun, tmp_path
 def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) -> None:
     run = load(make_run("one"))
     nan = float("nan")
-    found = run.validation.model_copy(update={"scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015)})
+    found = run.validation.model_copy(
+        update={"scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015, kl_ratio_interval=(1.0, 1.0))}
+    )
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
     assert page.row("scoring error against FP32") == ["not finite"]
     assert page.row("scoring error ratio") == page.row("root KL ratio") == ["not finite"]

@@ -14,7 +14,8 @@ def hand_made(sids: Any, scores: Any, *, noise: float = 0.0) -> Reference:
     """A reference with these beams and scores; the FP16 model is `noise` nat off on every item."""
     scores_nW = np.asarray(scores, np.float32)
     scoring_nW3 = np.repeat(scores_nW[..., None] / 3, 3, 2)
-    return Reference(np.asarray(sids, np.int64), scores_nW, scoring_nW3, scoring_nW3 + np.float32(noise / 3))
+    cutoffs_n3 = scoring_nW3.cumsum(-1).min(1)
+    return Reference(np.asarray(sids, np.int64), scores_nW, cutoffs_n3, scoring_nW3, scoring_nW3 + np.float32(noise / 3))
 
 
 @pytest.fixture

@@ -17,12 +17,15 @@ A, B, C, D, X = (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (9, 9, 9)
 
 
 def metrics_of(engine: Any, reference: Reference, targets: Any = None, *, regret: float = 0.0, **options: Any) -> BeamMetrics:
+    """`regret`: what FP32 loses on every item."""
     sids = np.asarray(engine, np.int64)
-    return beam_metrics(sids, regret, np.asarray([X] * len(sids) if targets is None else targets), reference, ValidateOptions(**options))
+    fp32_scores_nW = reference.scores_nW[:, : sids.shape[1]] - np.float32(regret)
+    targets_n3 = np.asarray([X] * len(sids) if targets is None else targets)
+    return beam_metrics(sids, fp32_scores_nW, targets_n3, reference, ValidateOptions(**options))
 
 
 def passed(metrics: BeamMetrics, **options: Any) -> dict[str, bool]:
-    return {gate.name: gate.passed for gate in beam_gates("fp8-row", metrics, ValidateOptions(**options))}
+    return {gate.name: gate.passed for gate in beam_gates("fp8-row", metrics, 0.02, ValidateOptions(**options))}
 
 
 def test_overlap_is_the_share_of_expected_items_found_at_any_place() -> None:
@@ -143,3 +146,26 @@ def test_hit_rates_are_those_of_the_evaluation(make_hand_made_reference: MakeRef
     metrics = metrics_of(sids, make_hand_made_reference(sids, -np.arange(4.0)[None].repeat(30, 0)), targets, top_k=3)
     assert 0 < metrics.hit < 1
     assert metrics.hit == hits(sids, targets, 3).mean()
+
+
+def test_pairs_of_shared_items_in_another_order_count_where_they_are_clear(make_hand_made_reference: MakeReference) -> None:
+    reference = make_hand_made_reference([[A, B, C]], [[-1.0, -1.005, -3.0]], noise=0.004)
+    assert metrics_of([[B, A, C]], reference).order == 1.0  # A and B lie inside the tie band
+    assert metrics_of([[A, C, B]], reference).order == 0.5  # of the clear pairs A-C and B-C, one
+    assert metrics_of([[X, B, A]], reference).order == 1.0  # C is not shared
+    assert not passed(metrics_of([[A, C, B]], reference))["order outside the tie band"]
+
+
+def test_score_regret_is_measured_by_the_noise_of_the_quantized_model(make_hand_made_reference: MakeReference) -> None:
+    reference = make_hand_made_reference([[A, B, C]], [[-1.0, -2.0, -3.0]])
+    assert passed(metrics_of([[A, B, C]], reference, regret=0.004))["score regret@3"]
+    assert not passed(metrics_of([[A, B, C]], reference, regret=0.006))["score regret@3"]
+    assert not passed(metrics_of([[A, B, C]], reference, regret=float("nan")))["score regret@3"]
+
+
+def test_items_behind_the_first_k_count_in_the_whole_width(make_hand_made_reference: MakeReference) -> None:
+    reference = make_hand_made_reference([[A, B, C, D]], [[-1.0, -2.0, -3.0, -4.0]])
+    metrics = metrics_of([[A, B, X, (9, 9, 8)]], reference, top_k=2)
+    assert (metrics.overlap, metrics.overlap_W) == (1.0, 0.5)
+    assert passed(metrics)["overlap@2"]
+    assert not passed(metrics)["overlap@4"]

@@ -22,7 +22,7 @@ from onerec_trt.tools.pipeline import folders_of
 from onerec_trt.validation import fused_parity
 from onerec_trt.validation.fp32_reference import heldout_requests
 from onerec_trt.validation.gates import Gate
-from onerec_trt.validation.operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
+from onerec_trt.validation.operator_parity import OperatorResult, _explanation, operator_gates, operator_results, weight_gate
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +178,9 @@ def test_a_graph_without_the_models_weights_fails(serving: ServingModel, graph: 
         initializer.name = f"renamed.{initializer.name}"
     gate = weight_gate("fp8-row", serving, graph, exported)
     assert (gate.passed, gate.value) == (False, None)
+
+
+def test_the_explanation_of_a_failure_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    wrong, right = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    assert "largest absolute difference 1" in _explanation([wrong], [right])
+    assert capfd.readouterr().out == ""

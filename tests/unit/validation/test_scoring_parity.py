@@ -20,7 +20,7 @@ SIDS = np.zeros((1, 2, 3), np.int64)
 
 @pytest.fixture
 def reference() -> Reference:
-    return Reference(SIDS, FP32.sum(-1), FP32, FP32)
+    return Reference(SIDS, FP32.sum(-1), FP32.cumsum(-1).min(1), FP32, FP32)
 
 
 def test_hand_computed_errors(reference: Reference) -> None:
@@ -37,7 +37,7 @@ def test_hand_computed_errors(reference: Reference) -> None:
 
 def test_errors_are_means_over_requests() -> None:
     fp32 = np.concatenate([FP32, FP32])
-    reference = Reference(np.zeros((2, 2, 3), np.int64), fp32.sum(-1), fp32, fp32)
+    reference = Reference(np.zeros((2, 2, 3), np.int64), fp32.sum(-1), fp32.cumsum(-1).min(1), fp32, fp32)
     engine = fp32.copy()
     engine[1] -= 0.3
     assert scoring_errors(engine, fp32, reference).engine == pytest.approx(0.15, rel=1e-5)
@@ -58,7 +58,7 @@ def test_an_engine_that_errs_where_the_quantized_model_is_exact_fails(reference:
 
 @pytest.mark.parametrize(("engine", "passed"), [(0.0109, True), (0.0112, False)])
 def test_the_limit_is_a_ratio(engine: float, passed: bool) -> None:
-    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01)
+    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01, kl_ratio_interval=(engine / 0.01, 2.0))
     assert [gate.passed for gate in scoring_gates("fp8-row", errors, 1.1)] == [passed, passed]
 
 

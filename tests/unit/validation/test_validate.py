@@ -27,9 +27,9 @@ from polygraphy.comparator import RunResults
 
 @pytest.fixture
 def recipe(world: Path) -> Recipe:
-    """The finished FP16 run with a few requests, so that validating it again is quick."""
+    """The finished FP16 run, to be validated again."""
     chosen = load_recipe(world / "fp16.yaml")
-    return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 16})})
+    return chosen.model_copy(update={"validation": chosen.validation.model_copy(update={"max_requests": 64})})
 
 
 def run(recipe: Recipe) -> Validation:

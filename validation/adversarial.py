@@ -1,0 +1,70 @@
+"""Inputs for the operator gate that requests seldom give: ties, padding that holds values, the shortest and the longest contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..operators.operator import Call
+
+
+class Adversarial(NamedTuple):
+    """A call with made-up inputs and its reference outputs; `exact`: the outputs behind the first, indices, must be equal."""
+
+    call: Call
+    exact: bool
+
+
+def adversarial_calls(calls: Sequence[Call]) -> list[Adversarial]:
+    """Made-up inputs in the shapes of recorded calls, for the last call of each operator that has an edge: it has the most rows."""
+    last = {call.operator.name: call for call in calls}
+    return [each for name, make in _EDGES.items() if name in last for each in make(last[name])]
+
+
+def _ties(call: Call) -> Iterator[Adversarial]:
+    """All candidates equal; and a few equal ones above the rest, spread over the vocabulary. Earlier beams are equal too."""
+    logits_NV, scores_BR = call.inputs
+    flat = torch.zeros_like(logits_NV)
+    raised = flat.clone()
+    raised[:, ::3] = 1.0
+    for what, logits in (("all scores equal", flat), ("the best scores equal", raised)):
+        yield _with_inputs(call, what, (logits, torch.zeros_like(scores_BR)), exact=True)
+
+
+def _norm_lengths(call: Call) -> Iterator[Adversarial]:
+    """Contexts cut short, so that what lies behind them are real values."""
+    chunk_BSX, weight, lengths_B = call.inputs
+    for what, cut_B in _cut(lengths_B, chunk_BSX.shape[1]):
+        yield _with_inputs(call, what, (chunk_BSX, weight, cut_B))
+
+
+def _attention_lengths(call: Call) -> Iterator[Adversarial]:
+    """Contexts cut short; keys and values behind them are zero, as ContextNorm leaves them, and have no share in the softmax."""
+    query_ND, key_BGSd, value_BGSd, lengths_B = call.inputs
+    tokens = key_BGSd.shape[2]
+    for what, cut_B in _cut(lengths_B, tokens):
+        inside_B1S1 = (torch.arange(tokens) < cut_B[:, None])[:, None, :, None]
+        key, value = (torch.where(inside_B1S1, x, 0) for x in (key_BGSd, value_BGSd))
+        yield _with_inputs(call, what, (query_ND, key, value, cut_B))
+
+
+def _cut(lengths_B: Tensor, tokens: int) -> Iterator[tuple[str, Tensor]]:
+    yield "empty contexts", torch.zeros_like(lengths_B)
+    yield "one token", torch.ones_like(lengths_B)
+    yield "the last token cut off", (lengths_B - 1).clamp(min=0)
+    yield "full contexts", torch.full_like(lengths_B, tokens)
+
+
+def _with_inputs(call: Call, what: str, inputs: tuple[Tensor, ...], *, exact: bool = False) -> Adversarial:
+    outputs = call.operator.reference(*inputs, **call.attributes)
+    return Adversarial(call._replace(label=f"{call.label} with {what}", inputs=inputs, outputs=outputs), exact)
+
+
+_EDGES: dict[str, Callable[[Call], Iterator[Adversarial]]] = {
+    "BeamStep": _ties,
+    "ContextNorm": _norm_lengths,
+    "ContextAttention": _attention_lengths,
+}
