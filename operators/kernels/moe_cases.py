@@ -47,8 +47,9 @@ ROW_WIDTHS = {"moe_rank": EXPERTS, "moe_place": WIDTH, "moe_hidden": WIDTH, "moe
 
 
 def flipped_codes(k: int, computed_scale: bool) -> float:
-    """Difference that hidden activations may show because FP8 products over K channels are never promoted.
+    """Difference that hidden activations may show because the tensor core sums FP8 products over K channels by itself.
 
+    Promoted products are K of one step: a step's loss is a share of that step's sum alone, and losses add up by their squares.
     The accumulator moves each product by sigma = 2^-12 sqrt(K / 32) of itself at most (`accumulator_loss` is half its square), and
     hidden activations by GAIN sigma. A code flips with the probability |move| / step and is then a step away: on average the squared
     difference is |move| step, which is MEAN_OF_NORMAL GAIN sigma STEP_SHARE of the square of the value. The metric is half of that.
@@ -72,7 +73,9 @@ def moe_experts_case(
         Share.BLOCK: (codes(rows, k), scales(rows, k // BLOCK)),
     }[scheme.x]
     routing = (Example("int64", (rows, slots), partial(_index, experts, shared)), Example("float32", (rows, slots), _gates))
-    unpromoted = scheme.weight is Share.CHANNEL and not promotion
+    step = promotion or (BLOCK if scheme.weight is Share.BLOCK else 0)  # channels that the tensor core sums by itself; 0: all of them
+    summed, hidden_summed = (min(step, width) if step else width for width in (k, h))
+    flipped = flipped_codes(summed, scheme.hidden is not Share.EXPERT) + accumulator_loss(hidden_summed)
     return Case(
         operator,
         (*x, *weights, *hidden, *routing, half(rows, d)),
@@ -80,7 +83,7 @@ def moe_experts_case(
         {"experts": experts, **({} if scheme.weight is Share.NONE else {"promotion": promotion})},
         tile=TileKey(scheme.family, rows, (d, h)),
         flops=6 * rows * slots * d * h,
-        tolerance=flipped_codes(k, scheme.hidden is not Share.EXPERT) + accumulator_loss(h) if unpromoted else 0.0,
+        tolerance=0.0 if scheme.weight is Share.NONE else flipped,
     )
 
 

@@ -11,7 +11,9 @@ from ..launch.node import Node, by_rows, expect, expect_size, static
 from ..launch.program import Argument, Input, Int32, Launch, Output, Program, Tensor, cdiv
 from ..launch.tiles import GemmTile
 
-LEAST_EXPERTS = 64  # rows of a tensor core instruction of compute capability 9.0
+MIN_EXPERTS = 64  # rows of a tensor core instruction of compute capability 9.0
+MIN_CHANNELS = 16  # of a step: the smallest instruction of the tensor core
+MAX_STEP_WEIGHTS = 64 * 128  # of a step, all experts; they lie in shared memory in FP32, once per stage
 TAKEN = tl.constexpr(-(1 << 31))  # below every key, and the key of experts that do not exist
 WEIGHT_UNIT = tl.constexpr(2.0**-8)  # router weights up to 2^24 fit into FP16 in this unit
 LOW_UNIT = tl.constexpr(2.0**-12)  # of what FP16 leaves of them
@@ -102,7 +104,7 @@ def moe_route_program(node: Node) -> Program:
     if not 1 <= top_k <= experts:
         raise BuildError(f"top_k is {top_k} of {experts} experts", where=node.operator, hint="correct the graph")
     constants = {"WIDTH": node.width, "EXPERTS": experts, "TOP_K": top_k, "SHARED": shared}
-    constants["EXPERT_TILE"] = max(LEAST_EXPERTS, triton.next_power_of_2(experts))
+    constants["EXPERT_TILE"] = max(MIN_EXPERTS, triton.next_power_of_2(experts))
     arguments: tuple[Argument, ...] = (*map(Input, range(3)), Output(0), Output(1), Int32(node.rows))
 
     def launch(tile: GemmTile) -> tuple[Launch, ...]:
@@ -115,7 +117,11 @@ def moe_route_program(node: Node) -> Program:
 
 
 def route_build(constants: dict[str, int], tile: GemmTile, capability: str) -> Build:
-    """How the kernel is compiled for a tile; `n` of the tile is not used: a CTA has all experts."""
+    """How the kernel is compiled for a tile; `n` of the tile is not used: a CTA has all experts.
+
+    Tiles are tuned for 64 experts. More of them take fewer channels in a step, so that a step's weights stay as large.
+    """
     types = ("*fp16", "*fp32", "*fp32", "*i64", "*fp32", "i32")
-    cut = {"M_TILE": tile.m, "K_TILE": tile.k}
+    k = min(tile.k, max(MIN_CHANNELS, MAX_STEP_WEIGHTS // constants["EXPERT_TILE"]))
+    cut = {"M_TILE": tile.m, "K_TILE": k}
     return Build(__name__, "moe_route", types, {**constants, **cut}, capability, tile.warps, tile.stages)
