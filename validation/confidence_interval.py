@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-CONFIDENCE = 0.99  # four recipes are judged at once; at 95 % each, one in six runs would fail by chance
+CONFIDENCE = 0.99  # five recipes are judged at once; at 95 % each, one in four runs would fail by chance
 _SEED = 20260311  # fixed, so that the same results give the same interval
 
 

@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "1B-3-sets": (CUT["1B"].with_changes(l_kv=3, s_kv=1), "fp8-row", SCHEDULE, False),
     "4B-A0.5B-fp8-row": (CUT["4B-A0.5B"], "fp8-row", SCHEDULE, False),  # two dense blocks, two of 53 experts
     "4B-A0.5B-fp8-row-kernels": (CUT["4B-A0.5B"], "fp8-row", SCHEDULE, True),
+    "4B-A0.5B-fp8-row-block-kernels": (CUT["4B-A0.5B"], "fp8-row-block", SCHEDULE, True),
     "4B-A0.5B-fp8-paper": (CUT["4B-A0.5B"], "fp8-paper", SCHEDULE, False),
     "1B-whole": (SIZES["1B"], "fp8-static", WIDE, False),
     "1B-whole-kernels": (SIZES["1B"], "fp8-row", WIDE, True),

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
-RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-paper"}
+RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper"}
 SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
 
 
@@ -79,7 +79,7 @@ def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) ->
     assert {"overlap@10", "top-1 outside the tie band", "requests inside the tie band", "scoring log-probabilities"} <= names
 
 
-def test_the_demo_shows_four_recipes_and_plans_for_two_gpu_generations(demo: dict[str, dict[str, object]]) -> None:
+def test_the_demo_shows_every_recipe_and_plans_for_two_gpu_generations(demo: dict[str, dict[str, object]]) -> None:
     assert set(demo["recipes"]) == RECIPES
     assert all(set(figures) == SUMMARY_KEYS for figures in demo["recipes"].values())  # type: ignore[call-overload]
     plans: list[dict[str, object]] = demo["plans"]  # type: ignore[assignment]

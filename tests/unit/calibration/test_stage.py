@@ -1,4 +1,4 @@
-"""The whole stage on a small model: all four precisions, resuming, and bad input that leaves nothing behind."""
+"""The whole stage on a small model: all precisions, resuming, and bad input that leaves nothing behind."""
 
 from __future__ import annotations
 
