@@ -69,7 +69,8 @@ def gates_of(serving: ServingModel, graph: onnx.ModelProto, few: Requests) -> di
 def test_every_operator_node_is_compared_and_passes(serving: ServingModel, graph: onnx.ModelProto, few: Requests) -> None:
     results = operator_results(serving, graph, few, len(few))
     nodes = {node.name: node.op_type for node in graph.graph.node if node.domain == "onerec"}
-    assert {result.label: result.operator for result in results} == nodes
+    assert {result.label: result.operator for result in results if " with " not in result.label} == nodes
+    assert {result.operator for result in results if " with " in result.label} == {"BeamStep", "ContextNorm", "ContextAttention"}
     assert [result for result in results if not result.passed] == []
     assert all(gate.passed for gate in operator_gates("fp8-row", results))
 
