@@ -20,7 +20,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy -p onerec_trt
 
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
 gpu: $(VENV)/.installed
