@@ -82,6 +82,7 @@ def test_no_time_is_lost(measured: dict[str, Any]) -> None:
     [
         ("h200-dense.json", "## 1B, batch 32, beam 512, context 512"),
         ("h200-dense-kernels.json", "### Plans with kernels, in random order"),
+        ("h100-moe-fp16.json", "### In FP8 and FP16"),
     ],
 )
 def test_the_documentation_shows_these_latencies(file: str, heading: str) -> None:
@@ -98,6 +99,22 @@ def test_the_documentation_shows_these_latencies(file: str, heading: str) -> Non
         latency = result["latency_ms"]
         assert row[2:4] == [f"{latency['median']:.1f}", f"{latency['p10']:.1f} to {latency['p90']:.1f}"]
         assert row[4:] == [f"{result['requests_per_s']:.0f}", f"{latency['median'] / result['limit_ms']:.2f}"]
+
+
+def test_the_documentation_shows_the_published_model() -> None:
+    shown = table_after("## 4B-A0.5B on an H100")
+    results = json.loads((DOCS / "measurements" / "h100-moe.json").read_text())["results"]
+    by_engine = {(result["batch"], result["beam"], result["context"], result["engine"]): result for result in results}
+    for shape in {key[:3] for key in by_engine}:
+        baseline, plan = by_engine[*shape, "torch-cuda-graph"], by_engine[*shape, "tensorrt"]
+        latency = plan["latency_ms"]
+        assert shown[" x ".join(map(str, shape))][1:] == [
+            f"{baseline['latency_ms']['median']:.1f}",
+            f"{latency['median']:.1f}",
+            f"{latency['p10']:.1f} to {latency['p90']:.1f}",
+            f"{plan['requests_per_s']:.0f}",
+            f"{latency['median'] / plan['limit_ms']:.2f}",
+        ]
 
 
 def test_the_documentation_shows_these_parts(measured: dict[str, Any]) -> None:
