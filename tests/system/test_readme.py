@@ -67,7 +67,8 @@ def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
     planned = run("make", "--dry-run", "test").stdout
     assert "ruff check ." in planned
     assert "mypy -p onerec_trt" in planned
-    assert re.search(r"python -m pytest$", planned, re.MULTILINE), planned
+    (tests,) = re.findall(r"python -m pytest(.*)$", planned, re.MULTILINE)
+    assert tests.split() == ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"], "no selection of tests"
 
 
 def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) -> None:

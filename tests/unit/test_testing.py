@@ -61,7 +61,7 @@ def test_check_parity_reports_a_failure_without_raising(world: Path, make_recipe
 def test_paths_given_replace_those_of_the_recipe(world: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(world, elsewhere)
-    recipe = make_recipe(tmp_path, "fp16", checkpoint="nowhere", requests="nowhere", heldout="nowhere", output="nowhere")
+    recipe = make_recipe(tmp_path, "fp16", checkpoint="nowhere", requests="nowhere", heldout="nowhere", output="unused")
     report = assert_parity(
         recipe,
         checkpoint=elsewhere / "checkpoint",
@@ -71,6 +71,7 @@ def test_paths_given_replace_those_of_the_recipe(world: Path, make_recipe: MakeR
     )
     assert report.folder == elsewhere / "out" / "fp16" / "validated"
     assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "unused").exists()
 
 
 def test_bad_input_is_a_typed_error_not_a_failed_gate(world: Path) -> None:
