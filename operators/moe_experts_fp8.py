@@ -18,7 +18,8 @@ from .moe_experts import Expert, gated_sum, residual_spec
 from .operator import FP8_THRESHOLD, ONEREC, Operator, op
 from .swiglu import swiglu_in_fp32
 
-Requantize = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # expert number, FP32 hidden -> E4M3 codes and their scale
+# Expert number, FP32 hidden -> E4M3 codes and their scale; or the values that codes stand for, and 1.
+Requantize = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 def tensor_reference(
@@ -42,7 +43,7 @@ def tensor_reference(
         return fp8.quantize_tensor(hidden, hidden_scale_E[number]), hidden_scale_E[number]
 
     scale_N1 = scale_1.expand(len(codes_ND), 1)
-    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
+    expert = channel_scaled_expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
     return gated_sum(expert, index_NK, weight_NK, residual_ND, experts)
 
 
@@ -65,11 +66,11 @@ def row_reference(
     def requantize(_number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return fp8.quantize_rows(hidden)
 
-    expert = _expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
+    expert = channel_scaled_expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
     return gated_sum(expert, index_NK, weight_NK, residual_ND, experts)
 
 
-def _expert(
+def channel_scaled_expert(
     codes_ND: Tensor,
     scale_N1: Tensor,
     gate_up: Tensor,
@@ -79,6 +80,7 @@ def _expert(
     experts: int,
     requantize: Requantize,
 ) -> Expert:
+    """An expert whose weights have a scale per output channel; `requantize` says how its hidden activations are quantized."""
     up, back = gate_up.unflatten(0, (experts, -1)), down.unflatten(0, (experts, -1))
     up_scale, back_scale = gate_up_scale.view(experts, -1), down_scale.view(experts, -1)
 

@@ -13,8 +13,8 @@ from . import fp8
 from .functions import QuantizeByScale, QuantizeRowBlocks, QuantizeRows, SwiGlu32
 from .moe_dense import ColumnScale, GateAndSum, PerExpert, ScaledBlocks, StackedProduct32
 from .moe_experts import gated_sum, residual_spec
+from .moe_experts_fp8 import channel_scaled_expert
 from .operator import FP8_THRESHOLD, ONEREC, Operator, op
-from .swiglu import swiglu_in_fp32
 
 
 def row_block_reference(
@@ -32,16 +32,12 @@ def row_block_reference(
     promotion: int,
 ) -> tuple[Tensor]:
     """FP16 [N, D] of codes with one scale per token; scales of weights [E * 2H] and [E * D]."""
-    up, back = gate_up.unflatten(0, (experts, -1)), down.unflatten(0, (experts, -1))
-    up_scale, back_scale = gate_up_scale.view(experts, -1), down_scale.view(experts, -1)
 
-    def expert(number: int, rows: Tensor) -> Tensor:
-        product = codes_ND[rows].float() @ up[number].float().T * (scale_N1[rows] * up_scale[number])
-        hidden = swiglu_in_fp32(product.half())
-        requantized = fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(hidden))[:, : hidden.shape[1]]
-        result: Tensor = requantized @ back[number].float().T * back_scale[number]
-        return result
+    def requantize(_number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        values = fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(hidden))[:, : hidden.shape[1]]
+        return values, values.new_ones(1)
 
+    expert = channel_scaled_expert(codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, experts, requantize)
     return gated_sum(expert, index_NK, weight_NK, residual_ND, experts)
 
 
