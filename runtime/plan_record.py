@@ -84,14 +84,13 @@ class TimingCacheUse(_Part):
 
 
 class PluginUse(_Part):
-    """The plugin host in the plan, the nodes it runs by operator, and the weights that were laid out anew for their kernels.
+    """The plugin host in the plan, and the nodes it runs by operator.
 
     `fusions`: how many nodes each fusion made; `fp8_accumulation`: the recipe's, of the FP8 products that kernels compute.
     """
 
     host_sha256: str
     nodes: dict[str, int]
-    prepared_weights: tuple[str, ...]
     fusions: dict[str, int]
     fp8_accumulation: Literal["fast", "promoted"]
 
