@@ -11,7 +11,6 @@ from ..core.arrays import Array
 from ..core.artifacts import sha256
 from ..core.errors import ArtifactError
 from ..core.graph_io import GraphIO
-from ..core.recipe import Recipe
 from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_record import PlanRecord, inspect_plan
@@ -56,27 +55,27 @@ class UnderTest:
         return {name: numbers for name, numbers in missing.items() if numbers}
 
 
-def onnxruntime_under_test(recipe: Recipe, exported: Path) -> UnderTest:
+def onnxruntime_under_test(exported: Path, batch_size: int) -> UnderTest:
     """The exported graphs on CPU."""
     trial = Trial(
         "",
-        recipe.validation.batch_size,
+        batch_size,
         lambda: OnnxRuntimeRunner(exported / SERVING_FILE),
         lambda: OnnxRuntimeRunner(exported / SCORING_FILE),
     )
     return UnderTest("onnxruntime", (trial,))
 
 
-def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTest:
-    """The plans of the exported graphs, once at the largest batch of every profile that takes the recipe's longest context.
+def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context: int) -> UnderTest:
+    """The plans of the exported graphs, once at the largest batch of every profile that takes the longest context.
 
     Raises:
         ArtifactError: There is no plan of one of the forms, a plan does not match its record, or none takes the longest context.
     """
-    serving, scoring = (plans_of(exported, plans, recipe.precision, form) for form in ("serving", "scoring"))
-    batches = _largest_batches(serving.values(), recipe.max_context)
+    serving, scoring = (plans_of(exported, plans, precision, form) for form in ("serving", "scoring"))
+    batches = _largest_batches(serving.values(), max_context)
     if not batches:
-        problem = f"no plan takes {recipe.max_context} tokens, the recipe's longest context"
+        problem = f"no plan takes {max_context} tokens, the longest context of the recipe"
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
     ran: set[tuple[str, int]] = set()
     trials = tuple(
