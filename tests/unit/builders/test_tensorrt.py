@@ -82,6 +82,11 @@ def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: Mak
     assert plan.made_from["model.onnx"] == read_record(exported).wrote["model.onnx"]
     assert plan.weight_ratio is not None
     assert plan.weight_ratio > 0
+    memory = plan.gpu_memory
+    assert memory is not None
+    inputs_and_outputs = 2 * (8 * 32 * 64 * 2 + 8 * 3 * 8)  # FP16 features and scores, int64 lengths and items, of the larger profile
+    assert (memory.plan, memory.scratch, memory.tensors) == (plan.bytes, 2000, inputs_and_outputs)
+    assert memory.peak == memory.plan + memory.scratch + memory.tensors
 
 
 def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
