@@ -22,6 +22,7 @@ from ..models.config import LEVELS
 from ..models.requests import MAX_CONTEXT, Requests, read_contexts
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_shapes import largest_batch_and_context
+from ..runtime.signature import require_signature
 from ..runtime.tensorrt_runner import TensorRtRunner
 from ..validation.requests_feed import run_all
 
@@ -49,7 +50,9 @@ class Recommendations(BaseModel):
     first: list[Item]
 
 
-def recommend(model: Path, requests: Path, out: Path, *, batch_size: int | None = None, limit: int | None = None) -> Recommendations:
+def recommend(
+    model: Path, requests: Path, out: Path, *, batch_size: int | None = None, limit: int | None = None, trust: Sequence[Path] = ()
+) -> Recommendations:
     """Find items for every request and write them to a Parquet file, which appears whole or not at all.
 
     Its columns: `request` string, `rank` int32 from 1 on, `sid_1`, `sid_2`, `sid_3` int32, `score` float32 in nat; best item first.
@@ -60,6 +63,7 @@ def recommend(model: Path, requests: Path, out: Path, *, batch_size: int | None 
         out: The file to write.
         batch_size: Requests per batch. Default: 32, or what a plan takes at most with the longest context.
         limit: Only the first requests. Default: all.
+        trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
 
     Raises:
         ArtifactError: The model does not load, does not match its record, finds no items, or the file cannot be written.
@@ -67,7 +71,7 @@ def recommend(model: Path, requests: Path, out: Path, *, batch_size: int | None 
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
     """
-    runner = _runner(model)
+    runner = _runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
     chosen = read_contexts(requests, feature_width, max_context=_max_context(runner), limit=limit)
@@ -97,10 +101,12 @@ def table(found: Recommendations) -> Table:
     return shown
 
 
-def _runner(model: Path) -> OnnxRuntimeRunner | TensorRtRunner:
+def _runner(model: Path, trust: Sequence[Path]) -> OnnxRuntimeRunner | TensorRtRunner:
     if model.suffix == ".plan":
-        return TensorRtRunner.load(model)
+        return TensorRtRunner.load(model, trust=trust)
     if model.suffix == ".onnx":
+        if trust:
+            require_signature(model, trust)
         return OnnxRuntimeRunner(model)
     raise ArtifactError("this is neither a plan nor an ONNX file", where=str(model), hint="give a .plan file or an exported model.onnx")
 

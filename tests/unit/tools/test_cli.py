@@ -27,6 +27,7 @@ COMMANDS = (
     "build",
     "validate",
     "recommend",
+    "sign",
     "report",
     "inspect",
     "bench",

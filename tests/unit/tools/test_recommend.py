@@ -118,7 +118,7 @@ def plan(model: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     plan = Plan(model)
 
     class Runner(Plan):
-        load = staticmethod(lambda path: plan)
+        load = staticmethod(lambda path, trust: plan)
 
     plan.__class__ = Runner
     monkeypatch.setattr(recommend, "TensorRtRunner", Runner)
