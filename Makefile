@@ -19,8 +19,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p onerec_trt
 
+# In the order of the files, so that the long ones of tests/system come first and short ones fill the end.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
 gpu: $(VENV)/.installed
@@ -32,10 +33,11 @@ $(VENV)/.installed: $(VENV)/.locked $(SOURCES)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 	touch $@
 
+# Python compiles a module when it is first imported; compiling all of them here takes half a minute.
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-compile --require-hashes --requirement requirements.lock
 	touch $@
 
 # Locks the dependencies of pyproject.toml again; needs uv.

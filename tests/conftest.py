@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.export.serving import ScoringModel, ServingModel
 from onerec_trt.export.stage import trace_graphs
@@ -109,14 +111,25 @@ def make_world() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def finished_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of pytest have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def finished_world(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with checkpoint, requests, and the finished stages of `fp16` and `fp8-row` in `out`. Read only: copy it to change it."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    for precision in ("fp16", "fp8-row"):
-        for _ in run_stages(load_recipe(write_recipe(folder, precision))):
-            pass
-    return folder
+    world = shared_folder / "world"
+    with FileLock(shared_folder / "world.lock"):
+        if not world.exists():
+            folder = tmp_path_factory.mktemp("unfinished") / "world"
+            write_world(folder)
+            for precision in ("fp16", "fp8-row"):
+                for _ in run_stages(load_recipe(write_recipe(folder, precision))):
+                    pass
+            folder.rename(world)
+    return world
 
 
 @pytest.fixture(scope="session")

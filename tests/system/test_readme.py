@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -25,7 +26,9 @@ def readme_commands() -> list[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    """With one thread: other tests run beside it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
     assert "ruff check ." in planned
     assert "mypy -p onerec_trt" in planned
     (tests,) = re.findall(r"python -m pytest(.*)$", planned, re.MULTILINE)
-    assert tests.split() == ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"], "no selection of tests"
+    assert tests.split() == ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"], "no selection of tests"
 
 
 def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) -> None:
@@ -116,8 +119,11 @@ def test_a_plan_can_be_inspected(demo: dict[str, object]) -> None:
 def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) -> None:
     """The Python block of the README, with the demo's recipe and paths in place of the example's."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    recipe = (OUT / "recipes" / "fp16.yaml").read_text()
+    assert "max_requests: 640" in recipe
+    (tmp_path / "few.yaml").write_text(recipe.replace("max_requests: 640", "max_requests: 320"))  # the demo had all
     places = {
-        "recipe.yaml": OUT / "recipes" / "fp16.yaml",
+        "recipe.yaml": tmp_path / "few.yaml",
         "calibration.parquet": OUT / "data" / "calibration.parquet",
         "heldout.parquet": OUT / "data" / "heldout.parquet",
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,14 +38,15 @@ STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
 }
 
 
-def imports(file: Path) -> Iterator[Path]:
+@cache
+def imports(file: Path) -> tuple[Path, ...]:
     """The package's own modules that a file imports anywhere in it."""
+    found = []
     for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             module = Path(*file.parts[: len(file.parts) - node.level], *(node.module or "").split("."))
-            for candidate in (module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)):
-                if (PACKAGE / candidate).is_file():
-                    yield candidate
+            found += [module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)]
+    return tuple(candidate for candidate in found if (PACKAGE / candidate).is_file())
 
 
 def reached(files: tuple[str, ...]) -> set[Path]:

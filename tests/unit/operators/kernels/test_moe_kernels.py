@@ -99,7 +99,7 @@ def test_no_tokens_launch_no_tiles():
 
 @pytest.mark.parametrize("operator", ["MoeRoute", *SCHEMES])
 @pytest.mark.parametrize(("capability", "rows"), [("8.9", 32), ("9.0", 32), ("9.0", 16384), ("12.0", 16384)])
-def test_every_compute_capability(tmp_path, operator, capability, rows):
+def test_every_compute_capability(cubins, operator, capability, rows):
     """The cubins of one variant of each."""
     case = moe_route_case(rows, 1408, 53, 3, 1) if operator == "MoeRoute" else moe_experts_case(operator, rows, 1408, 1408)
     builds: dict[str, Build] = {}
@@ -110,7 +110,7 @@ def test_every_compute_capability(tmp_path, operator, capability, rows):
 
     program = program_of(case, capability, compile_with=note)
     for launch in program.variant([each.shape for each in case.inputs]).launches:
-        kernel = compiled(builds[launch.kernel.entry], tmp_path)
+        kernel = compiled(builds[launch.kernel.entry], cubins)
         assert kernel.cubin.startswith(b"\x7fELF")
         assert kernel.shared_bytes <= MAX_SHARED[capability]
 
