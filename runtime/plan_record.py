@@ -118,7 +118,7 @@ class PlanRecord(_Part):
     of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's weights; `gpu_memory`, `layers`,
     `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with plugins carries their library,
     and loading it runs that library's code.
-    `validated` and `reason` are not stored: `verdict.inspect_proven` sets them by the verdict beside the plan.
+    `validated` and `reason` are not stored: `verdict.inspect_with_verdict` sets them by the verdict beside the plan.
     """
 
     plan: str

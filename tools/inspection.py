@@ -16,7 +16,7 @@ from ..models.config import counted_parameters
 from ..runtime.inspector_report import summary
 from ..runtime.plan_record import PlanLayer
 from ..runtime.signature import require_signature
-from ..runtime.verdict import inspect_proven
+from ..runtime.verdict import inspect_with_verdict
 
 _ROWS = 12  # of a long mapping or list, the rest is in --json
 
@@ -36,7 +36,7 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
         signed = path / "model.onnx" if (path / "model.onnx").is_file() else path
         return {**inspect(path), "signed_by": require_signature(signed, trust)}
     if path.suffix == ".plan":
-        record = inspect_proven(path)
+        record = inspect_with_verdict(path)
         return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}

@@ -17,11 +17,11 @@ from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.stages import Stage, require_places, run_stage
 from ..export.stage import export_stage
-from ..runtime.verdict import inspect_proven
+from ..runtime.verdict import inspect_with_verdict
 from ..validation.backends import EngineName
 from ..validation.fp32_reference import ReferenceJob, reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
+from ..validation.validate import ON_GPU_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
 
 STAGES = ("calibrate", "export", "build", "validate")
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
@@ -57,7 +57,7 @@ def folders_of(recipe: Recipe) -> Folders:
         baseline=root / "fp16-baseline",
         plans=root / PLAN_FOLDERS[recipe.build.target],
         validated=root / "validated",
-        validated_tensorrt=root / PROOF_FOLDER,
+        validated_tensorrt=root / ON_GPU_FOLDER,
         reference=recipe.output / "reference",
     )
 
@@ -178,7 +178,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
         if not files:
             raise ArtifactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
         for file in files:
-            record = inspect_proven(file)
+            record = inspect_with_verdict(file)
             path = str(file.relative_to(recipe.output))
             found.append({"path": path, "target": f"{record.target} sm {record.compute_capability}", "validated": record.validated})
     return found

@@ -49,7 +49,7 @@ from .trace_parity import trace_gates
 
 VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}  # the stage of each engine
-PROOF_FOLDER = "validated-tensorrt"  # beside the folder of plans
+ON_GPU_FOLDER = "validated-tensorrt"  # beside the folder of plans
 SOURCES = Sources(
     ("core", "runtime", "models", "operators", "calibration", "export", "builders/fusions", "builders/functions.py", "validation"),
     without=("operators/kernels", "operators/launch"),  # in a plan already, whose hash is an input

@@ -211,13 +211,13 @@ def write_run(
     if on_gpu is not None:
         plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
 
-        def proven(folder: Path) -> dict[str, Any]:
+        def on_gpu_body(folder: Path) -> dict[str, Any]:
             found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans_by_name})
             write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
             return {}
 
         inputs = stages["validate"].inputs
-        run_stage(replace(stages["validate-tensorrt"], body=proven, inputs=inputs, machine=None, check=None, needs=(), after=None))
+        run_stage(replace(stages["validate-tensorrt"], body=on_gpu_body, inputs=inputs, machine=None, check=None, needs=(), after=None))
     if change_exported:
         run_stage(replace(stages["export"], options={"again": True}, body=lambda folder: exported(folder, 1)))
     return root

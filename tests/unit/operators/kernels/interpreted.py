@@ -130,12 +130,12 @@ def check(trial: Trial) -> dict:
     The same random inputs whatever other kernels there are.
     """
     torch.manual_seed(0)
-    case, truth = trial.case, OPERATORS[trial.case.operator]
+    case, operator = trial.case, OPERATORS[trial.case.operator]
     inputs = list(trial.inputs) or case.tensors("cpu")
     actual = execute(program_for(trial), trial.given or inputs)
     reference = case.reference(inputs)
     expected = reference[: len(actual)]
-    compare = truth.compare if len(actual) == len(reference) else lambda a, e, *_: max(map(difference, a, e))
+    compare = operator.compare if len(actual) == len(reference) else lambda a, e, *_: max(map(difference, a, e))
     arrays = [[t.float().numpy() for t in tensors] for tensors in (actual, expected)]
     flips = [
         float((a != e).mean()) if not np.isnan(e).any() else float((np.isnan(a) != np.isnan(e)).mean())
@@ -146,7 +146,7 @@ def check(trial: Trial) -> dict:
         "operator": case.operator,
         "agreement": FACTORIES[case.operator].cases.agreement,
         "difference": compare(*arrays, [t.float().numpy() for t in inputs], case.attributes),
-        "threshold": truth.threshold,
+        "threshold": operator.threshold,
         "unequal": max(flips),
     }
 
