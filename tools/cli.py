@@ -248,7 +248,7 @@ def report(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, or a checkpoint.", show_default=False)
+        Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, a checkpoint or a recipe.", show_default=False)
     ],
     trust: Trust = None,
     as_json: AsJson = False,

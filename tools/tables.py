@@ -68,8 +68,8 @@ def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def stage_line(recipe: str, stage: str, ran: bool, seconds: float) -> Text:
-    """One line about a finished stage: `✓ fp8-row     calibrate   12.3 s`, or that it was up to date."""
-    line = Text("✓ ", style="green").append(recipe.ljust(12), style="bold").append(stage.ljust(11), style="not green not bold")
+    """One line about a finished stage: `✓ fp8-row       calibrate         12.3 s`, or that it was up to date."""
+    line = Text("✓ ", style="green").append(f"{recipe:13} ", style="bold").append(f"{stage:10} ", style="not green not bold")
     if ran:
         return line.append(seconds_text(seconds).rjust(12), style="not green")
     return line.append("up to date".rjust(12), style="not green dim")

@@ -123,8 +123,10 @@ def test_plans_say_whether_a_gpu_has_seen_them() -> None:
 
 
 def test_stage_lines() -> None:
-    assert stage_line("fp8-row", "export", True, 75.2).plain == "✓ fp8-row     export       1 min 15 s"
-    assert stage_line("fp8-row", "export", False, 0.01).plain == "✓ fp8-row     export       up to date"
+    assert stage_line("fp8-row", "export", True, 75.2).plain == "✓ fp8-row       export       1 min 15 s"
+    assert stage_line("fp8-row", "export", False, 0.01).plain == "✓ fp8-row       export       up to date"
+    longest = stage_line("fp8-row-block", "validate-tensorrt", True, 75.2).plain
+    assert longest == "✓ fp8-row-block validate-tensorrt   1 min 15 s"
 
 
 @pytest.mark.parametrize(
