@@ -22,12 +22,13 @@ from ..models.requests import read_requests
 from ..operators import fp8
 from .agreement import WeightAgreement
 from .coverage import coverage, judge_coverage
+from .fp16_loss import underflow_warnings
 from .observation import Observation
 from .ptq import Calibrated, calibrate_model
 from .quantize import Amax, quantize
 from .saved_state import SavedState
 from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
-from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_range, quantization_error
+from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_error, check_fp16_range, quantization_error
 from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
@@ -105,12 +106,14 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     agreement = WeightAgreement(model) if targets else None
     watcher = WeightWatcher(checkpoint.config, targets, agreement)
     warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
+    warnings += underflow_warnings(watcher.fp16_losses)
     summary = QuantizationSummary(
         precision=job.precision,
         layers=summarize_layers(targets, _input_scales(calibrated.amax)),
         unquantized=unquantized(checkpoint.config, targets),
         experts=experts,
         weights=tuple(watcher.summaries),
+        fp16_losses=tuple(watcher.fp16_losses),
         activations=_activation_summaries(calibrated, targets),
         histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
         warnings=tuple(warnings),
@@ -153,8 +156,10 @@ def _reference(calibrated: Calibrated, scoring: ScoringRequests, log_probs_fp32:
 
 
 def _range_warnings(observation: Observation) -> list[str]:
-    checked = (check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items())
-    return [warning for warning in checked if warning]
+    """About both ends of FP16: values that come close to its largest, and tensors that are mostly subnormal in it."""
+    checked = [check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items()]
+    underflow = [check_fp16_error(name, statistics.fp16_error) for name, statistics in observation.activations.items()]
+    return [warning for warning in checked + underflow if warning]
 
 
 def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tuple[TensorSummary, ...]:

@@ -35,6 +35,7 @@ from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
 from .e4m3 import e4m3_self_test
+from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
 from .lineage import require_lineage
@@ -181,6 +182,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
         *_file_gates(recipe.name, serving, exported),
         *operator_gates(recipe.name, operators),
         _packed_gate(recipe, quantized, serving, model),
+        underflow_gate(recipe, model, source, requests, fp32, outcomes[-1].scoring.quantized),
         *(gate for outcome in outcomes for gate in outcome.gates),
     ]
     validation = Validation(
