@@ -100,9 +100,10 @@ class PlanRecord(_Part):
     """Facts of one plan.
 
     `io`: the contract of its inputs and outputs; `profiles`: for each the (minimum, typical, maximum) shape of every input.
-    `form`: the serving graph or the scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
-    graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
-    weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
+    `form`: the serving graph or the scoring graph; `precision`: that of the graph; `made_from`: SHA-256 of the exported files.
+    `builder_warnings`: what the builder warned of, without what it says of every graph.
+    Known only of plans built on their GPU: `driver` and `gpu`; `weight_ratio`, the plan's size over the bytes of the graph's weights;
+    `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
     plugins carries their library, and loading it runs that library's code.
     `validated` and `reason` are not stored: `verdict.inspect_proven` sets them by the verdict beside the plan.
     """
@@ -130,6 +131,7 @@ class PlanRecord(_Part):
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
     plugins: PluginUse | None = None
+    builder_warnings: tuple[str, ...] = ()
     validated: bool = Field(False, exclude=True)
     reason: str = Field("", exclude=True)
 
@@ -146,6 +148,7 @@ def facts_of_build(plan: Path, built: Mapping[str, Any], io: GraphIO, profiles: 
         "builder_flags": tuple(built["builder_flags"]),
         "build_seconds": built["build_seconds"],
         "peak_memory_bytes": built["peak_memory_bytes"],
+        "builder_warnings": tuple(built["warnings"]),
     }
 
 

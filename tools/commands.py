@@ -23,7 +23,7 @@ from . import inspection, pipeline
 from . import recommend as recommendation
 from .pipeline import StageResult
 from .report import load_run, require_current, write_report
-from .tables import gates_table, plans_table, recipes_table, stage_line
+from .tables import gates_table, plans_table, recipes_table, stage_line, stage_warnings
 from .terminal import print_results
 
 
@@ -127,7 +127,8 @@ def _show(results: Iterator[StageResult]) -> None:
 def _shown(results: Iterator[StageResult]) -> Iterator[StageResult]:
     console = Console(stderr=True)
     for result in results:
-        console.print(stage_line(result.recipe, result.stage, result.record.ran, result.seconds))
+        for line in (stage_line(result.recipe, result.stage, result.record.ran, result.seconds), *stage_warnings(result.record)):
+            console.print(line, soft_wrap=True)
         yield result
 
 

@@ -13,6 +13,7 @@ from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import write_json
 from ..core.errors import ArtifactError
+from ..core.progress import announce
 from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.stages import Stage, require_places, run_stage
@@ -124,7 +125,8 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
 
 
 def timed(recipe: str, stage: Stage) -> StageResult:
-    """Run a stage and take the time."""
+    """Run a stage and take the time; without a terminal, a line says that it begins."""
+    announce(f"{recipe} {stage.name} begins")
     started = time.monotonic()
     record = run_stage(stage)
     return StageResult(recipe, stage.name, record, time.monotonic() - started)

@@ -40,6 +40,7 @@ from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
+from .request_overlap import overlap_warnings
 from .requests_feed import feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
 from .serving_parity import Found, ServingErrors, in_range, serving_errors, serving_gates
@@ -61,6 +62,7 @@ class Validation(BaseModel):
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
     `beams`, `scoring` and `serving` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
+    `warnings`: what makes the gates say less than they seem to.
     """
 
     recipe: str
@@ -75,6 +77,7 @@ class Validation(BaseModel):
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
     unseen: dict[str, list[int]] = {}
+    warnings: list[str] = []
 
     @property
     def passed(self) -> bool:
@@ -172,6 +175,8 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
     model = checkpoint.load_model()
 
+    calibration = read_requests(recipe.requests, model.config, max_context=recipe.max_context)
+    calibration = calibration.select(slice(recipe.calibration.max_requests))
     few = requests.select(slice(recipe.validation.operator_requests))
     operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins)
     expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
@@ -181,7 +186,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
         source_gate(recipe, source),
         *_file_gates(recipe.name, serving, exported),
         *operator_gates(recipe.name, operators),
-        _packed_gate(recipe, quantized, serving, model),
+        _packed_gate(recipe, quantized, serving, calibration),
         underflow_gate(recipe, model, source, requests, fp32, outcomes[-1].scoring.quantized),
         *(gate for outcome in outcomes for gate in outcome.gates),
     ]
@@ -198,9 +203,10 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
         unseen=under_test.unseen,
+        warnings=overlap_warnings(requests, calibration),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
-    return {"passed": validation.passed, "gates": len(gates)}
+    return {"passed": validation.passed, "gates": len(gates), "warnings": validation.warnings}
 
 
 def _require_enough(requests: Requests, path: Path) -> None:
@@ -288,10 +294,10 @@ def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64],
     return np.concatenate(scores)
 
 
-def _packed_gate(recipe: Recipe, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
+def _packed_gate(recipe: Recipe, quantized: Path, serving: ServingModel, calibration: Requests) -> Gate:
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
     known = read_modelopt_reference(quantized)
-    requests = read_requests(recipe.requests, model.config, max_context=recipe.max_context).select(known.requests.numpy())
+    requests = calibration.select(known.requests.numpy())
     runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
     packed = run_all(runner, requests, recipe.validation.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
