@@ -23,6 +23,7 @@ from ..validation.backends import EngineName
 from ..validation.fp32_reference import reference_stage
 from ..validation.gates import Gate
 from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, read_validation, validate_stage
+from .outputs import require_own_json, require_own_page
 
 STAGES = ("calibrate", "export", "build", "validate")
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
@@ -189,6 +190,16 @@ def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> li
 def _or_null(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
+
+
+def require_own_summary(folder: Path) -> None:
+    """Check, before hours of work, that report and summary of a run would replace nothing but those of another run.
+
+    Raises:
+        ArtifactError: Another file lies there.
+    """
+    require_own_page(folder / REPORT_FILE)
+    require_own_json(folder / SUMMARY_FILE, ("gates", "plans", "recipes"))
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
