@@ -18,7 +18,7 @@ from ..core.sources import Sources
 from ..core.stages import Stage
 from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from ..models.key_map import read_key_map
-from ..models.requests import read_requests
+from ..models.requests import read_requests, request_files
 from ..operators import fp8
 from .agreement import WeightAgreement
 from .coverage import coverage, judge_coverage
@@ -64,7 +64,7 @@ class Calibration:
         """The files that are read, by name."""
         optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
         given = {name: path for name, path in optional.items() if path is not None}
-        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": self.requests, **given}
+        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": request_files(self.requests), **given}
 
 
 def calibrate_stage(job: Calibration, folder: Path) -> Stage:
@@ -90,9 +90,9 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     targets = quantized_targets(checkpoint.config, job.precision)
     imported = imported_amax(job, checkpoint, targets)
-    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
+    scoring = with_paths(model, requests, job.options.batch_size)
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
 
     calibrated = calibrate_model(model, job.precision, scoring, imported)

@@ -153,6 +153,8 @@ def facts_of_build(plan: Path, built: Mapping[str, Any], io: GraphIO, profiles: 
 
 
 def _not_found(plan: Path) -> ArtifactError:
+    if plan.is_dir():
+        return ArtifactError("this is a folder, a plan is a file", where=str(plan), hint="give a .plan file in it")
     return ArtifactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
 
 

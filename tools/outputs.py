@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from ..core.errors import ArtifactError
 
-PAGE_MARK = '<meta name="generator" content="onerec-trt">'  # templates/base.html has it among its first lines
+# What templates/base.html has among its first lines. Pages of earlier revisions have the policy alone.
+PAGE_MARK = '<meta name="generator" content="onerec-trt">'
+_EARLIER_MARK = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 _FIRST = 1024
 
 
@@ -21,7 +23,7 @@ def require_own_page(path: Path) -> None:
     Raises:
         ArtifactError: Something else lies there; nothing was changed.
     """
-    _require(path, lambda: PAGE_MARK.encode() in _first(path), "an HTML page of onerec-trt")
+    _require(path, lambda: any(mark.encode() in _first(path) for mark in (PAGE_MARK, _EARLIER_MARK)), "an HTML page of onerec-trt")
 
 
 def require_own_json(path: Path, keys: Iterable[str]) -> None:
@@ -46,7 +48,7 @@ def _require(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:
     try:
         if path.is_dir():
             raise ArtifactError("the command would replace a folder by a file", where=str(path), hint=hint)
-        if not path.is_file() or path.stat().st_size == 0 or is_ours():  # devices, pipes and empty files hold nothing to lose
+        if path.is_file() and (path.stat().st_size == 0 or is_ours()):
             return
     except (OSError, ValueError, RecursionError, pa.ArrowException):
         pass  # it cannot be read as one of ours

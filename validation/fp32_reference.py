@@ -22,7 +22,7 @@ from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
@@ -77,7 +77,7 @@ def reference_stage(recipe: Recipe, folder: Path) -> Stage:
             "batch_size": recipe.validation.batch_size,
             "max_context": recipe.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": recipe.heldout, **key_map},
+        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": request_files(recipe.heldout), **key_map},
         body=partial(_write, recipe),
     )
 
@@ -109,8 +109,8 @@ def heldout_requests(recipe: Recipe) -> Requests:
         RequestError: The file or a request in it is malformed.
     """
     config = open_checkpoint(recipe.checkpoint, recipe.key_map).config
-    requests = read_requests(recipe.heldout, config, max_context=recipe.max_context, need_targets=True)
-    return requests.select(slice(recipe.validation.max_requests))
+    limit = recipe.validation.max_requests
+    return read_requests(recipe.heldout, config, max_context=recipe.max_context, need_targets=True, limit=limit)
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:

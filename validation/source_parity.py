@@ -59,9 +59,10 @@ def _input_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -
     static = [target for target in targets if target.granularity is Granularity.TENSOR]
     if not static:
         return {}
-    requests = read_requests(recipe.requests, checkpoint.config, max_context=recipe.max_context)
+    limit = recipe.calibration.max_requests
+    requests = read_requests(recipe.requests, checkpoint.config, max_context=recipe.max_context, limit=limit)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
+    scoring = with_paths(model, requests, recipe.calibration.batch_size)
     seen: dict[str, float] = {}
     modules = dict(model.named_modules())
     handles = [modules[target.name].register_forward_pre_hook(_largest(seen, target.name)) for target in static]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import Files, read_json, write_json
 from ..core.errors import RequestError
 from ..core.graph_io import Role
 from ..core.recipe import MIN_REQUESTS, Recipe
@@ -28,7 +28,7 @@ from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
@@ -108,17 +108,13 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         GpuError: There is no GPU for the plans, or its memory is exhausted.
         MissingExtraError: TensorRT is not installed.
     """
-    read = {
-        "quantized_checkpoint": calibrated.folder,
-        "exported": exported.folder,
-        "reference": reference.folder,
-        "heldout": recipe.heldout,
-    }
+    folders = {"quantized_checkpoint": calibrated.folder, "exported": exported.folder, "reference": reference.folder}
 
     def under_test() -> UnderTest:
         return onnxruntime_under_test(recipe, exported.folder) if plans is None else tensorrt_under_test(recipe, exported.folder, plans)
 
-    def inputs() -> dict[str, Path]:
+    def inputs() -> dict[str, Path | Files]:
+        read = {**folders, "heldout": request_files(recipe.heldout)}
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
@@ -175,8 +171,8 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
     model = checkpoint.load_model()
 
-    calibration = read_requests(recipe.requests, model.config, max_context=recipe.max_context)
-    calibration = calibration.select(slice(recipe.calibration.max_requests))
+    limit = recipe.calibration.max_requests
+    calibration = read_requests(recipe.requests, model.config, max_context=recipe.max_context, limit=limit)
     few = requests.select(slice(recipe.validation.operator_requests))
     operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins)
     expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
