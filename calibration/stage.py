@@ -18,16 +18,17 @@ from ..core.sources import Sources
 from ..core.stages import Stage
 from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from ..models.key_map import read_key_map
-from ..models.requests import read_requests
+from ..models.requests import read_requests, request_files
 from ..operators import fp8
 from .agreement import WeightAgreement
 from .coverage import coverage, judge_coverage
+from .fp16_loss import underflow_warnings
 from .observation import Observation
 from .ptq import Calibrated, calibrate_model
 from .quantize import Amax, quantize
 from .saved_state import SavedState
 from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
-from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_range, quantization_error
+from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_error, check_fp16_range, quantization_error
 from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
@@ -63,7 +64,7 @@ class Calibration:
         """The files that are read, by name."""
         optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
         given = {name: path for name, path in optional.items() if path is not None}
-        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": self.requests, **given}
+        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": request_files(self.requests), **given}
 
 
 def calibrate_stage(job: Calibration, folder: Path) -> Stage:
@@ -89,9 +90,9 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     targets = quantized_targets(checkpoint.config, job.precision)
     imported = imported_amax(job, checkpoint, targets)
-    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
+    scoring = with_paths(model, requests, job.options.batch_size)
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
 
     calibrated = calibrate_model(model, job.precision, scoring, imported)
@@ -105,12 +106,14 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     agreement = WeightAgreement(model) if targets else None
     watcher = WeightWatcher(checkpoint.config, targets, agreement)
     warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
+    warnings += underflow_warnings(watcher.fp16_losses)
     summary = QuantizationSummary(
         precision=job.precision,
         layers=summarize_layers(targets, _input_scales(calibrated.amax)),
         unquantized=unquantized(checkpoint.config, targets),
         experts=experts,
         weights=tuple(watcher.summaries),
+        fp16_losses=tuple(watcher.fp16_losses),
         activations=_activation_summaries(calibrated, targets),
         histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
         warnings=tuple(warnings),
@@ -153,8 +156,10 @@ def _reference(calibrated: Calibrated, scoring: ScoringRequests, log_probs_fp32:
 
 
 def _range_warnings(observation: Observation) -> list[str]:
-    checked = (check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items())
-    return [warning for warning in checked if warning]
+    """About both ends of FP16: values that come close to its largest, and tensors that are mostly subnormal in it."""
+    checked = [check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items()]
+    underflow = [check_fp16_error(name, statistics.fp16_error) for name, statistics in observation.activations.items()]
+    return [warning for warning in checked + underflow if warning]
 
 
 def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tuple[TensorSummary, ...]:

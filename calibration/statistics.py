@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CalibrationError
-from ..core.precision import FP16_REFUSE, FP16_WARN, Granularity
+from ..core.precision import FP16_MAX, FP16_REFUSE, FP16_WARN, Granularity
 from ..operators import fp8
+from .fp16_loss import FP16_ROUNDING
 from .summary import TensorSummary
 
 # Edges of the histograms in log10 |x|; smaller values (and zeros) fall into the first bin, larger ones into the last.
@@ -48,6 +49,7 @@ class TensorStatistics:
         self.sample = RowSample()
         self.absmax = 0.0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._fp16_noise, self._fp16_signal = 0.0, 0.0
         self._histogram = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
 
     def add(self, x: Tensor) -> None:
@@ -69,12 +71,18 @@ class TensorStatistics:
         if rows_NK.numel():
             self.absmax = max(self.absmax, float(row_max_N.max()))
             self._merge_moments(rows_NK)
+            self._add_fp16_error(rows_NK)
             self._histogram += _log10_histogram(magnitude_NK)
             self.sample.add(rows_NK)
 
     @property
     def variance(self) -> float:
         return self._squares / self._count if self._count else 0.0
+
+    @property
+    def fp16_error(self) -> float:
+        """|x - fp16(x)| / |x|, of all pieces together."""
+        return math.sqrt(self._fp16_noise / self._fp16_signal) if self._fp16_signal else 0.0
 
     @property
     def absp99(self) -> float:
@@ -94,7 +102,13 @@ class TensorStatistics:
             cosine=error.cosine if error else None,
             histogram=tuple(self._histogram.tolist()),
             fp16_ok=self.absmax <= FP16_REFUSE,
+            fp16_error=self.fp16_error,
         )
+
+    def _add_fp16_error(self, rows_NK: Tensor) -> None:
+        inside_NK = rows_NK.clamp(-FP16_MAX, FP16_MAX)  # what lies beyond is refused by its AbsMax
+        self._fp16_noise += float((inside_NK.half().double() - inside_NK).square().sum())
+        self._fp16_signal += float(rows_NK.double().square().sum())
 
     def _merge_moments(self, rows_NK: Tensor) -> None:
         """Chan's formula for the variance of two parts, in FP64."""
@@ -158,3 +172,10 @@ def check_fp16_range(name: str, absmax: float) -> str | None:
             hint="scale the weights that make it, or train with a norm or clipping in front of it",
         )
     return f"{name}: AbsMax {absmax:.4g} comes close to the end of FP16 (65504)" if absmax > FP16_WARN else None
+
+
+def check_fp16_error(name: str, error: float) -> str | None:
+    """A warning if so much of an activation is subnormal in FP16 that it loses more than rounding can."""
+    if error <= FP16_ROUNDING:
+        return None
+    return f"{name}: mostly subnormal in FP16; the error is {error:.2g} of the tensor, beyond that of rounding ({FP16_ROUNDING:.2g})"

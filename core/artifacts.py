@@ -62,11 +62,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` when the block ends without an exception.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full, the folder cannot be written, or something else than a file lies there.
     """
     path = absolute(path)
     with _translated_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path)
+        if path.exists() and not path.is_file():  # renaming would put a file in the place of a device such as /dev/null
+            what = "a folder, device or pipe lies where a file is to be written"
+            raise ArtifactError(what, where=str(path), hint="give the path of a file")
         remove_leftovers(path)
         temporary = _begin(path)
         try:
@@ -88,7 +91,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = absolute(path)
     with _translated_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path)
         restore_interrupted_swap(path)
         remove_leftovers(path)
         temporary = _begin(path)
@@ -260,6 +263,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+_NO_PLACE = {
+    errno.EEXIST: "a file lies where a folder is needed: choose another output path",
+    errno.ENOTDIR: "a file lies where a folder is needed: choose another output path",
+    errno.ENOENT: "folders cannot be made there: choose another output path",
+    errno.ENAMETOOLONG: "choose a shorter output path",
+    errno.ELOOP: "a link on the way leads to itself: choose another output path",
+}
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise ArtifactError(f"cannot write: {os.strerror(error.errno)}", where=str(path), hint=_NO_PLACE[error.errno]) from None
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import yaml
 
 from ..core.artifacts import write_text
 from ..core.errors import ArtifactError
-from ..core.ownership import stage_of
 from ..core.recipe import Recipe, load_recipe, parse_recipe
 from ..core.sources import Sources
 from ..core.stages import Stage, require_places
@@ -23,7 +22,7 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
-from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, reference_job_of, run_stages, stages_of, timed
+from .pipeline import StageResult, folders_of, reference_job_of, require_own_summary, run_stages, stages_of, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper")
@@ -112,12 +111,9 @@ def train_stage(data: Path, folder: Path) -> Stage:
 
 
 def _require_own_files(out: Path) -> None:
-    """Refuse to replace a report or summary in a folder without the demo's data, and a recipe that is not the demo's."""
+    """Refuse to replace a report, a summary or a recipe that is not the demo's."""
+    require_own_summary(out)
     hint = "move it away, or choose another output folder; nothing was changed"
-    if stage_of(out / "data") is None:
-        for path in (out / SUMMARY_FILE, out / REPORT_FILE):
-            if path.exists():
-                raise ArtifactError("the demo would replace a file that is not its own", where=str(path), hint=hint)
     for path, text in ((_recipe_file(out, name), _recipe_text(name)) for name in DEMO_RECIPES):
         if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             hint = f"run it with `onerec-trt run {path}`, or {hint}"

@@ -13,6 +13,7 @@ from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import write_json
 from ..core.errors import ArtifactError
+from ..core.progress import announce
 from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.stages import Stage, require_places, run_stage
@@ -22,6 +23,7 @@ from ..validation.backends import EngineName
 from ..validation.fp32_reference import ReferenceJob, reference_stage
 from ..validation.gates import Gate
 from ..validation.validate import ON_GPU_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
+from .outputs import require_own_json, require_own_page
 
 STAGES = ("calibrate", "export", "build", "validate")
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
@@ -151,7 +153,8 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
 
 
 def timed(recipe: str, stage: Stage) -> StageResult:
-    """Run a stage and take the time."""
+    """Run a stage and take the time; without a terminal, a line says that it begins."""
+    announce(f"{recipe} {stage.name} begins")
     started = time.monotonic()
     record = run_stage(stage)
     return StageResult(recipe, stage.name, record, time.monotonic() - started)
@@ -214,6 +217,16 @@ def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> li
 def _or_null(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
+
+
+def require_own_summary(folder: Path) -> None:
+    """Check, before hours of work, that report and summary of a run would replace nothing but those of another run.
+
+    Raises:
+        ArtifactError: Another file lies there.
+    """
+    require_own_page(folder / REPORT_FILE)
+    require_own_json(folder / SUMMARY_FILE, ("gates", "plans", "recipes"))
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -25,8 +25,10 @@ from ..runtime.plan_shapes import largest_batch_and_context
 from ..runtime.signature import require_signature
 from ..runtime.tensorrt_runner import TensorRtRunner
 from ..validation.requests_feed import run_all
+from .outputs import require_own_table
 
 DEFAULT_BATCH = 32
+COLUMNS = ("request", "rank", *(f"sid_{level + 1}" for level in range(LEVELS)), "score")
 _SHOWN_REQUESTS, _SHOWN_ITEMS = 3, 3
 
 
@@ -66,11 +68,13 @@ def recommend(
         trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
 
     Raises:
-        ArtifactError: The model does not load, does not match its record, finds no items, or the file cannot be written.
+        ArtifactError: The model does not load, does not match its record, finds no items, or the file cannot be written; or another
+            file than such a result lies there.
         RequestError: A request is malformed or longer than the model takes, or no profile takes such a batch.
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
     """
+    require_own_table(out, COLUMNS)
     runner = _runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
@@ -130,14 +134,14 @@ def _default_batch(runner: OnnxRuntimeRunner | TensorRtRunner, requests: Request
 
 def _write(path: Path, ids: Sequence[str], sids_nW3: NDArray[np.int32], scores_nW: NDArray[np.float32]) -> None:
     count, width = scores_nW.shape
-    columns = {
-        "request": pa.array(np.repeat(np.asarray(ids, dtype=object), width), pa.string()),
-        "rank": pa.array(np.tile(np.arange(1, width + 1, dtype=np.int32), count)),
-        **{f"sid_{level + 1}": pa.array(sids_nW3[..., level].ravel()) for level in range(LEVELS)},
-        "score": pa.array(scores_nW.ravel()),
-    }
+    columns = [
+        pa.array(np.repeat(np.asarray(ids, dtype=object), width), pa.string()),
+        pa.array(np.tile(np.arange(1, width + 1, dtype=np.int32), count)),
+        *(pa.array(sids_nW3[..., level].ravel()) for level in range(LEVELS)),
+        pa.array(scores_nW.ravel()),
+    ]
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(pa.table(columns, names=COLUMNS), temporary, compression="zstd", write_page_checksum=True)
 
 
 def _first(ids: Sequence[str], sids_nW3: NDArray[Any], scores_nW: NDArray[np.float32]) -> list[Item]:

@@ -21,7 +21,7 @@ from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
@@ -99,7 +99,7 @@ def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
             "batch_size": job.batch_size,
             "max_context": job.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": job.heldout, **key_map},
+        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": request_files(job.heldout), **key_map},
         body=partial(_write, job),
     )
 
@@ -131,8 +131,7 @@ def heldout_requests(job: ReferenceJob) -> Requests:
         RequestError: The file or a request in it is malformed.
     """
     config = open_checkpoint(job.checkpoint, job.key_map).config
-    requests = read_requests(job.heldout, config, max_context=job.max_context, need_targets=True)
-    return requests.select(slice(job.max_requests))
+    return read_requests(job.heldout, config, max_context=job.max_context, need_targets=True, limit=job.max_requests)
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..calibration.stage import Calibration
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import Files, read_json, write_json
 from ..core.errors import RequestError
 from ..core.graph_io import Role
 from ..core.recipe import MIN_REQUESTS, ValidateOptions
@@ -29,17 +29,19 @@ from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
 from .e4m3 import e4m3_self_test
+from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
+from .request_overlap import overlap_warnings
 from .requests_feed import feeds, run_all
 from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
 from .serving_parity import Found, ServingErrors, in_range, serving_errors, serving_gates
@@ -80,6 +82,7 @@ class Validation(BaseModel):
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
     `beams`, `scoring` and `serving` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
+    `warnings`: what makes the gates say less than they seem to.
     """
 
     recipe: str
@@ -94,6 +97,7 @@ class Validation(BaseModel):
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
     unseen: dict[str, list[int]] = {}
+    warnings: list[str] = []
 
     @property
     def passed(self) -> bool:
@@ -126,19 +130,15 @@ def validate_stage(
         GpuError: There is no GPU for the plans, or its memory is exhausted.
         MissingExtraError: TensorRT is not installed.
     """
-    read = {
-        "quantized_checkpoint": calibrated.folder,
-        "exported": exported.folder,
-        "reference": reference.folder,
-        "heldout": job.reference.heldout,
-    }
+    folders = {"quantized_checkpoint": calibrated.folder, "exported": exported.folder, "reference": reference.folder}
 
     def under_test() -> UnderTest:
         if plans is None:
             return onnxruntime_under_test(exported.folder, job.options.batch_size)
         return tensorrt_under_test(exported.folder, plans, job.calibration.precision, job.reference.max_context)
 
-    def inputs() -> dict[str, Path]:
+    def inputs() -> dict[str, Path | Files]:
+        read = {**folders, "heldout": request_files(job.reference.heldout)}
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
@@ -195,6 +195,9 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
     checkpoint = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map)
     model = checkpoint.load_model()
 
+    calibration = read_requests(
+        job.calibration.requests, model.config, max_context=job.calibration.max_context, limit=job.calibration.options.max_requests
+    )
     few = requests.select(slice(job.options.operator_requests))
     operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused)
     expected_nW3 = _quantized_scores(serving, requests, fp32, job.options.batch_size)
@@ -204,7 +207,8 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
         source_gate(job.recipe, job.calibration, source),
         *_file_gates(job.recipe, serving, exported),
         *operator_gates(job.recipe, operators),
-        _packed_gate(job, quantized, serving, model),
+        _packed_gate(job, quantized, serving, calibration),
+        underflow_gate(job.recipe, job.options, model, source, requests, fp32, outcomes[-1].scoring.quantized),
         *(gate for outcome in outcomes for gate in outcome.gates),
     ]
     validation = Validation(
@@ -220,9 +224,10 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
         unseen=under_test.unseen,
+        warnings=overlap_warnings(requests, calibration),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
-    return {"passed": validation.passed, "gates": len(gates)}
+    return {"passed": validation.passed, "gates": len(gates), "warnings": validation.warnings}
 
 
 def _require_enough(requests: Requests, path: Path) -> None:
@@ -310,10 +315,10 @@ def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64],
     return np.concatenate(scores)
 
 
-def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
+def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, calibration: Requests) -> Gate:
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
     known = read_modelopt_reference(quantized)
-    requests = read_requests(job.calibration.requests, model.config, max_context=job.calibration.max_context).select(known.requests.numpy())
+    requests = calibration.select(known.requests.numpy())
     runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
     packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()

@@ -53,6 +53,9 @@ def test_two_generations_from_one_file(exported: Path, recipe: MakeRecipe, tmp_p
         assert plan.profiles[1]["features"] == ((1, 64, 64),) * 3
         assert plan.io == io_of(onnx.load(exported / "model.onnx"), exported)
         assert record.facts[plan.plan] == plan.model_dump(mode="json")
+        assert plan.builder_warnings == ()
+        assert plan.precision == recipe().precision
+        assert plan.made_from == {name: record.read[name] for name in ("model.onnx", "record.json")}
 
 
 def test_an_fp16_graph_has_no_fp8(make_model: Make, export: Export, recipe: MakeRecipe, tmp_path: Path) -> None:
