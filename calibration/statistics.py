@@ -83,7 +83,7 @@ class TensorStatistics:
         magnitude = self.sample.rows.abs().flatten()
         return float(magnitude.kthvalue(math.ceil(0.99 * len(magnitude))).values)
 
-    def summary(self, error: QuantizationError | None = None) -> TensorSummary:
+    def summary(self, error: QuantizationError | None = None, score_error: float | None = None) -> TensorSummary:
         return TensorSummary(
             name=self.name,
             quantized=error is not None,
@@ -92,6 +92,7 @@ class TensorStatistics:
             absp99=self.absp99,
             snr_db=error.snr_db if error else None,
             cosine=error.cosine if error else None,
+            score_error=score_error,
             histogram=tuple(self._histogram.tolist()),
             fp16_ok=self.absmax <= FP16_REFUSE,
         )
