@@ -27,6 +27,7 @@ from .observation import Observation
 from .ptq import Calibrated, calibrate_model
 from .quantize import Amax, quantize
 from .saved_state import SavedState
+from .score_error import ScoreErrors
 from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
 from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_error, check_fp16_range, quantization_error
 from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
@@ -94,6 +95,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     model = checkpoint.load_model()
     scoring = with_paths(model, requests, job.options.batch_size)
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
+    errors = ScoreErrors(model, scoring)
 
     calibrated = calibrate_model(model, job.precision, scoring, imported)
     experts = coverage(calibrated.observation.routed)
@@ -104,7 +106,8 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     write_reference(folder, reference)
 
     agreement = WeightAgreement(model) if targets else None
-    watcher = WeightWatcher(checkpoint.config, targets, agreement)
+    casts = {target.name: activation_cast(target.granularity, calibrated.amax[target.name].input) for target in targets}
+    watcher = WeightWatcher(checkpoint.config, targets, agreement, errors, casts)
     warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
     warnings += underflow_warnings(watcher.fp16_losses)
     summary = QuantizationSummary(

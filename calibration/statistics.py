@@ -91,7 +91,7 @@ class TensorStatistics:
         magnitude = self.sample.rows.abs().flatten()
         return float(magnitude.kthvalue(math.ceil(0.99 * len(magnitude))).values)
 
-    def summary(self, error: QuantizationError | None = None) -> TensorSummary:
+    def summary(self, error: QuantizationError | None = None, score_error: float | None = None) -> TensorSummary:
         return TensorSummary(
             name=self.name,
             quantized=error is not None,
@@ -100,6 +100,7 @@ class TensorStatistics:
             absp99=self.absp99,
             snr_db=error.snr_db if error else None,
             cosine=error.cosine if error else None,
+            score_error=score_error,
             histogram=tuple(self._histogram.tolist()),
             fp16_ok=self.absmax <= FP16_REFUSE,
             fp16_error=self.fp16_error,

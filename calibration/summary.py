@@ -47,6 +47,8 @@ class TensorSummary(_Part):
 
     `snr_db` and `cosine`: of the quantized against the exact values; None where nothing is quantized, or where
     there is no error or no signal to set in relation. `fp16_error`: |x - fp16(x)| / |x|.
+    `score_error`: what the rounding of this tensor alone (FP8 with that of its input, or FP16) does to a request's score, predicted to
+    first order: root mean square in nat. None for activations, for what stays in FP32, and where no calibration request reached it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TensorSummary(_Part):
     absp99: float
     snr_db: float | None
     cosine: float | None
+    score_error: float | None = None
     histogram: tuple[int, ...]
     fp16_ok: bool
     fp16_error: float = 0.0

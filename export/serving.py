@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 
     def __init__(self, source: TensorSource) -> None:
         super().__init__()
-        self.config = source.config
+        self.config, self.scheme = source.config, source.scheme
         self.context = ContextEncoder(source)
         self.register_buffer("token_embedding", source.tensor("token_embedding.weight"))
         self.register_buffer("position_embedding", source.tensor("position_embedding.weight"))

@@ -73,8 +73,8 @@ class Operator:
     def __call__(self, *inputs: Tensor, **attributes: int | float) -> tuple[Tensor, ...]:
         exporting = torch.onnx.is_in_onnx_export()
         outputs = self._symbolic(inputs, attributes) if exporting else self.reference(*inputs, **attributes)
-        if (calls := _recorder.get()) is not None:
-            calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
+        if (recorder := _recorder.get()) is not None and recorder.only in (None, self.name):
+            recorder.calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
         return outputs
 
     def _symbolic(self, inputs: tuple[Tensor, ...], attributes: Attributes) -> tuple[Tensor, ...]:
@@ -101,15 +101,23 @@ class Call(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-_recorder: ContextVar[list[Call] | None] = ContextVar("recorder", default=None)
+class _Recorder(NamedTuple):
+    calls: list[Call]
+    only: str | None
+
+
+_recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 _scope: ContextVar[tuple[str, ...]] = ContextVar("scope", default=())
 
 
 @contextmanager
-def recorded_calls() -> Iterator[list[Call]]:
-    """Collect every operator call made inside the block, in order."""
+def recorded_calls(only: str | None = None) -> Iterator[list[Call]]:
+    """Collect every operator call made inside the block, in order.
+
+    `only`: the operator whose calls are kept; those of others would hold every tensor of the model. Default: all.
+    """
     calls: list[Call] = []
-    token = _recorder.set(calls)
+    token = _recorder.set(_Recorder(calls, only))
     try:
         yield calls
     finally:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 import yaml
 from filelock import FileLock
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.export.serving import ScoringModel, ServingModel
-from onerec_trt.export.stage import trace_graphs
 from onerec_trt.models.beam_search import beam_search
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.config import parse_config
@@ -26,7 +22,6 @@ from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
 from onerec_trt.models.synthetic import World, make_catalogue, make_requests
 from onerec_trt.tools.pipeline import run_stages
-from onerec_trt.validation import trace_parity
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
 
@@ -136,27 +131,6 @@ def finished_world(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def finished_recipe(finished_world: Path) -> Callable[[str], Recipe]:
     """A finished recipe by precision: fp16 or fp8-row."""
     return lambda precision: load_recipe(finished_world / f"{precision}.yaml")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _traced_once() -> Iterator[None]:
-    """Tracing the small world's graphs again takes most of a validation's time; equal models are traced once."""
-    traced: dict[tuple[object, ...], dict[str, ir.Model]] = {}
-
-    def trace(serving: ServingModel, scoring: ScoringModel) -> dict[str, ir.Model]:
-        content = hashlib.sha256()
-        for name, buffer in serving.named_buffers():
-            content.update(
-                f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode() + buffer.contiguous().view(torch.uint8).numpy().tobytes()
-            )
-        key = (content.hexdigest(), tuple(serving.widths), scoring.paths)
-        if key not in traced:
-            traced[key] = trace_graphs(serving, scoring)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(trace_parity, "trace_graphs", trace)
-        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from ..core.recipe import ValidateOptions
 from ..models.evaluation import hits
-from .confidence_interval import paired_interval
+from .confidence_interval import share_interval
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
 
@@ -23,7 +23,7 @@ class BeamMetrics(BaseModel):
 
     `tie_band`: nat; requests whose two best FP32 items lie closer are no test of the first place.
     `score_regret`, `score_regret_W`: mean FP32 log-probability lost per item among the first k, or all W, in nat.
-    `hit_interval`: 99 % paired bootstrap interval of hit@k minus the FP32 model's.
+    `hit_interval`: exact paired 99 % interval of hit@k minus the FP32 model's.
     """
 
     k: int
@@ -70,7 +70,7 @@ def beam_metrics(sids_nW3: Sids, fp32_scores_nW: Floats, targets_n3: Sids, refer
         score_regret_W=float(reference.scores_nW.mean() - fp32_scores_nW.mean()),
         hit=float(engine_hits.mean()),
         hit_fp32=float(fp32_hits.mean()),
-        hit_interval=paired_interval(engine_hits, fp32_hits),
+        hit_interval=share_interval(engine_hits, fp32_hits),
     )
 
 

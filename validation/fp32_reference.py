@@ -22,12 +22,13 @@ from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.requests import Requests, read_requests, request_files
+from .device import on_compute_device
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
-_HERE = ("fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+_HERE = ("device", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
     ("core", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
     without=("operators/kernels", "operators/launch"),
@@ -150,17 +151,20 @@ def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
     requests, batch_size = heldout_requests(job), job.batch_size
     model = checkpoint.load_model()
     sids, scores, cutoffs, scoring = [], [], [], []
-    with torch.no_grad():
+    with torch.no_grad(), on_compute_device(model) as device:
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, job.beam)
-            sids.append(beams.sids_BW3.numpy())
-            scores.append(beams.scores_BW.numpy())
-            cutoffs.append(beams.cutoffs_B3.numpy())
-            scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
+            features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
+            beams = beam_search(model, features, lengths, job.beam)
+            sids.append(beams.sids_BW3.cpu().numpy())
+            scores.append(beams.scores_BW.cpu().numpy())
+            cutoffs.append(beams.cutoffs_B3.cpu().numpy())
+            scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3).cpu().numpy())
     sids_nW3 = np.concatenate(sids)
-    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
-    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
+    decoder = Decoder(Fp16Source(checkpoint))
+    with on_compute_device(decoder):
+        runner = ScoringTorchRunner(decoder, sids_nW3.shape[1])
+        fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, job.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
-    return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}
+    return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise, "device": device.type}

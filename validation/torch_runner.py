@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..core.arrays import Array
 from ..core.graph_io import GraphIO
-from ..export.serving import Decoder, ScoringModel
+from ..core.progress import tracked
+from ..export.serving import Decoder, ScoringModel, ServingModel
+from ..models.requests import Requests
+from ..operators.beam_step import beam_step
+from ..operators.operator import recorded_calls
+from .requests_feed import feeds
 
 
 class ScoringTorchRunner:
@@ -25,6 +33,26 @@ class ScoringTorchRunner:
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name."""
-        scores = self._model(*(torch.from_numpy(inputs[tensor.name]) for tensor in self.io.inputs))
+        device = self._model.decoder.token_embedding.device
+        scores = self._model(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in self.io.inputs))
         (output,) = self.io.outputs
-        return {output.name: scores.numpy()}
+        return {output.name: scores.cpu().numpy()}
+
+
+class FoundBeams(NamedTuple):
+    """Items int64 [n, W, 3], best first, and the score FP32 [n, 3] of the last beam kept after each step."""
+
+    sids_nW3: NDArray[np.int64]
+    cutoffs_n3: NDArray[np.float32]
+
+
+@torch.no_grad()
+def torch_beams(serving: ServingModel, requests: Requests, batch_size: int, label: str) -> FoundBeams:
+    """What the serving graph of a packed model finds for all requests, with a progress bar."""
+    device, sids, cutoffs = serving.decoder.token_embedding.device, [], []
+    for inputs in tracked(feeds(serving.io, requests, batch_size), label, -(-len(requests) // batch_size)):
+        with recorded_calls(only=beam_step.name) as steps:
+            found_BW3, _ = serving(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in serving.io.inputs))
+        sids.append(found_BW3.cpu().numpy())
+        cutoffs.append(torch.stack([step.outputs[0][:, -1] for step in steps], 1).cpu().numpy())
+    return FoundBeams(np.concatenate(sids), np.concatenate(cutoffs))

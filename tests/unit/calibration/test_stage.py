@@ -59,7 +59,11 @@ def test_the_description_is_complete(calibrated: Callable[[str], Path], precisio
     summary = open_quantized(calibrated(precision)).summary
     linears = 51 if precision != "fp16" else 0
     assert len(summary.layers) == linears
-    assert len(summary.layers) + len(summary.unquantized) == len(summary.weights) == 59
+    assert len(summary.layers) + len(summary.unquantized) == 59
+    assert len(summary.weights) == 59 + len(("token_embedding.weight", "position_embedding.weight"))
+    without = {weight.name for weight in summary.weights if weight.score_error is None}
+    assert without == {"blocks.1.ffn.router.weight", "blocks.2.ffn.router.weight"}  # FP32, whatever the precision
+    assert all(weight.score_error for weight in summary.weights if weight.quantized)
     assert {"blocks.1.ffn.router", "context.pathways.0", "heads.2"} <= set(summary.unquantized)
     assert [len(part.routed_tokens) for part in summary.experts] == [4, 4]
     assert all(sum(part.routed_tokens) == 24 * 3 * 2 for part in summary.experts)  # requests x positions x top-2

@@ -16,9 +16,10 @@ from onerec_trt.runtime.plan_record import inspect_plan
 from onerec_trt.tools import pipeline
 from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, stages_of, summarize, validations, whole_run, write_summary
 from onerec_trt.validation.gates import gate
-from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 
 MakeRecipe = Callable[..., Path]
+NOT_KNOWN = ErrorRatios(mean=math.nan, mean_interval=(math.nan, math.nan), typical=math.nan, typical_interval=(math.nan, math.nan))
 
 
 def ran(path: Path) -> list[str]:
@@ -110,7 +111,7 @@ def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
 
 def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0, kl_ratio_interval=(1.0, 1.0))
+    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0, ratios=NOT_KNOWN, kl_ratios=NOT_KNOWN)
     results = [result.model_copy(update={"scoring": broken}) for result in validations([recipe])]
     monkeypatch.setattr(pipeline, "validations", lambda _: results)
     write_summary(tmp_path / "summary.json", summarize([recipe]))
