@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from types import TracebackType
 from typing import Any
 
@@ -147,6 +148,6 @@ class Client:
             return call()
         except server_error() as error:
             raise RequestError(f"the server refuses: {error}", where=self._where) from None
-        except (OSError, TimeoutError) as error:
+        except (OSError, HTTPException) as error:
             hint = "look whether the server runs, and at which address and port"
             raise RequestError(f"the server does not answer: {error}", where=self._where, hint=hint) from None

@@ -12,7 +12,7 @@ CONTROL_HEADER = "onerec-trt-control"  # a request to a restricted API must brin
 # What could change what is served, write files, or read memory of other processes on the machine.
 _RESTRICTED = ("model-repository", "trace", "logging")
 _SHARED_MEMORY = "shared-memory"
-EXIT_TIMEOUT_S = 20
+EXIT_TIMEOUT_S = 5  # for requests in flight when a server or an instance ends
 
 
 @dataclass(frozen=True)

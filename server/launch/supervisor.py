@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,6 +63,7 @@ class Supervisor:
         self._served: dict[str, VersionDescription] = {}
         self._configs: dict[str, bytes] = {}
         self._instances: dict[str, set[int]] = {}
+        self._retiring: dict[int, float] = {}
         self._replaced = 0
 
     def load(self, model: str) -> None:
@@ -95,7 +98,8 @@ class Supervisor:
                 if self._changed(model):
                     self.load(model)
                 elif died := self._instances[model] - stubs(self._process.pid).keys():
-                    self._replace(model, len(died))
+                    self._replace(model, died)
+            self._retire()
 
     def _begin(self, description: VersionDescription) -> None:
         """Take note of what is served now."""
@@ -113,14 +117,24 @@ class Supervisor:
         except FileNotFoundError:
             return False
 
-    def _replace(self, model: str, died: int) -> None:
+    def _replace(self, model: str, died: set[int]) -> None:
         """The server never starts a dead instance again, and sends requests to it; a changed configuration makes new ones."""
-        self._say(f"{model}: {died} instance(s) died; starting new ones")
+        self._say(f"{model}: {len(died)} instance(s) died; starting new ones")
         self._replaced += 1
+        remaining = self._instances[model] - died
         config = model_config(self._served[model], self._repository.promoted(model))
         config.parameters["replaced"].string_value = str(self._replaced)
         self._control.load(model, json_format().MessageToJson(config, preserving_proto_field_name=True))
         self._begin(self._served[model])
+        self._retiring |= dict.fromkeys(remaining, time.monotonic() + EXIT_TIMEOUT_S)
+
+    def _retire(self) -> None:
+        """Beside a dead instance the server unloads no living one, which would keep its memory: end those that were replaced."""
+        over = [pid for pid, deadline in self._retiring.items() if time.monotonic() >= deadline]
+        for pid in [pid for pid in over if pid in stubs(self._process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        for pid in over:
+            del self._retiring[pid]
 
     def _set_aside(self, model: str, version: int, error: ArtifactError) -> None:
         earlier = self._repository.set_aside(model, version, str(error))

@@ -17,7 +17,7 @@ from ...core.artifacts import atomic_folder, write_text
 from ...core.errors import ArtifactError
 from ...core.paths import absolute
 from .model_config import CONFIG_FILE, config_text, promotions
-from .version import VersionDescription, open_version, read_description
+from .version import DESCRIPTION_FILE, VersionDescription, open_version, read_description
 
 ASIDE = "failed-"  # begins the name of a version's folder that is not to be served any more; the server looks at numbers only
 WHY_FILE = "why.txt"
@@ -42,7 +42,7 @@ class Repository:
             ArtifactError: There is none.
         """
         folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        found = tuple(folder.name for folder in folders if not folder.name.startswith(".") and self._numbers(folder))
+        found = tuple(folder.name for folder in folders if not folder.name.startswith(".") and self.versions(folder.name))
         if not found:
             hint = "write one with `onerec-trt repository PLAN --out REPO`"
             raise ArtifactError("this is no model repository", where=str(self.path), hint=hint)
@@ -57,8 +57,8 @@ class Repository:
         return self.path / model / str(version)
 
     def versions(self, model: str) -> tuple[int, ...]:
-        """Numbers of a model's versions, ascending, without those set aside."""
-        return self._numbers(self.path / model)
+        """Numbers of a model's versions, ascending, without those set aside and without folders that somebody else made."""
+        return tuple(number for number in self._numbers(model) if (self.folder(model, number) / DESCRIPTION_FILE).is_file())
 
     def describe(self, model: str, version: int) -> VersionDescription:
         """The description of a version; its files are not looked at.
@@ -99,7 +99,7 @@ class Repository:
         if not _MODEL_NAME.fullmatch(model):
             raise ArtifactError("this is no name of a model", where=repr(model), hint="take letters, digits, dots, dashes and underscores")
         with self._locked(model):
-            used = [*self.versions(model), *self._aside(model), 0]
+            used = [*self._numbers(model), *self._numbers(model, ASIDE), 0]
             version = max(used) + 1
             with atomic_folder(self.folder(model, version)) as folder:
                 yield version, folder
@@ -168,15 +168,11 @@ class Repository:
             raise ArtifactError(f"the model '{model}' has no version {version}", where=str(self.path), hint=f"its versions: {known}")
         return folder
 
-    def _numbers(self, folder: Path) -> tuple[int, ...]:
-        if not folder.is_dir():
-            return ()
-        return tuple(sorted(int(each.name) for each in folder.iterdir() if each.is_dir() and each.name.isdecimal()))
-
-    def _aside(self, model: str) -> tuple[int, ...]:
-        """Numbers of versions that were set aside: they are not given again."""
-        folders = (self.path / model).glob(f"{ASIDE}*") if (self.path / model).is_dir() else ()
-        return tuple(int(folder.name.removeprefix(ASIDE)) for folder in folders if folder.name.removeprefix(ASIDE).isdecimal())
+    def _numbers(self, model: str, prefix: str = "") -> tuple[int, ...]:
+        """Numbers in the names of a model's folders that begin so, ascending. A number is given once, to versions set aside, too."""
+        folder = self.path / model
+        names = [each.name.removeprefix(prefix) for each in folder.glob(f"{prefix}*") if each.is_dir()] if folder.is_dir() else []
+        return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
     @contextmanager
     def _locked(self, model: str) -> Iterator[None]:

@@ -118,10 +118,11 @@ class Running:
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
 
-    def status(self, path: str) -> int:
+    def status(self, path: str, method: str = "GET") -> int:
         """What HTTP answers."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['http']}{path}", method=method)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -168,6 +169,14 @@ def served(repository: Repository) -> Iterator[Running]:
     assert not running.thread.is_alive(), said
 
 
+def replace_file(folder: Path, name: str, text: str) -> None:
+    """Change a file of a version and its description, as if it had been added so: hashes match, whatever the server makes of it."""
+    (folder / name).write_text(text)
+    values = json.loads((folder / "version.json").read_text())
+    values["files"][name] = sha256(folder / name)
+    write_json(folder / "version.json", values)
+
+
 Add = Callable[..., VersionDescription]
 
 
@@ -203,5 +212,5 @@ def reference() -> Callable[[Path], Callable[[Asked], dict[str, NDArray[np.gener
 
 
 @pytest.fixture(scope="session")
-def description_of() -> Callable[[Path], object]:
-    return lambda folder: json.loads((folder / "version.json").read_text())
+def rewrite() -> Callable[[Path, str, str], None]:
+    return replace_file

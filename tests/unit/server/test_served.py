@@ -93,3 +93,22 @@ def test_failed_requests_are_counted_which_the_servers_own_metrics_call_a_succes
     with running.client() as client, pytest.raises(RequestError, match="NaN"):
         client.recommend(asked.features_SF * np.float16(np.nan), asked.lengths_3)
     assert running.metric("onerec_trt_failed_requests_total", reason="request") == counted + 1
+
+
+def test_equal_requests_are_computed_each_time_and_never_answered_from_a_cache(running: Any, asking: Any) -> None:
+    asked = asking(np.random.default_rng(4), 4)
+    before = running.metric("nv_inference_exec_count")
+    with running.client() as client:
+        for _ in range(3):
+            client.recommend(asked.features_SF, asked.lengths_3)
+    assert running.metric("nv_inference_exec_count") == before + 3
+
+
+def test_the_model_was_warm_when_it_became_ready(running: Any) -> None:
+    assert running.metric("onerec_trt_warmed_shapes") == 2
+
+
+def test_apis_that_change_a_server_ask_for_its_key(running: Any) -> None:
+    for path in ("/v2/repository/index", "/v2/trace/setting", "/v2/logging"):
+        assert running.status(path, method="POST" if "index" in path else "GET") == 403, path
+    assert running.status("/v2/models/onerec/ready") == 200
