@@ -11,7 +11,6 @@ from .errors import MissingExtraError
 # The modules that this package imports beside its base requirements, by the extra whose requirements bring them.
 _MODULES: Mapping[str, tuple[str, ...]] = {
     "runtime": ("torch", "pynvml"),
-    "server": ("tritonclient",),
     "compiler": (
         "filelock",
         "huggingface_hub",

@@ -12,6 +12,12 @@ from ..core.paths import located
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
+Trust = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trust", parser=located, metavar="KEY.pub", help="Demand a signature by this public key. Repeatable.", show_default=False
+    ),
+]
 
 
 class FlavorName(StrEnum):
@@ -50,6 +56,7 @@ def repository(
         str | None, typer.Option(metavar="NUMBER|newest", help="Serve this version from the next load on.", show_default=False)
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version again that was served before.")] = False,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Put plans into a model repository of Triton Inference Server, promote a version, or roll back."""
@@ -58,7 +65,16 @@ def repository(
     server_commands.repository(
         out,
         models or [],
-        server_commands.Wishes(flavor and flavor.value, name, times, instances, (max_batch, max_context), unvalidated, tuple(parameter)),
+        server_commands.Wishes(
+            flavor=flavor and flavor.value,
+            name=name,
+            times=times,
+            instances=instances,
+            graph=(max_batch, max_context),
+            unvalidated=unvalidated,
+            parameters=tuple(parameter),
+            trust=tuple(trust or ()),
+        ),
         promote=promote,
         rollback=rollback,
         as_json=as_json,
@@ -87,8 +103,10 @@ def serve(
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Let clients on this machine hand over inputs in shared memory.")
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Start Triton Inference Server on a repository, for this machine alone, and watch over it."""
     from . import server_commands
 
-    server_commands.serve(path, server, tuple(model), (address, http_port, grpc_port, metrics_port), shared_memory)
+    listening = (address, http_port, grpc_port, metrics_port)
+    server_commands.serve(path, server, tuple(model), listening, shared_memory=shared_memory, trust=tuple(trust or ()))

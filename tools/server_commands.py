@@ -37,6 +37,7 @@ class Wishes(NamedTuple):
     graph: tuple[int, int]
     unvalidated: bool
     parameters: tuple[str, ...]
+    trust: tuple[Path, ...]
 
 
 def repository(out: Path, models: Sequence[Path], wishes: Wishes, *, promote: str | None, rollback: bool, as_json: bool) -> None:
@@ -54,12 +55,20 @@ def repository(out: Path, models: Sequence[Path], wishes: Wishes, *, promote: st
     _show(store, names, as_json)
 
 
-def serve(path: Path, server: Path | None, models: tuple[str, ...], listening: tuple[str, int, int, int], shared_memory: bool) -> None:
+def serve(
+    path: Path,
+    server: Path | None,
+    models: tuple[str, ...],
+    listening: tuple[str, int, int, int],
+    *,
+    shared_memory: bool,
+    trust: tuple[Path, ...],
+) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    run_server(Repository(path), ServeOptions(server, models, Endpoints(*listening), shared_memory), typer.echo, stopped)
+    run_server(Repository(path), ServeOptions(server, models, Endpoints(*listening), shared_memory, trust), typer.echo, stopped)
 
 
 def _options(model: Path, wishes: Wishes) -> Options:
@@ -73,6 +82,7 @@ def _options(model: Path, wishes: Wishes) -> Options:
         graph_limits=GRAPH_LIMITS.model_copy(update={"max_batch": batch, "max_context": context}),
         unvalidated=wishes.unvalidated,
         parameters=dict(map(_setting, wishes.parameters)),
+        trust=wishes.trust,
     )
 
 

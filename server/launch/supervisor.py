@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..repository.model_config import model_config
 from ..repository.store import Repository
 from ..repository.version import VersionDescription
 from ..triton_api import json_format
+from ..trust import require_trusted, trust_environment
 from .control import Control
 from .flags import EXIT_TIMEOUT_S, Endpoints, listening_arguments, server_arguments
 from .installation import Installation, find_server
@@ -40,12 +41,14 @@ class ServeOptions:
         models: Names. Empty: all of the repository.
         endpoints: Address and ports; a port of 0 is chosen.
         shared_memory: Let clients register shared memory.
+        trust: Public keys, one of which must have signed every model. Default: no signature is asked for.
     """
 
     server: Path | None
     models: tuple[str, ...]
     endpoints: Endpoints
     shared_memory: bool
+    trust: tuple[Path, ...] = ()
 
 
 class Supervisor:
@@ -55,11 +58,14 @@ class Supervisor:
         repository: What it serves.
         process: The server.
         control: Its restricted side.
+        trust: Keys whose signatures it demands.
         say: Told what happens.
     """
 
-    def __init__(self, repository: Repository, process: subprocess.Popen[bytes], control: Control, say: Say) -> None:
-        self._repository, self._process, self._control, self._say = repository, process, control, say
+    def __init__(
+        self, repository: Repository, process: subprocess.Popen[bytes], control: Control, trust: tuple[Path, ...], say: Say
+    ) -> None:
+        self._repository, self._process, self._control, self._trust, self._say = repository, process, control, trust, say
         self._served: dict[str, VersionDescription] = {}
         self._configs: dict[str, bytes] = {}
         self._instances: dict[str, set[int]] = {}
@@ -76,7 +82,7 @@ class Supervisor:
             version = self._repository.promoted(model)[0]
             self._configs[model] = self._repository.config_path(model).read_bytes()
             try:
-                description = self._repository.open(model, version)
+                description = _opened(self._repository, model, version, self._trust)
                 self._control.load(model)
             except ArtifactError as error:
                 self._set_aside(model, version, error)
@@ -138,9 +144,9 @@ class Supervisor:
 
     def _set_aside(self, model: str, version: int, error: ArtifactError) -> None:
         earlier = self._repository.set_aside(model, version, str(error))
-        self._say(f"{model}: version {version} was set aside, it cannot be served: {error}")
         if earlier is None:
-            raise ArtifactError(f"no version of '{model}' can be served", where=str(self._repository.path), hint=str(error.what)) from error
+            raise error
+        self._say(f"{model}: version {version} was set aside, it cannot be served: {error}")
         self._say(f"{model}: back to version {earlier}")
 
 
@@ -157,7 +163,7 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
         ArtifactError: There is no server, it does not start or ends by itself, or no version of a model can be loaded.
     """
     models = options.models or repository.models()
-    served = _checked(repository, models, say)
+    served = _checked(repository, models, options.trust, say)
     remove_leftovers()
     endpoints, key = _with_ports(options.endpoints), secrets.token_urlsafe()
     try:
@@ -169,10 +175,10 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
                 f"--backend-config=python,shm-region-prefix-name={region_prefix()}",
                 *([f"--backend-directory={installation.backends}"] if installation.backends else []),
             ]
-            with _started(installation, arguments) as process:
+            with _started(installation, arguments, trust_environment(options.trust)) as process:
                 control = Control(endpoints, key)
                 _wait_until_live(process, control, stopped)
-                supervisor = Supervisor(repository, process, control, say)
+                supervisor = Supervisor(repository, process, control, options.trust, say)
                 for model in models:
                     supervisor.load(model)
                 say(f"serving on {endpoints.address}: HTTP {endpoints.http}, gRPC {endpoints.grpc}, metrics {endpoints.metrics}")
@@ -181,27 +187,37 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
         remove_leftovers()
 
 
-def _checked(repository: Repository, models: tuple[str, ...], say: Say) -> list[VersionDescription]:
+def _opened(repository: Repository, model: str, version: int, trust: tuple[Path, ...]) -> VersionDescription:
+    """A version whose files are those that were put there, and signed where that is asked for."""
+    description = repository.open(model, version)
+    require_trusted(repository.folder(model, version), description, trust)
+    return description
+
+
+def _checked(repository: Repository, models: tuple[str, ...], trust: tuple[Path, ...], say: Say) -> list[VersionDescription]:
     """The version of each model to begin with. One whose files were changed is set aside before the server sees it."""
     served = []
     for model in models:
         while True:
             version = repository.promoted(model)[0]
             try:
-                served.append(repository.open(model, version))
+                served.append(_opened(repository, model, version, trust))
                 break
             except ArtifactError as error:
-                say(f"{model}: version {version} was set aside: {error}")
                 if repository.set_aside(model, version, str(error)) is None:
                     raise
+                say(f"{model}: version {version} was set aside: {error}")
     return served
 
 
 @contextmanager
-def _started(installation: Installation, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(installation: Installation, arguments: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """The server; at the end it answers what it has begun, or is killed after a while."""
     process = subprocess.Popen(
-        [installation.program, *arguments], env=installation.environment(), stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
+        [installation.program, *arguments],
+        env={**installation.environment(), **environment},
+        stdin=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
     )
     try:
         yield process

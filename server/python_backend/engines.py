@@ -11,6 +11,7 @@ import numpy as np
 from ...core.arrays import Array
 from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..repository.version import VersionDescription
+from ..trust import require_trusted
 
 
 class Engine(Protocol):
@@ -26,25 +27,27 @@ class Engine(Protocol):
         """Run batches of so many requests and tokens, so that the first real one is as fast as the next."""
 
 
-def load_engine(folder: Path, description: VersionDescription, device: int) -> Engine:
+def load_engine(folder: Path, description: VersionDescription, device: int, trust: Sequence[Path] = ()) -> Engine:
     """Load the model of a version.
 
     Args:
         folder: The version's folder.
         description: The version's.
         device: Number of the GPU for a plan.
+        trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
 
     Raises:
-        ArtifactError: The model was changed, or does not fit this machine.
+        ArtifactError: The model was changed, does not fit this machine, or is not signed by a trusted key.
         GpuError: There is no GPU, or its memory is exhausted.
         MissingExtraError: What runs the model is not installed beside the server.
     """
     model = folder / description.model_file
     if description.engine == "onnxruntime":
+        require_trusted(folder, description, trust)
         return OnnxRuntimeEngine(OnnxRuntimeRunner(model), description)
     from .tensorrt_engine import TensorRtEngine
 
-    return TensorRtEngine(model, description, device)
+    return TensorRtEngine(model, description, device, trust)
 
 
 class OnnxRuntimeEngine:

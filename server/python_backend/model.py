@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ...core.arrays import Array
 from ...core.errors import OnerecTrtError, RequestError
 from ..repository.limits import longest_context, most_requests
 from ..repository.version import open_version
+from ..trust import trusted_keys
 from .checks import check_request
 from .dlpack import Lent, taken
 from .engines import load_engine
@@ -34,7 +36,7 @@ class TritonPythonModel:
         self._version = open_version(folder)
         self._where = f"{args['model_name']} version {args['model_version']}"
         self._metrics = Metrics(self._utils, args["model_name"], args["model_version"])
-        self._engine = load_engine(folder, self._version, int(args["model_instance_device_id"]))
+        self._engine = load_engine(folder, self._version, int(args["model_instance_device_id"]), trusted_keys(os.environ))
         shapes = self._warm_up_shapes()
         self._engine.warm_up(shapes)
         self._metrics.warmed(len(shapes))

@@ -18,9 +18,9 @@ GRAPHS = "cuda_graphs"  # parameter: CUDA graphs that an instance keeps
 class TensorRtEngine:
     """A plan, loaded on one GPU."""
 
-    def __init__(self, plan: Path, description: VersionDescription, device: int) -> None:
+    def __init__(self, plan: Path, description: VersionDescription, device: int, trust: Sequence[Path]) -> None:
         torch.cuda.set_device(device)
-        self._runner = TensorRtRunner.load(plan, graphs=_graphs(description))
+        self._runner = TensorRtRunner.load(plan, graphs=_graphs(description), trust=trust)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
         self._lent: dict[str, torch.Tensor] = {}
 

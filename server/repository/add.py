@@ -13,7 +13,8 @@ from ...core.graph_io import GraphIO, Role
 from ...core.records import RECORD_NAME, read_record
 from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ...runtime.plan_record import PlanRecord, record_path
-from ...runtime.verdict import inspect_proven, verdict_path
+from ...runtime.signature import require_signature, signature_path
+from ...runtime.verdict import inspect_proven, verdict_files, verdict_path
 from .batching import batching, read_times
 from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_single_requests, require_unambiguous
 from .store import Repository
@@ -51,6 +52,7 @@ class Options:
         graph_limits: What an exported graph takes. A plan's profiles say it themselves.
         unvalidated: Accept a plan that has not passed the gates. Default: refuse it.
         parameters: Settings of the Python backend.
+        trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
     """
 
     flavor: Flavor
@@ -60,6 +62,7 @@ class Options:
     graph_limits: Limits = GRAPH_LIMITS
     unvalidated: bool = False
     parameters: dict[str, str] = field(default_factory=dict)
+    trust: tuple[Path, ...] = ()
 
 
 class _Source(NamedTuple):
@@ -72,6 +75,7 @@ class _Source(NamedTuple):
     plan: PlanFacts | None
     validated: bool
     reason: str
+    gpu_memory: int | None = None
 
 
 def add_version(repository: Repository, model: Path, options: Options) -> VersionDescription:
@@ -83,9 +87,11 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
         options: How to serve it.
 
     Raises:
-        ArtifactError: The model does not match its record, or the flavor cannot serve it.
+        ArtifactError: The model does not match its record, is not signed by a trusted key, or the flavor cannot serve it.
         GateError: The plan has not passed the gates.
     """
+    if options.trust:
+        require_signature(_graph_file(model), options.trust)
     source = _plan(model) if model.suffix == ".plan" else _graph(model, options.graph_limits)
     _require_servable(source, model, options)
     name = options.name or (SERVING_NAME if source.io.has(Role.FOUND_ITEMS) else SCORING_NAME)
@@ -124,6 +130,7 @@ def _description(name: str, version: int, source: _Source, files: dict[str, str]
             gpus=1 if source.engine == "tensorrt" else 0,
             model_bytes=sum(origin.stat().st_size for origin in source.files.values()),
             shared_memory_bytes=shared_memory_bytes(source.io, source.limits, together, options.instances) if python else 0,
+            gpu_memory_bytes=source.gpu_memory and source.gpu_memory * options.instances,  # instances share nothing
             instances=options.instances,
         ),
         plan=source.plan,
@@ -138,12 +145,13 @@ def _plan(path: Path) -> _Source:
     if record.target != "tensorrt":
         hint = "build one with `onerec-trt build RECIPE.yaml --target tensorrt` on the GPU it is to run on"
         raise ArtifactError("the server has no backend for plans of TensorRT-RTX", where=str(path), hint=hint)
-    files = {PLAN_FILE: path, record_path(Path(PLAN_FILE)).name: record_path(path)}
-    verdict = verdict_path(path)
-    if verdict.is_file():
-        files[verdict_path(Path(PLAN_FILE)).name] = verdict
+    files = {PLAN_FILE: path, record_path(Path(PLAN_FILE)).name: record_path(path)} | _signature(path, PLAN_FILE)
+    for verdict in verdict_files(path, record.sha256):
+        own = verdict == verdict_path(path.absolute())
+        files[verdict_path(Path(PLAN_FILE)).name if own else verdict.name] = verdict
     limits = limits_of(record.io, record.profiles)
-    return _Source("tensorrt", record.io, limits, files, _facts(record), record.validated, record.reason)
+    memory = record.gpu_memory.peak if record.gpu_memory else None
+    return _Source("tensorrt", record.io, limits, files, _facts(record), record.validated, record.reason, memory)
 
 
 def _facts(record: PlanRecord) -> PlanFacts:
@@ -157,14 +165,24 @@ def _facts(record: PlanRecord) -> PlanFacts:
 
 def _graph(path: Path, limits: Limits) -> _Source:
     """An exported graph, checked against the record of its folder. Its weights lie in files beside it."""
-    graph = path / GRAPH_FILE if path.is_dir() else path
+    graph = _graph_file(path)
     if graph.suffix != ".onnx" or not graph.is_file():
         hint = "give a .plan file, an exported model.onnx, or the folder of an export"
         raise ArtifactError("this is neither a plan nor an exported graph", where=str(path), hint=hint)
     record = read_record(graph.parent)
     files = {GRAPH_FILE: graph, RECORD_NAME: graph.parent / RECORD_NAME}
-    files |= {name: graph.parent / name for name in record.wrote if name.endswith(".data")}
+    files |= {name: graph.parent / name for name in record.wrote if name.endswith(".data")} | _signature(graph, GRAPH_FILE)
     return _Source("onnxruntime", OnnxRuntimeRunner(graph, threads=1).io, (limits,), files, None, False, NOT_A_PLAN)
+
+
+def _graph_file(path: Path) -> Path:
+    return path / GRAPH_FILE if path.is_dir() else path
+
+
+def _signature(model: Path, name: str) -> dict[str, Path]:
+    """The signature beside a model, by its name beside the copy; none where there is none."""
+    signature = signature_path(model)
+    return {signature_path(Path(name)).name: signature} if signature.is_file() else {}
 
 
 def _require_servable(source: _Source, model: Path, options: Options) -> None:

@@ -134,22 +134,25 @@ class Repository:
         """Take a version that cannot be served out of the server's sight, and fall back to the one served before.
 
         Returns:
-            The version that is served now; None where no other was promoted before.
+            The version that is served now; None where no other was promoted before: then nothing is changed.
         """
         with self._locked(model):
+            remaining = [other for other in self._earlier(model) if other != version]
+            description = next(filter(None, (self._intact(model, earlier) for earlier in remaining)), None)
+            if description is None:
+                return None
             aside = self.path / model / f"{ASIDE}{version}"
             os.replace(self.folder(model, version), aside)
             write_text(aside / WHY_FILE, why + "\n")
-            remaining = [other for other in self._earlier(model) if other != version]
-            for earlier in remaining:
-                try:
-                    description = self.open(model, earlier)
-                except ArtifactError:
-                    continue  # it was changed, too: the next one back
-                self._write_config(description, [earlier, *(other for other in remaining if other != earlier)])
-                return earlier
-            self.config_path(model).unlink(missing_ok=True)
-        return None
+            self._write_config(description, [description.version, *(other for other in remaining if other != description.version)])
+        return description.version
+
+    def _intact(self, model: str, version: int) -> VersionDescription | None:
+        """The description of a version; None where a file of it was changed."""
+        try:
+            return self.open(model, version)
+        except ArtifactError:
+            return None
 
     def _write_config(self, description: VersionDescription, promoted: list[int] | tuple[int, ...]) -> None:
         write_text(self.config_path(description.name), config_text(description, promoted[:_KEPT_PROMOTIONS]))

@@ -42,11 +42,16 @@ class PlanFacts(_Part):
 
 
 class Resources(_Part):
-    """What a server needs for this version: GPUs, bytes of the model's files and of /dev/shm, executions at the same time on each GPU."""
+    """What a server needs for this version.
+
+    `gpus`: how many; `model_bytes`: of its files; `shared_memory_bytes`: of /dev/shm; `gpu_memory_bytes`: on each GPU, None where it is not
+    known; `instances`: executions at the same time on each GPU.
+    """
 
     gpus: int
     model_bytes: int
     shared_memory_bytes: int
+    gpu_memory_bytes: int | None
     instances: int
 
 

@@ -159,6 +159,17 @@ def test_a_version_that_was_changed_is_set_aside_before_the_server_starts(
         assert set(flow.served) == {1}
 
 
+def test_a_model_whose_only_version_does_not_load_ends_the_server_and_is_kept(
+    exports: list[Path], add: Any, start: Any, rewrite: Any, tmp_path: Path
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    add(repository, exports[0])
+    rewrite(repository.folder("onerec", 1), "model.py", BROKEN)
+    with pytest.raises(AssertionError, match="this version does not load"), start(repository):
+        pass
+    assert repository.promoted("onerec") == (1,)
+
+
 def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Repository, start: Any, traffic: Any) -> None:
     with start(repository) as running, traffic(running) as flow:
         server = server_of(running)

@@ -34,6 +34,10 @@ COMMANDS = (
     "dev export-trial",
     "dev bench-operators",
     "dev tune",
+    "dev batch-times",
+    "dev perf-inputs",
+    "repository",
+    "serve",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
