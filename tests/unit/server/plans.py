@@ -13,7 +13,10 @@ from onerec_trt.runtime.verdict import GateResult, write_verdict
 from onerec_trt.server.repository.limits import Limits
 
 GOOD = GateResult(name="overlap@10", value=0.95, threshold=0.9, comparison=">=", passed=True)
-NESTED = (Limits(min_batch=1, max_batch=8, min_context=2, max_context=512), Limits(min_batch=1, max_batch=32, min_context=2, max_context=3072))
+NESTED = (
+    Limits(min_batch=1, max_batch=8, min_context=2, max_context=512),
+    Limits(min_batch=1, max_batch=32, min_context=2, max_context=3072),
+)
 PLUGINS = PluginUse(host_sha256="0" * 64, nodes={}, fusions={}, fp8_accumulation="fast")
 
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(repository: Reposit
         add_version(repository, bare, Options("tensorrt"))
     with pytest.raises(ArtifactError, match="no backend for plans of TensorRT-RTX"):
         add_version(repository, write_plan(tmp_path / "rtx", target="tensorrt-rtx"), Options("tensorrt"))
-    with pytest.raises(ArtifactError, match="profiles 0 .* and 1 .* cross"):
+    with pytest.raises(ArtifactError, match=r"profiles 0 .* and 1 .* cross"):
         add_version(repository, write_plan(tmp_path / "crossing", CROSSING), Options("tensorrt", unvalidated=True))
     with pytest.raises(ArtifactError, match="serves plans, not exported graphs"):
         add_version(repository, export, Options("tensorrt"))
@@ -128,7 +128,9 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(repository: Reposit
     with pytest.raises(ArtifactError, match="this is no name of a model"):
         add_version(repository, bare, Options("python", name="a/b", unvalidated=True))
     assert not repository.path.exists()
-    assert add_version(repository, write_plan(tmp_path / "crossing", CROSSING), Options("python", unvalidated=True)).batching.max_batch == 32
+    assert (
+        add_version(repository, write_plan(tmp_path / "crossing", CROSSING), Options("python", unvalidated=True)).batching.max_batch == 32
+    )
 
 
 def test_promotion_and_rollback(repository: Repository, plan: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_model_whose_only_version_does_not_load_ends_the_server_and_is_kept(
     repository = Repository(tmp_path / "repository")
     add(repository, exports[0])
     rewrite(repository.folder("onerec", 1), "model.py", BROKEN)
-    with pytest.raises(AssertionError, match="this version does not load"), start(repository):
+    with pytest.raises(AssertionError, match="the server cannot load the model"), start(repository):
         pass
     assert repository.promoted("onerec") == (1,)
 
