@@ -8,7 +8,7 @@ SERVER := .venv-server
 FOLDERS := core models operators calibration export builders runtime validation server tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
-.PHONY: demo test lint unit gpu lock clean
+.PHONY: demo test lint unit gpu k8s lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/onerec-trt demo --out out/demo
@@ -44,6 +44,10 @@ $(SERVER)/.installed: requirements-server.lock | $(VENV)/.locked
 	rm -rf $(SERVER)
 	$(BIN)/pip install --quiet --no-deps --require-hashes --target $(SERVER) --requirement requirements-server.lock
 	touch $@
+
+# Has the API server of the cluster that kubectl speaks to check manifests; nothing is changed there.
+k8s:
+	kubectl apply --dry-run=server -f $(MANIFESTS)
 
 # Locks the dependencies of pyproject.toml again; needs uv.
 lock:

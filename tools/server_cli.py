@@ -110,3 +110,41 @@ def serve(
 
     listening = (address, http_port, grpc_port, metrics_port)
     server_commands.serve(path, server, tuple(model), listening, shared_memory=shared_memory, trust=tuple(trust or ()))
+
+
+@app.command()
+def manifests(
+    path: Annotated[Path, typer.Argument(parser=located, metavar="REPO", help="The model repository.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="FOLDER", help="Where to write the manifests.", show_default=False)],
+    image: Annotated[str, typer.Option(help="The server's image, best by digest.", show_default=False)],
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that holds the repository.", show_default=False)],
+    claim_path: Annotated[str, typer.Option(help="Folder in the claim. Default: its root.", show_default=False)] = "",
+    model: Annotated[str | None, typer.Option(help="The model. Default: the only one.", show_default=False)] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "default",
+    replicas: Annotated[tuple[int, int], typer.Option(metavar="MIN MAX", help="Pods, at least and at most.")] = (2, 8),
+    queue_ms: Annotated[float, typer.Option(help="Mean time in the queue above which a pod is added, in ms.")] = 20.0,
+    prometheus: Annotated[str, typer.Option(help="Prometheus, as KEDA reaches it.")] = "http://prometheus-operated.monitoring:9090",
+    monitoring: Annotated[str, typer.Option(help="Namespace that may read the metrics.")] = "monitoring",
+    canary: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="N %", help="KServe: a newer version, and its percent of requests.", show_default=False),
+    ] = None,
+) -> None:
+    """Write manifests for Kubernetes and KServe that serve the promoted version of a model."""
+    from . import server_commands
+
+    server_commands.manifests(
+        path,
+        out,
+        model,
+        canary,
+        image=image,
+        claim=claim,
+        claim_path=claim_path,
+        namespace=namespace,
+        min_replicas=replicas[0],
+        max_replicas=replicas[1],
+        queue_ms=queue_ms,
+        prometheus=prometheus,
+        monitoring_namespace=monitoring,
+    )

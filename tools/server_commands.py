@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import RecipeError
+from ..server.kubernetes.options import ClusterOptions
+from ..server.kubernetes.write import write_manifests
 from ..server.launch.flags import Endpoints, launch_line
 from ..server.launch.supervisor import ServeOptions
 from ..server.launch.supervisor import serve as run_server
@@ -129,3 +131,9 @@ def _table(versions: Sequence[VersionDescription], served: dict[str, int]) -> Ta
         validated = "yes" if each.validated else each.reason
         shown.add_row(*map(escape, (each.name, str(each.version), each.flavor, mark, validated, each.batching.why, releases)))
     return shown
+
+
+def manifests(repository: Path, out: Path, model: str | None, canary: tuple[int, int] | None, **options: Any) -> None:
+    """Write manifests for clusters; `options` are those of `ClusterOptions`."""
+    for path in write_manifests(repository, model, ClusterOptions(**options), out, canary):
+        typer.echo(path)

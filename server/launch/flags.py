@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from ..repository.version import VersionDescription
 
 CONTROL_HEADER = "onerec-trt-control"  # a request to a restricted API must bring the key in this header
 # What could change what is served, write files, or read memory of other processes on the machine.
-_RESTRICTED = ("model-repository", "trace", "logging")
-_SHARED_MEMORY = "shared-memory"
+RESTRICTED = ("model-repository", "trace", "logging")
+SHARED_MEMORY_API = "shared-memory"
 EXIT_TIMEOUT_S = 5  # for requests in flight when a server or an instance ends
 
 
@@ -30,7 +30,7 @@ class Endpoints:
         return f"{self.address}:{self.http}"
 
 
-def server_arguments(repository: Path, models: Iterable[VersionDescription]) -> list[str]:
+def server_arguments(repository: PurePath, models: Iterable[VersionDescription]) -> list[str]:
     """What any way of starting the server needs, a container's included: nothing is loaded that was not asked for by name.
 
     A plan with kernels carries code, which the stock backend runs only when told so, and then for every plan of that server.
@@ -41,7 +41,7 @@ def server_arguments(repository: Path, models: Iterable[VersionDescription]) -> 
     return arguments
 
 
-def launch_line(repository: Path, models: Iterable[VersionDescription]) -> str:
+def launch_line(repository: PurePath, models: Iterable[VersionDescription]) -> str:
     """The command that serves these models without `onerec-trt serve`, on this machine alone."""
     models = list(models)
     loading = [f"--load-model={model.name}" for model in models]
@@ -57,7 +57,7 @@ def listening_arguments(endpoints: Endpoints, control_key: str, *, shared_memory
         control_key: What a request to a restricted API must bring.
         shared_memory: Whether clients may register shared memory without it.
     """
-    restricted = ",".join((*_RESTRICTED, *(() if shared_memory else (_SHARED_MEMORY,))))
+    restricted = ",".join((*RESTRICTED, *(() if shared_memory else (SHARED_MEMORY_API,))))
     return [
         f"--http-address={endpoints.address}",
         f"--grpc-address={endpoints.address}",

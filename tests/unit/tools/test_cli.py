@@ -38,6 +38,7 @@ COMMANDS = (
     "dev perf-inputs",
     "repository",
     "serve",
+    "manifests",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
