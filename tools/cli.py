@@ -20,7 +20,7 @@ from ..core.artifacts import remove_unfinished
 from ..core.errors import ArtifactError, OnerecTrtError
 from ..core.paths import located
 from ..core.threads import set_thread_defaults
-from . import dev_cli
+from . import dev_cli, server_cli
 
 PROGRAM = "onerec-trt"
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dev_cli.app)
+app.add_typer(server_cli.app)
 RecipeFile = Annotated[
     Path, typer.Argument(parser=located, metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)
 ]

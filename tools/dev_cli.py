@@ -61,3 +61,34 @@ def tune(
 
     choose(out, log=log, say=typer.echo)
     typer.echo(f"{out}: to use these tiles, put the file in the place of operators/kernels/tiles.json in the repository and install again")
+
+
+@app.command("batch-times")
+def batch_times(
+    model: Annotated[
+        Path, typer.Argument(parser=located, metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("times.json"),
+    context: Annotated[int, typer.Option(min=1, help="Tokens of every request.")] = 512,
+    batch: Annotated[list[int], typer.Option(min=1, help="Requests of a batch; may be given several times.")] = [1, 2, 4, 8, 16, 32],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each batch.")] = 30,
+) -> None:
+    """Time batches of several sizes, from inputs to items in memory: what `repository --times` sets batching by."""
+    from .batch_times import measure
+
+    for size, milliseconds in measure(model, out, context, batch, samples).milliseconds.items():
+        typer.echo(f"batch {size:3}: {milliseconds:8.2f} ms, {size / milliseconds * 1e3:8.1f} requests/s")
+
+
+@app.command("perf-inputs")
+def perf_inputs(
+    repository: Annotated[Path, typer.Argument(parser=located, metavar="REPO", help="A model repository.", show_default=False)],
+    requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="The requests.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("perf-inputs.json"),
+    model: Annotated[str, typer.Option(help="The model that is to be asked.")] = "onerec",
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
+) -> None:
+    """Write requests as perf_analyzer reads them (--input-data), for a model that is served from a repository."""
+    from .perf_inputs import write_inputs
+
+    typer.echo(f"{write_inputs(repository, model, requests, out, limit)} requests: perf_analyzer -m {model} --input-data {out}")

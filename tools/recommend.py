@@ -75,7 +75,7 @@ def recommend(
         MissingExtraError: The library that runs the model is not installed.
     """
     require_own_table(out, COLUMNS)
-    runner = _runner(model, trust)
+    runner = open_runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
     chosen = read_contexts(requests, feature_width, max_context=_max_context(runner), limit=limit)
@@ -105,7 +105,12 @@ def table(found: Recommendations) -> Table:
     return shown
 
 
-def _runner(model: Path, trust: Sequence[Path]) -> OnnxRuntimeRunner | TensorRtRunner:
+def open_runner(model: Path, trust: Sequence[Path] = ()) -> OnnxRuntimeRunner | TensorRtRunner:
+    """What runs a plan or an exported graph, by the ending of its name.
+
+    Raises:
+        ArtifactError: It is neither, does not load, or is not signed by one of the keys in `trust`.
+    """
     if model.suffix == ".plan":
         return TensorRtRunner.load(model, trust=trust)
     if model.suffix == ".onnx":

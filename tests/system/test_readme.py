@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
 RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper"}
+SERVING = (
+    "onerec-trt repository out/NAME/exported --out out/served",
+    "onerec-trt serve out/served --server .venv-server",
+    "python examples/ask.py 127.0.0.1:8000",
+)
 SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
 
 
@@ -50,10 +57,11 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
         "onerec-trt validate recipe.yaml --engine tensorrt",
         "onerec-trt bench --size 1B",
+        *SERVING,
     ]
 
 
-@pytest.mark.parametrize("command", readme_commands()[-3:])
+@pytest.mark.parametrize("command", [command for command in readme_commands() if command not in SERVING][-3:])
 def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], tmp_path: Path, command: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one; tests/gpu runs the commands")
@@ -135,3 +143,22 @@ def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) ->
     test_file.write_text(example)
     done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_file))
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_the_demo_is_served_as_the_readme_says(demo: dict[str, object]) -> None:
+    served = ROOT / "out" / "served"
+    shutil.rmtree(served, ignore_errors=True)
+    programs = Path(sys.executable).parent
+    put, serve, ask = (command.replace("NAME", "demo/fp16").split() for command in SERVING)
+    done = run(str(programs / put[0]), *put[1:])
+    assert done.returncode == 0, done.stderr[-4000:]
+    server = subprocess.Popen([programs / serve[0], *serve[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        assert any(line.startswith("serving on 127.0.0.1: HTTP 8000, gRPC 8001") for line in server.stdout)
+        done = run(sys.executable, *ask[1:])
+    finally:
+        server.send_signal(signal.SIGTERM)
+        ended = server.wait(60)
+    assert ended == 0
+    assert re.fullmatch(r"(\w+ \(\d+, \d+, \d+\) log-probability -\d+\.\d+\n){2}", done.stdout), done.stdout + done.stderr[-4000:]

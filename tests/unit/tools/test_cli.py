@@ -34,6 +34,11 @@ COMMANDS = (
     "dev export-trial",
     "dev bench-operators",
     "dev tune",
+    "dev batch-times",
+    "dev perf-inputs",
+    "repository",
+    "serve",
+    "manifests",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
