@@ -30,6 +30,7 @@ _FIXED = struct.Struct("<8sII32s")  # magic, version, bytes of the header, SHA-2
 _ALIGNMENT = 64
 _CHUNK = 1 << 22
 _LARGEST_HEADER = 1 << 16
+LEVELS = 3  # codes of a semantic ID
 WORD = 32  # bits of a word of the pair table
 CODE_BITS = 16  # of an entry: the code below, its category class above
 MAX_CODEBOOK = 1 << CODE_BITS
@@ -166,6 +167,17 @@ class ItemIndex:
         keys = self._keys
         place = np.searchsorted(keys, key)
         return np.where(keys[np.minimum(place, len(keys) - 1)] == key, place, -1)
+
+    def begins_item(self, codes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether an item begins with the codes, [N]; one to three codes each."""
+        below = self.codebook ** (LEVELS - codes_NL.shape[1])
+        number = np.zeros(len(codes_NL), np.int64)
+        for codes_N in codes_NL.T:
+            number = number * self.codebook + codes_N
+        keys = self._keys
+        place = np.minimum(np.searchsorted(keys, number * below), len(keys) - 1)
+        inside = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(1)
+        return np.asarray((keys[place] // below == number) & inside)
 
     def entries_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the semantic ID of each item id, [N]; -1 for an item that the catalogue does not have."""

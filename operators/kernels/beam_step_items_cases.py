@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.graph_io import GraphIO, GraphTensor, Role
-from ...models.catalogue import Catalogue, index_in_memory
+from ...models.catalogue_index import Catalogue, index_in_memory
 from ...runtime.item_index import ItemIndex
 from ...runtime.item_rules import ItemRules, RuleEncoder
 from ..launch.case import Case, Example, KernelCases, Trial, half

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from onerec_trt.core.graph_io import GraphIO, GraphTensor, Role
-from onerec_trt.models.catalogue import Catalogue, index_in_memory
+from onerec_trt.models.catalogue_index import Catalogue, index_in_memory
 from onerec_trt.runtime.item_index import ItemIndex
 from onerec_trt.runtime.item_rules import ItemRules, RuleEncoder
 
