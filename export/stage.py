@@ -24,7 +24,7 @@ from .graph import export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
 from .passes import attach_functions
-from .serving import ScoringModel, ServingModel
+from .serving import ScoringModel, ServingModel, serving_model
 from .weights import WEIGHTS_FILE, externalize
 
 SERVING_FILE, SCORING_FILE, DESCRIPTION_FILE = "model.onnx", "scoring.onnx", "export.json"
@@ -73,7 +73,7 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
         ExportError: The lint found an error; it names every one.
     """
     with progress_bar("export", 5) as advance:
-        serving = ServingModel(source, options.beam).eval()
+        serving = serving_model(source, options).eval()
         scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
         advance()
         graphs = trace_graphs(serving, scoring, advance)
@@ -108,7 +108,8 @@ def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable
     features = torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16)
     lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
     paths = torch.zeros(2, scoring.paths, LEVELS, dtype=torch.int64)
-    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths))}
+    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
+    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths, *rest))}
     advance()
     graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, paths))
     advance()

@@ -187,10 +187,18 @@ class ItemIndex:
         entry = np.searchsorted(self.arrays["item_rows"], place, side="right") - 1
         return np.where(items[place] == ids, entry, -1)
 
-    def items_at(self, entry: int) -> slice:
-        """Where the items of a semantic ID stand in `items` and `item_patterns`, in ascending order of their ids."""
-        rows = self.arrays["item_rows"]
-        return slice(int(rows[entry]), int(rows[entry + 1]))
+    def continuations(self, prefixes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which codes continue each beginning of none to two codes, [N, V]; a beginning with a code below 0 goes on nowhere."""
+        level = prefixes_NL.shape[1] + 1
+        known = np.unique(self._keys // self.codebook ** (LEVELS - level)) if level < LEVELS else self._keys
+        mask = np.zeros((len(prefixes_NL), self.codebook), np.bool_)
+        number = np.zeros(len(prefixes_NL), np.int64)
+        for codes_N in prefixes_NL.T:
+            number = number * self.codebook + codes_N
+        first, last = (np.searchsorted(known, (number + more) * self.codebook) for more in (0, 1))
+        for row in np.flatnonzero((prefixes_NL >= 0).all(1)):
+            mask[row, known[first[row] : last[row]] % self.codebook] = True
+        return mask
 
     @cached_property
     def _keys(self) -> NDArray[np.int64]:

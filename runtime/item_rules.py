@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from ..core.errors import RequestError
 from ..core.graph_io import GraphIO, Role
 from .item_index import ANY_CLASS, ItemIndex
 
-NO_ITEM = -1  # code of a place for which there was no item
 MAX_CATEGORIES = 64
 
 
@@ -73,15 +73,6 @@ class RuleEncoder:
         values = {Role.REQUEST_LIMITS: limits, Role.ALLOWED_CLASSES: allowed, Role.EXCLUDED_SIDS: excluded}
         return {self.io.name(role): array for role, array in values.items()}
 
-    def items(self, sids_W3: NDArray[np.int64], rules: ItemRules) -> list[list[int]]:
-        """The allowed items of each semantic ID, in ascending order of their ids; none where there was no item."""
-        kept = _PatternRule(self.index, rules)
-        excluded = np.asarray(rules.excluded, np.int64)
-        found: list[list[int]] = []
-        for entry in self.index.entries_of(sids_W3).tolist():
-            found.append(kept.items(entry, excluded).tolist() if entry >= 0 else [])
-        return found
-
     def _beams(self, rules: ItemRules, place: int) -> int:
         beams = self._width if rules.beams is None else rules.beams
         if not 1 <= beams <= self._width:
@@ -90,13 +81,12 @@ class RuleEncoder:
         return beams
 
     def _excluded_entries(self, rules: ItemRules, place: int) -> NDArray[np.int64]:
-        """Semantic IDs of which no item is left, ascending."""
+        """Semantic IDs of which no allowed item is left, ascending."""
         if not len(rules.excluded):
             return np.zeros(0, np.int64)
-        excluded = np.asarray(rules.excluded, np.int64)
-        touched = np.unique(self.index.entries_with(excluded))
-        kept = _PatternRule(self.index, rules)
-        gone = np.asarray([entry for entry in touched[touched >= 0].tolist() if not len(kept.items(entry, excluded))], np.int64)
+        touched = np.unique(self.index.entries_with(np.asarray(rules.excluded, np.int64)))
+        touched = touched[touched >= 0]
+        gone = touched[np.diff(allowed_items(self.index, touched, rules).rows) == 0]
         if len(gone) > self._excluded:
             what = f"request {place} excludes {len(gone)} semantic IDs, the graph takes {self._excluded}"
             raise RequestError(what, hint="exclude the latest only, or export the graph with a larger export.max_excluded")
@@ -105,27 +95,57 @@ class RuleEncoder:
     def _allowed(self, rules: ItemRules) -> NDArray[np.int32]:
         """Of each class whether an item of it can fulfil the rule on categories; of ANY_CLASS it is not known, so it can."""
         rows, patterns = self.index.arrays["class_rows"], self.index.arrays["class_patterns"]
-        fulfilled = np.append(_PatternRule(self.index, rules).fulfilled[patterns], False)
+        fulfilled = np.append(_fulfilling(self.index, rules)[patterns], False)
         allowed = np.logical_or.reduceat(fulfilled, rows[:-1].astype(np.int64)).astype(np.int32)
         allowed[ANY_CLASS] = 1
         return allowed
 
 
-class _PatternRule:
-    """Which category bits of the catalogue fulfil a request's rule."""
+class FoundItems(NamedTuple):
+    """Item ids of several places, behind each other: those of place p are ids[rows[p] : rows[p + 1]], in ascending order."""
 
-    def __init__(self, index: ItemIndex, rules: ItemRules) -> None:
-        if not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (rules.required, rules.forbidden)):
-            raise RequestError("category bits are beyond 64 bits", hint="required and forbidden are masks of categories 0 to 63")
-        patterns = index.arrays["patterns"].astype(np.uint64)
-        fulfilled = (patterns & np.uint64(rules.forbidden)) == 0
-        if rules.required:
-            fulfilled &= (patterns & np.uint64(rules.required)) != 0
-        self.index, self.fulfilled = index, fulfilled
+    ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
-    def items(self, entry: int, excluded: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ids of the allowed items of a semantic ID, ascending."""
-        place = self.index.items_at(entry)
-        ids = self.index.arrays["items"][place].astype(np.int64)
-        allowed = self.fulfilled[self.index.arrays["item_patterns"][place]]
-        return ids[allowed & ~np.isin(ids, excluded)]
+    def at(self, place: int) -> list[int]:
+        """The ids of one place."""
+        ids: list[int] = self.ids[self.rows[place] : self.rows[place + 1]].tolist()
+        return ids
+
+
+def allowed_items(index: ItemIndex, entries_N: NDArray[np.int64], rules: ItemRules) -> FoundItems:
+    """The items of these semantic IDs, given by their number, that the rules allow; none where the number is negative."""
+    begins = index.arrays["item_rows"].astype(np.int64, copy=False)
+    known = np.where(entries_N >= 0, entries_N, 0)
+    counts = np.where(entries_N >= 0, begins[known + 1] - begins[known], 0)
+    owner = np.repeat(np.arange(len(entries_N)), counts)
+    place = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(begins[known], counts)
+    ids = index.arrays["items"][place].astype(np.int64, copy=False)
+    kept = np.ones(len(ids), np.bool_)
+    if rules.restricts_categories:
+        kept &= _fulfilling(index, rules)[index.arrays["item_patterns"][place]]
+    if len(rules.excluded):
+        kept &= ~np.isin(ids, np.asarray(rules.excluded, np.int64))
+    rows = np.concatenate([[0], np.bincount(owner[kept], minlength=len(entries_N)).cumsum()])
+    return FoundItems(ids[kept], rows.astype(np.int64))
+
+
+def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:
+    """The inputs that carry no rules but the graph's own number of beams, by name; none for a graph with open beams."""
+    if not io.has(Role.REQUEST_LIMITS):
+        return {}
+    roles = (Role.REQUEST_LIMITS, Role.ALLOWED_CLASSES, Role.EXCLUDED_SIDS)
+    inputs: dict[str, Array] = {io.name(role): np.zeros((requests, io.tensor(role).dims[-1]), np.int32) for role in roles}
+    inputs[io.name(Role.REQUEST_LIMITS)][:, 0] = io.tensor(Role.ITEM_SCORES).dims[-1]
+    return inputs
+
+
+def _fulfilling(index: ItemIndex, rules: ItemRules) -> NDArray[np.bool_]:
+    """Which of the catalogue's patterns of category bits fulfil the rule."""
+    if not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (rules.required, rules.forbidden)):
+        raise RequestError("category bits are beyond 64 bits", hint="required and forbidden are masks of categories 0 to 63")
+    patterns = index.arrays["patterns"].astype(np.uint64, copy=False)
+    fulfilled = (patterns & np.uint64(rules.forbidden)) == 0
+    if rules.required:
+        fulfilled &= (patterns & np.uint64(rules.required)) != 0
+    return np.asarray(fulfilled)

@@ -136,7 +136,7 @@ def _traced_once() -> Iterator[None]:
             content.update(
                 f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode() + buffer.contiguous().view(torch.uint8).numpy().tobytes()
             )
-        key = (content.hexdigest(), tuple(serving.widths), scoring.paths)
+        key = (content.hexdigest(), tuple(serving.widths), scoring.paths, str(serving.io))
         if key not in traced:
             traced[key] = trace_graphs(serving, scoring)
         return traced[key]

@@ -13,10 +13,12 @@ from ..core.errors import ArtifactError
 from ..core.graph_io import GraphIO
 from ..core.recipe import Recipe
 from ..export.stage import SCORING_FILE, SERVING_FILE
+from ..runtime.item_index import ItemIndex
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_record import PlanRecord, inspect_plan
 from ..runtime.plan_shapes import choose_profile, largest_batch_and_context
 from ..runtime.tensorrt_runner import TensorRtRunner
+from .catalogue import bound
 from .requests_feed import Runner
 
 EngineName = Literal["onnxruntime", "tensorrt"]
@@ -56,18 +58,21 @@ class UnderTest:
         return {name: numbers for name, numbers in missing.items() if numbers}
 
 
-def onnxruntime_under_test(recipe: Recipe, exported: Path) -> UnderTest:
-    """The exported graphs on CPU."""
+FindIndex = Callable[[], ItemIndex | None]
+
+
+def onnxruntime_under_test(recipe: Recipe, exported: Path, index: FindIndex) -> UnderTest:
+    """The exported graphs on CPU. `index` is asked where a serving graph is loaded."""
     trial = Trial(
         "",
         recipe.validation.batch_size,
-        lambda: OnnxRuntimeRunner(exported / SERVING_FILE),
+        lambda: bound(OnnxRuntimeRunner(exported / SERVING_FILE), index()),
         lambda: OnnxRuntimeRunner(exported / SCORING_FILE),
     )
     return UnderTest("onnxruntime", (trial,))
 
 
-def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTest:
+def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path, index: FindIndex) -> UnderTest:
     """The plans of the exported graphs, once at the largest batch of every profile that takes the recipe's longest context.
 
     Raises:
@@ -80,7 +85,12 @@ def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path) -> UnderTes
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
     ran: set[tuple[str, int]] = set()
     trials = tuple(
-        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, lambda: PlanSet(list(serving), ran), lambda: PlanSet(list(scoring), ran))
+        Trial(
+            f"batch {batch}" if len(batches) > 1 else "",
+            batch,
+            lambda: PlanSet(list(serving), ran, index),
+            lambda: PlanSet(list(scoring), ran, index),
+        )
         for batch in batches
     )
     return UnderTest("tensorrt", trials, {path.name: record for path, record in (serving | scoring).items()}, ran)
@@ -112,11 +122,14 @@ class PlanSet:
     Args:
         plans: Their paths.
         ran: Gets the plan's name and the number of the profile of every batch.
+        index: The catalogue, asked for where a plan follows one.
     """
 
-    def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]]) -> None:
+    def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]], index: FindIndex) -> None:
         self._ran = ran
         runners = [TensorRtRunner.load(plan) for plan in plans]
+        for runner in runners:
+            bound(runner, index() if runner.io.resident else None)
         self._io = runners[0].io
         self._profiles = [(runner, number, profile) for runner in runners for number, profile in enumerate(runner.engine.profiles)]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, RequestError
 from ..core.graph_io import Role
 from ..core.progress import tracked
 from ..core.recipe import Recipe
@@ -23,14 +23,15 @@ from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.requests import Requests, read_requests
+from .catalogue import recipe_index
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
-_HERE = ("fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+_HERE = ("catalogue", "fp32_reference", "fp16_source", "gates", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
-    ("core", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
+    ("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
     without=("operators/kernels", "operators/launch"),
 )
 
@@ -65,7 +66,10 @@ def reference_stage(recipe: Recipe, folder: Path) -> Stage:
     Running it raises:
         CheckpointError, RequestError: An input is malformed.
     """
-    key_map = {} if recipe.key_map is None else {"key_map": recipe.key_map}
+    more = {} if recipe.key_map is None else {"key_map": recipe.key_map}
+    if recipe.export.items == "catalogue":
+        assert recipe.catalogue is not None
+        more["catalogue"] = recipe.catalogue
     return Stage(
         name="reference",
         folder=folder,
@@ -73,11 +77,12 @@ def reference_stage(recipe: Recipe, folder: Path) -> Stage:
         tools=("torch",),
         options={
             "beam": list(recipe.export.beam),
+            "items": recipe.export.items,
             "max_requests": recipe.validation.max_requests,
             "batch_size": recipe.validation.batch_size,
             "max_context": recipe.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": recipe.heldout, **key_map},
+        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": recipe.heldout, **more},
         body=partial(_write, recipe),
     )
 
@@ -124,19 +129,29 @@ def _require_finite(reference: Reference, requests: Requests, path: Path) -> Non
             )
 
 
+def _require_full(sids_nW3: NDArray[np.int64], requests: Requests, recipe: Recipe) -> None:
+    """Refuse a catalogue that does not fill the beams: what is compared are whole lists of items."""
+    for row in np.flatnonzero((sids_nW3 < 0).any((1, 2)))[:1]:
+        found = int((sids_nW3[row] >= 0).all(1).sum())
+        what = f"the beams of request {requests.ids[row]} find {found} items of the catalogue, fewer than {sids_nW3.shape[1]}"
+        raise RequestError(what, where=str(recipe.catalogue), hint="validate with a larger catalogue, or with fewer beams (export.beam)")
+
+
 def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
     requests, batch_size = heldout_requests(recipe), recipe.validation.batch_size
     model = checkpoint.load_model()
+    index = recipe_index(recipe, model.config.codebook) if recipe.export.items == "catalogue" else None
     sids, scores, cutoffs, scoring = [], [], [], []
     with torch.no_grad():
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, recipe.export.beam)
+            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, recipe.export.beam, index)
             sids.append(beams.sids_BW3.numpy())
             scores.append(beams.scores_BW.numpy())
             cutoffs.append(beams.cutoffs_B3.numpy())
             scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
     sids_nW3 = np.concatenate(sids)
+    _require_full(sids_nW3, requests, recipe)
     runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,19 @@ from ..core.recipe import MIN_REQUESTS, Recipe
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
-from ..export.serving import ScoringModel, ServingModel
+from ..export.serving import ScoringModel, ServingModel, serving_model
 from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
 from ..models.requests import Requests, read_requests
+from ..runtime.item_index import ItemIndex
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
+from .catalogue import ItemValidity, item_validity, recipe_index, validity_gates
 from .e4m3 import e4m3_self_test
 from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
@@ -59,7 +62,7 @@ class Validation(BaseModel):
     """Everything the gates of one recipe found.
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
-    `beams`, `scoring` and `serving` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
+    `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`. `unseen`: numbers of the profiles of a plan that no batch took.
     """
 
     recipe: str
@@ -70,6 +73,7 @@ class Validation(BaseModel):
     beams: BeamMetrics
     scoring: ScoringErrors
     serving: ServingErrors
+    validity: ItemValidity | None = None
     fp16_noise: float
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
@@ -109,16 +113,23 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         "exported": exported.folder,
         "reference": reference.folder,
         "heldout": recipe.heldout,
+        **({} if recipe.catalogue is None else {"catalogue": recipe.catalogue}),
     }
 
+    @cache
+    def index() -> ItemIndex | None:
+        return recipe_index(recipe, open_checkpoint(recipe.checkpoint, recipe.key_map).config.codebook)
+
     def under_test() -> UnderTest:
-        return onnxruntime_under_test(recipe, exported.folder) if plans is None else tensorrt_under_test(recipe, exported.folder, plans)
+        if plans is None:
+            return onnxruntime_under_test(recipe, exported.folder, index)
+        return tensorrt_under_test(recipe, exported.folder, plans, index)
 
     def inputs() -> dict[str, Path]:
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
-        return _write(recipe, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), temporary)
+        return _write(recipe, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
 
     def verdicts(record: Record) -> None:
         if plans is not None:
@@ -161,20 +172,22 @@ def read_validation(folder: Path) -> Validation:
     return Validation.model_validate(read_json(folder / VALIDATION_FILE))
 
 
-def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, folder: Path) -> dict[str, Any]:
+def _write(
+    recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, index: ItemIndex | None, folder: Path
+) -> dict[str, Any]:
     source = open_quantized(quantized)
     e4m3_self_test()
     requests = heldout_requests(recipe)
     _require_enough(requests, recipe.heldout)
-    serving = ServingModel(source, recipe.export.beam).eval()
+    serving = serving_model(source, recipe.export).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
     checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
     model = checkpoint.load_model()
 
     few = requests.select(slice(recipe.validation.operator_requests))
-    operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins)
+    operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins, index=index)
     expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
-    outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
+    outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32, index) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
         source_gate(recipe, source),
@@ -192,6 +205,7 @@ def _write(recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, und
         beams=outcomes[-1].beams,
         scoring=outcomes[-1].scoring,
         serving=outcomes[-1].serving,
+        validity=outcomes[-1].validity,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
@@ -227,11 +241,19 @@ class Outcome:
     scoring: ScoringErrors
     serving: ServingErrors
     beams: BeamMetrics
+    validity: ItemValidity | None
     gates: list[Gate]
 
 
 def _try(
-    recipe: Recipe, trial: Trial, engine: str, model: OneRec, requests: Requests, expected_nW3: NDArray[np.float32], fp32: Reference
+    recipe: Recipe,
+    trial: Trial,
+    engine: str,
+    model: OneRec,
+    requests: Requests,
+    expected_nW3: NDArray[np.float32],
+    fp32: Reference,
+    index: ItemIndex | None,
 ) -> Outcome:
     """Both forms of an engine on all requests: along the FP32 model's paths, its own beams, and along these."""
     options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
@@ -249,14 +271,16 @@ def _try(
     fp32_scores_nW = _fp32_scores(model, requests, valid_nW3, options.batch_size)
     noise = float(np.abs(expected_nW3.sum(-1) - fp32.scores_nW).mean())
     beams = beam_metrics(sids_nW3, fp32_scores_nW, requests.targets_n3, fp32, options)
+    validity = None if index is None else item_validity(sids_nW3, index)
     gates = [
         *scoring_gates(recipe.name, errors, options.scoring_error_ratio),
         *serving_gates(recipe.name, served, engine),
+        *validity_gates(recipe, validity),
         *beam_gates(recipe.name, beams, noise, options),
     ]
     if trial.label:
         gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
-    return Outcome(errors, served, beams, gates)
+    return Outcome(errors, served, beams, validity, gates)
 
 
 def _quantized_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
