@@ -28,7 +28,9 @@ from .serving import ScoringModel, ServingModel, serving_model
 from .weights import WEIGHTS_FILE, externalize
 
 SERVING_FILE, SCORING_FILE, DESCRIPTION_FILE = "model.onnx", "scoring.onnx", "export.json"
-SOURCES = Sources(("core", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch"))
+SOURCES = Sources(
+    ("core", "runtime/item_index.py", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch")
+)
 
 
 class Description(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ..core.artifacts import atomic_file
 from ..core.errors import RequestError
 from ..runtime.item_index import ItemIndex, write_index
-from .catalogue_index import Catalogue, index_arrays
+from .catalogue_index import CatalogueItems, index_arrays
 from .category_classes import MAX_CLASSES
 from .config import LEVELS
 
@@ -70,7 +70,7 @@ def summary(index: ItemIndex) -> CatalogueSummary:
     )
 
 
-def read_catalogue(path: Path, codebook: int) -> Catalogue:
+def read_catalogue(path: Path, codebook: int) -> CatalogueItems:
     """Read a catalogue and check every item of it.
 
     Raises:
@@ -89,10 +89,10 @@ def read_catalogue(path: Path, codebook: int) -> Catalogue:
     ordered = np.sort(ids_n)
     for twice in ordered[1:][ordered[1:] == ordered[:-1]][:1]:
         raise RequestError(f"the item id {twice} occurs more than once", where=str(path), hint="an item has one semantic ID")
-    return Catalogue(ids_n, sids_n3, categories_n)
+    return CatalogueItems(ids_n, sids_n3, categories_n)
 
 
-def write_catalogue(path: Path, catalogue: Catalogue) -> None:
+def write_catalogue(path: Path, catalogue: CatalogueItems) -> None:
     """Write a catalogue as `read_catalogue` takes it.
 
     Raises:

@@ -18,7 +18,7 @@ _Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Catalogue:
+class CatalogueItems:
     """Items: ids int64 [n], semantic IDs int64 [n, 3], and category bits uint64 [n], zero where there are none."""
 
     ids_n: _Ints
@@ -26,7 +26,7 @@ class Catalogue:
     categories_n: NDArray[np.uint64]
 
 
-def index_in_memory(catalogue: Catalogue, codebook: int, classes: int = MAX_CLASSES) -> ItemIndex:
+def index_in_memory(catalogue: CatalogueItems, codebook: int, classes: int = MAX_CLASSES) -> ItemIndex:
     """The index without a file.
 
     Raises:
@@ -35,7 +35,7 @@ def index_in_memory(catalogue: Catalogue, codebook: int, classes: int = MAX_CLAS
     return index_of(codebook, index_arrays(catalogue, codebook, classes))
 
 
-def index_arrays(catalogue: Catalogue, codebook: int, classes: int = MAX_CLASSES) -> dict[str, Array]:
+def index_arrays(catalogue: CatalogueItems, codebook: int, classes: int = MAX_CLASSES) -> dict[str, Array]:
     """The arrays of an index, whatever the order of the items.
 
     Raises:

@@ -14,6 +14,7 @@ from ..core.artifacts import write_json
 from ..core.errors import ArtifactError, RecipeError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
+from ..models.catalogue import build_catalogue
 from ..validation.backends import EngineName
 from ..validation.gates import Gate, require
 from ..validation.validate import VALIDATE
@@ -65,9 +66,16 @@ def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime
     require(result.gates, where=str(pipeline.folders_of(recipe).validated_by(engine)))
 
 
-def recommend(model: Path, requests: Path, out: Path, batch_size: int | None, limit: int | None, as_json: bool) -> None:
-    found = recommendation.recommend(model, requests, out, batch_size=batch_size, limit=limit)
+def recommend(
+    model: Path, requests: Path, out: Path, batch_size: int | None, limit: int | None, catalogue: Path | None, as_json: bool
+) -> None:
+    found = recommendation.recommend(model, requests, out, batch_size=batch_size, limit=limit, catalogue=catalogue)
     _print(found.model_dump(mode="json"), [recommendation.table(found)], as_json)
+
+
+def catalogue(items: Path, out: Path, codebook: int, classes: int, as_json: bool) -> None:
+    facts = build_catalogue(items, out, codebook, classes).model_dump(mode="json")
+    _print(facts, [inspection.table({"kind": "catalogue", **facts})], as_json)
 
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:

@@ -10,9 +10,11 @@ from rich.table import Table
 
 from ..core.errors import ArtifactError
 from ..core.records import RECORD_NAME, read_record
+from ..models.catalogue import summary as summary_of_index
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
 from ..runtime.inspector_report import summary
+from ..runtime.item_index import ItemIndex, is_index
 from ..runtime.plan_record import PlanLayer
 from ..runtime.verdict import inspect_proven
 
@@ -29,6 +31,8 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.suffix == ".plan":
         record = inspect_proven(path)
         return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}
+    if is_index(path):
+        return {"kind": "catalogue", **summary_of_index(ItemIndex.load(path)).model_dump(mode="json")}
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}
     if (path / CONFIG_NAME).is_file():
@@ -37,7 +41,7 @@ def inspect(path: Path) -> dict[str, Any]:
         counts = {"parameters": counted_parameters(config), "active_parameters": counted_parameters(config, active=True)}
         return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts, "not_read": list(checkpoint.unread)}
     raise ArtifactError(
-        "this is no artifact", where=str(path), hint="give a .plan file, a folder with record.json, or a checkpoint folder with config.json"
+        "this is no artifact", where=str(path), hint="give a .plan file, an index of a catalogue, a folder with record.json, or a checkpoint folder with config.json"
     )
 
 

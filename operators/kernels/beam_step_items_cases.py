@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.graph_io import GraphIO, GraphTensor, Role
-from ...models.catalogue_index import Catalogue, index_in_memory
+from ...models.catalogue_index import CatalogueItems, index_in_memory
 from ...runtime.item_index import ItemIndex
 from ...runtime.item_rules import ItemRules, RuleEncoder
 from ..launch.case import Case, Example, KernelCases, Trial, half
@@ -79,12 +79,12 @@ def _fixed(tensor: Tensor, *, dynamic: bool) -> Example:
     return Example(dtype, tuple(tensor.shape), lambda _shape, device: tensor.to(device), (0,) if dynamic else ())
 
 
-def random_catalogue(codebook: int, items: int, seed: int, categories: int = CATEGORIES) -> Catalogue:
+def random_catalogue(codebook: int, items: int, seed: int, categories: int = CATEGORIES) -> CatalogueItems:
     """Items crowded at small first codes, as clusters of real catalogues are of unequal size."""
     draw = np.random.default_rng(seed)
     sids = np.stack([_skewed(draw, items, codebook), _skewed(draw, items, codebook), draw.integers(0, codebook, items)], 1)
     bits = np.uint64(1) << draw.integers(0, categories, items).astype(np.uint64)
-    return Catalogue(draw.permutation(items).astype(np.int64), sids, bits)
+    return CatalogueItems(draw.permutation(items).astype(np.int64), sids, bits)
 
 
 def _skewed(draw: np.random.Generator, count: int, below: int) -> NDArray[np.int64]:

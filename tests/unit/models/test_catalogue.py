@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from onerec_trt.core.errors import RequestError
 from onerec_trt.models.catalogue import build_catalogue, read_catalogue, write_catalogue
-from onerec_trt.models.catalogue_index import Catalogue, index_in_memory
+from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
 from onerec_trt.runtime.item_index import ANY_CLASS, ItemIndex
 
 
-def small(items: int = 50, codebook: int = 7) -> Catalogue:
+def small(items: int = 50, codebook: int = 7) -> CatalogueItems:
     draw = np.random.default_rng(items)
-    return Catalogue(draw.permutation(items) - 5, draw.integers(0, codebook, (items, 3)), draw.integers(0, 6, items).astype(np.uint64))
+    return CatalogueItems(draw.permutation(items) - 5, draw.integers(0, codebook, (items, 3)), draw.integers(0, 6, items).astype(np.uint64))
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from onerec_trt.core.graph_io import GraphIO, GraphTensor, Role
-from onerec_trt.models.catalogue_index import Catalogue, index_in_memory
+from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
 from onerec_trt.runtime.item_index import ItemIndex
 from onerec_trt.runtime.item_rules import ItemRules, RuleEncoder
 
@@ -24,17 +24,17 @@ def small_io(codebook: int, width: int) -> GraphIO:
     return GraphIO(inputs=inputs, outputs=(scores,), min_context=1)
 
 
-def random_catalogue(codebook: int, items: int, seed: int) -> Catalogue:
+def random_catalogue(codebook: int, items: int, seed: int) -> CatalogueItems:
     draw = np.random.default_rng(seed)
     sids = draw.integers(0, codebook, (items, 3)) // draw.integers(1, 4, (items, 1))  # crowded at small codes
     categories = draw.integers(0, 8, items).astype(np.uint64)
-    return Catalogue(draw.permutation(items * 3)[:items].astype(np.int64), sids, categories)
+    return CatalogueItems(draw.permutation(items * 3)[:items].astype(np.int64), sids, categories)
 
 
 class Brute:
     """A catalogue as a dictionary, and what a request may get of it, item by item."""
 
-    def __init__(self, catalogue: Catalogue, rules: ItemRules) -> None:
+    def __init__(self, catalogue: CatalogueItems, rules: ItemRules) -> None:
         self.sids: dict[tuple[int, ...], list[int]] = {}
         for number, sid, bits in zip(catalogue.ids_n.tolist(), catalogue.sids_n3.tolist(), catalogue.categories_n.tolist(), strict=True):
             good = (not rules.required or bits & rules.required) and not bits & rules.forbidden
@@ -68,7 +68,7 @@ def step_inputs(index: ItemIndex, rules: list[ItemRules], level: int, width: int
     return [*tokens, *pairs, *tensors(index, "pair_rows", "entries"), limits, allowed, excluded]
 
 
-def beginnings(catalogue: Catalogue, level: int, batch: int, rows: int, seed: int) -> torch.Tensor:
+def beginnings(catalogue: CatalogueItems, level: int, batch: int, rows: int, seed: int) -> torch.Tensor:
     """Different beginnings of items, some of no item, and one that is no beam."""
     draw = np.random.default_rng(seed)
     known = np.unique(catalogue.sids_n3[:, : level - 1], axis=0)

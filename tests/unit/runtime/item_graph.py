@@ -6,6 +6,7 @@ import numpy as np
 from onerec_trt.core.graph_io import METADATA_KEY, GraphIO
 from onerec_trt.core.recipe import ExportOptions
 from onerec_trt.export.contracts import ItemSizes, item_serving_io
+from onerec_trt.export.serving import effective_widths
 from onerec_trt.operators.operator import DOMAIN
 from onerec_trt.operators.registry import OPERATORS, functions_of, opset_imports
 from onerec_trt.operators.single_node import IR_VERSION
@@ -19,7 +20,8 @@ def item_graph(codebook: int, width: int, capacity: int, excluded: int = 8, clas
     options = ExportOptions(items="catalogue", item_capacity=capacity, max_excluded=excluded, category_classes=classes)
     sizes = ItemSizes.of(options, codebook)
     assert sizes is not None
-    io = item_serving_io(3, width, sizes)
+    widths = effective_widths((width,) * 3, codebook)
+    io = item_serving_io(3, widths[-1], sizes)
     nodes = [
         helper.make_node("Constant", [], ["one"], value_ints=[1]),
         helper.make_node("Constant", [], ["zero"], value_int=0),
@@ -33,7 +35,7 @@ def item_graph(codebook: int, width: int, capacity: int, excluded: int = 8, clas
     codes: list[str] = []
     for level in (1, 2, 3):
         rules = ["limits", "allowed", *(["excluded"] if level == 3 else [])]
-        kept = min(width, codebook) if level == 1 else width
+        kept = widths[level - 1]
         nodes += [
             helper.make_node("Size", [f"scores{level - 1}"], [f"rows{level}"]),
             helper.make_node("Reshape", [f"rows{level}", "one"], [f"count{level}"]),

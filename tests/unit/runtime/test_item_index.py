@@ -9,24 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.models.catalogue_index import Catalogue, index_arrays, index_in_memory
+from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays, index_in_memory
 from onerec_trt.runtime.item_index import ItemIndex, is_index, write_index
 
 CODEBOOK = 37  # no multiple of the bits of a word
 
 
 @st.composite
-def catalogues(draw: st.DrawFn) -> Catalogue:
+def catalogues(draw: st.DrawFn) -> CatalogueItems:
     code = st.integers(0, CODEBOOK - 1) | st.integers(0, 1)  # crowded at 0 and 1
     sids = draw(st.lists(st.tuples(code, code, code), min_size=1, max_size=30))
     ids = draw(st.lists(st.integers(-(2**62), 2**62), min_size=len(sids), max_size=len(sids), unique=True))
     categories = draw(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), min_size=len(sids), max_size=len(sids)))
-    return Catalogue(np.asarray(ids, np.int64), np.asarray(sids, np.int64), np.asarray(categories, np.uint64))
+    return CatalogueItems(np.asarray(ids, np.int64), np.asarray(sids, np.int64), np.asarray(categories, np.uint64))
 
 
 @settings(max_examples=60, deadline=None)
 @given(catalogues())
-def test_beside_brute_force(catalogue: Catalogue) -> None:
+def test_beside_brute_force(catalogue: CatalogueItems) -> None:
     index = index_in_memory(catalogue, CODEBOOK)
     of_sid: dict[tuple[int, ...], list[int]] = {}
     for number, sid in zip(catalogue.ids_n.tolist(), catalogue.sids_n3.tolist(), strict=True):
@@ -48,15 +48,15 @@ def test_beside_brute_force(catalogue: Catalogue) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(catalogues(), st.randoms())
-def test_the_order_of_the_items_changes_nothing(catalogue: Catalogue, random) -> None:
+def test_the_order_of_the_items_changes_nothing(catalogue: CatalogueItems, random) -> None:
     order = list(range(len(catalogue.ids_n)))
     random.shuffle(order)
-    shuffled = Catalogue(catalogue.ids_n[order], catalogue.sids_n3[order], catalogue.categories_n[order])
+    shuffled = CatalogueItems(catalogue.ids_n[order], catalogue.sids_n3[order], catalogue.categories_n[order])
     assert index_in_memory(shuffled, CODEBOOK).digest == index_in_memory(catalogue, CODEBOOK).digest
 
 
 def test_what_no_item_has_is_not_found() -> None:
-    index = index_in_memory(Catalogue(np.array([7, 9]), np.array([[0, 0, 1], [2, 0, 0]]), np.zeros(2, np.uint64)), 3)
+    index = index_in_memory(CatalogueItems(np.array([7, 9]), np.array([[0, 0, 1], [2, 0, 0]]), np.zeros(2, np.uint64)), 3)
     assert index.entries_of(np.array([[[0, 0, 0], [2, 0, 0]], [[-1, -1, -1], [0, 0, 3]]])).tolist() == [[-1, 1], [-1, -1]]
     assert index.entries_with(np.array([8, 10, 9, -1])).tolist() == [-1, -1, 1, -1]
     assert not index.continuations(np.array([[-1, 0], [1, 0]])).any()
@@ -66,13 +66,13 @@ def test_what_no_item_has_is_not_found() -> None:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("index") / "items.index"
     sids = np.random.default_rng(0).integers(0, CODEBOOK, (500, 3))
-    write_index(path, CODEBOOK, index_arrays(Catalogue(np.arange(500), sids, np.zeros(500, np.uint64)), CODEBOOK))
+    write_index(path, CODEBOOK, index_arrays(CatalogueItems(np.arange(500), sids, np.zeros(500, np.uint64)), CODEBOOK))
     return path
 
 
 def test_what_a_file_holds_is_what_was_written(file: Path) -> None:
     sids = np.random.default_rng(0).integers(0, CODEBOOK, (500, 3))
-    expected = index_in_memory(Catalogue(np.arange(500), sids, np.zeros(500, np.uint64)), CODEBOOK)
+    expected = index_in_memory(CatalogueItems(np.arange(500), sids, np.zeros(500, np.uint64)), CODEBOOK)
     index = ItemIndex.load(file)
     assert (index.digest, index.codebook) == (expected.digest, CODEBOOK)
     assert all(np.array_equal(array, expected.arrays[name]) for name, array in index.arrays.items())

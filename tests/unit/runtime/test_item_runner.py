@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onerec_trt.core.errors import ArtifactError, RequestError
-from onerec_trt.models.catalogue_index import Catalogue, index_arrays, index_in_memory
+from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays, index_in_memory
 from onerec_trt.runtime.item_index import ItemIndex, write_index
 from onerec_trt.runtime.item_rules import ItemRules
 from onerec_trt.runtime.item_runner import ItemBatch, ItemRunner
@@ -22,10 +22,10 @@ from .item_graph import item_graph, level_logits
 CODEBOOK, WIDTH, CAPACITY, SWAPS = 9, 400, 200, 1000  # so many beams that every item comes out
 
 
-def catalogue(seed: int, items: int = 60) -> Catalogue:
+def catalogue(seed: int, items: int = 60) -> CatalogueItems:
     draw = np.random.default_rng(seed)
     ids = draw.permutation(1000)[:items] + 1000 * seed
-    return Catalogue(ids, draw.integers(0, CODEBOOK, (items, 3)) // draw.integers(1, 4, (items, 1)), draw.integers(0, 8, items, np.uint64))
+    return CatalogueItems(ids, draw.integers(0, CODEBOOK, (items, 3)) // draw.integers(1, 4, (items, 1)), draw.integers(0, 8, items, np.uint64))
 
 
 def requests(count: int) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ def items_of(batch: ItemBatch, request: int) -> list[tuple[tuple[int, ...], list
     return [(tuple(sid), batch.items[request].at(place)) for place, sid in enumerate(found.tolist()) if sid[0] >= 0]
 
 
-def expected(items: Catalogue, rules: ItemRules) -> dict[tuple[int, ...], list[int]]:
+def expected(items: CatalogueItems, rules: ItemRules) -> dict[tuple[int, ...], list[int]]:
     """Every allowed item by its semantic ID."""
     found: dict[tuple[int, ...], list[int]] = {}
     for number, sid, bits in zip(items.ids_n.tolist(), items.sids_n3.tolist(), items.categories_n.tolist(), strict=True):
@@ -151,7 +151,7 @@ def test_what_does_not_load_leaves_the_old_catalogue(graph: OnnxRuntimeRunner, t
     write_index(good, CODEBOOK, index_arrays(catalogue(2), CODEBOOK, 40))
     (damaged := tmp_path / "damaged.index").write_bytes(good.read_bytes()[:-9])
     large = index_in_memory(catalogue(4, items=700), CODEBOOK, 40)
-    other = index_in_memory(Catalogue(np.array([1]), np.zeros((1, 3), np.int64), np.zeros(1, np.uint64)), CODEBOOK + 1)
+    other = index_in_memory(CatalogueItems(np.array([1]), np.zeros((1, 3), np.int64), np.zeros(1, np.uint64)), CODEBOOK + 1)
     with pytest.raises(ArtifactError, match="truncated"):
         runner.load(damaged)
     with pytest.raises(ArtifactError, match="semantic IDs, the graph takes 200"):
