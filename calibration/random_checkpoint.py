@@ -24,7 +24,7 @@ from .quantize import Amax, quantize, weight_amax
 from .summary import QuantizationSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 
-SOURCES = Sources(("core", "runtime/item_index.py", "models", "operators/fp8.py", "calibration"))
+SOURCES = Sources(("core", "models", "operators/fp8.py", "calibration"))
 STANDARD_DEVIATION = 0.02  # the usual initialization of transformers
 
 

@@ -25,7 +25,7 @@ from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
 from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, run_stages, stages_of, timed
 
-SOURCES = Sources(("core", "runtime/item_index.py", "models"))  # of data and training
+SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper")
 HIT_RANGE = (0.2, 0.8)  # outside, hit rates say nothing: the task is too hard or too easy
 TIMES_POPULARITY = 3.0

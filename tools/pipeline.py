@@ -169,6 +169,7 @@ def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
                 f"overlap@{result.beams.k}": result.beams.overlap,
                 "scoring_error_vs_fp32": _or_null(result.scoring.engine),
                 "scoring_error_ratio": _or_null(result.scoring.ratio),
+                "valid_items": None if result.validity is None else result.validity.share,
             }
             for result in results
         },

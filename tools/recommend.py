@@ -25,7 +25,8 @@ from ..runtime.item_rules import OPEN, FoundItems, allowed_items
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_shapes import largest_batch_and_context
 from ..runtime.tensorrt_runner import TensorRtRunner
-from ..validation.catalogue import bound, item_validity
+from ..validation.catalogue import bound
+from ..validation.item_validity import item_validity
 from ..validation.requests_feed import run_all
 
 DEFAULT_BATCH = 32

@@ -29,7 +29,7 @@ from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
-_HERE = ("catalogue", "fp32_reference", "fp16_source", "gates", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+_HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
     ("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
     without=("operators/kernels", "operators/launch"),
@@ -149,7 +149,7 @@ def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
             sids.append(beams.sids_BW3.numpy())
             scores.append(beams.scores_BW.numpy())
             cutoffs.append(beams.cutoffs_B3.numpy())
-            scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3).numpy())
+            scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3.clamp(min=0)).numpy())
     sids_nW3 = np.concatenate(sids)
     _require_full(sids_nW3, requests, recipe)
     runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])

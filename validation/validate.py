@@ -36,10 +36,11 @@ from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
-from .catalogue import ItemValidity, item_validity, recipe_index, validity_gates
+from .catalogue import recipe_index
 from .e4m3 import e4m3_self_test
 from .fp32_reference import Reference, heldout_requests, read_reference
 from .gates import Gate, gate
+from .item_validity import ItemValidity, item_validity, validity_gates
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
 from .requests_feed import feeds, run_all

@@ -11,6 +11,7 @@ from onerec_trt.runtime.item_index import ItemIndex
 from onerec_trt.runtime.item_rules import ItemRules, RuleEncoder
 
 CLASSES, EXCLUDED = 300, 6
+STEPS = {1: "BeamStepItems1", 2: "BeamStepItems2", 3: "BeamStepItems3"}
 
 
 def small_io(codebook: int, width: int) -> GraphIO:
@@ -97,7 +98,7 @@ def test_only_allowed_codes_best_first(hold, half, level, codebook, items, rows,
     rules.append(ItemRules(excluded=[*excluded, 10**6]))
     prefixes = beginnings(catalogue, level, len(rules), rows, seed=level)
     logits, scores = half(len(rules) * rows, codebook), torch.randn(len(rules), rows)
-    outcome = hold(f"BeamStepItems{level}", logits, scores, *step_inputs(index, rules, level, width, prefixes), width=width)
+    outcome = hold(STEPS[level], logits, scores, *step_inputs(index, rules, level, width, prefixes), width=width)
     total = logits.double().log_softmax(-1).view(len(rules), rows, codebook) + scores[..., None].double()
     for best, parent, token in outcome:
         for request, rule in enumerate(rules):

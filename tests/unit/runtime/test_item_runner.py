@@ -150,7 +150,7 @@ def test_what_does_not_load_leaves_the_old_catalogue(graph: OnnxRuntimeRunner, t
     good = tmp_path / "good.index"
     write_index(good, CODEBOOK, index_arrays(catalogue(2), CODEBOOK, 40))
     (damaged := tmp_path / "damaged.index").write_bytes(good.read_bytes()[:-9])
-    large = index_in_memory(catalogue(4, items=700), CODEBOOK, 40)
+    large = index_in_memory(catalogue(4, items=700), CODEBOOK)
     other = index_in_memory(CatalogueItems(np.array([1]), np.zeros((1, 3), np.int64), np.zeros(1, np.uint64)), CODEBOOK + 1)
     with pytest.raises(ArtifactError, match="truncated"):
         runner.load(damaged)

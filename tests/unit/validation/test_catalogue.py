@@ -15,8 +15,9 @@ from onerec_trt.models.catalogue import build_catalogue, read_catalogue, write_c
 from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
 from onerec_trt.tools.pipeline import folders_of, run_stages, validations
 from onerec_trt.tools.recommend import recommend
-from onerec_trt.validation.catalogue import item_validity, recipe_index
+from onerec_trt.validation.catalogue import recipe_index
 from onerec_trt.validation.fp32_reference import make_reference, read_reference
+from onerec_trt.validation.item_validity import item_validity
 
 CODEBOOK, BEAM, REQUESTS = 32, 16, 64  # of the finished world
 ITEMS = {"beam": [8, 16, BEAM], "items": "catalogue", "item_capacity": 100, "max_excluded": 8, "category_classes": 40}
