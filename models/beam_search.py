@@ -26,9 +26,7 @@ class Beams(NamedTuple):
 
 
 @torch.no_grad()
-def beam_search(
-    model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, widths: Sequence[int], index: ItemIndex | None = None
-) -> Beams:
+def beam_search(model: OneRec, features_BSF: Tensor, lengths_B3: Tensor, widths: Sequence[int], index: ItemIndex | None = None) -> Beams:
     """Decode three tokens, keeping `widths[t]` beams after step t.
 
     At step t at most (beams so far) * codebook candidates exist, so fewer than `widths[t]` beams may be

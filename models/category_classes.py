@@ -67,9 +67,7 @@ def _distinct(begins: _Ints, patterns: _Ints, count: int) -> tuple[_Ints, _Ints]
     return np.searchsorted(unique // count, np.arange(len(begins))), unique % count
 
 
-def _numbered(
-    begins: _Ints, patterns: _Ints, marks: NDArray[np.uint64], numbers: dict[int, int], sets: list[_Ints], most: int
-) -> _Int32:
+def _numbered(begins: _Ints, patterns: _Ints, marks: NDArray[np.uint64], numbers: dict[int, int], sets: list[_Ints], most: int) -> _Int32:
     """The class of each group. New sets are added, frequent ones first; semantic IDs come first and take whatever they need.
 
     A set is told by the sum of 64 random bits for each of its patterns: two of a million sets are the same by chance once in 10^7.

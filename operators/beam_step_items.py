@@ -240,7 +240,10 @@ def EntryRange(first, second, pair_bits, pair_ranks, pair_rows):
 
 @script(DETAIL, default_opset=op)
 def Excluded(begin, end, limits, excluded, vocabulary):
-    """INT64 [B, R * V]: 1 at place row * V + number of an excluded entry, counted from the first of its row, [B, R] of which begin and end."""
+    """INT64 [B, R * V]: 1 at row * V + number of an excluded entry, counted from the first of its row.
+
+    `begin` and `end` INT64 [B, R] are the entries of each row.
+    """
     one = op.Constant(value_ints=[1])
     zero = op.Constant(value_int=0)
     entry = op.Cast(excluded, to=7)
@@ -263,9 +266,7 @@ def Excluded(begin, end, limits, excluded, vocabulary):
 
 
 @script(ONEREC, default_opset=op)
-def BeamStepItems3(
-    logits, scores, first, second, pair_bits, pair_ranks, pair_rows, entries, limits, allowed, excluded, width: int
-):
+def BeamStepItems3(logits, scores, first, second, pair_bits, pair_ranks, pair_rows, entries, limits, allowed, excluded, width: int):
     zero = op.Constant(value_int=0)
     last = op.Constant(value_ints=[-1])
     vocabulary = op.Shape(logits, start=1)
@@ -286,9 +287,7 @@ def BeamStepItems3(
     classes = op.Reshape(op.Div(word, shift), by_request)
     listed = op.Equal(Excluded(begin, end, limits, excluded, vocabulary), zero)
     mask = op.And(op.And(op.Reshape(inside, by_request), ClassAllowed(classes, limits, allowed)), listed)
-    best, parent, token = KeepItems(
-        op.Reshape(total, by_request), mask, limits, op.Reshape(flat, by_request), vocabulary, width=width
-    )
+    best, parent, token = KeepItems(op.Reshape(total, by_request), mask, limits, op.Reshape(flat, by_request), vocabulary, width=width)
     return best, parent, token
 
 

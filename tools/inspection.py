@@ -41,7 +41,9 @@ def inspect(path: Path) -> dict[str, Any]:
         counts = {"parameters": counted_parameters(config), "active_parameters": counted_parameters(config, active=True)}
         return {"kind": "checkpoint", **config.model_dump(mode="json"), **counts, "not_read": list(checkpoint.unread)}
     raise ArtifactError(
-        "this is no artifact", where=str(path), hint="give a .plan file, an index of a catalogue, a folder with record.json, or a checkpoint folder with config.json"
+        "this is no artifact",
+        where=str(path),
+        hint="give a .plan file, an index of a catalogue, a folder with record.json, or a checkpoint folder with config.json",
     )
 
 

@@ -158,7 +158,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 
 
 def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
-    """The machine-readable result of a run: gates, plans, and four figures per recipe."""
+    """The machine-readable result of a run: gates, plans, and five figures per recipe."""
     results, gates = validations(recipes), all_gates(recipes, extra_gates)
     return {
         "gates": [{key: getattr(gate, key) for key in ("name", "recipe", "value", "threshold", "passed")} for gate in gates],

@@ -153,9 +153,7 @@ def _default_batch(runner: OnnxRuntimeRunner | TensorRtRunner, requests: Request
     return max(batch for batch, context in _limits(runner) if context >= longest)
 
 
-def _write(
-    path: Path, ids: Sequence[str], sids_nW3: NDArray[np.int32], scores_nW: NDArray[np.float32], items: FoundItems | None
-) -> None:
+def _write(path: Path, ids: Sequence[str], sids_nW3: NDArray[np.int32], scores_nW: NDArray[np.float32], items: FoundItems | None) -> None:
     """With items, each row as often as its semantic ID has items."""
     count, width = scores_nW.shape
     columns: dict[str, pa.Array] = {

@@ -31,7 +31,15 @@ from .torch_runner import ScoringTorchRunner
 REFERENCE_FILE = "reference.safetensors"
 _HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
-    ("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
+    (
+        "core",
+        "runtime/item_index.py",
+        "runtime/item_rules.py",
+        "models",
+        "operators",
+        "export",
+        *(f"validation/{name}.py" for name in _HERE),
+    ),
     without=("operators/kernels", "operators/launch"),
 )
 

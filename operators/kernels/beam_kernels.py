@@ -203,7 +203,9 @@ def beam_pick(
     if MASKED:
         mask_RM = mask_NM + user * (ROWS * TILES * _UNITS)
     key_U = unit_key_BU + user * UNITS_SIZE
-    keep_units(logits_RV, mask_RM, normalizer_R, score_R, tile_K, key_U, unit_K, TILES, V, KEPT_TILES, KEPT_UNITS, UNITS_SIZE, CHUNK, MASKED)
+    keep_units(
+        logits_RV, mask_RM, normalizer_R, score_R, tile_K, key_U, unit_K, TILES, V, KEPT_TILES, KEPT_UNITS, UNITS_SIZE, CHUNK, MASKED
+    )
     key_W, flat_W = key_BW + user * WIDTH, flat_BW + user * WIDTH
     keep_candidates(logits_RV, mask_RM, normalizer_R, score_R, unit_K, key_W, flat_W, V, TILES, KEPT_UNITS, WIDTH, CANDIDATES_SIZE, MASKED)
 

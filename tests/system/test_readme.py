@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
 RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper"}
-SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
+SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio", "valid_items"}
 
 
 def readme_commands() -> list[str]:

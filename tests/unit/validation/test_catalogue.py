@@ -43,7 +43,9 @@ def test_every_item_is_one_of_the_catalogue(followed: Path) -> None:
 
 
 def test_open_beams_find_what_no_item_has(finished_world: Path) -> None:
-    index = recipe_index(load_recipe(finished_world / "fp16.yaml").model_copy(update={"catalogue": finished_world / "catalogue.parquet"}), CODEBOOK)
+    index = recipe_index(
+        load_recipe(finished_world / "fp16.yaml").model_copy(update={"catalogue": finished_world / "catalogue.parquet"}), CODEBOOK
+    )
     assert index is not None
     validity = item_validity(read_reference(finished_world / "out" / "reference").sids_nW3, index)
     assert (validity.found, validity.share < 0.5) == (REQUESTS * BEAM, True)
@@ -64,7 +66,9 @@ def test_recommended_are_items(followed: Path, tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "found.parquet").to_pylist()
     sid_of = dict(zip(twins.ids_n.tolist(), map(tuple, twins.sids_n3.tolist()), strict=True))
     assert all(sid_of[row["item_id"]] == (row["sid_1"], row["sid_2"], row["sid_3"]) for row in rows)
-    assert [(row["request"], row["rank"], row["item_id"]) for row in rows] == sorted((row["request"], row["rank"], row["item_id"]) for row in rows)
+    assert [(row["request"], row["rank"], row["item_id"]) for row in rows] == sorted(
+        (row["request"], row["rank"], row["item_id"]) for row in rows
+    )
     assert {row["rank"] for row in rows} == set(range(1, BEAM + 1))
     assert len(rows) == 20 * BEAM + sum(row["item_id"] >= 1000 for row in rows)
 
