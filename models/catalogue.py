@@ -65,7 +65,7 @@ def summary(index: ItemIndex) -> CatalogueSummary:
         semantic_ids=index.sids,
         shared=int((np.diff(index.arrays["item_rows"]) > 1).sum()),
         pairs=index.pairs,
-        first_codes=int((index.arrays["first_classes"] >= 0).sum()),
+        first_codes=int((index.arrays["first_classes"].astype(np.int64) >= 0).sum()),
         category_classes=index.classes,
     )
 

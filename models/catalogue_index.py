@@ -51,6 +51,7 @@ def index_arrays(catalogue: CatalogueItems, codebook: int, classes: int = MAX_CL
     first_rows, firsts = _runs(pairs_P // codebook)
     patterns, item_patterns_n = np.unique(catalogue.categories_n[order_n], return_inverse=True)
     found = classify(item_patterns_n, len(patterns), (item_rows, pair_rows, first_rows), classes)
+    by_id_n = np.argsort(items_n)
     first_classes = np.full(codebook, -1, np.int32)
     first_classes[firsts] = found.classes[2]
     bits, ranks = _pair_table(pairs_P, codebook)
@@ -65,7 +66,8 @@ def index_arrays(catalogue: CatalogueItems, codebook: int, classes: int = MAX_CL
         "item_rows": item_rows.astype(np.int32),
         "items": items_n,
         "item_patterns": item_patterns_n.astype(np.int32),
-        "item_order": np.argsort(items_n).astype(np.int32),
+        "sorted_items": items_n[by_id_n],
+        "sorted_places": by_id_n.astype(np.int32),
         "patterns": patterns.astype(np.uint64),
         "class_rows": found.rows,
         "class_patterns": found.patterns,

@@ -92,9 +92,9 @@ def beam_step_items_3_reference(
 
 def mask_of(inputs: list[Tensor]) -> Tensor:
     """Bool [B, R, V] of the inputs of any of the three."""
-    rows = inputs[1].shape[1]
     if len(inputs) == 5:
-        return first_mask(*inputs[2:], rows)
+        classes, limits, allowed = inputs[2:]
+        return first_mask(classes, limits, allowed, inputs[1].shape[1])
     return second_mask(*inputs[2:]) if len(inputs) == 8 else third_mask(*inputs[2:])
 
 

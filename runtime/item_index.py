@@ -50,7 +50,8 @@ _ARRAYS: dict[str, tuple[str, int]] = {
     "item_rows": ("int32", 1),  # [S + 1] first item of a semantic ID
     "items": ("int64", 1),  # [n] item ids, ascending within a semantic ID
     "item_patterns": ("int32", 1),  # [n] number of the item's category bits in `patterns`
-    "item_order": ("int32", 1),  # [n] places of the items in ascending order of their ids
+    "sorted_items": ("int64", 1),  # [n] item ids, ascending
+    "sorted_places": ("int32", 1),  # [n] place of each of these in `items`
     "patterns": ("uint64", 1),  # different category bits
     "class_rows": ("int32", 1),  # [C + 1] first pattern of a class
     "class_patterns": ("int32", 1),  # patterns of the items in a class
@@ -181,11 +182,10 @@ class ItemIndex:
 
     def entries_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the semantic ID of each item id, [N]; -1 for an item that the catalogue does not have."""
-        items, order = self.arrays["items"], self.arrays["item_order"]
-        at = np.searchsorted(items, ids, sorter=order)
-        place = order[np.minimum(at, len(order) - 1)]
-        entry = np.searchsorted(self.arrays["item_rows"], place, side="right") - 1
-        return np.where(items[place] == ids, entry, -1)
+        known = self.arrays["sorted_items"]
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        entry = np.searchsorted(self.arrays["item_rows"], self.arrays["sorted_places"][at], side="right") - 1
+        return np.where(known[at] == ids, entry, -1)
 
     def continuations(self, prefixes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which codes continue each beginning of none to two codes, [N, V]; a beginning with a code below 0 goes on nowhere."""

@@ -96,7 +96,7 @@ class RuleEncoder:
         """Of each class whether an item of it can fulfil the rule on categories; of ANY_CLASS it is not known, so it can."""
         rows, patterns = self.index.arrays["class_rows"], self.index.arrays["class_patterns"]
         fulfilled = np.append(_fulfilling(self.index, rules)[patterns], False)
-        allowed = np.logical_or.reduceat(fulfilled, rows[:-1].astype(np.int64)).astype(np.int32)
+        allowed: NDArray[np.int32] = np.logical_or.reduceat(fulfilled, rows[:-1].astype(np.int64)).astype(np.int32)
         allowed[ANY_CLASS] = 1
         return allowed
 
@@ -115,19 +115,19 @@ class FoundItems(NamedTuple):
 
 def allowed_items(index: ItemIndex, entries_N: NDArray[np.int64], rules: ItemRules) -> FoundItems:
     """The items of these semantic IDs, given by their number, that the rules allow; none where the number is negative."""
-    begins = index.arrays["item_rows"].astype(np.int64, copy=False)
     known = np.where(entries_N >= 0, entries_N, 0)
-    counts = np.where(entries_N >= 0, begins[known + 1] - begins[known], 0)
+    begins, ends = (index.arrays["item_rows"][known + more].astype(np.int64) for more in (0, 1))
+    counts = np.where(entries_N >= 0, ends - begins, 0)
     owner = np.repeat(np.arange(len(entries_N)), counts)
-    place = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(begins[known], counts)
-    ids = index.arrays["items"][place].astype(np.int64, copy=False)
+    place = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(begins, counts)
+    ids = index.arrays["items"][place].astype(np.int64)
     kept = np.ones(len(ids), np.bool_)
     if rules.restricts_categories:
         kept &= _fulfilling(index, rules)[index.arrays["item_patterns"][place]]
     if len(rules.excluded):
         kept &= ~np.isin(ids, np.asarray(rules.excluded, np.int64))
-    rows = np.concatenate([[0], np.bincount(owner[kept], minlength=len(entries_N)).cumsum()])
-    return FoundItems(ids[kept], rows.astype(np.int64))
+    rows: NDArray[np.int64] = np.concatenate([[0], np.bincount(owner[kept], minlength=len(entries_N)).cumsum()]).astype(np.int64)
+    return FoundItems(ids[kept], rows)
 
 
 def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:

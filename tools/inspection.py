@@ -43,7 +43,7 @@ def inspect(path: Path) -> dict[str, Any]:
     raise ArtifactError(
         "this is no artifact",
         where=str(path),
-        hint="give a .plan file, an index of a catalogue, a folder with record.json, or a checkpoint folder with config.json",
+        hint="give a .plan file, an index, a folder with record.json, or a checkpoint folder with config.json",
     )
 
 

@@ -76,7 +76,8 @@ def recommend(
         catalogue: An index. A model whose beams follow a catalogue needs one.
 
     Raises:
-        ArtifactError: The model or the index does not load or fit, does not match its record, finds no items, or the file cannot be written.
+        ArtifactError: The model or the index does not load or fit, the model does not match its record or finds no items, or the
+            file cannot be written.
         RequestError: A request is malformed or longer than the model takes, or no profile takes such a batch.
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
@@ -88,7 +89,7 @@ def recommend(
     size = batch_size or _default_batch(runner, chosen)
     index = _index(catalogue, runner.io)
     found = run_all(bound(runner, index), chosen, size, "recommend")
-    sids_nW3, scores_nW = found[Role.FOUND_ITEMS], found[Role.ITEM_SCORES].astype(np.float32)
+    sids_nW3, scores_nW = found[Role.FOUND_ITEMS].astype(np.int64), found[Role.ITEM_SCORES].astype(np.float32)
     items = None if index is None else allowed_items(index, index.entries_of(sids_nW3.reshape(-1, LEVELS)), OPEN)
     _write(out, chosen.ids, sids_nW3.astype(np.int32), scores_nW, items)
     real_nW = sids_nW3[..., 0] >= 0

@@ -63,7 +63,8 @@ class Validation(BaseModel):
     """Everything the gates of one recipe found.
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
-    `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`. `unseen`: numbers of the profiles of a plan that no batch took.
+    `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`.
+    `unseen`: numbers of the profiles of a plan that no batch took.
     """
 
     recipe: str

@@ -113,6 +113,32 @@ class Mask:
     limits: Input
 
 
+@dataclass(frozen=True)
+class Partials:
+    """The pass over the logits.
+
+    Attributes:
+        module: Where its kernel is.
+        name: Of the kernel.
+        given: Its inputs, by Triton's type.
+        made: FP16 outputs of every tile, then the FP32 sums.
+    """
+
+    module: str
+    name: str
+    given: tuple[tuple[str, Argument], ...]
+    made: tuple[Argument, ...]
+
+    def launch(self, node: Node, shape: BeamShape, tile: BeamTile) -> Launch:
+        """For all tiles of all rows."""
+        constants = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": tile.partials}
+        types = (*(kind for kind, _ in self.given), *["*fp16"] * (len(self.made) - 1), "*fp32", "i32")
+        kernel = node.compile(Build(self.module, self.name, types, constants, node.capability, tile.partials_warps))
+        tiles = dim(0, 0) * shape.tiles
+        arguments = (*(argument for _, argument in self.given), *self.made, Int32(tiles))
+        return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), arguments)
+
+
 def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
     """BeamStep: logits FP16 [B * R, V], scores FP32 [B, R] to scores FP32, parents INT64 and tokens INT64 [B, width].
 
@@ -123,8 +149,9 @@ def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None
         return None
     buffers = buffers_of(shape)
     scratch = numbered(buffers)
-    before = (partials_launch(node, shape, tile, "beam_partials", (Input(0),), ("*fp16",), (scratch["largest"], scratch["sum"])),)
-    return checked_program(node, shape, buffers, (*before, *selection(node, shape, tile, scratch, None)))
+    partials = Partials(beam_kernels.__name__, "beam_partials", (("*fp16", Input(0)),), (scratch["largest"], scratch["sum"]))
+    launches = (partials.launch(node, shape, tile), *selection(node, shape, tile, scratch, None))
+    return checked_program(node, shape, buffers, launches)
 
 
 def shape_of(node: Node) -> BeamShape:
@@ -167,18 +194,6 @@ def checked_program(node: Node, shape: BeamShape, buffers: dict[str, Buffer], la
     program = Program(node.inputs, outputs, (Variant(1, launches),), tuple(buffers.values()))
     program.check()
     return program
-
-
-def partials_launch(
-    node: Node, shape: BeamShape, tile: BeamTile, name: str, given: tuple[Argument, ...], types: tuple[str, ...], made: tuple[Argument, ...],
-    module: str = beam_kernels.__name__,
-) -> Launch:  # fmt: skip
-    """The pass over the logits: `given` are its inputs of these types, `made` are FP16 outputs of every tile and the FP32 sums."""
-    constants = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": tile.partials}
-    kinds = (*types, *["*fp16"] * (len(made) - 1), "*fp32", "i32")
-    kernel = node.compile(Build(module, name, kinds, constants, node.capability, tile.partials_warps))
-    tiles = dim(0, 0) * shape.tiles
-    return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), (*given, *made, Int32(tiles)))
 
 
 def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch], mask: Mask | None) -> tuple[Launch, ...]:

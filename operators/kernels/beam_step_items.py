@@ -17,7 +17,7 @@ from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
 from .beam_kernels import TILE, UNIT
-from .beam_step import BeamShape, BeamTile, Mask, buffers_of, checked_program, numbered, partials_launch, selection, shape_of
+from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, selection, shape_of
 
 _TILE, _UNIT, _UNITS = tl.constexpr(TILE), tl.constexpr(UNIT), tl.constexpr(TILE // UNIT)
 _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.constexpr((1 << CODE_BITS) - 1)
@@ -169,36 +169,31 @@ def items_partials(
 
 FIRST_CHUNK, SECOND_CHUNK, THIRD_ROWS, THIRD_CHUNK, THIRD_CLEAR = 16, 16, 16, 8, 64
 MASK_WARPS = 1
+LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
-def beam_step_items_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
+def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program | None:
     """BeamStepItems1, 2 or 3, whose inputs operators/beam_step_items.py lists; None where BeamStep has no kernel."""
-    shape = shape_of(node)
+    shape, tile = shape_of(node), tile or BeamTile()
     if not shape.has_kernel:
         return None
     level = int(node.operator[-1])
+    _check_inputs(node, level)
     rows = dim(0, 0)
-    limits = {1: 3, 2: 6, 3: 8}[level]
     buffers = {
         **buffers_of(shape),
         "mask": Buffer(rows * (shape.tiles * TILE // UNIT)),
         "valid": Buffer(rows * (shape.tiles * 2)),
     }
     scratch = numbered(buffers)
-    _check_inputs(node, level)
-    mask_launch = (_first, _second, _third)[level - 1](node, shape, scratch["mask"])
-    partials = partials_launch(
-        node,
-        shape,
-        tile,
-        "items_partials",
-        (Input(0), scratch["mask"]),
-        ("*fp16", "*i8"),
-        (scratch["largest"], scratch["valid"], scratch["sum"]),
-        __name__,
+    bits, valid = scratch["mask"], scratch["valid"]
+    given = (("*fp16", Input(0)), ("*i8", bits))
+    launches = (
+        (_first, _second, _third)[level - 1](node, shape, bits),
+        Partials(__name__, "items_partials", given, (scratch["largest"], valid, scratch["sum"])).launch(node, shape, tile),
+        *selection(node, shape, tile, scratch, Mask(bits, valid, Input(LIMITS[level]))),
     )
-    mask = Mask(scratch["mask"], scratch["valid"], Input(limits))
-    return checked_program(node, shape, buffers, (mask_launch, partials, *selection(node, shape, tile, scratch, mask)))
+    return checked_program(node, shape, buffers, launches)
 
 
 def _check_inputs(node: Node, level: int) -> None:

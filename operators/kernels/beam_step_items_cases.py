@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core.dtypes import DType
 from ...core.graph_io import GraphIO, GraphTensor, Role
 from ...models.catalogue_index import CatalogueItems, index_in_memory
 from ...runtime.item_index import ItemIndex
@@ -75,7 +76,7 @@ def items_case(level: int, world: World, rows: int, width: int) -> Case:
 
 def _fixed(tensor: Tensor, *, dynamic: bool) -> Example:
     """An input that is always the same."""
-    dtype = "int64" if tensor.dtype == torch.int64 else "int32"
+    dtype: DType = "int64" if tensor.dtype == torch.int64 else "int32"
     return Example(dtype, tuple(tensor.shape), lambda _shape, device: tensor.to(device), (0,) if dynamic else ())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_classes_are_sets_of_categories() -> None:
     items = small(items=200)
     index = index_in_memory(items, 7)
     rows, patterns, found = (index.arrays[name] for name in ("class_rows", "class_patterns", "patterns"))
-    sets = [set(found[patterns[a:b]].tolist()) for a, b in zip(rows[:-1], rows[1:], strict=True)]
+    sets = [set(found[patterns[a:b]].tolist()) for a, b in pairwise(rows)]
     assert sets[ANY_CLASS] == set()
     assert len({frozenset(each) for each in sets}) == len(sets)
     for entry, sid in enumerate(np.unique(items.sids_n3, axis=0)):

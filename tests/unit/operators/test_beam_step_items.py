@@ -73,12 +73,7 @@ def beginnings(catalogue: CatalogueItems, level: int, batch: int, rows: int, see
     """Different beginnings of items, some of no item, and one that is no beam."""
     draw = np.random.default_rng(seed)
     known = np.unique(catalogue.sids_n3[:, : level - 1], axis=0)
-    chosen = np.stack(
-        [
-            known[draw.permutation(len(known))[:rows]] if len(known) >= rows else known[draw.integers(0, len(known), rows)]
-            for _ in range(batch)
-        ]
-    )
+    chosen = np.stack([known[draw.choice(len(known), rows, replace=len(known) < rows)] for _ in range(batch)])
     if rows > 2 and level > 1:
         chosen[:, -1] = -1
     return torch.from_numpy(chosen.astype(np.int64))

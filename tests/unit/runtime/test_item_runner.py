@@ -25,9 +25,8 @@ CODEBOOK, WIDTH, CAPACITY, SWAPS = 9, 400, 200, 1000  # so many beams that every
 def catalogue(seed: int, items: int = 60) -> CatalogueItems:
     draw = np.random.default_rng(seed)
     ids = draw.permutation(1000)[:items] + 1000 * seed
-    return CatalogueItems(
-        ids, draw.integers(0, CODEBOOK, (items, 3)) // draw.integers(1, 4, (items, 1)), draw.integers(0, 8, items, np.uint64)
-    )
+    sids = draw.integers(0, CODEBOOK, (items, 3)) // draw.integers(1, 4, (items, 1))
+    return CatalogueItems(ids, sids, draw.integers(0, 8, items, np.uint64))
 
 
 def requests(count: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A recipe whose beams follow a catalogue: every item it finds is one of the catalogue's, by every gate; what open beams find is counted."""
+"""A recipe whose beams follow a catalogue: every item it finds is one of the catalogue's; what open beams find is counted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onerec_trt.core.errors import ArtifactError, RecipeError, RequestError
 from onerec_trt.core.recipe import load_recipe
 from onerec_trt.models.catalogue import build_catalogue, read_catalogue, write_catalogue
 from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.tools.pipeline import folders_of, run_stages, validations
 from onerec_trt.tools.recommend import recommend
 from onerec_trt.validation.catalogue import recipe_index
@@ -43,9 +44,8 @@ def test_every_item_is_one_of_the_catalogue(followed: Path) -> None:
 
 
 def test_open_beams_find_what_no_item_has(finished_world: Path) -> None:
-    index = recipe_index(
-        load_recipe(finished_world / "fp16.yaml").model_copy(update={"catalogue": finished_world / "catalogue.parquet"}), CODEBOOK
-    )
+    recipe = load_recipe(finished_world / "fp16.yaml")
+    index = recipe_index(recipe.model_copy(update={"catalogue": finished_world / "catalogue.parquet"}), CODEBOOK)
     assert index is not None
     validity = item_validity(read_reference(finished_world / "out" / "reference").sids_nW3, index)
     assert (validity.found, validity.share < 0.5) == (REQUESTS * BEAM, True)
@@ -66,9 +66,8 @@ def test_recommended_are_items(followed: Path, tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "found.parquet").to_pylist()
     sid_of = dict(zip(twins.ids_n.tolist(), map(tuple, twins.sids_n3.tolist()), strict=True))
     assert all(sid_of[row["item_id"]] == (row["sid_1"], row["sid_2"], row["sid_3"]) for row in rows)
-    assert [(row["request"], row["rank"], row["item_id"]) for row in rows] == sorted(
-        (row["request"], row["rank"], row["item_id"]) for row in rows
-    )
+    places = [(row["request"], row["rank"], row["item_id"]) for row in rows]
+    assert places == sorted(places)
     assert {row["rank"] for row in rows} == set(range(1, BEAM + 1))
     assert len(rows) == 20 * BEAM + sum(row["item_id"] >= 1000 for row in rows)
 
@@ -100,7 +99,5 @@ def test_more_items_than_the_graph_takes(followed: Path) -> None:
     folder = folders_of(load_recipe(followed / "fp16.yaml")).exported
     draw = np.random.default_rng(0)
     many = CatalogueItems(np.arange(500), draw.integers(0, CODEBOOK, (500, 3)), np.zeros(500, np.uint64))
-    from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
-
     with pytest.raises(ArtifactError, match="semantic IDs, the graph takes 100"):
         index_in_memory(many, CODEBOOK).resident(OnnxRuntimeRunner(folder / "model.onnx").io)
