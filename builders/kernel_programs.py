@@ -5,7 +5,7 @@ Operators without a kernel keep their function and are built natively. Runs befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
 from .preconditions import FP8_TYPES
-from .prepared_weights import PreparedWeights
 
 if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins can do without
     from ..operators.kernels.registry import KernelFactory
@@ -56,20 +55,19 @@ class KernelNode:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Which kernels a build uses: factories by operator, the GPU's compute capability, where prepared weights go, and the tiles.
+    """Which kernels a build uses: factories by operator, the GPU's compute capability, and the tiles.
 
     `tiles`: Default: the committed table as it is. `fp8_accumulation`: of FP8 products. Default: fast.
     """
 
     factories: Mapping[str, KernelFactory]
     capability: str
-    weights: PreparedWeights
     tiles: Tiles = field(default_factory=committed_tiles, repr=False)
     fp8_accumulation: Fp8Accumulation = "fast"
 
 
 def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, ...]:
-    """Replace, in place, every node whose operator has a kernel. Initializers that nobody reads any more are dropped.
+    """Replace, in place, every node whose operator has a kernel.
 
     Raises:
         BuildError: A factory refuses a node, or its program does not fit the node; names the node.
@@ -80,28 +78,13 @@ def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, .
         factory = kernels.factories.get(node.op_type) if node.domain == DOMAIN else None
         if factory is None:
             continue
-        inputs = _inputs(graph, node, factory, kernels.weights)
-        program = _program(graph, node, factory, tuple(map(graph.input_type, inputs)), kernels)
+        program = _program(graph, node, factory, tuple(map(graph.input_type, node.input)), kernels)
         if program is None:
             continue
-        prepared = [tensor for tensor in inputs if not isinstance(tensor, str)]
-        graph.add(prepared)
-        made = _node(node, [tensor if isinstance(tensor, str) else tensor.name for tensor in inputs], program)
+        made = _node(node, program)
         replaced.append(_description(graph, node.op_type, made, program))
         node.CopyFrom(made)
-    graph.drop_unread_initializers()
     return tuple(replaced)
-
-
-def _inputs(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, weights: PreparedWeights) -> list[str | onnx.TensorProto]:
-    """The node's inputs by name, prepared weights as new initializers."""
-    inputs: list[str | onnx.TensorProto] = list(node.input)
-    for index, prepare in factory.prepare.items():
-        initializer = graph.initializers.get(node.input[index])
-        if initializer is None:
-            raise _refusal(node, f"input {index} is no constant, and its kernel wants it in a layout of its own")
-        inputs[index] = weights.prepared(initializer, prepare)
-    return inputs
 
 
 def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], kernels: Kernels) -> Program | None:
@@ -141,12 +124,12 @@ def _refusal(node: onnx.NodeProto, what: str, hint: str = "") -> BuildError:
     return BuildError(f"the kernel of {node.op_type} does not fit: {what}", where=f"node {node.name}", hint=hint)
 
 
-def _node(node: onnx.NodeProto, inputs: Sequence[str], program: Program) -> onnx.NodeProto:
+def _node(node: onnx.NodeProto, program: Program) -> onnx.NodeProto:
     """A plugin node in the place and under the name of an operator node. An output that nobody reads gets a name all the same."""
     outputs = [name or f"{node.name}.unread_{number}" for number, name in enumerate(node.output)][: len(program.outputs)]
     return helper.make_node(
         OP_TYPE,
-        inputs,
+        node.input,
         outputs,
         name=node.name,
         domain=DOMAIN,
@@ -188,16 +171,16 @@ class _Graph:
         self.read = {name for node in all_nodes(graph) for name in node.input} | {output.name for output in graph.output}
         self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
 
-    def input_type(self, tensor: str | onnx.TensorProto) -> InputType:
-        """Type and shape of a tensor: an initializer, or a name.
+    def input_type(self, name: str) -> InputType:
+        """Type and shape of a tensor.
 
         Raises:
             BuildError: The graph does not say.
         """
-        known = self.initializers.get(tensor) if isinstance(tensor, str) else tensor
-        found = self.value_type(str(tensor)) if known is None else InputType(_dtype(known.data_type, known.name), tuple(known.dims))
+        known = self.initializers.get(name)
+        found = self.value_type(name) if known is None else InputType(_dtype(known.data_type, name), tuple(known.dims))
         if found is None:
-            raise BuildError(f"the graph does not say the type and shape of '{tensor}'", hint="run `onerec-trt export` again")
+            raise BuildError(f"the graph does not say the type and shape of '{name}'", hint="run `onerec-trt export` again")
         return found
 
     def value_type(self, name: str) -> InputType | None:
@@ -213,16 +196,3 @@ class _Graph:
         function = self.functions.get((domain, name))
         nodes = () if function is None else function.node
         return any(node.op_type in _MULTIPLICATIONS or self.multiplies(node.domain, node.op_type) for node in nodes)
-
-    def add(self, tensors: Iterable[onnx.TensorProto]) -> None:
-        for tensor in tensors:
-            if tensor.name not in self.initializers:
-                self.model.graph.initializer.append(tensor)
-                self.initializers[tensor.name] = tensor
-
-    def drop_unread_initializers(self) -> None:
-        graph = self.model.graph
-        read = {name for node in all_nodes(graph) for name in node.input} | {output.name for output in graph.output}
-        kept = [initializer for initializer in graph.initializer if initializer.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)

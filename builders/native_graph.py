@@ -26,20 +26,19 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class NativeGraph:
-    """`model` is inlined and checked; its external data lies in the folder of `beside`. `gemms` are those of the exported graph.
-    `io` is the exported graph's contract.
+    """`source` is the exported graph; external data lies in its folder. `model` is inlined and checked.
+    `gemms` are those of the exported graph, `io` is its contract.
 
-    `kernel_nodes`: nodes that kernels compute, `prepared_weights`: weights in a layout of their own, `fused_nodes`: nodes that stand
-    for several of the exported graph; none in a build without plugins.
+    `kernel_nodes`: nodes that kernels compute, `fused_nodes`: nodes that stand for several of the exported graph;
+    none in a build without plugins.
     """
 
-    beside: Path
+    source: Path
     model: onnx.ModelProto
     io: GraphIO
     profiles: list[dict[str, ShapeRange]]
     gemms: QuantizedGemms
     kernel_nodes: tuple[KernelNode, ...] = ()
-    prepared_weights: tuple[str, ...] = ()
     fused_nodes: tuple[FusedNode, ...] = ()
 
 
@@ -71,12 +70,7 @@ def prepare(
     _require_every_product(exported, gemms, source)
     if rewrite is not None:
         rewrite(graph)
-    shapes = profile_shapes(io, profiles)
-    if kernels is None:
-        return NativeGraph(source, graph, io, shapes, gemms)
-    prepared = set(kernels.weights.names).intersection(initializer.name for initializer in graph.graph.initializer)
-    beside = kernels.weights.folder_of(graph) / source.name
-    return NativeGraph(beside, graph, io, shapes, gemms, kernel_nodes, tuple(sorted(prepared)), fused_nodes)
+    return NativeGraph(source, graph, io, profile_shapes(io, profiles), gemms, kernel_nodes, fused_nodes)
 
 
 def _with_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[tuple[FusedNode, ...], tuple[KernelNode, ...]]:

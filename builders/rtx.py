@@ -54,7 +54,7 @@ def build_plan(graph: NativeGraph, profiles: Sequence[Profile], compute_capabili
     def job(events: int) -> Job:
         return Job(
             graph=native.absolute(),
-            beside=graph.beside.absolute(),
+            beside=graph.source.absolute(),
             plan=plan.absolute(),
             target="tensorrt-rtx",
             compute_capability=compute_capability,

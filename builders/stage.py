@@ -68,9 +68,8 @@ def build_stage(
 
     def body(temporary: Path) -> dict[str, Any]:
         machine, fp16 = this_machine("tensorrt"), None if baseline is None else tensorrt.Source(baseline, "fp16")
-        with tensorrt.working_folder(temporary) as working:
-            jobs = tensorrt.plan_jobs(tensorrt.Source(exported, precision), options, machine, working, fp16, forms)
-            return _facts([tensorrt.build_plan(job, options, machine, temporary) for job in jobs])
+        jobs = tensorrt.plan_jobs(tensorrt.Source(exported, precision), options, machine, fp16, forms)
+        return _facts([tensorrt.build_plan(job, options, machine, temporary) for job in jobs])
 
     return Stage(
         name="build",
@@ -87,7 +86,7 @@ def build_stage(
 
 def sources(options: BuildOptions) -> Sources:
     """What of the package decides the plans; kernels and their host do where operators run them."""
-    parts = ("core", "runtime", "builders", "export/weights.py")
+    parts = ("core", "runtime", "builders")
     if options.plugins:
         return Sources((*parts, "operators", "models/catalogue_index.py", "models/category_classes.py", "models/ordering.py"))
     return Sources(parts, without=("operators", "models", "builders/plugin_host"))

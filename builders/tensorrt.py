@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +34,6 @@ from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .native_graph import NativeGraph
 from .plan_names import plan_name
-from .prepared_weights import PreparedWeights
 from .profiles import corrected_profiles
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
@@ -69,28 +66,16 @@ class PlanJob:
     host: HostLibrary | None
 
 
-@contextmanager
-def working_folder(folder: Path) -> Iterator[Path]:
-    """Where a build keeps weights in the layout of their kernels: hidden in its folder, removed when its plans are built."""
-    working = folder / ".partial-weights"
-    try:
-        yield working
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-
-
 def plan_jobs(
     source: Source,
     options: BuildOptions,
     machine: Machine,
-    working: Path,
     baseline: Source | None = None,
     forms: Sequence[Form] = FORMS,
 ) -> list[PlanJob]:
     """Every plan a recipe asks for of these forms of the graph, checked before the first build starts.
 
     Names: see `plan_names`; with a plan for each profile its own ranges, else those that all profiles span.
-    `working` is a `working_folder` that lives until the plans are built.
 
     Raises:
         BuildError: A graph cannot be built, a profile does not fit it, or a strict timing cache is missing.
@@ -100,9 +85,9 @@ def plan_jobs(
     host = host_library(machine.library_version) if options.plugins else None
     serving = source.exported / GRAPHS["serving"]
     groups = _groups(options, corrected_profiles(options.profiles, io_of(load_graph(serving), serving), "tensorrt"))
+    kernels = _kernels(machine, options.fp8_accumulation) if options.plugins else None
     jobs = []
     for each in (source, baseline) if baseline else (source,):
-        kernels = _kernels(each, machine, working, options.fp8_accumulation) if options.plugins else None
         for form in forms:
             for profiles in groups:
                 name = plan_name(machine.compute_capability, profiles, baseline=each is baseline, scoring=form == "scoring")
@@ -127,7 +112,7 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
     def child_job(events: int) -> Job:
         return Job(
             graph=native.absolute(),
-            beside=job.graph.beside.absolute(),
+            beside=job.graph.source.absolute(),
             plan=plan.absolute(),
             target="tensorrt",
             compute_capability=None,
@@ -156,7 +141,7 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
         precision=job.source.precision,
         made_from={file: sha256(job.source.exported / file) for file in (GRAPHS[job.form], "record.json")},
         weight_ratio=round(plan.stat().st_size / (weights["fp8"] + weights["other"]), 3),
-        stored_weights=stored_weights(plan, job.graph.model, job.graph.beside),
+        stored_weights=stored_weights(plan, job.graph.model, job.graph.source),
         timing_cache=TimingCacheUse(**timings, strict=options.strict_timing_cache) if timings else None,
         layers=layers,
         plugins=_plugin_use(job, options),
@@ -166,14 +151,13 @@ def build_plan(job: PlanJob, options: BuildOptions, machine: Machine, folder: Pa
     return record
 
 
-def _kernels(source: Source, machine: Machine, working: Path, accumulation: Fp8Accumulation = "fast") -> Kernels:
+def _kernels(machine: Machine, accumulation: Fp8Accumulation = "fast") -> Kernels:
     from ..operators.kernels.registry import FACTORIES  # brings Triton along
 
     tiles = committed_tiles()
     if machine.multiprocessors:
         tiles = tiles.on(machine.multiprocessors)
-    weights = PreparedWeights(source.exported, working / source.precision)
-    return Kernels(FACTORIES, machine.compute_capability, weights, tiles, accumulation)
+    return Kernels(FACTORIES, machine.compute_capability, tiles, accumulation)
 
 
 def _plugin_use(job: PlanJob, options: BuildOptions) -> PluginUse | None:
@@ -182,7 +166,6 @@ def _plugin_use(job: PlanJob, options: BuildOptions) -> PluginUse | None:
     return PluginUse(
         host_sha256=job.host.sha256,
         nodes=dict(sorted(Counter(node.operator for node in job.graph.kernel_nodes).items())),
-        prepared_weights=job.graph.prepared_weights,
         fusions=dict(sorted(Counter(node.fusion for node in job.graph.fused_nodes).items())),
         fp8_accumulation=options.fp8_accumulation,
     )

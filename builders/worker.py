@@ -128,17 +128,20 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
     with job.plan.open("wb") as stream:
         stream.write(built.plan)
     timings = _keep_timings(job, network, built, known or b"")
+    scratch = None
     if job.layers is not None:
         engine = Engine(bindings, memoryview(built.plan), str(job.plan), host_code=bool(plugins))
         report = engine.layer_information()
         if not report:  # the plan is built and good; its record will say that nothing is known of its layers
             log("WARNING", "the engine inspector gives no report")
         job.layers.write_text(report or json.dumps({"Layers": []}), encoding="utf-8")
+        scratch = engine.scratch_bytes
     return {
         "version": bindings.version,
         "builder_flags": built.builder_flags,
         "build_seconds": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "scratch_bytes": scratch,
         "timing_cache": timings,
     }
 

@@ -29,6 +29,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "typer",
         "yaml",
     ),
+    "server": ("cryptography", "tritonclient"),
 }
 EXTRA_OF: Mapping[str, str] = {module: extra for extra, modules in _MODULES.items() for module in modules}
 

@@ -15,7 +15,8 @@ from .artifacts import files_in, read_json, restore_interrupted_swap, sha256
 from .errors import ArtifactError
 
 RECORD_NAME = "record.json"
-VERDICT_ENDING = ".verdict.json"  # of files that a later stage lays beside the plans of a stage, whose record does not know them
+# Of files that later steps lay beside the plans or graphs of a stage, whose record does not know them.
+VERDICT_ENDING, SIGNATURE_ENDING = ".verdict.json", ".signature.json"
 
 
 class Record(BaseModel):
@@ -40,7 +41,7 @@ class Record(BaseModel):
 
 
 def read_record(folder: Path) -> Record:
-    """Read a stage's record and check the hash of every file it names. Verdicts on plans may lie there too.
+    """Read a stage's record and check the hash of every file it names. Verdicts on plans and signatures may lie there too.
 
     Raises:
         ArtifactError: The record is missing, malformed or of an earlier version, or a file was changed, added or removed since.
@@ -54,7 +55,9 @@ def read_record(folder: Path) -> Record:
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         hint = "run its stage again"
         raise ArtifactError(f"the record is malformed or of an earlier version: {problem}", where=str(path), hint=hint) from None
-    present = {str(p.relative_to(folder)): p for p in files_in(folder) if p != path and not p.name.endswith(VERDICT_ENDING)}
+    present = {
+        str(p.relative_to(folder)): p for p in files_in(folder) if p != path and not p.name.endswith((VERDICT_ENDING, SIGNATURE_ENDING))
+    }
     for name in sorted(present.keys() ^ record.wrote.keys()):
         problem = "missing" if name in record.wrote else "not in the record"
         raise ArtifactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")

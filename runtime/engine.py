@@ -14,6 +14,11 @@ from .tensorrt_api import Bindings, ShapeRange, TensorInfo, dtype_name, layer_pr
 Shape = tuple[int, ...]
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation")
+_CAPTURE_REFUSED = ("stream capturable", "stream is capturing", "streamcaptureunsupported")  # cudaErrorStreamCaptureUnsupported
+
+
+class CaptureRefusedError(GpuError):
+    """The plan does something, such as waiting for the GPU, that a CUDA graph cannot hold; outside of a capture it runs."""
 
 
 class Engine:
@@ -104,9 +109,11 @@ class Engine:
 
     def failure(self, what: str) -> ArtifactError | GpuError:
         """The error for a call that TensorRT answered with nothing, by what its log says."""
-        said = self._errors.last
+        said, self._errors.last = self._errors.last, ""
         if any(sign in said.lower() for sign in _OUT_OF_MEMORY):
             return GpuError(f"{what}: the GPU's memory is exhausted", where=self.where, hint=_LESS_MEMORY)
+        if any(sign in said.lower() for sign in _CAPTURE_REFUSED):
+            return CaptureRefusedError(f"{what} inside a CUDA graph: {said}", where=self.where, hint="run it without CUDA graphs: graphs=0")
         hint = "copy the plan again, or build it again on this machine"
         return ArtifactError(f"{what}: {said or 'it gives no reason'}", where=self.where, hint=hint)
 
@@ -130,7 +137,11 @@ class Execution:
             raise self._engine.failure(f"TensorRT refuses the address of '{name}'")
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue one execution; returns before it has run."""
+        """Enqueue one execution; returns before it has run.
+
+        Raises:
+            CaptureRefusedError: A capture is under way on the stream, and the plan cannot be captured.
+        """
         if not self._context.execute_async_v3(stream):
             raise self._engine.failure("TensorRT cannot run the plan")
 

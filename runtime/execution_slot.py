@@ -5,6 +5,7 @@ Work of one slot runs in order, so all its execution contexts share one scratch.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import deque
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from ..core.errors import GpuError
 from .autograd import without_autograd
-from .engine import Engine, Execution
+from .engine import CaptureRefusedError, Engine, Execution
 from .plan_shapes import Shape, Shapes
 from .shape_cache import ShapeCache
 from .tensorrt_api import TensorInfo
 
+_log = logging.getLogger(__name__)
 _capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
 
 
@@ -61,6 +63,7 @@ class ExecutionSlot:
         unbound = [self._unbound(number) for number in range(len(engine.profiles))]
         self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest(unbound)}
         self._plain = [self._bound(execution) for execution in unbound]
+        self._capturable = True
         self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
         self._kept: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
 
@@ -114,30 +117,46 @@ class ExecutionSlot:
         if (known := self._captured.get(key)) is not None:
             known.graph.replay()
             return known.outputs
-        if self._captured.earns_place(key):
-            return self._capture(key, shapes)
+        if self._capturable and self._captured.earns_place(key):
+            return self._run_and_capture(key, shapes)
         execution = self._plain[profile]
         outputs = execution.set_inputs(shapes)
         execution.enqueue(self.stream.cuda_stream)
         return outputs
 
-    def _capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
-        """Run once, which settles what follows from the shapes, then capture the same again without running it."""
+    def _run_and_capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
+        """Run once, which settles what follows from the shapes, then capture the same again without running it.
+
+        A plan that cannot be captured runs without graphs from then on.
+        """
         profile = key[0]
         execution = self._freed(profile) or self._bound(self._unbound(profile))
         outputs = execution.set_inputs(shapes)
         execution.enqueue(self.stream.cuda_stream)
-        graph = torch.cuda.CUDAGraph()
+        try:
+            self._captured.put(key, Captured(self._captured_run(execution), outputs, execution, profile))
+        except CaptureRefusedError as refused:
+            self._capturable = False
+            _log.warning("%s runs without CUDA graphs, which is slower at small batches. %s", refused.where, refused.what)
+        return outputs
+
+    def _captured_run(self, execution: Execution) -> torch.cuda.CUDAGraph:
+        graph, refused = torch.cuda.CUDAGraph(), None
         try:
             with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                execution.enqueue(self.stream.cuda_stream)
+                try:
+                    execution.enqueue(self.stream.cuda_stream)
+                except CaptureRefusedError as error:
+                    refused = error  # torch must end the capture first, which it then calls broken
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # whatever CUDA says of a broken capture
-            hint = "no thread may wait for the whole GPU during a capture: warm all shapes up first, or use graphs=0"
-            raise GpuError(f"a CUDA graph could not be captured: {str(error).splitlines()[0]}", hint=hint) from error
-        self._captured.put(key, Captured(graph, outputs, execution, profile))
-        return outputs
+            if refused is None:
+                hint = "no thread may wait for the whole GPU during a capture: warm all shapes up first, or use graphs=0"
+                raise GpuError(f"a CUDA graph could not be captured: {str(error).splitlines()[0]}", hint=hint) from error
+        if refused is not None:
+            raise refused
+        return graph
 
     def _freed(self, profile: int) -> Execution | None:
         """Make room for a graph; gives the context of the one that had to go, if it is of this profile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .machine import this_machine
 from .plan_record import read_plan
 from .plan_shapes import require_contract
 from .preflight import preflight
+from .signature import require_signature
 from .tensorrt_api import load
 from .verdict import inspect_proven
 
@@ -40,15 +42,21 @@ class LoadedPlan:
     device: int
 
 
-def load_plan(path: Path) -> LoadedPlan:
+def load_plan(path: Path, trust: Sequence[Path] = ()) -> LoadedPlan:
     """Load a plan whose record lies beside it on the current GPU. What preflight remarks on becomes a logged warning.
 
+    Args:
+        trust: Public keys in PEM, one of which must have signed the plan with its record and verdict. Default: no signature is asked for.
+
     Raises:
-        ArtifactError: The plan was changed or truncated, was built for another GPU or TensorRT, or is not of its contract.
+        ArtifactError: The plan was changed or truncated, was built for another GPU or TensorRT, is not of its contract, or is not
+            signed by a trusted key.
         GpuError: There is no GPU, no driver, or not enough memory.
         MissingExtraError: TensorRT is not installed.
     """
     content = read_plan(path)
+    if trust:
+        require_signature(path, trust, content)
     record = inspect_proven(path, content)  # of these very bytes, even if another build replaces the file meanwhile
     for warning in preflight(record, this_machine(record.target)):
         _log.warning("%s: %s", path, warning)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.artifacts import read_json, sha256
@@ -55,6 +57,18 @@ class StoredWeights(_Part):
     duplicated: dict[str, int]
 
 
+class GpuMemory(_Part):
+    """Bytes on the GPU while one execution runs a batch of the largest shapes; `plan`: weights and code, as the file has them.
+
+    Another execution of the same plan needs `scratch` and `tensors` (inputs and outputs) again.
+    """
+
+    plan: int
+    scratch: int
+    tensors: int
+    peak: int
+
+
 class PlanLayer(_Part):
     """A layer of the plan that computes matrix multiplications, as the engine inspector describes it.
 
@@ -84,14 +98,13 @@ class TimingCacheUse(_Part):
 
 
 class PluginUse(_Part):
-    """The plugin host in the plan, the nodes it runs by operator, and the weights that were laid out anew for their kernels.
+    """The plugin host in the plan, and the nodes it runs by operator.
 
     `fusions`: how many nodes each fusion made; `fp8_accumulation`: the recipe's, of the FP8 products that kernels compute.
     """
 
     host_sha256: str
     nodes: dict[str, int]
-    prepared_weights: tuple[str, ...]
     fusions: dict[str, int]
     fp8_accumulation: Literal["fast", "promoted"]
 
@@ -100,10 +113,11 @@ class PlanRecord(_Part):
     """Facts of one plan.
 
     `io`: the contract of its inputs and outputs; `profiles`: for each the (minimum, typical, maximum) shape of every input.
-    `form`: the serving graph or the scoring graph. Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the
-    graph it was built from; `made_from`, SHA-256 of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's
-    weights; `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with
-    plugins carries their library, and loading it runs that library's code.
+    `peak_memory_bytes`: of the build's process, on the host. `form`: the serving graph or the scoring graph.
+    Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the graph it was built from; `made_from`, SHA-256
+    of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's weights; `gpu_memory`, `layers`,
+    `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with plugins carries their library,
+    and loading it runs that library's code.
     `validated` and `reason` are not stored: `verdict.inspect_proven` sets them by the verdict beside the plan.
     """
 
@@ -122,6 +136,7 @@ class PlanRecord(_Part):
     weight_bytes: WeightBytes
     build_seconds: float
     peak_memory_bytes: int
+    gpu_memory: GpuMemory | None = None
     form: Literal["serving", "scoring"] = "serving"
     precision: str | None = None
     made_from: dict[str, str] = {}
@@ -146,7 +161,17 @@ def facts_of_build(plan: Path, built: Mapping[str, Any], io: GraphIO, profiles: 
         "builder_flags": tuple(built["builder_flags"]),
         "build_seconds": built["build_seconds"],
         "peak_memory_bytes": built["peak_memory_bytes"],
+        "gpu_memory": _gpu_memory(plan.stat().st_size, built["scratch_bytes"], io, profiles),
     }
+
+
+def _gpu_memory(plan: int, scratch: int | None, io: GraphIO, profiles: Sequence[Mapping[str, ShapeRange]]) -> GpuMemory | None:
+    if scratch is None:
+        return None
+    sizes = [io.sizes({tensor.name: profile[tensor.name][2] for tensor in io.per_request}) for profile in profiles]
+    largest = {each: max(math.prod(each.shape(*size)) for size in sizes) for each in (*io.inputs, *io.outputs)}
+    tensors = sum(np.dtype(each.dtype).itemsize * elements for each, elements in largest.items())
+    return GpuMemory(plan=plan, scratch=scratch, tensors=tensors, peak=plan + scratch + tensors)
 
 
 def _not_found(plan: Path) -> ArtifactError:

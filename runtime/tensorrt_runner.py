@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -78,15 +78,22 @@ class TensorRtRunner:
                 self._slots.put(ExecutionSlot(self.engine, graphs, self._residents.buffers))
 
     @classmethod
-    def load(cls, plan: Path, *, executions: int = 1, graphs: int = 16) -> TensorRtRunner:
-        """Load a plan, whose record lies beside it, and make it ready. The other arguments are those of the class.
+    def load(cls, plan: Path, *, executions: int = 1, graphs: int = 16, trust: Sequence[Path] = ()) -> TensorRtRunner:
+        """Load a plan, whose record lies beside it, and make it ready.
+
+        Args:
+            plan: Its path.
+            executions: As in the class.
+            graphs: As in the class.
+            trust: Public keys, one of which must have signed it. Default: no signature is asked for.
 
         Raises:
-            ArtifactError: The plan was changed or truncated, was built for another GPU or TensorRT, or is not of its contract.
+            ArtifactError: The plan was changed or truncated, was built for another GPU or TensorRT, is not of its contract, or is not
+                signed by a trusted key.
             GpuError: There is no GPU, no driver, or not enough memory.
             MissingExtraError: TensorRT is not installed.
         """
-        return cls(load_plan(plan), executions=executions, graphs=graphs)
+        return cls(load_plan(plan, trust), executions=executions, graphs=graphs)
 
     def bind_resident(self, name: str, array: Input) -> None:
         """Give a resident input its content, or swap it: batches submitted before see the old content, later ones the new.

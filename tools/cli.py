@@ -35,6 +35,12 @@ app.add_typer(dev_cli.app)
 RecipeFile = Annotated[
     Path, typer.Argument(parser=located, metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)
 ]
+Trust = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trust", parser=located, metavar="KEY.pub", help="Demand a signature by this public key. Repeatable.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
 
@@ -202,12 +208,13 @@ def recommend(
         Path | None,
         typer.Option(parser=located, metavar="PATH", help="Index to look items up in; beams follow it if they can.", show_default=False),
     ] = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Find items for a file of requests: with a plan on its GPU, or with an exported graph on CPU."""
     from . import commands
 
-    commands.recommend(model, requests, out, batch_size, limit, catalogue, as_json)
+    commands.recommend(model, requests, out, as_json, batch_size=batch_size, limit=limit, catalogue=catalogue, trust=tuple(trust or ()))
 
 
 @app.command()
@@ -222,6 +229,25 @@ def catalogue(
     from . import commands
 
     commands.catalogue(items, out, codebook, classes, as_json)
+
+
+@app.command()
+def sign(
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(parser=located, metavar="PLAN_OR_ONNX...", help="Validated plans, or exported graphs.", show_default=False),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(parser=located, metavar="KEY", help="Private Ed25519 key in PEM.", show_default=False)] = None,
+    fresh_key: Annotated[
+        Path | None,
+        typer.Option("--new-key", parser=located, metavar="KEY", help="Make a key here, and KEY.pub beside it.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign plans or exported graphs, so that whoever loads them can demand it (--trust)."""
+    from . import commands
+
+    commands.sign(artifacts or (), key, fresh_key, as_json)
 
 
 @app.command()
@@ -242,12 +268,13 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, or a checkpoint.", show_default=False)
     ],
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what an artifact is and what it was made from; check it against its record."""
     from . import commands
 
-    commands.inspect(path, as_json)
+    commands.inspect(path, tuple(trust or ()), as_json)
 
 
 @app.command()

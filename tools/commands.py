@@ -20,7 +20,7 @@ from ..validation.gates import Gate, require
 from ..validation.validate import VALIDATE
 from . import demo as demo_run
 from . import export_trial as trial
-from . import inspection, pipeline
+from . import inspection, pipeline, signing
 from . import recommend as recommendation
 from .pipeline import StageResult
 from .report import load_run, require_current, write_report
@@ -66,16 +66,22 @@ def validate(recipe_file: Path, as_json: bool, engine: EngineName = "onnxruntime
     require(result.gates, where=str(pipeline.folders_of(recipe).validated_by(engine)))
 
 
-def recommend(
-    model: Path, requests: Path, out: Path, batch_size: int | None, limit: int | None, catalogue: Path | None, as_json: bool
-) -> None:
-    found = recommendation.recommend(model, requests, out, batch_size=batch_size, limit=limit, catalogue=catalogue)
+def recommend(model: Path, requests: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """`options`: those of `recommendation.recommend`."""
+    found = recommendation.recommend(model, requests, out, **options)
     _print(found.model_dump(mode="json"), [recommendation.table(found)], as_json)
 
 
 def catalogue(items: Path, out: Path, codebook: int, classes: int, as_json: bool) -> None:
     facts = build_catalogue(items, out, codebook, classes).model_dump(mode="json")
     _print(facts, [inspection.table({"kind": "catalogue", **facts})], as_json)
+
+
+def sign(artifacts: Sequence[Path], key: Path | None, fresh_key: Path | None, as_json: bool) -> None:
+    signed = signing.sign_all(artifacts, key, fresh_key)
+    if fresh_key is not None:
+        typer.echo(f"private key: {fresh_key}, public key: {fresh_key}.pub", err=True)
+    _print([each.model_dump() for each in signed], [signing.table(signed)] if signed else [], as_json)
 
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:
@@ -94,8 +100,8 @@ def export_trial(size: str, precision: str, beam: int, folder: Path, record: Pat
     _print(figures, [], as_json=True)
 
 
-def inspect(path: Path, as_json: bool) -> None:
-    facts = inspection.inspect(path)
+def inspect(path: Path, trust: Sequence[Path], as_json: bool) -> None:
+    facts = inspection.inspect(path, trust)
     _print(facts, [inspection.table(facts)], as_json)
 
 

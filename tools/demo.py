@@ -23,7 +23,7 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
-from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, run_stages, stages_of, timed
+from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, reference_job_of, run_stages, stages_of, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper")
@@ -57,9 +57,10 @@ def run(out: Path, chosen: Sequence[Recipe]) -> Iterator[StageResult]:
 
 def model_gates(recipe: Recipe) -> tuple[list[Gate], dict[str, Any]]:
     """Is the trained model good enough for its hit rates to mean something? Gates and the figures behind them."""
-    k, requests = recipe.validation.top_k, heldout_requests(recipe)
+    job, k = reference_job_of(recipe), recipe.validation.top_k
+    requests = heldout_requests(job)
     assert requests.targets_n3 is not None
-    reference = make_reference(recipe, folders_of(recipe).reference)
+    reference = make_reference(job, folders_of(recipe).reference)
     fp32 = hits(reference.sids_nW3, requests.targets_n3, k)
     train = read_requests(request_file(recipe.checkpoint.parent / "data", "train"), DEMO_CONFIG, need_targets=True)
     assert train.targets_n3 is not None

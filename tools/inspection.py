@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,26 @@ from ..models.config import counted_parameters
 from ..runtime.inspector_report import summary
 from ..runtime.item_index import ItemIndex, is_index
 from ..runtime.plan_record import PlanLayer
+from ..runtime.signature import require_signature
 from ..runtime.verdict import inspect_proven
 
 _ROWS = 12  # of a long mapping or list, the rest is in --json
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
     """Facts about an artifact, verified against its record.
 
+    Args:
+        path: A plan, a stage's folder or a checkpoint.
+        trust: Public keys, one of which must have signed it; then `signed_by` has that key's fingerprint. Default: none is asked for.
+
     Raises:
-        ArtifactError: It is none we know, or does not match its record.
+        ArtifactError: It is none we know, does not match its record, or is not signed by a trusted key.
         CheckpointError: It is a damaged checkpoint.
     """
+    if trust:
+        signed = path / "model.onnx" if (path / "model.onnx").is_file() else path
+        return {**inspect(path), "signed_by": require_signature(signed, trust)}
     if path.suffix == ".plan":
         record = inspect_proven(path)
         return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}

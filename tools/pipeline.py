@@ -19,9 +19,9 @@ from ..core.stages import Stage, require_places, run_stage
 from ..export.stage import export_stage
 from ..runtime.verdict import inspect_proven
 from ..validation.backends import EngineName
-from ..validation.fp32_reference import reference_stage
+from ..validation.fp32_reference import ReferenceJob, reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, read_validation, validate_stage
+from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
 
 STAGES = ("calibrate", "export", "build", "validate")
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
@@ -65,7 +65,7 @@ def folders_of(recipe: Recipe) -> Folders:
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The whole pipeline: every stage of a recipe, in the order they run. Nothing is read or run yet."""
     places = folders_of(recipe)
-    calibrated = calibrate_stage(_calibration(recipe), places.calibrated)
+    calibrated = calibrate_stage(calibration_of(recipe), places.calibrated)
     exported = export_stage(recipe.export, calibrated.folder, places.exported)
     baseline = _fp16_baseline(recipe, places.baseline)
     built = build_stage(
@@ -76,10 +76,11 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         baseline=baseline[-1].folder if baseline else None,
         needs=baseline,
     )
-    reference = reference_stage(recipe, places.reference)
-    validated = validate_stage(recipe, calibrated, exported, reference, places.validated)
+    reference = reference_stage(reference_job_of(recipe), places.reference)
+    job = validation_job_of(recipe)
+    validated = validate_stage(job, calibrated, exported, reference, places.validated)
     plans = places.root / PLAN_FOLDERS["tensorrt"]  # whatever the recipe's target is: `build` can be asked for another
-    validated_tensorrt = validate_stage(recipe, calibrated, exported, reference, places.validated_tensorrt, plans)
+    validated_tensorrt = validate_stage(job, calibrated, exported, reference, places.validated_tensorrt, plans)
     return [calibrated, exported, built, validated, validated_tensorrt]
 
 
@@ -88,8 +89,37 @@ def whole_run(recipe: Recipe) -> tuple[str, ...]:
     return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
 
 
-def _calibration(recipe: Recipe) -> Calibration:
+def calibration_of(recipe: Recipe) -> Calibration:
+    """What a recipe quantizes, and how."""
     return Calibration(recipe.precision, recipe.max_context, recipe.calibration, recipe.checkpoint, recipe.requests, recipe.key_map)
+
+
+def reference_job_of(recipe: Recipe) -> ReferenceJob:
+    """What the FP32 reference of a recipe answers."""
+    options = recipe.validation
+    return ReferenceJob(
+        checkpoint=recipe.checkpoint,
+        heldout=recipe.heldout,
+        beam=recipe.export.beam,
+        max_context=recipe.max_context,
+        max_requests=options.max_requests,
+        batch_size=options.batch_size,
+        key_map=recipe.key_map,
+        followed=recipe.catalogue if recipe.export.items == "catalogue" else None,
+    )
+
+
+def validation_job_of(recipe: Recipe) -> ValidationJob:
+    """What is judged of a recipe, and by which thresholds."""
+    return ValidationJob(
+        recipe=recipe.name,
+        calibration=calibration_of(recipe),
+        reference=reference_job_of(recipe),
+        options=recipe.validation,
+        fused=recipe.build.plugins,
+        export=recipe.export,
+        catalogue=recipe.catalogue,
+    )
 
 
 def _fp16_baseline(recipe: Recipe, folder: Path) -> tuple[Stage, ...]:
@@ -97,7 +127,7 @@ def _fp16_baseline(recipe: Recipe, folder: Path) -> tuple[Stage, ...]:
     if not recipe.build.fp16_baseline or recipe.build.target != "tensorrt":
         return ()
     options = recipe.calibration.model_copy(update={"saved_state": None})
-    calibrated = calibrate_stage(replace(_calibration(recipe), precision="fp16", options=options), folder / "calibrated")
+    calibrated = calibrate_stage(replace(calibration_of(recipe), precision="fp16", options=options), folder / "calibrated")
     return calibrated, export_stage(recipe.export, calibrated.folder, folder / "exported")
 
 

@@ -24,6 +24,7 @@ from ..runtime.item_index import ItemIndex
 from ..runtime.item_rules import OPEN, FoundItems, allowed_items
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_shapes import largest_batch_and_context
+from ..runtime.signature import require_signature
 from ..runtime.tensorrt_runner import TensorRtRunner
 from ..validation.catalogue import bound
 from ..validation.item_validity import item_validity
@@ -60,7 +61,14 @@ class Recommendations(BaseModel):
 
 
 def recommend(
-    model: Path, requests: Path, out: Path, *, batch_size: int | None = None, limit: int | None = None, catalogue: Path | None = None
+    model: Path,
+    requests: Path,
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    catalogue: Path | None = None,
+    trust: Sequence[Path] = (),
 ) -> Recommendations:
     """Find items for every request and write them to a Parquet file, which appears whole or not at all.
 
@@ -74,6 +82,7 @@ def recommend(
         batch_size: Requests per batch. Default: 32, or what a plan takes at most with the longest context.
         limit: Only the first requests. Default: all.
         catalogue: An index. A model whose beams follow a catalogue needs one.
+        trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
 
     Raises:
         ArtifactError: The model or the index does not load or fit, the model does not match its record or finds no items, or the
@@ -82,7 +91,7 @@ def recommend(
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
     """
-    runner = _runner(model)
+    runner = _runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
     chosen = read_contexts(requests, feature_width, max_context=_max_context(runner), limit=limit)
@@ -129,10 +138,12 @@ def _index(path: Path | None, io: GraphIO) -> ItemIndex | None:
     return None
 
 
-def _runner(model: Path) -> OnnxRuntimeRunner | TensorRtRunner:
+def _runner(model: Path, trust: Sequence[Path]) -> OnnxRuntimeRunner | TensorRtRunner:
     if model.suffix == ".plan":
-        return TensorRtRunner.load(model)
+        return TensorRtRunner.load(model, trust=trust)
     if model.suffix == ".onnx":
+        if trust:
+            require_signature(model, trust)
         return OnnxRuntimeRunner(model)
     raise ArtifactError("this is neither a plan nor an ONNX file", where=str(model), hint="give a .plan file or an exported model.onnx")
 

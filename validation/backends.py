@@ -11,7 +11,6 @@ from ..core.arrays import Array
 from ..core.artifacts import sha256
 from ..core.errors import ArtifactError
 from ..core.graph_io import GraphIO
-from ..core.recipe import Recipe
 from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..runtime.item_index import ItemIndex
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -58,30 +57,30 @@ class UnderTest:
         return {name: numbers for name, numbers in missing.items() if numbers}
 
 
-FindIndex = Callable[[], ItemIndex | None]
+FindIndex = Callable[[], ItemIndex | None]  # asked where a serving graph is loaded
 
 
-def onnxruntime_under_test(recipe: Recipe, exported: Path, index: FindIndex) -> UnderTest:
-    """The exported graphs on CPU. `index` is asked where a serving graph is loaded."""
+def onnxruntime_under_test(exported: Path, batch_size: int, index: FindIndex) -> UnderTest:
+    """The exported graphs on CPU."""
     trial = Trial(
         "",
-        recipe.validation.batch_size,
+        batch_size,
         lambda: bound(OnnxRuntimeRunner(exported / SERVING_FILE), index()),
         lambda: OnnxRuntimeRunner(exported / SCORING_FILE),
     )
     return UnderTest("onnxruntime", (trial,))
 
 
-def tensorrt_under_test(recipe: Recipe, exported: Path, plans: Path, index: FindIndex) -> UnderTest:
-    """The plans of the exported graphs, once at the largest batch of every profile that takes the recipe's longest context.
+def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context: int, index: FindIndex) -> UnderTest:
+    """The plans of the exported graphs, once at the largest batch of every profile that takes the longest context.
 
     Raises:
         ArtifactError: There is no plan of one of the forms, a plan does not match its record, or none takes the longest context.
     """
-    serving, scoring = (plans_of(exported, plans, recipe.precision, form) for form in ("serving", "scoring"))
-    batches = _largest_batches(serving.values(), recipe.max_context)
+    serving, scoring = (plans_of(exported, plans, precision, form) for form in ("serving", "scoring"))
+    batches = _largest_batches(serving.values(), max_context)
     if not batches:
-        problem = f"no plan takes {recipe.max_context} tokens, the recipe's longest context"
+        problem = f"no plan takes {max_context} tokens, the longest context of the recipe"
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
     ran: set[tuple[str, int]] = set()
     trials = tuple(
@@ -122,7 +121,7 @@ class PlanSet:
     Args:
         plans: Their paths.
         ran: Gets the plan's name and the number of the profile of every batch.
-        index: The catalogue, asked for where a plan follows one.
+        index: The catalogue, for plans that follow one.
     """
 
     def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]], index: FindIndex) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..core.graph_io import GraphIO
-from ..core.recipe import Recipe
 from ..models.catalogue import read_catalogue
 from ..models.catalogue_index import index_in_memory
+from ..models.category_classes import MAX_CLASSES
 from ..runtime.item_index import ItemIndex, is_index
 
 
@@ -26,18 +27,16 @@ class Bindable(Protocol):
 R = TypeVar("R", bound=Bindable)
 
 
-def recipe_index(recipe: Recipe, codebook: int) -> ItemIndex | None:
-    """The index of the recipe's catalogue, which is a Parquet file or an index; None without a catalogue.
+def open_index(catalogue: Path, codebook: int, classes: int = MAX_CLASSES) -> ItemIndex:
+    """The index of a catalogue, which is a Parquet file or an index.
 
     Raises:
         RequestError: The catalogue is malformed, or of another codebook.
         ArtifactError: The index is damaged.
     """
-    if recipe.catalogue is None:
-        return None
-    if is_index(recipe.catalogue):
-        return ItemIndex.load(recipe.catalogue)
-    return index_in_memory(read_catalogue(recipe.catalogue, codebook), codebook, recipe.export.category_classes)
+    if is_index(catalogue):
+        return ItemIndex.load(catalogue)
+    return index_in_memory(read_catalogue(catalogue, codebook), codebook, classes)
 
 
 def bound(runner: R, index: ItemIndex | None) -> R:

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from ..core.errors import CheckpointError, RequestError
 from ..core.graph_io import Role
 from ..core.progress import tracked
-from ..core.recipe import Recipe
 from ..core.records import read_record
 from ..core.sources import Sources
 from ..core.stages import Stage, run_stage
@@ -23,7 +22,7 @@ from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.requests import Requests, read_requests
-from .catalogue import recipe_index
+from .catalogue import open_index
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
@@ -32,16 +31,36 @@ REFERENCE_FILE = "reference.safetensors"
 _HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
 SOURCES = Sources(
     (
-        "core",
-        "runtime/item_index.py",
-        "runtime/item_rules.py",
-        "models",
-        "operators",
-        "export",
+        *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export"),
         *(f"validation/{name}.py" for name in _HERE),
     ),
     without=("operators/kernels", "operators/launch"),
 )
+
+
+@dataclass(frozen=True)
+class ReferenceJob:
+    """What the FP32 model is asked.
+
+    Args:
+        checkpoint: Folder with config.json and safetensors.
+        heldout: Parquet file of held-out requests with targets.
+        beam: Kept beams after each of the three steps.
+        max_context: Longest context; a longer request is refused.
+        max_requests: How many of the requests are used, from the first on.
+        batch_size: Requests per forward pass.
+        key_map: YAML file that says how the checkpoint names its tensors. Default: as this package does.
+        followed: The catalogue that beams follow. Default: beams are open.
+    """
+
+    checkpoint: Path
+    heldout: Path
+    beam: tuple[int, int, int]
+    max_context: int
+    max_requests: int
+    batch_size: int
+    key_map: Path | None = None
+    followed: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,40 +87,37 @@ class Reference:
         return float(np.abs(self.fp16_scoring_nW3.sum(-1) - self.scoring_nW3.sum(-1)).mean())
 
 
-def reference_stage(recipe: Recipe, folder: Path) -> Stage:
-    """The stage that computes the reference of a recipe's checkpoint, held-out requests and beam into `folder`.
+def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
+    """The stage that computes the reference of a checkpoint's answers into `folder`.
 
     Running it raises:
         CheckpointError, RequestError: An input is malformed.
     """
-    more = {} if recipe.key_map is None else {"key_map": recipe.key_map}
-    if recipe.export.items == "catalogue":
-        assert recipe.catalogue is not None
-        more["catalogue"] = recipe.catalogue
+    optional = {"key_map": job.key_map, "catalogue": job.followed}
+    given = {name: path for name, path in optional.items() if path is not None}
     return Stage(
         name="reference",
         folder=folder,
         sources=SOURCES,
         tools=("torch",),
         options={
-            "beam": list(recipe.export.beam),
-            "items": recipe.export.items,
-            "max_requests": recipe.validation.max_requests,
-            "batch_size": recipe.validation.batch_size,
-            "max_context": recipe.max_context,
+            "beam": list(job.beam),
+            "max_requests": job.max_requests,
+            "batch_size": job.batch_size,
+            "max_context": job.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(recipe.checkpoint), "heldout": recipe.heldout, **more},
-        body=partial(_write, recipe),
+        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": job.heldout, **given},
+        body=partial(_write, job),
     )
 
 
-def make_reference(recipe: Recipe, folder: Path) -> Reference:
+def make_reference(job: ReferenceJob, folder: Path) -> Reference:
     """Compute the reference into `folder`, or read it when nothing it depends on has changed.
 
     Raises:
         CheckpointError, RequestError: An input is malformed.
     """
-    run_stage(reference_stage(recipe, folder))
+    run_stage(reference_stage(job, folder))
     return read_reference(folder)
 
 
@@ -115,15 +131,15 @@ def read_reference(folder: Path) -> Reference:
     return Reference(**load_file(folder / REFERENCE_FILE))
 
 
-def heldout_requests(recipe: Recipe) -> Requests:
-    """The held-out requests a recipe validates on, with targets.
+def heldout_requests(job: ReferenceJob) -> Requests:
+    """The held-out requests that the reference answers, with targets.
 
     Raises:
         RequestError: The file or a request in it is malformed.
     """
-    config = open_checkpoint(recipe.checkpoint, recipe.key_map).config
-    requests = read_requests(recipe.heldout, config, max_context=recipe.max_context, need_targets=True)
-    return requests.select(slice(recipe.validation.max_requests))
+    config = open_checkpoint(job.checkpoint, job.key_map).config
+    requests = read_requests(job.heldout, config, max_context=job.max_context, need_targets=True)
+    return requests.select(slice(job.max_requests))
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
@@ -137,32 +153,32 @@ def _require_finite(reference: Reference, requests: Requests, path: Path) -> Non
             )
 
 
-def _require_full(sids_nW3: NDArray[np.int64], requests: Requests, recipe: Recipe) -> None:
+def _require_full(sids_nW3: NDArray[np.int64], requests: Requests, job: ReferenceJob) -> None:
     """Refuse a catalogue that does not fill the beams: what is compared are whole lists of items."""
     for row in np.flatnonzero((sids_nW3 < 0).any((1, 2)))[:1]:
         found = int((sids_nW3[row] >= 0).all(1).sum())
         what = f"the beams of request {requests.ids[row]} find {found} items of the catalogue, fewer than {sids_nW3.shape[1]}"
-        raise RequestError(what, where=str(recipe.catalogue), hint="validate with a larger catalogue, or with fewer beams (export.beam)")
+        raise RequestError(what, where=str(job.followed), hint="validate with a larger catalogue, or with fewer beams (export.beam)")
 
 
-def _write(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
-    requests, batch_size = heldout_requests(recipe), recipe.validation.batch_size
+def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    requests, batch_size = heldout_requests(job), job.batch_size
     model = checkpoint.load_model()
-    index = recipe_index(recipe, model.config.codebook) if recipe.export.items == "catalogue" else None
+    index = None if job.followed is None else open_index(job.followed, model.config.codebook)
     sids, scores, cutoffs, scoring = [], [], [], []
     with torch.no_grad():
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, recipe.export.beam, index)
+            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, job.beam, index)
             sids.append(beams.sids_BW3.numpy())
             scores.append(beams.scores_BW.numpy())
             cutoffs.append(beams.cutoffs_B3.numpy())
             scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3.clamp(min=0)).numpy())
     sids_nW3 = np.concatenate(sids)
-    _require_full(sids_nW3, requests, recipe)
+    _require_full(sids_nW3, requests, job)
     runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
-    _require_finite(reference, requests, recipe.heldout)
+    _require_finite(reference, requests, job.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}

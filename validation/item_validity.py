@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ..core.recipe import Recipe
 from ..runtime.item_index import ItemIndex
 from .gates import Gate, gate
 
@@ -31,9 +30,7 @@ def item_validity(sids_nW3: NDArray[np.int64], index: ItemIndex) -> ItemValidity
     return ItemValidity(found=len(flat_N3), valid=int(valid_N.sum()), first=first)
 
 
-def validity_gates(recipe: Recipe, validity: ItemValidity | None) -> list[Gate]:
+def validity_gate(recipe: str, validity: ItemValidity) -> Gate:
     """Beams that follow a catalogue find its items and nothing else."""
-    if recipe.export.items == "open" or validity is None:
-        return []
     detail = validity.first or f"{validity.found} items found"
-    return [gate("share of valid items", recipe.name, validity.share, ">=", 1.0, detail)]
+    return gate("share of valid items", recipe, validity.share, ">=", 1.0, detail)

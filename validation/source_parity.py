@@ -16,7 +16,6 @@ from ..calibration.stage import Calibration, imported_amax
 from ..calibration.targets import Target
 from ..core.precision import Granularity
 from ..core.progress import tracked
-from ..core.recipe import Recipe
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..models.layout import layout
 from ..models.requests import read_requests
@@ -25,14 +24,19 @@ from .gates import Gate, gate
 INPUT_SCALE_ROUNDING = 1e-4  # relative; FP32 sums in another order, through all layers
 
 
-def source_gate(recipe: Recipe, quantized: QuantizedCheckpoint) -> Gate:
+def source_gate(recipe: str, job: Calibration, quantized: QuantizedCheckpoint) -> Gate:
     """Codes and scales of the quantized checkpoint, tensor by tensor, made anew from its sources.
 
     Weight scales come from the largest absolute values in the checkpoint, static input scales from those that the calibration requests
-    drive through the FP32 model, or both from the saved state that the recipe names.
+    drive through the FP32 model, or both from the saved state that calibration imported.
+
+    Args:
+        recipe: Its name.
+        job: What the quantized checkpoint was made from, and how.
+        quantized: The checkpoint.
     """
-    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
-    amax = source_amax(recipe, checkpoint, quantized.settings)
+    checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    amax = source_amax(job, checkpoint, quantized.settings)
     targets = {f"{target.name}.weight": target for target in quantized.settings}
     fp32 = layout(checkpoint.config).fp32
     compared, wrong = 0, []
@@ -42,26 +46,25 @@ def source_gate(recipe: Recipe, quantized: QuantizedCheckpoint) -> Gate:
         compared += len(expected)
         wrong += [stored for stored, value in expected.items() if not _same(stored, quantized.tensor(stored), value)]
     detail = f"{compared} tensors compared" + (f"; first that differs: {wrong[0]}" if wrong else "")
-    return gate("quantized checkpoint from its sources", recipe.name, len(wrong) if compared else float("inf"), "<=", 0, detail)
+    return gate("quantized checkpoint from its sources", recipe, len(wrong) if compared else float("inf"), "<=", 0, detail)
 
 
-def source_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -> Callable[[Target, Tensor], Amax]:
+def source_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> Callable[[Target, Tensor], Amax]:
     """The amax of a target, given its weight."""
-    job = Calibration(recipe.precision, recipe.max_context, recipe.calibration, recipe.checkpoint, recipe.requests, recipe.key_map)
     if (imported := imported_amax(job, checkpoint, targets)) is not None:
         return lambda target, _: imported[target.name]
-    inputs = _input_amax(recipe, checkpoint, targets)
+    inputs = _input_amax(job, checkpoint, targets)
     return lambda target, weight_NK: Amax(weight_amax(weight_NK, target.granularity), inputs.get(target.name))
 
 
-def _input_amax(recipe: Recipe, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, float]:
+def _input_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> dict[str, float]:
     """The largest absolute value that each linear with a static scale reads in the calibration requests; empty where none has one."""
     static = [target for target in targets if target.granularity is Granularity.TENSOR]
     if not static:
         return {}
-    requests = read_requests(recipe.requests, checkpoint.config, max_context=recipe.max_context)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(recipe.calibration.max_requests)), recipe.calibration.batch_size)
+    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
     seen: dict[str, float] = {}
     modules = dict(model.named_modules())
     handles = [modules[target.name].register_forward_pre_hook(_largest(seen, target.name)) for target in static]

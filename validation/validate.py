@@ -17,10 +17,11 @@ from pydantic import BaseModel
 
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
+from ..calibration.stage import Calibration
 from ..core.artifacts import read_json, write_json
 from ..core.errors import RequestError
 from ..core.graph_io import Role
-from ..core.recipe import MIN_REQUESTS, Recipe
+from ..core.recipe import MIN_REQUESTS, ExportOptions, ValidateOptions
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
@@ -36,11 +37,11 @@ from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
-from .catalogue import recipe_index
+from .catalogue import open_index
 from .e4m3 import e4m3_self_test
-from .fp32_reference import Reference, heldout_requests, read_reference
+from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
-from .item_validity import ItemValidity, item_validity, validity_gates
+from .item_validity import ItemValidity, item_validity, validity_gate
 from .lineage import require_lineage
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
 from .requests_feed import feeds, run_all
@@ -57,6 +58,29 @@ SOURCES = Sources(
     ("core", "runtime", "models", "operators", "calibration", "export", "builders/fusions", "builders/functions.py", "validation"),
     without=("operators/kernels", "operators/launch"),  # in a plan already, whose hash is an input
 )
+
+
+@dataclass(frozen=True)
+class ValidationJob:
+    """What is judged, and by which thresholds.
+
+    Args:
+        recipe: Its name, as gates have it.
+        calibration: How the quantized checkpoint was made.
+        reference: What the FP32 model was asked.
+        options: Thresholds, and how many requests they hold for.
+        fused: Whether the operators that fusions of a build make are judged, too.
+        export: What was exported.
+        catalogue: The items that found ones are looked up in. Default: they are not.
+    """
+
+    recipe: str
+    calibration: Calibration
+    reference: ReferenceJob
+    options: ValidateOptions
+    fused: bool
+    export: ExportOptions
+    catalogue: Path | None = None
 
 
 class Validation(BaseModel):
@@ -91,14 +115,16 @@ class Validation(BaseModel):
         return [gate.model_copy(update={"name": f"{self.engine}: {gate.name}"}) for gate in self.gates]
 
 
-def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference: Stage, folder: Path, plans: Path | None = None) -> Stage:
+def validate_stage(
+    job: ValidationJob, calibrated: Stage, exported: Stage, reference: Stage, folder: Path, plans: Path | None = None
+) -> Stage:
     """The stage that runs every gate and writes validation.json into `folder`, and beside each plan that took part its verdict.
 
     A failed gate does not raise here: the result is kept for the report; `gates.require` stops the run.
 
     Args:
-        recipe: Names checkpoint, held-out requests and thresholds.
-        calibrated, exported: Stages of the recipe, whose results are refused where they are not what the recipe makes.
+        job: What is judged, and by which thresholds.
+        calibrated, exported: Stages whose results are judged; they are refused where they are not what these stages make now.
         reference: Makes the FP32 reference, which all recipes of one checkpoint share.
         folder: Replaced as a whole.
         plans: Folder of the build stage, whose plans of TensorRT are the engine then. Default: ONNX Runtime is.
@@ -114,24 +140,27 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         "quantized_checkpoint": calibrated.folder,
         "exported": exported.folder,
         "reference": reference.folder,
-        "heldout": recipe.heldout,
-        **({} if recipe.catalogue is None else {"catalogue": recipe.catalogue}),
+        "heldout": job.reference.heldout,
+        **({} if job.catalogue is None else {"catalogue": job.catalogue}),
     }
 
     @cache
     def index() -> ItemIndex | None:
-        return recipe_index(recipe, open_checkpoint(recipe.checkpoint, recipe.key_map).config.codebook)
+        if job.catalogue is None:
+            return None
+        config = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map).config
+        return open_index(job.catalogue, config.codebook, job.export.category_classes)
 
     def under_test() -> UnderTest:
         if plans is None:
-            return onnxruntime_under_test(recipe, exported.folder, index)
-        return tensorrt_under_test(recipe, exported.folder, plans, index)
+            return onnxruntime_under_test(exported.folder, job.options.batch_size, index)
+        return tensorrt_under_test(exported.folder, plans, job.calibration.precision, job.reference.max_context, index)
 
     def inputs() -> dict[str, Path]:
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
-        return _write(recipe, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
+        return _write(job, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
 
     def verdicts(record: Record) -> None:
         if plans is not None:
@@ -142,7 +171,7 @@ def validate_stage(recipe: Recipe, calibrated: Stage, exported: Stage, reference
         folder=folder,
         sources=SOURCES,
         tools=("torch", "onnxruntime", "polygraphy"),
-        options=recipe.validation.model_dump(mode="json") | {"recipe": recipe.name, "fused_operators": recipe.build.plugins},
+        options=job.options.model_dump(mode="json") | {"recipe": job.recipe, "fused_operators": job.fused},
         inputs=inputs,
         body=body,
         machine=None if plans is None else lambda: asdict(this_machine("tensorrt")),
@@ -175,32 +204,32 @@ def read_validation(folder: Path) -> Validation:
 
 
 def _write(
-    recipe: Recipe, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, index: ItemIndex | None, folder: Path
+    job: ValidationJob, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, index: ItemIndex | None, folder: Path
 ) -> dict[str, Any]:
     source = open_quantized(quantized)
     e4m3_self_test()
-    requests = heldout_requests(recipe)
-    _require_enough(requests, recipe.heldout)
-    serving = serving_model(source, recipe.export).eval()
+    requests = heldout_requests(job.reference)
+    _require_enough(requests, job.reference.heldout)
+    serving = serving_model(source, job.export).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
-    checkpoint = open_checkpoint(recipe.checkpoint, recipe.key_map)
+    checkpoint = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map)
     model = checkpoint.load_model()
 
-    few = requests.select(slice(recipe.validation.operator_requests))
-    operators = operator_results(serving, graph, few, recipe.validation.operator_requests, fused=recipe.build.plugins, index=index)
-    expected_nW3 = _quantized_scores(recipe, serving, requests, fp32)
-    outcomes = [_try(recipe, trial, under_test.engine, model, requests, expected_nW3, fp32, index) for trial in under_test.trials]
+    few = requests.select(slice(job.options.operator_requests))
+    operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused, index=index)
+    expected_nW3 = _quantized_scores(serving, requests, fp32, job.options.batch_size)
+    outcomes = [_try(job, trial, under_test.engine, model, requests, expected_nW3, fp32, index) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
     gates = [
-        source_gate(recipe, source),
-        *_file_gates(recipe.name, serving, exported),
-        *operator_gates(recipe.name, operators),
-        _packed_gate(recipe, quantized, serving, model),
+        source_gate(job.recipe, job.calibration, source),
+        *_file_gates(job.recipe, serving, exported),
+        *operator_gates(job.recipe, operators),
+        _packed_gate(job, quantized, serving, model),
         *(gate for outcome in outcomes for gate in outcome.gates),
     ]
     validation = Validation(
-        recipe=recipe.name,
-        precision=recipe.precision,
+        recipe=job.recipe,
+        precision=job.calibration.precision,
         engine=under_test.engine,
         requests=len(requests),
         gates=gates,
@@ -248,7 +277,7 @@ class Outcome:
 
 
 def _try(
-    recipe: Recipe,
+    job: ValidationJob,
     trial: Trial,
     engine: str,
     model: OneRec,
@@ -258,7 +287,7 @@ def _try(
     index: ItemIndex | None,
 ) -> Outcome:
     """Both forms of an engine on all requests: along the FP32 model's paths, its own beams, and along these."""
-    options, label = recipe.validation, " ".join(filter(None, (engine, trial.label)))
+    options, label = job.options, " ".join(filter(None, (engine, trial.label)))
     codebook = model.config.codebook
     scorer = trial.scoring()
     actual_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES])
@@ -275,20 +304,20 @@ def _try(
     beams = beam_metrics(sids_nW3, fp32_scores_nW, requests.targets_n3, fp32, options)
     validity = None if index is None else item_validity(sids_nW3, index)
     gates = [
-        *scoring_gates(recipe.name, errors, options.scoring_error_ratio),
-        *serving_gates(recipe.name, served, engine),
-        *validity_gates(recipe, validity),
-        *beam_gates(recipe.name, beams, noise, options),
+        *scoring_gates(job.recipe, errors, options.scoring_error_ratio),
+        *serving_gates(job.recipe, served, engine),
+        *([validity_gate(job.recipe, validity)] if validity and job.export.items == "catalogue" else []),
+        *beam_gates(job.recipe, beams, noise, options),
     ]
     if trial.label:
         gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
     return Outcome(errors, served, beams, validity, gates)
 
 
-def _quantized_scores(recipe: Recipe, serving: ServingModel, requests: Requests, fp32: Reference) -> NDArray[np.float32]:
+def _quantized_scores(serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int) -> NDArray[np.float32]:
     """Log-probabilities [n, W, 3] by the quantized PyTorch model along the FP32 model's paths."""
     runner = ScoringTorchRunner(serving.decoder, fp32.sids_nW3.shape[1])
-    outputs = run_all(runner, requests, recipe.validation.batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)
+    outputs = run_all(runner, requests, batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)
     return _floats(outputs[Role.TOKEN_SCORES])
 
 
@@ -312,17 +341,17 @@ def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64],
     return np.concatenate(scores)
 
 
-def _packed_gate(recipe: Recipe, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
+def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
     known = read_modelopt_reference(quantized)
-    requests = read_requests(recipe.requests, model.config, max_context=recipe.max_context).select(known.requests.numpy())
+    requests = read_requests(job.calibration.requests, model.config, max_context=job.calibration.max_context).select(known.requests.numpy())
     runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
-    packed = run_all(runner, requests, recipe.validation.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
+    packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
     error, allowed = np.abs(packed - fp32).mean(), np.abs(modelopt - fp32).mean()
     ratio = float(error / allowed) if allowed > 0 else float("inf")
-    limit = recipe.validation.scoring_error_ratio
-    return gate("packed model beside ModelOpt", recipe.name, ratio, "<=", limit, f"{error:.3g} nat against {allowed:.3g}")
+    limit = job.options.scoring_error_ratio
+    return gate("packed model beside ModelOpt", job.recipe, ratio, "<=", limit, f"{error:.3g} nat against {allowed:.3g}")
 
 
 def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""Every operator that has a kernel: how its launch program is made, the layout in which the kernel wants its weights, and its cases."""
+"""Every operator that has a kernel: how its launch program is made, and its cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..launch.case import Case, KernelCases
@@ -10,7 +10,6 @@ from ..launch.compile import Build, compiled
 from ..launch.node import Node
 from ..launch.program import Kernel, Program
 from ..launch.tiles import Tiles
-from ..operator import Array
 from . import (
     beam_self_attention,
     beam_self_attention_quant,
@@ -31,8 +30,6 @@ from . import (
 )
 from .moe_scheme import SCHEMES
 
-Prepare = Callable[[Array], Array]
-
 
 @dataclass(frozen=True)
 class KernelFactory:
@@ -41,13 +38,10 @@ class KernelFactory:
     Attributes:
         program: The launch program of a node; None: it has no kernel and is built natively. Outputs at the end that nobody
             reads may be left out of the program: so is the FP16 norm.
-        prepare: By input, what turns an initializer into the layout the kernel wants. Inputs that are not named stay as they
-            are: products read weights [N, K] as the checkpoint has them.
         cases: What is tried with the kernel.
     """
 
     program: Callable[[Node], Program | None]
-    prepare: Mapping[int, Prepare] = field(default_factory=dict)
     cases: KernelCases = field(default_factory=KernelCases)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs, working_folder
+from onerec_trt.builders.tensorrt import Form, Source, build_plan, plan_jobs
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.recipe import BuildOptions, PrecisionName, Profile
 from onerec_trt.export.serving import ScoringModel, ServingModel
@@ -65,9 +65,8 @@ def make(kind: Kind, form: Form, folder: Path, work: Path | None = None) -> Made
     profile = Profile(batch=(1, 32, 32), context=(1, 512, 3072))
     options = BuildOptions(target="tensorrt", profiles=(profile,), plugins=plugins)
     machine = this_machine("tensorrt")
-    with working_folder(folder) as working:
-        (job,) = (job for job in plan_jobs(Source(exported, precision), options, machine, working) if job.form == form)
-        return Made(config, beam, quantized, folder / job.name, build_plan(job, options, machine, folder))
+    (job,) = (job for job in plan_jobs(Source(exported, precision), options, machine) if job.form == form)
+    return Made(config, beam, quantized, folder / job.name, build_plan(job, options, machine, folder))
 
 
 def requests(config: OneRecConfig, batch: int, context: int, padding: float = float("nan")) -> dict[str, Tensor]:

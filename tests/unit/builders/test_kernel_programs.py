@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onerec_trt.builders.functions import load_graph
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
 from onerec_trt.builders.native_graph import NativeGraph, prepare
-from onerec_trt.builders.prepared_weights import PreparedWeights
 from onerec_trt.core.errors import BuildError
 from onerec_trt.core.recipe import Profile
 from onerec_trt.operators.kernels.registry import KernelFactory
 from onerec_trt.operators.launch.encoding import encode
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Program, Tensor, dim
-from onnx import numpy_helper
 
-from .operator_graph import CODES, SCALE, STEPS, WEIGHT, WIDTH, fp8_linear, norm, operator_graph
+from .operator_graph import SCALE, STEPS, WEIGHT, WIDTH, fp8_linear, norm, operator_graph
 
 PROFILES = [Profile(batch=(1, 4, 8), context=(2, 16, 32))]
 NATIVE = [f"{name}/MatMul" for name in STEPS]
@@ -37,10 +32,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(source: Path, tmp_path: Path) -> Callable[[Factories], NativeGraph]:
+def build(source: Path) -> Callable[[Factories], NativeGraph]:
     def make(factories: Factories) -> NativeGraph:
-        kernels = Kernels(factories, "9.0", PreparedWeights(source.parent, tmp_path / "working"))
-        return prepare(source, PROFILES, kernels=kernels)
+        return prepare(source, PROFILES, kernels=Kernels(factories, "9.0"))
 
     return make
 
@@ -76,8 +70,7 @@ def test_a_node_keeps_its_place_and_counts_as_fp8(build: Callable[[Factories], N
     expected = encode(fp8_linear(Node("Fp8Linear", types, {"promotion": 0}, "9.0")))
     assert _attributes(first) == {"program": expected, "plugin_version": b"1", "plugin_namespace": b""}
     assert [(node.name, node.operator, node.kernels) for node in graph.kernel_nodes] == [(s, "Fp8Linear", ("fp8_linear",)) for s in STEPS]
-    assert graph.beside == source
-    assert graph.prepared_weights == ()
+    assert graph.source == source
 
 
 def test_factories_see_the_node(build: Callable[[Factories], NativeGraph]) -> None:
@@ -101,54 +94,6 @@ def test_codes_of_a_kernel_feed_native_products(build: Callable[[Factories], Nat
     assert not graph.kernel_nodes[0].product
 
 
-def test_a_weight_is_prepared_once(source: Path, tmp_path: Path) -> None:
-    calls = []
-
-    def transpose(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        calls.append(array.shape)
-        return np.concatenate([array.T, array.T])
-
-    def scale(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return array * 2
-
-    weights = PreparedWeights(source.parent, tmp_path / "working")
-    kernels = Kernels({"Fp8Linear": KernelFactory(fp8_linear, {2: transpose, 3: scale})}, "9.0", weights)
-    graphs = [prepare(source.with_name(name), PROFILES, kernels=kernels) for name in ("model.onnx", "scoring.onnx")]
-    assert calls == [(WIDTH, WIDTH)]
-    for graph, name in zip(graphs, ("model", "scoring"), strict=True):
-        assert graph.prepared_weights == (f"{WEIGHT}.prepared", f"{SCALE}.prepared")
-        assert graph.beside == tmp_path / "working" / f"{name}.onnx"
-        initializers = {initializer.name: initializer for initializer in graph.model.graph.initializer}
-        assert WEIGHT not in initializers
-        assert SCALE not in initializers
-        stored = numpy_helper.to_array(initializers[f"{WEIGHT}.prepared"], base_dir=str(graph.beside.parent))
-        assert np.array_equal(stored.view(np.uint8), np.concatenate([CODES.T, CODES.T]).view(np.uint8))
-        assert numpy_helper.to_array(initializers[f"{SCALE}.prepared"]).tolist() == [np.float32(0.01) * 2] * WIDTH
-        onnx.load_model_from_string(graph.model.SerializeToString())
-    assert (tmp_path / "working" / "prepared.data").stat().st_size == 2 * WIDTH * WIDTH
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_external_weights_lie_beside_the_prepared_ones(monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path, links: bool) -> None:
-    """A parser looks for all external data in one folder."""
-
-    def no_link(*_: object) -> None:
-        raise OSError(errno.EXDEV, "another file system")
-
-    if not links:
-        monkeypatch.setattr(os, "link", no_link)
-    kernels = Kernels({"Fp8Linear": KernelFactory(fp8_linear, {2: lambda a: a})}, "9.0", PreparedWeights(source.parent, tmp_path / "w"))
-    big = load_graph(source)
-    big.graph.initializer.append(onnx.TensorProto())
-    big.graph.initializer[-1].CopyFrom(next(i for i in big.graph.initializer if i.name == WEIGHT))
-    big.graph.initializer[-1].name = "other"
-    big.graph.node.append(onnx.helper.make_node("Identity", ["other"], ["other.1"]))
-    use_kernels(big, kernels)
-    assert kernels.weights.folder_of(big) == tmp_path / "w"
-    assert (tmp_path / "w" / "model.data").read_bytes() == (source.parent / "model.data").read_bytes()
-    assert (tmp_path / "w" / "model.data").samefile(source.parent / "model.data") is links
-
-
 def _refusing(node: Node) -> Program:
     raise BuildError("K must be a multiple of 16", hint="pad it")
 
@@ -165,7 +110,6 @@ def _refusing(node: Node) -> Program:
         ),
         (KernelFactory(lambda node: replace(fp8_linear(node), outputs=(Tensor("float32", (dim(0, 0), 1, 1)),))), "float32 of 3 dimensions"),
         (KernelFactory(lambda node: replace(fp8_linear(node), outputs=fp8_linear(node).outputs * 2)), "2 outputs"),
-        (KernelFactory(fp8_linear, {0: lambda a: a}), "input 0 is no constant"),
     ],
 )
 def test_a_kernel_that_does_not_fit_is_refused(build: Callable[[Factories], NativeGraph], factory: KernelFactory, message: str) -> None:
@@ -185,16 +129,16 @@ def test_an_output_that_is_read_cannot_be_left_out(build: Callable[[Factories], 
         )
 
 
-def test_a_type_that_no_kernel_takes_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_type_that_no_kernel_takes_is_refused(source: Path) -> None:
     model = load_graph(source)
     value = next(each for each in model.graph.value_info if each.name == "n.0")
     value.type.tensor_type.elem_type = onnx.TensorProto.BOOL
     with pytest.raises(BuildError, match=r"'n\.0' is BOOL, which no kernel takes"):
-        use_kernels(model, Kernels({"Fp8Linear": KernelFactory(fp8_linear)}, "9.0", PreparedWeights(source.parent, tmp_path / "w")))
+        use_kernels(model, Kernels({"Fp8Linear": KernelFactory(fp8_linear)}, "9.0"))
 
 
-def test_a_graph_that_does_not_say_its_types(source: Path, tmp_path: Path) -> None:
+def test_a_graph_that_does_not_say_its_types(source: Path) -> None:
     model = load_graph(source)
     del model.graph.value_info[:]
     with pytest.raises(BuildError, match=r"does not say the type and shape of 'n\.0'"):
-        use_kernels(model, Kernels({"Fp8Linear": KernelFactory(fp8_linear)}, "9.0", PreparedWeights(source.parent, tmp_path / "w")))
+        use_kernels(model, Kernels({"Fp8Linear": KernelFactory(fp8_linear)}, "9.0"))

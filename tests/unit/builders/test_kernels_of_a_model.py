@@ -11,7 +11,6 @@ import pytest
 from onerec_trt.builders.block_scales import without_block_scales
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
 from onerec_trt.builders.native_graph import prepare
-from onerec_trt.builders.prepared_weights import PreparedWeights
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.recipe import ExportOptions, PrecisionName, Profile
@@ -45,7 +44,7 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
     def program(node: Node) -> Program | None:
         return factory.program(replace(node, compile=kernel))
 
-    return KernelFactory(program, factory.prepare)
+    return KernelFactory(program)
 
 
 UNCOMPILED = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
@@ -59,7 +58,7 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
     path = tmp_path / "exported" / SERVING_FILE
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
-    kernels = Kernels(UNCOMPILED, "9.0", PreparedWeights(path.parent, tmp_path / "prepared"))
+    kernels = Kernels(UNCOMPILED, "9.0")
     made = use_kernels(model, kernels)
     assert Counter(node.operator for node in made) == {name: count for name, count in before.items() if name in FACTORIES}
     attentions = {"ContextAttention", "BeamSelfAttention1", "BeamSelfAttention2"}
@@ -68,7 +67,7 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
     assert {node.operator for node in made} >= attentions | rest | {"MoeRoute", "BeamStep", EXPERTS[precision]}
     experts = [node for node in made if node.operator == EXPERTS[precision]]
     assert all((node.product, node.in_fp8) == (True, precision != "fp16") for node in experts), "the builder counts them"
-    _check_fusions(path, precision, before, replace(kernels, weights=PreparedWeights(path.parent, tmp_path / "of-the-fused")))
+    _check_fusions(path, precision, before, kernels)
 
 
 def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], kernels: Kernels) -> None:

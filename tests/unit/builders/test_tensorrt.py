@@ -27,7 +27,7 @@ from onerec_trt.operators.launch.tiles import GemmTile
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.plan_record import inspect_plan
 
-from .operator_graph import STEPS, WEIGHT, fp8_linear, operator_graph
+from .operator_graph import STEPS, fp8_linear, operator_graph
 from .stages import build, exported_folder
 
 Make = Callable[..., onnx.ModelProto]
@@ -82,6 +82,11 @@ def test_serving_and_scoring_plans_with_their_layers(exported: Path, recipe: Mak
     assert plan.made_from["model.onnx"] == read_record(exported).wrote["model.onnx"]
     assert plan.weight_ratio is not None
     assert plan.weight_ratio > 0
+    memory = plan.gpu_memory
+    assert memory is not None
+    inputs_and_outputs = 2 * (8 * 32 * 64 * 2 + 8 * 3 * 8)  # FP16 features and scores, int64 lengths and items, of the larger profile
+    assert (memory.plan, memory.scratch, memory.tensors) == (plan.bytes, 2000, inputs_and_outputs)
+    assert memory.peak == memory.plan + memory.scratch + memory.tensors
 
 
 def test_a_plan_for_each_profile(exported: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -206,12 +211,12 @@ def test_a_cache_that_cannot_be_used(
 
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Operators exported for real, a kernel for one of them with a weight layout of its own, and a host that need not be compiled."""
+    """Operators exported for real, a kernel for one of them, and a host that need not be compiled."""
     exported = exported_folder(tmp_path / "operators", lambda folder: operator_graph(folder) and {})
     host = tmp_path / "host.so"
     host.write_bytes(b"a library")
     monkeypatch.setattr(builder, "host_library", lambda version: HostLibrary(host, sha256(host)))
-    monkeypatch.setattr(registry, "FACTORIES", {"Fp8Linear": registry.KernelFactory(fp8_linear, {2: lambda weight: weight.copy()})})
+    monkeypatch.setattr(registry, "FACTORIES", {"Fp8Linear": registry.KernelFactory(fp8_linear)})
     return exported
 
 
@@ -221,7 +226,6 @@ def test_a_plan_with_plugins_carries_them(with_kernels: Path, recipe: MakeRecipe
     assert plan.plugins is not None
     assert plan.plugins.host_sha256 == sha256(tmp_path / "host.so")
     assert plan.plugins.nodes == {"Fp8Linear": 2}
-    assert plan.plugins.prepared_weights == (f"{WEIGHT}.prepared",)
     assert (plan.plugins.fusions, plan.plugins.fp8_accumulation) == ({}, "fast")
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found, plan.fp8_gemms.missing) == (2, 2, ())
     assert [(layer.nodes, layer.kernel, layer.kind) for layer in plan.layers] == [((s,), "fp8_linear", "PluginV3") for s in STEPS]
@@ -298,10 +302,10 @@ def test_the_enumerations_of_the_stand_in_are_tensorrts(fake: ModuleType, versio
 
 
 @pytest.mark.parametrize(("multiprocessors", "programs"), [(0, 132), (78, 78), (148, 132)])
-def test_kernels_run_no_more_programs_than_the_gpu_at_a_time(tmp_path: Path, multiprocessors: int, programs: int) -> None:
+def test_kernels_run_no_more_programs_than_the_gpu_at_a_time(multiprocessors: int, programs: int) -> None:
     """0: not known."""
     machine = replace(MACHINE, multiprocessors=multiprocessors)
-    kernels = builder._kernels(builder.Source(tmp_path, "fp8-row"), machine, tmp_path)
+    kernels = builder._kernels(machine)
     tile = kernels.tiles.tile("9.0", "fp8_linear", (1408, 5632), 16384)
     assert isinstance(tile, GemmTile)
     assert tile.ctas == programs

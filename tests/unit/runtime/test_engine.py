@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from onerec_trt.core.errors import ArtifactError, GpuError
 from onerec_trt.runtime import tensorrt_api
-from onerec_trt.runtime.engine import Engine
+from onerec_trt.runtime.engine import CaptureRefusedError, Engine
 
 
 class FakeContext:
@@ -198,6 +199,15 @@ def test_exhausted_memory_is_told_apart(call: str, message: str) -> None:
     with pytest.raises(GpuError, match="memory is exhausted") as caught:
         _use(load(FakeLibrary(call, message)))
     assert "fewer execution contexts" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "message", ["Cuda Runtime (operation not permitted when stream is capturing)", "IExecutionContext: the plan is not stream capturable"]
+)
+def test_a_plan_that_refuses_a_capture_is_told_apart(message: str) -> None:
+    with pytest.raises(CaptureRefusedError, match=re.escape(message)) as caught:
+        _use(load(FakeLibrary("run", message)))
+    assert (caught.value.where, caught.value.hint) == ("sm90.plan", "run it without CUDA graphs: graphs=0")
 
 
 def test_a_library_without_a_reason_is_said_to_have_none() -> None:

@@ -72,6 +72,12 @@ def _add_a_key(plan: Path) -> None:
     write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), "unknown": 1})
 
 
+def _prepare_weights(plan: Path) -> None:
+    """As records of plans with kernels did once."""
+    plugins = {"host_sha256": "0" * 64, "nodes": {}, "prepared_weights": [], "fusions": {}, "fp8_accumulation": "fast"}
+    write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), "plugins": plugins})
+
+
 def _half_a_record(plan: Path) -> None:
     record_path(plan).write_text(record_path(plan).read_text()[:100])
 
@@ -83,6 +89,7 @@ def _half_a_record(plan: Path) -> None:
         (_flip_a_bit, "does not match its record"),
         (_forget_the_record, "file not found"),
         (_add_a_key, "record is malformed: unknown"),
+        (_prepare_weights, r"record is malformed: plugins\.prepared_weights"),
         (_half_a_record, "not valid JSON"),
         (Path.unlink, "plan not found"),
     ],

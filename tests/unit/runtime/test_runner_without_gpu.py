@@ -14,6 +14,7 @@ import pytest
 import torch
 from onerec_trt.core.errors import GpuError, RequestError
 from onerec_trt.core.graph_io import GraphIO, GraphTensor, Role
+from onerec_trt.runtime.engine import CaptureRefusedError
 from onerec_trt.runtime.loaded_plan import LoadedPlan
 from onerec_trt.runtime.tensorrt_api import TensorInfo
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
@@ -188,6 +189,39 @@ def test_a_capture_that_fails_is_a_typed_error_and_the_slot_comes_back(
         runner(batch(2, 3))
     assert re.search(message, caught.value.what)
     runner(batch(1, 3))
+
+
+@pytest.mark.parametrize("torch_complains", [True, False])
+def test_a_plan_that_cannot_be_captured_runs_without_graphs_and_says_so(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, torch_complains: bool
+) -> None:
+    refuses: list[bool] = []
+
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        refuses.append(True)
+        yield
+        refuses.clear()
+        if torch_complains:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def enqueue(self: Execution, stream: int) -> None:
+        if refuses:
+            raise CaptureRefusedError("TensorRT cannot run the plan: not stream capturable", where="a.plan")
+        self.enqueued.append(self._shapes)
+
+    runner = make_runner(graphs=4)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(Execution, "enqueue", enqueue)
+    for _ in range(2):
+        for context in (3, 4):
+            assert runner(batch(2, context))["scores"].shape == (2, 4)
+    assert len(Execution.enqueued) == 4  # each batch ran once
+    (record,) = caplog.records  # said once, not at every shape
+    assert record.levelname == "WARNING"
+    assert "a.plan" in record.getMessage()
+    assert "not stream capturable" in record.getMessage()
 
 
 def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> None:

@@ -28,6 +28,7 @@ COMMANDS = (
     "validate",
     "recommend",
     "catalogue",
+    "sign",
     "report",
     "inspect",
     "bench",

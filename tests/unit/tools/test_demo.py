@@ -16,7 +16,7 @@ from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
 from onerec_trt.tools import demo
 from onerec_trt.tools.demo import DEMO_RECIPES, model_gates, prepare, recipes
-from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.tools.pipeline import folders_of, reference_job_of
 from onerec_trt.validation.fp32_reference import heldout_requests, make_reference
 
 
@@ -129,14 +129,14 @@ def test_a_model_that_learned_something_passes(recipe: Recipe) -> None:
 
 def held_out_for(recipe: Recipe, targets_n3: np.ndarray) -> None:
     """Give the held-out requests these targets, and the training data the same."""
-    changed = replace(heldout_requests(recipe), targets_n3=targets_n3)
+    changed = replace(heldout_requests(reference_job_of(recipe)), targets_n3=targets_n3)
     for path in (recipe.heldout, recipe.checkpoint.parent / "data" / "train.parquet"):
         write_requests(path, changed)
 
 
 def test_a_model_no_better_than_popularity_fails(recipe: Recipe) -> None:
     """One item that everybody chooses: popularity always hits, so a model would have to hit three times always."""
-    sids_nW3 = make_reference(recipe, folders_of(recipe).reference).sids_nW3
+    sids_nW3 = make_reference(reference_job_of(recipe), folders_of(recipe).reference).sids_nW3
     held_out_for(recipe, np.repeat(sids_nW3[:1, 0], len(sids_nW3), 0))
     gates, figures = model_gates(recipe)
     assert figures["hit@10 popularity"] == 1
@@ -146,7 +146,7 @@ def test_a_model_no_better_than_popularity_fails(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(("place", "failed"), [(0, "demo model hit@10, not too easy"), (15, "demo model hit@10, not too hard")])
 def test_a_task_too_easy_or_too_hard_fails(recipe: Recipe, place: int, failed: str) -> None:
-    sids_nW3 = make_reference(recipe, folders_of(recipe).reference).sids_nW3
+    sids_nW3 = make_reference(reference_job_of(recipe), folders_of(recipe).reference).sids_nW3
     held_out_for(recipe, sids_nW3[:, place])
     gates, _ = model_gates(recipe)
     assert not {gate.name: gate.passed for gate in gates}[failed]

@@ -19,6 +19,7 @@ from onerec_trt.core.recipe import load_recipe
 from onerec_trt.models.requests import MAX_CONTEXT, Requests, offsets_of, write_requests
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.tools import cli, recommend
+from onerec_trt.tools.pipeline import reference_job_of
 from onerec_trt.tools.recommend import Recommendations, table
 from onerec_trt.validation.fp32_reference import heldout_requests
 from rich.console import Console
@@ -37,7 +38,7 @@ def model(finished_world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def heldout(finished_world: Path) -> Requests:
-    return heldout_requests(load_recipe(finished_world / "fp16.yaml"))
+    return heldout_requests(reference_job_of(load_recipe(finished_world / "fp16.yaml")))
 
 
 def test_items_are_those_of_the_graph_best_first(model: Path, finished_world: Path, heldout: Requests, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def plan(model: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     plan = Plan(model)
 
     class Runner(Plan):
-        load = staticmethod(lambda path: plan)
+        load = staticmethod(lambda path, trust: plan)
 
     plan.__class__ = Runner
     monkeypatch.setattr(recommend, "TensorRtRunner", Runner)

@@ -14,9 +14,9 @@ from onerec_trt.core.recipe import load_recipe
 from onerec_trt.models.catalogue import build_catalogue, read_catalogue, write_catalogue
 from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from onerec_trt.tools.pipeline import folders_of, run_stages, validations
+from onerec_trt.tools.pipeline import folders_of, reference_job_of, run_stages, validations
 from onerec_trt.tools.recommend import recommend
-from onerec_trt.validation.catalogue import recipe_index
+from onerec_trt.validation.catalogue import open_index
 from onerec_trt.validation.fp32_reference import make_reference, read_reference
 from onerec_trt.validation.item_validity import item_validity
 
@@ -44,9 +44,7 @@ def test_every_item_is_one_of_the_catalogue(followed: Path) -> None:
 
 
 def test_open_beams_find_what_no_item_has(finished_world: Path) -> None:
-    recipe = load_recipe(finished_world / "fp16.yaml")
-    index = recipe_index(recipe.model_copy(update={"catalogue": finished_world / "catalogue.parquet"}), CODEBOOK)
-    assert index is not None
+    index = open_index(finished_world / "catalogue.parquet", CODEBOOK)
     validity = item_validity(read_reference(finished_world / "out" / "reference").sids_nW3, index)
     assert (validity.found, validity.share < 0.5) == (REQUESTS * BEAM, True)
     assert validity.first.startswith("no item has [")
@@ -77,17 +75,13 @@ def test_a_catalogue_that_fills_no_beams_is_refused(followed: Path, tmp_path: Pa
     write_catalogue(tmp_path / "few.parquet", CatalogueItems(*(each[:9] for each in vars(items).values())))
     recipe = load_recipe(followed / "fp16.yaml").model_copy(update={"catalogue": tmp_path / "few.parquet"})
     with pytest.raises(RequestError, match="find 9 items of the catalogue, fewer than 16"):
-        make_reference(recipe, tmp_path / "reference")
+        make_reference(reference_job_of(recipe), tmp_path / "reference")
 
 
 def test_an_index_serves_as_the_catalogue_of_a_recipe(followed: Path, tmp_path: Path) -> None:
     summary = build_catalogue(followed / "catalogue.parquet", tmp_path / "items.index", CODEBOOK, 40)
-    recipe = load_recipe(followed / "fp16.yaml")
-    of_index = recipe_index(recipe.model_copy(update={"catalogue": tmp_path / "items.index"}), CODEBOOK)
-    of_file = recipe_index(recipe, CODEBOOK)
-    assert of_index is not None
-    assert of_file is not None
-    assert of_index.digest == of_file.digest == summary.digest
+    digests = {open_index(path, CODEBOOK, 40).digest for path in (tmp_path / "items.index", followed / "catalogue.parquet")}
+    assert digests == {summary.digest}
 
 
 def test_beams_that_follow_a_catalogue_need_one(tmp_path: Path, make_recipe: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ from onerec_trt.export import stage
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
-from onerec_trt.tools.pipeline import folders_of, stages_of
+from onerec_trt.tools.pipeline import folders_of, reference_job_of, stages_of
 from onerec_trt.validation.fp32_reference import heldout_requests
 from onerec_trt.validation.lineage import require_lineage
 
@@ -49,7 +49,7 @@ def test_another_checkpoint_is_refused(recipe: Recipe, small_model: Callable[[],
 
 
 def test_other_calibration_requests_are_refused(recipe: Recipe) -> None:
-    write_requests(recipe.requests, heldout_requests(recipe))
+    write_requests(recipe.requests, heldout_requests(reference_job_of(recipe)))
     with pytest.raises(ArtifactError, match="another requests"):
         require(recipe)
 

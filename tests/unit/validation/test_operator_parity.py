@@ -18,7 +18,7 @@ from onerec_trt.export.stage import SERVING_FILE
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onerec_trt.models.requests import Requests
 from onerec_trt.operators.operator import FP8_THRESHOLD
-from onerec_trt.tools.pipeline import folders_of
+from onerec_trt.tools.pipeline import folders_of, reference_job_of
 from onerec_trt.validation import fused_parity
 from onerec_trt.validation.fp32_reference import heldout_requests
 from onerec_trt.validation.gates import Gate
@@ -37,7 +37,7 @@ def serving(recipe: Recipe) -> ServingModel:
 
 @pytest.fixture(scope="module")
 def few(recipe: Recipe) -> Requests:
-    return heldout_requests(recipe).select(slice(2))
+    return heldout_requests(reference_job_of(recipe)).select(slice(2))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.tools.pipeline import folders_of, run_stages
+from onerec_trt.tools.pipeline import calibration_of, folders_of, run_stages
 from onerec_trt.validation.source_parity import source_gate
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def one_other_code(codes: Tensor) -> Tensor:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_calibration_wrote_passes(calibrated: Callable[[str], Recipe], precision: str) -> None:
     recipe = calibrated(precision)
-    found = source_gate(recipe, open_quantized(folders_of(recipe).calibrated))
+    found = source_gate(recipe.name, calibration_of(recipe), open_quantized(folders_of(recipe).calibrated))
     assert found.passed, found.sentence()
 
 
@@ -80,6 +80,6 @@ def test_one_changed_tensor_is_named(
     recipe = calibrated(precision)
     quantized = open_quantized(folders_of(recipe).calibrated)
     assert name in quantized.names
-    found = source_gate(recipe, changed(quantized, name, change))
+    found = source_gate(recipe.name, calibration_of(recipe), changed(quantized, name, change))
     assert (found.passed, found.value) == (False, 1)
     assert f"first that differs: {name}" in found.detail

@@ -234,6 +234,9 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> Any:
         return self._plan["profiles"][profile_index][name]
 
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 1000 * (profile_index + 1)
+
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         return IExecutionContext()
 

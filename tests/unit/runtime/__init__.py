@@ -1,0 +1,1 @@
+"""Tests of the builders; a package, so that they share stand-ins."""
