@@ -86,7 +86,7 @@ class RuleEncoder:
             return np.zeros(0, np.int64)
         touched = np.unique(self.index.entries_with(np.asarray(rules.excluded, np.int64)))
         touched = touched[touched >= 0]
-        gone = touched[np.diff(allowed_items(self.index, touched, rules).rows) == 0]
+        gone: NDArray[np.int64] = touched[np.diff(allowed_items(self.index, touched, rules).rows) == 0]
         if len(gone) > self._excluded:
             what = f"request {place} excludes {len(gone)} semantic IDs, the graph takes {self._excluded}"
             raise RequestError(what, hint="exclude the latest only, or export the graph with a larger export.max_excluded")
