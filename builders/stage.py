@@ -87,7 +87,7 @@ def sources(options: BuildOptions) -> Sources:
     """What of the package decides the plans; kernels and their host do where operators run them."""
     parts = ("core", "runtime", "builders")
     if options.plugins:
-        return Sources((*parts, "operators", "models/ordering.py"))
+        return Sources((*parts, "operators", "models/catalogue_index.py", "models/category_classes.py", "models/ordering.py"))
     return Sources(parts, without=("operators", "models", "builders/plugin_host"))
 
 

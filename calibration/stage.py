@@ -34,7 +34,7 @@ from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layer
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
 
-SOURCES = Sources(("core", "models", "operators/fp8.py", "calibration"))
+SOURCES = Sources(("core", "runtime/item_index.py", "models", "operators/fp8.py", "calibration"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int64"]
+DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ _TABLE = (
     DataType("bfloat16", 2, "BFLOAT16", "BF16", "BF16", "bf16"),
     DataType("float8_e4m3fn", 1, "FLOAT8E4M3FN", "FP8", "F8_E4M3", "fp8e4nv", host=2),
     DataType("int64", 8, "INT64", "INT64", "I64", "i64", host=3),
+    DataType("int32", 4, "INT32", "INT32", "I32", "i32", host=4),
 )
 DTYPES: dict[str, DataType] = {each.name: each for each in _TABLE}
 FROM_ONNX = {each.onnx: each for each in _TABLE}

@@ -22,7 +22,7 @@ Axis: TypeAlias = Literal["batch", "context"] | int  # a number is a fixed size
 
 
 class Role(StrEnum):
-    """What a tensor is for. B requests, S tokens of context, F features of a token, W beams."""
+    """What a tensor is for. B requests, S tokens of context, F features of a token, W beams, V codebook, N semantic IDs, C classes."""
 
     CONTEXT_FEATURES = "context_features"  # [B, S, F]
     PATHWAY_LENGTHS = "pathway_lengths"  # [B, 3], tokens of each pathway
@@ -30,6 +30,17 @@ class Role(StrEnum):
     FOUND_ITEMS = "found_items"  # [B, W, 3], semantic IDs, best first
     ITEM_SCORES = "item_scores"  # [B, W], log-probability of each found item in nat
     TOKEN_SCORES = "token_scores"  # [B, W, 3], log-probability of each token of the given items in nat
+    # Of graphs whose beams follow a catalogue. Resident, see runtime/item_index.py:
+    FIRST_CLASSES = "first_classes"  # [V]
+    PAIR_BITS = "pair_bits"  # [V, V / 32]
+    PAIR_RANKS = "pair_ranks"  # [V, V / 32]
+    PAIR_CLASSES = "pair_classes"  # [N]
+    PAIR_ROWS = "pair_rows"  # [N + 1]
+    SID_ENTRIES = "sid_entries"  # [N]
+    # Rules of each request, see runtime/item_rules.py:
+    REQUEST_LIMITS = "request_limits"  # [B, 3]: beams, excluded semantic IDs, whether categories are restricted
+    ALLOWED_CLASSES = "allowed_classes"  # [B, C], 0 or 1
+    EXCLUDED_SIDS = "excluded_sids"  # [B, E], numbers of entries, ascending
 
 
 class GraphTensor(BaseModel):

@@ -59,9 +59,18 @@ class CalibrationOptions(Section):
 
 
 class ExportOptions(Section):
-    """Shape of the serving graph. `beam`: kept beams after each of the three steps, e.g. [128, 256, 512]."""
+    """Shape of the serving graph. `beam`: kept beams after each of the three steps, e.g. [128, 256, 512].
+
+    `items`: `open` beams follow the model alone, `catalogue` beams only what an index of items knows. Such a graph has room for
+    `item_capacity` semantic IDs, `max_excluded` semantic IDs that a request excludes, and `category_classes` different sets of
+    categories; so a new catalogue needs no new plan.
+    """
 
     beam: Range = (512, 512, 512)
+    items: Literal["open", "catalogue"] = "open"
+    item_capacity: Integer = Field(12_000_000, ge=1, lt=1 << 31)
+    max_excluded: Integer = Field(4096, ge=1, le=1 << 16)
+    category_classes: Integer = Field(1024, ge=2, le=1 << 15)
 
     @field_validator("beam", mode="before")
     @classmethod
@@ -138,7 +147,10 @@ class ValidateOptions(Section):
 
 
 class Recipe(Section):
-    """Everything one run needs. `requests`: calibration requests; `heldout`: requests with targets to validate on."""
+    """Everything one run needs. `requests`: calibration requests; `heldout`: requests with targets to validate on.
+
+    `catalogue`: the items, as Parquet, that found semantic IDs are looked up in, and that beams follow where `export.items` says so.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     precision: PrecisionName
@@ -147,6 +159,7 @@ class Recipe(Section):
     heldout: GivenPath
     output: GivenPath = Path("out")
     key_map: GivenPath | None = None
+    catalogue: GivenPath | None = None
     calibration: CalibrationOptions = CalibrationOptions()
     export: ExportOptions = ExportOptions()
     build: BuildOptions = BuildOptions()
@@ -167,6 +180,12 @@ class Recipe(Section):
             raise ValueError("build.fp16_baseline: an fp16 recipe is its own baseline")
         if self.build.fp8_accumulation == "promoted" and not self.scheme.is_quantized:
             raise ValueError("build.fp8_accumulation: an fp16 recipe has no FP8 products to promote")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_catalogue(self) -> Recipe:
+        if self.export.items == "catalogue" and self.catalogue is None:
+            raise ValueError("export.items: catalogue needs `catalogue`, the Parquet file of items to validate with")
         return self
 
     @property
@@ -231,7 +250,7 @@ def with_build_options(recipe: Recipe, **changes: Any) -> Recipe:
 
 def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute."""
-    paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map")}
+    paths = {name: getattr(recipe, name) for name in ("checkpoint", "requests", "heldout", "output", "key_map", "catalogue")}
     saved, cache = recipe.calibration.saved_state, recipe.build.timing_cache
     calibration = recipe.calibration.model_copy(update={"saved_state": located(written_in_utf_8(saved), base) if saved else None})
     build = recipe.build.model_copy(update={"timing_cache": located(written_in_utf_8(cache), base) if cache else None})

@@ -15,6 +15,7 @@ from ..models.layout import layout
 from ..operators.operator import DOMAIN
 
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
+ITEM_STEPS = tuple(f"BeamStepItems{level + 1}" for level in range(LEVELS))
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 _UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
 _QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")
@@ -102,7 +103,7 @@ def _experts(model: onnx.ModelProto, config: OneRecConfig) -> Iterator[Finding]:
 
 
 def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
-    for node in _operator_nodes(model, ("BeamStep", "MoeRoute")):
+    for node in _operator_nodes(model, ("BeamStep", *ITEM_STEPS, "MoeRoute")):
         largest = max((_attributes(node).get(name, 0) for name in ("width", "kept", "top_k")), default=0)
         if largest > TENSORRT_MAX_TOPK:
             yield Finding(

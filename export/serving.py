@@ -1,12 +1,13 @@
 """The serving graph: the packed model written in operators. The only forward pass beside models/onerec.py.
 
 One call serves a batch: context processor, three decode steps, beam step after each. `ServingModel`
-searches beams; `ScoringModel` scores given paths with the same body.
+searches beams, `ItemServingModel` beams that follow a catalogue; `ScoringModel` scores given paths with the same body.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,18 @@ from torch import Tensor, nn
 
 from ..core.graph_io import GraphIO
 from ..core.precision import Granularity
+from ..core.recipe import ExportOptions
 from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
 from ..models.layout import layout
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from ..operators.beam_step import beam_groups, beam_step
+from ..operators.beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
 from ..operators.context_attention import context_attention
 from ..operators.context_norm import context_norm
 from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
-from .contracts import scoring_io, serving_io
+from .contracts import ItemSizes, item_serving_io, scoring_io, serving_io
 from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource
 
 FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
@@ -187,6 +190,21 @@ class Decoder(nn.Module):
         return logits_NV
 
 
+class Step(NamedTuple):
+    """Where a beam step stands: its number, rows before it, beams to keep, logits FP16 [N, V], scores FP32 [B, R] of the rows, and
+    the codes INT64 [B, R] of each level decoded so far."""
+
+    number: int
+    rows: int
+    width: int
+    logits_NV: Tensor
+    scores_BR: Tensor
+    prefix: list[Tensor]
+
+
+BeamChoice = Callable[[Step], tuple[Tensor, ...]]  # scores, parents and tokens, as BeamStep gives them
+
+
 class ServingModel(nn.Module):
     """Beam search in one graph: features and lengths in, semantic IDs and scores out."""
 
@@ -208,7 +226,17 @@ class ServingModel(nn.Module):
             features: FP16 [B, S, F]; static, short-term, long-term tokens, then padding of any content.
             lengths: INT64 [B, 3]; tokens of each pathway.
         """
-        decoder, codebook = self.decoder, self.decoder.config.codebook
+        codebook = self.decoder.config.codebook
+        prefix, scores_BW = self.search(
+            features,
+            lengths,
+            lambda step: beam_step(step.logits_NV, step.scores_BR, **beam_groups(step.rows, codebook, step.width)),
+        )
+        return torch.stack(prefix, -1), scores_BW
+
+    def search(self, features: Tensor, lengths: Tensor, choose: BeamChoice) -> tuple[list[Tensor], Tensor]:
+        """The codes INT64 [B, W] of each level and the scores FP32 [B, W] that a way to choose beams leads to."""
+        decoder = self.decoder
         with scope("context"):
             contexts = decoder.context(features, lengths)
         total_B = lengths.sum(1)
@@ -222,11 +250,68 @@ class ServingModel(nn.Module):
             with scope(f"step{step}"):
                 logits = decoder.logits(step, tokens_N, contexts, total_B, rows, history, parent_BR)
                 with scope("beam"):
-                    scores_BR, parent_BR, chosen_BR = beam_step(logits, scores_BR, **beam_groups(rows, codebook, width))
+                    scores_BR, parent_BR, chosen_BR = choose(Step(step, rows, width, logits, scores_BR, prefix))
             prefix = [level.gather(1, parent_BR) for level in prefix] + [chosen_BR]
             if step + 1 < LEVELS:
                 tokens_N = decoder.later_tokens(step + 1, chosen_BR)
-        return torch.stack(prefix, -1), scores_BR
+        return prefix, scores_BR
+
+
+class ItemServingModel(ServingModel):
+    """Beam search that follows a catalogue: the rules of each request and the resident index come in beside the context.
+
+    A place without a beam has the code -1. What the decoder computes for it, the token before the codebook of its step, is not used.
+    """
+
+    def __init__(self, source: TensorSource, beam: Sequence[int], sizes: ItemSizes) -> None:
+        super().__init__(source, beam)
+        self.sizes = sizes
+
+    @property
+    def io(self) -> GraphIO:
+        """The contract of its graph."""
+        return item_serving_io(self.decoder.config.feature_width, self.widths[-1], self.sizes)
+
+    def forward(  # type: ignore[override]  # more inputs, in the order and by the names of its own contract
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        limits: Tensor,
+        allowed: Tensor,
+        excluded: Tensor,
+        first_classes: Tensor,
+        pair_bits: Tensor,
+        pair_ranks: Tensor,
+        pair_classes: Tensor,
+        pair_rows: Tensor,
+        entries: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Semantic IDs INT64 [B, W, 3] and log-probabilities FP32 [B, W], best first; -1 and -inf where there are fewer.
+
+        Args:
+            features, lengths: As of `ServingModel`.
+            limits, allowed, excluded: Rules of each request: runtime/item_rules.py.
+            first_classes, pair_bits, pair_ranks, pair_classes, pair_rows, entries: The index: runtime/item_index.py.
+        """
+        pairs = (pair_bits, pair_ranks)
+
+        def choose(step: Step) -> tuple[Tensor, ...]:
+            before, width = (step.logits_NV, step.scores_BR, *step.prefix), step.width
+            if step.number == 0:
+                return beam_step_items_1(*before, first_classes, limits, allowed, width=width)
+            if step.number == 1:
+                return beam_step_items_2(*before, *pairs, pair_classes, limits, allowed, width=width)
+            return beam_step_items_3(*before, *pairs, pair_rows, entries, limits, allowed, excluded, width=width)
+
+        prefix, scores_BW = self.search(features, lengths, choose)
+        none_BW = prefix[-1] < 0
+        return torch.stack([torch.where(none_BW, -1, level) for level in prefix], -1), scores_BW
+
+
+def serving_model(source: TensorSource, options: ExportOptions) -> ServingModel:
+    """The serving model that the options of an export ask for."""
+    sizes = ItemSizes.of(options, source.config.codebook)
+    return ServingModel(source, options.beam) if sizes is None else ItemServingModel(source, options.beam, sizes)
 
 
 class ScoringModel(nn.Module):

@@ -19,14 +19,16 @@ from ..core.sources import Sources
 from ..core.stages import Stage
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
-from .serving import ScoringModel, ServingModel
+from .serving import ScoringModel, serving_model
 from .trace import SCORING_FILE as SCORING_FILE
 from .trace import SERVING_FILE as SERVING_FILE
 from .trace import trace_graphs
 from .weights import WEIGHTS_FILE, externalize
 
 DESCRIPTION_FILE = "export.json"
-SOURCES = Sources(("core", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch"))
+SOURCES = Sources(
+    ("core", "runtime/item_index.py", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch")
+)
 
 
 class Description(BaseModel):
@@ -71,7 +73,7 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
         ExportError: The lint found an error; it names every one.
     """
     with progress_bar("export", 5) as advance:
-        serving = ServingModel(source, options.beam).eval()
+        serving = serving_model(source, options).eval()
         scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
         advance()
         graphs = trace_graphs(serving, scoring, advance)

@@ -27,7 +27,8 @@ def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable
     features = torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16)
     lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
     paths = torch.zeros(2, scoring.paths, LEVELS, dtype=torch.int64)
-    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths))}
+    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
+    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths, *rest))}
     advance()
     graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, paths))
     advance()
@@ -51,7 +52,7 @@ def traced_structures(serving: ServingModel, scoring: ScoringModel) -> dict[str,
 def _key(serving: ServingModel, scoring: ScoringModel) -> str:
     """A hash of everything that decides a trace: sizes, precision, beams, names and types of weights, content of those that are folded."""
     decoder = serving.decoder
-    digest = hashlib.sha256(f"{decoder.config!r} {decoder.scheme!r} {serving.widths} {scoring.paths}".encode())
+    digest = hashlib.sha256(f"{decoder.config!r} {decoder.scheme!r} {serving.widths} {serving.io!r} {scoring.paths}".encode())
     for name, buffer in serving.named_buffers():
         digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode())
         if buffer.numel() <= LARGEST_FOLDED:

@@ -132,13 +132,15 @@ def _preferences(world: World, rng: np.random.Generator) -> _Floats:
 
 
 def write_catalogue(path: Path, catalogue: Catalogue) -> None:
-    """Write a catalogue as Parquet with the columns `sid` list[3] of int32, `topic` int32 and `popularity` double.
+    """Write a catalogue as models/catalogue.py reads it, a topic being a category; beside that `topic` int32 and `popularity` double.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
     """
     columns = {
-        "sid": pa.FixedSizeListArray.from_arrays(pa.array(catalogue.sids_I3.ravel(), pa.int32()), LEVELS),
+        "item_id": pa.array(np.arange(len(catalogue.topic_I))),
+        **{f"sid_{level + 1}": pa.array(catalogue.sids_I3[:, level], pa.int32()) for level in range(LEVELS)},
+        "categories": pa.array(np.uint64(1) << (catalogue.topic_I % 64).astype(np.uint64)),
         "topic": pa.array(catalogue.topic_I, pa.int32()),
         "popularity": pa.array(catalogue.popularity_I, pa.float64()),
     }

@@ -14,6 +14,7 @@ from .beam_self_attention_quant import (
     beam_self_attention_2_quant_tensor,
 )
 from .beam_step import beam_step
+from .beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
 from .context_attention import context_attention
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
@@ -57,6 +58,9 @@ OPERATORS: dict[str, Operator] = {
         moe_experts_fp8_row_block,
         moe_experts_fp8_block,
         beam_step,
+        beam_step_items_1,
+        beam_step_items_2,
+        beam_step_items_3,
         token_score,
         # Fused operators: put into a graph by builders/fusions/, never by the export.
         beam_self_attention_1_quant_row,

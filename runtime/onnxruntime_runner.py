@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,17 @@ class Model(Protocol):
     """A model in memory, such as an `onnx.ModelProto`."""
 
     def SerializeToString(self) -> bytes: ...
+
+
+class Deferred:
+    """A batch that was submitted."""
+
+    def __init__(self, run: Callable[[], dict[str, Array]]) -> None:
+        self._run = run
+
+    def result(self) -> dict[str, Array]:
+        """Outputs by name; errors as of `OnnxRuntimeRunner`."""
+        return self._run()
 
 
 class OnnxRuntimeRunner:
@@ -71,17 +82,30 @@ class OnnxRuntimeRunner:
         return parse_io(self._session.get_modelmeta().custom_metadata_map, self._where)
 
     def bind_resident(self, name: str, array: Array) -> None:
-        """Give a resident input its content, or swap it; a batch that runs keeps the content it began with.
+        """Give a resident input its content, or swap it; a batch that was submitted keeps the content it began with.
+
+        Raises:
+            RequestError: The graph has no such resident input, or the type or shape is another.
+        """
+        self.bind_staged(self.stage_residents({name: array}))
+
+    def stage_residents(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Copies of the content of resident inputs by name, to be bound together.
 
         Raises:
             RequestError: The graph has no such resident input, or the type or shape is another.
         """
         tensors = {tensor.name: tensor for tensor in self.io.resident}
-        if name not in tensors:
-            hint = f"resident inputs: {', '.join(tensors) or 'none'}"
-            raise RequestError(f"'{name}' is no resident input of the graph", where=self._where, hint=hint)
-        check_array(tensors[name], array.dtype.name, array.shape, self._where)
-        self._residents = {**self._residents, name: array.copy()}
+        for name, array in arrays.items():
+            if name not in tensors:
+                hint = f"resident inputs: {', '.join(tensors) or 'none'}"
+                raise RequestError(f"'{name}' is no resident input of the graph", where=self._where, hint=hint)
+            check_array(tensors[name], array.dtype.name, array.shape, self._where)
+        return {name: array.copy() for name, array in arrays.items()}
+
+    def bind_staged(self, staged: Mapping[str, Array]) -> None:
+        """Bind what `stage_residents` gave, all at once and without a copy."""
+        self._residents = {**self._residents, **staged}
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name.
@@ -90,8 +114,15 @@ class OnnxRuntimeRunner:
             RequestError: An input is missing, unknown, or of a wrong type or shape.
             ArtifactError: ONNX Runtime fails while it runs the graph.
         """
+        return self.submit(inputs).result()
+
+    def submit(self, inputs: Mapping[str, Array]) -> Deferred:
+        """A batch that runs when its result is asked for, with the resident inputs as they are now."""
+        return Deferred(partial(self._run, {**inputs, **self._residents}))
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            outputs = self._session.run(None, {**inputs, **self._residents})
+            outputs = self._session.run(None, dict(inputs))
         except (ValueError, self._state.InvalidArgument) as error:
             hint = "give every input of the graph with its type and shape, and no other"
             raise RequestError(f"ONNX Runtime refused the inputs: {error}", where=", ".join(self.input_names), hint=hint) from None

@@ -104,16 +104,48 @@ class TensorRtRunner:
             RequestError: The plan has no such resident input, or the type or shape is another.
             GpuError: The GPU's memory is exhausted.
         """
+        self._bind({name: self._checked(name, array)})
+
+    def stage_residents(self, arrays: Mapping[str, Input]) -> dict[str, Tensor]:
+        """Copies on the GPU of the content of resident inputs by name, to be bound together; batches go on meanwhile.
+
+        Raises:
+            RequestError: The plan has no such resident input, or the type or shape is another.
+            GpuError: The GPU's memory is exhausted.
+        """
+        given = {name: self._checked(name, array) for name, array in arrays.items()}
+        with self._on_gpu():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                staged = {name: _as_tensor(array).to("cuda", copy=True) for name, array in given.items()}
+            stream.synchronize()
+        return staged
+
+    def bind_staged(self, staged: Mapping[str, Tensor]) -> None:
+        """Bind what `stage_residents` gave, all between the same two batches.
+
+        Raises:
+            GpuError: The GPU's memory is exhausted.
+        """
+        self._bind(staged)
+
+    def _checked(self, name: str, array: Input) -> Array | Tensor:
+        """Content of a resident input."""
         if name not in self._residents.tensors:
             known = ", ".join(self._residents.tensors) or "none"
             raise RequestError(f"'{name}' is no resident input of the plan", where=str(self.plan), hint=f"resident inputs: {known}")
         given = array if isinstance(array, np.ndarray) else _tensor(name, array)
         check_array(self._residents.tensors[name], _dtype(given), tuple(given.shape), str(self.plan))
+        return given
+
+    def _bind(self, contents: Mapping[str, Array | Tensor]) -> None:
         with self._all_slots() as slots:
-            content = _pinned(given) if isinstance(given, np.ndarray) else given
+            tensors = {name: _pinned(array) if isinstance(array, np.ndarray) else array for name, array in contents.items()}
             slots[0].stream.wait_stream(torch.cuda.current_stream())
-            finished = self._residents.swap(name, content, [slot.stream for slot in slots])
-            slots[0].keep([content], finished)
+            for name, content in tensors.items():
+                finished = self._residents.swap(name, content, [slot.stream for slot in slots])
+            slots[0].keep(list(tensors.values()), finished)
 
     def __call__(self, inputs: Mapping[str, Input]) -> dict[str, Any]:
         """Outputs by name, after waiting for them; on the GPU when an input is there.
@@ -252,6 +284,10 @@ def _filled_up(array: Array | Tensor, shape: Shape) -> Array | Tensor:
 
 def _dtype(array: Array | Tensor) -> str:
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
+
+
+def _as_tensor(array: Array | Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
 
 
 def _pinned(array: Array) -> Tensor:

@@ -20,7 +20,7 @@ from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.config import parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
-from onerec_trt.models.synthetic import World, make_catalogue, make_requests
+from onerec_trt.models.synthetic import World, make_catalogue, make_requests, write_catalogue
 from onerec_trt.tools.pipeline import run_stages
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
@@ -70,6 +70,7 @@ def write_world(folder: Path) -> None:
     """Checkpoint and requests; held-out targets are items the model ranks from first to last, so that hit rates mean something."""
     catalogue, model = make_catalogue(SMALL_WORLD, seed=1), separated_model()
     save_checkpoint(model, folder / "checkpoint")
+    write_catalogue(folder / "catalogue.parquet", catalogue)
     write_requests(folder / "calibration.parquet", make_requests(catalogue, 32, seed=10))
     heldout = make_requests(catalogue, HELDOUT, seed=11, first_user=32)
     batch = heldout.batch(range(HELDOUT))

@@ -205,13 +205,31 @@ def recommend(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The Parquet file to write.", show_default=False)],
     batch_size: Annotated[int | None, typer.Option(min=1, help="Requests per batch. Default: what fits.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="PATH", help="Index to look items up in; beams follow it if they can.", show_default=False),
+    ] = None,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Find items for a file of requests: with a plan on its GPU, or with an exported graph on CPU."""
     from . import commands
 
-    commands.recommend(model, requests, out, as_json, batch_size=batch_size, limit=limit, trust=tuple(trust or ()))
+    commands.recommend(model, requests, out, as_json, batch_size=batch_size, limit=limit, catalogue=catalogue, trust=tuple(trust or ()))
+
+
+@app.command()
+def catalogue(
+    items: Annotated[Path, typer.Argument(parser=located, metavar="ITEMS.parquet", help="The items.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The index to write.", show_default=False)],
+    codebook: Annotated[int, typer.Option(min=1, max=65536, help="Tokens of a level, as in the checkpoint's config.json.")] = 8192,
+    classes: Annotated[int, typer.Option(min=2, max=32768, help="Most category classes: export.category_classes.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Make the index of a catalogue, which graphs with export.items: catalogue follow."""
+    from . import commands
+
+    commands.catalogue(items, out, codebook, classes, as_json)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from ..core.artifacts import write_json
 from ..core.errors import ArtifactError, RecipeError
 from ..core.precision import PRECISIONS
 from ..core.recipe import PrecisionName, Recipe, load_recipe, with_build_options
+from ..models.catalogue import build_catalogue
 from ..validation.backends import EngineName
 from ..validation.gates import Gate, require
 from ..validation.validate import VALIDATE
@@ -71,6 +72,11 @@ def recommend(model: Path, requests: Path, out: Path, as_json: bool, **options: 
     """`options`: those of `recommendation.recommend`."""
     found = recommendation.recommend(model, requests, out, **options)
     _print(found.model_dump(mode="json"), [recommendation.table(found)], as_json)
+
+
+def catalogue(items: Path, out: Path, codebook: int, classes: int, as_json: bool) -> None:
+    facts = build_catalogue(items, out, codebook, classes).model_dump(mode="json")
+    _print(facts, [inspection.table({"kind": "catalogue", **facts})], as_json)
 
 
 def sign(artifacts: Sequence[Path], key: Path | None, fresh_key: Path | None, as_json: bool) -> None:

@@ -48,6 +48,19 @@ def bench_operators(
     typer.echo(f"with plots: {page}")
 
 
+@app.command("bench-items")
+def bench_items(
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/items.json"),
+    items: Annotated[int, typer.Option(min=1, help="Items of the random catalogue.")] = 10_000_000,
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each step.")] = 21,
+    commit: Commit = "",
+) -> None:
+    """Check the beam steps that follow a catalogue against their reference, and time them beside open ones and during swaps."""
+    from .tuning.items import bench_items as measure
+
+    measure(out, items, samples, typer.echo, commit)
+
+
 @app.command()
 def tune(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The table of tiles to write.")] = Path("tiles.json"),

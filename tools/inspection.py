@@ -13,9 +13,11 @@ from ..core.errors import ArtifactError
 from ..core.recipe import Recipe, load_recipe
 from ..core.records import RECORD_NAME, read_record
 from ..core.stages import Stage, declare, differences
+from ..models.catalogue import summary as summary_of_index
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
 from ..runtime.inspector_report import summary
+from ..runtime.item_index import ItemIndex, is_index
 from ..runtime.plan_record import PlanLayer
 from ..runtime.signature import require_signature
 from ..runtime.verdict import inspect_with_verdict
@@ -45,6 +47,8 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
         return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}
     if path.suffix in _RECIPES:
         return _recipe(load_recipe(path))
+    if is_index(path):
+        return {"kind": "catalogue", **summary_of_index(ItemIndex.load(path)).model_dump(mode="json")}
     if (path / RECORD_NAME).is_file():
         return {"kind": "stage", **read_record(path).model_dump(mode="json")}
     if (path / CONFIG_NAME).is_file():
@@ -55,7 +59,7 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
     raise ArtifactError(
         "this is no artifact",
         where=str(path),
-        hint="give a .plan file, a folder with record.json, a checkpoint folder with config.json, or a recipe",
+        hint="give a .plan file, an index, a folder with record.json, a checkpoint folder with config.json, or a recipe",
     )
 
 

@@ -107,6 +107,7 @@ def reference_job_of(recipe: Recipe) -> ReferenceJob:
         max_requests=options.max_requests,
         batch_size=options.batch_size,
         key_map=recipe.key_map,
+        followed=recipe.catalogue if recipe.export.items == "catalogue" else None,
     )
 
 
@@ -118,6 +119,8 @@ def validation_job_of(recipe: Recipe) -> ValidationJob:
         reference=reference_job_of(recipe),
         options=recipe.validation,
         fused=recipe.build.plugins,
+        export=recipe.export,
+        catalogue=recipe.catalogue,
     )
 
 
@@ -188,7 +191,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 
 
 def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> dict[str, Any]:
-    """The machine-readable result of a run: gates, plans, and four figures per recipe."""
+    """The machine-readable result of a run: gates, plans, and five figures per recipe."""
     results, gates = validations(recipes), all_gates(recipes, extra_gates)
     return {
         "gates": [{key: getattr(gate, key) for key in ("name", "recipe", "value", "threshold", "passed")} for gate in gates],
@@ -199,6 +202,7 @@ def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
                 f"overlap@{result.beams.k}": result.beams.overlap,
                 "scoring_error_vs_fp32": _or_null(result.scoring.engine),
                 "scoring_error_ratio": _or_null(result.scoring.ratio),
+                "valid_items": None if result.validity is None else result.validity.share,
             }
             for result in results
         },

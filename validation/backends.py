@@ -12,10 +12,12 @@ from ..core.artifacts import sha256
 from ..core.errors import ArtifactError
 from ..core.graph_io import GraphIO
 from ..export.stage import SCORING_FILE, SERVING_FILE
+from ..runtime.item_index import ItemIndex
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.plan_record import PlanRecord, inspect_plan
 from ..runtime.plan_shapes import choose_profile, largest_batch_and_context
 from ..runtime.tensorrt_runner import TensorRtRunner
+from .catalogue import bound
 from .requests_feed import Runner
 
 EngineName = Literal["onnxruntime", "tensorrt"]
@@ -55,18 +57,21 @@ class UnderTest:
         return {name: numbers for name, numbers in missing.items() if numbers}
 
 
-def onnxruntime_under_test(exported: Path, batch_size: int) -> UnderTest:
+FindIndex = Callable[[], ItemIndex | None]  # asked where a serving graph is loaded
+
+
+def onnxruntime_under_test(exported: Path, batch_size: int, index: FindIndex) -> UnderTest:
     """The exported graphs on CPU."""
     trial = Trial(
         "",
         batch_size,
-        lambda: OnnxRuntimeRunner(exported / SERVING_FILE),
+        lambda: bound(OnnxRuntimeRunner(exported / SERVING_FILE), index()),
         lambda: OnnxRuntimeRunner(exported / SCORING_FILE),
     )
     return UnderTest("onnxruntime", (trial,))
 
 
-def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context: int) -> UnderTest:
+def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context: int, index: FindIndex) -> UnderTest:
     """The plans of the exported graphs, once at the largest batch of every profile that takes the longest context.
 
     Raises:
@@ -79,7 +84,12 @@ def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
     ran: set[tuple[str, int]] = set()
     trials = tuple(
-        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, lambda: PlanSet(list(serving), ran), lambda: PlanSet(list(scoring), ran))
+        Trial(
+            f"batch {batch}" if len(batches) > 1 else "",
+            batch,
+            lambda: PlanSet(list(serving), ran, index),
+            lambda: PlanSet(list(scoring), ran, index),
+        )
         for batch in batches
     )
     return UnderTest("tensorrt", trials, {path.name: record for path, record in (serving | scoring).items()}, ran)
@@ -111,11 +121,14 @@ class PlanSet:
     Args:
         plans: Their paths.
         ran: Gets the plan's name and the number of the profile of every batch.
+        index: The catalogue, for plans that follow one.
     """
 
-    def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]]) -> None:
+    def __init__(self, plans: Sequence[Path], ran: set[tuple[str, int]], index: FindIndex) -> None:
         self._ran = ran
         runners = [TensorRtRunner.load(plan) for plan in plans]
+        for runner in runners:
+            bound(runner, index() if runner.io.resident else None)
         self._io = runners[0].io
         self._profiles = [(runner, number, profile) for runner in runners for number, profile in enumerate(runner.engine.profiles)]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, RequestError
 from ..core.graph_io import Role
 from ..core.progress import tracked
 from ..core.records import read_record
@@ -22,15 +22,20 @@ from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.requests import Requests, read_requests, request_files
+from .catalogue import open_index
 from .device import on_compute_device
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
-_HERE = ("device", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+# Of this folder, which is mostly about gates.
+_HERE = ("catalogue", "device", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
-    ("core", "models", "operators", "export", *(f"validation/{name}.py" for name in _HERE)),
+    (
+        *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export"),
+        *(f"validation/{name}.py" for name in _HERE),
+    ),
     without=("operators/kernels", "operators/launch"),
 )
 
@@ -47,6 +52,7 @@ class ReferenceJob:
         max_requests: How many of the requests are used, from the first on.
         batch_size: Requests per forward pass.
         key_map: YAML file that says how the checkpoint names its tensors. Default: as this package does.
+        followed: The catalogue that beams follow. Default: beams are open.
     """
 
     checkpoint: Path
@@ -56,6 +62,7 @@ class ReferenceJob:
     max_requests: int
     batch_size: int
     key_map: Path | None = None
+    followed: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +95,8 @@ def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
     Running it raises:
         CheckpointError, RequestError: An input is malformed.
     """
-    key_map = {} if job.key_map is None else {"key_map": job.key_map}
+    optional = {"key_map": job.key_map, "catalogue": job.followed}
+    given = {name: path for name, path in optional.items() if path is not None}
     return Stage(
         name="reference",
         folder=folder,
@@ -100,7 +108,7 @@ def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
             "batch_size": job.batch_size,
             "max_context": job.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": request_files(job.heldout), **key_map},
+        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": request_files(job.heldout), **given},
         body=partial(_write, job),
     )
 
@@ -146,20 +154,30 @@ def _require_finite(reference: Reference, requests: Requests, path: Path) -> Non
             )
 
 
+def _require_full(sids_nW3: NDArray[np.int64], requests: Requests, job: ReferenceJob) -> None:
+    """Refuse a catalogue that does not fill the beams: what is compared are whole lists of items."""
+    for row in np.flatnonzero((sids_nW3 < 0).any((1, 2)))[:1]:
+        found = int((sids_nW3[row] >= 0).all(1).sum())
+        what = f"the beams of request {requests.ids[row]} find {found} items of the catalogue, fewer than {sids_nW3.shape[1]}"
+        raise RequestError(what, where=str(job.followed), hint="validate with a larger catalogue, or with fewer beams (export.beam)")
+
+
 def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     requests, batch_size = heldout_requests(job), job.batch_size
     model = checkpoint.load_model()
+    index = None if job.followed is None else open_index(job.followed, model.config.codebook)
     sids, scores, cutoffs, scoring = [], [], [], []
     with torch.no_grad(), on_compute_device(model) as device:
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
             features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
-            beams = beam_search(model, features, lengths, job.beam)
+            beams = beam_search(model, features, lengths, job.beam, index)
             sids.append(beams.sids_BW3.cpu().numpy())
             scores.append(beams.scores_BW.cpu().numpy())
             cutoffs.append(beams.cutoffs_B3.cpu().numpy())
-            scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3).cpu().numpy())
+            scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3.clamp(min=0)).cpu().numpy())
     sids_nW3 = np.concatenate(sids)
+    _require_full(sids_nW3, requests, job)
     decoder = Decoder(Fp16Source(checkpoint))
     with on_compute_device(decoder):
         runner = ScoringTorchRunner(decoder, sids_nW3.shape[1])

@@ -13,6 +13,7 @@ from ..export.serving import ServingModel
 from ..models.beam_search import path_log_probabilities
 from ..models.onerec import OneRec
 from ..models.requests import Requests
+from ..runtime.item_index import ItemIndex
 from .backends import Trial
 from .device import on_compute_device
 from .fp32_reference import Reference
@@ -25,12 +26,17 @@ from .torch_runner import FoundBeams, ScoringTorchRunner, torch_beams
 Ints = NDArray[np.int64]
 
 
-def quantized_outputs(serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int) -> tuple[Floats, FoundBeams]:
-    """The quantized PyTorch model: log-probabilities [n, W, 3] along FP32's beams, and its own beams."""
+def quantized_outputs(
+    serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int, index: ItemIndex | None = None
+) -> tuple[Floats, FoundBeams]:
+    """The quantized PyTorch model: log-probabilities [n, W, 3] along FP32's beams, and its own beams.
+
+    `index`: the catalogue, which a model that follows one needs.
+    """
     with on_compute_device(serving):
         runner = ScoringTorchRunner(serving.decoder, fp32.sids_nW3.shape[1])
         along = run_all(runner, requests, batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)[Role.TOKEN_SCORES]
-        return _floats(along), torch_beams(serving, requests, batch_size, "beams, quantized PyTorch")
+        return _floats(along), torch_beams(serving, requests, batch_size, "beams, quantized PyTorch", index)
 
 
 def engine_outputs(

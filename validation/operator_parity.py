@@ -21,6 +21,7 @@ from ..export.weights import WEIGHTS_FILE
 from ..models.requests import Requests
 from ..operators.operator import DOMAIN, Call, recorded_calls
 from ..operators.single_node import as_arrays, feed, single_node_model
+from ..runtime.item_index import ItemIndex
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from .adversarial import adversarial_calls
 from .fused_parity import fused_calls
@@ -41,7 +42,13 @@ class OperatorResult(BaseModel):
 
 
 def operator_results(
-    serving: ServingModel, exported: onnx.ModelProto, requests: Requests, batch_size: int, *, fused: bool = False
+    serving: ServingModel,
+    exported: onnx.ModelProto,
+    requests: Requests,
+    batch_size: int,
+    *,
+    fused: bool = False,
+    index: ItemIndex | None = None,
 ) -> list[OperatorResult]:
     """Compare every operator node of the exported file on the inputs it sees in the packed model, and some on adversarial ones.
 
@@ -53,12 +60,14 @@ def operator_results(
         requests: A few requests.
         batch_size: Requests per batch.
         fused: Whether to compare the nodes that a build with plugins fuses as well.
+        index: The catalogue, which a model that follows one needs.
     """
+    residents = index.resident(serving.io) if index is not None and serving.io.resident else {}
     nodes = {node.name: node.op_type for node in exported.graph.node if node.domain == DOMAIN}
     compared: list[tuple[Call, onnx.ModelProto]] = []
     for inputs in feeds(serving.io, requests, batch_size):
         with torch.no_grad(), recorded_calls() as calls:
-            serving(*(torch.from_numpy(inputs[tensor.name]) for tensor in serving.io.inputs))
+            serving(*(torch.from_numpy(np.asarray({**inputs, **residents}[tensor.name])) for tensor in serving.io.inputs))
         shared = [call for call in calls if nodes.get(call.label) == call.operator.name]
         compared += [(call, exported) for call in shared]
         if fused and len(shared) == len(calls) == len(nodes):

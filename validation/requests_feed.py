@@ -1,4 +1,4 @@
-"""Requests as a graph's contract takes them: FP16 features padded with NaN, pathway lengths, optional paths."""
+"""Requests as a graph's contract takes them: FP16 features padded with NaN, pathway lengths, optional paths, no rules on items."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..core.arrays import Array
 from ..core.graph_io import GraphIO, Role
 from ..core.progress import tracked
 from ..models.requests import Requests
+from ..runtime.item_rules import open_rules
 
 
 class Runner(Protocol):
@@ -40,6 +41,7 @@ def feeds(io: GraphIO, requests: Requests, batch_size: int, sids_nW3: NDArray[np
         inputs: dict[str, Array] = {
             io.name(Role.CONTEXT_FEATURES): features.masked_fill(padding[..., None], torch.nan).numpy(),
             io.name(Role.PATHWAY_LENGTHS): batch.lengths_B3.numpy(),
+            **open_rules(io, len(batch.lengths_B3)),
         }
         if sids_nW3 is not None:
             inputs[io.name(Role.GIVEN_ITEMS)] = sids_nW3[first : first + len(batch.lengths_B3)]

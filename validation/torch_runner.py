@@ -15,8 +15,12 @@ from ..core.progress import tracked
 from ..export.serving import Decoder, ScoringModel, ServingModel
 from ..models.requests import Requests
 from ..operators.beam_step import beam_step
+from ..operators.beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
 from ..operators.operator import recorded_calls
+from ..runtime.item_index import ItemIndex
 from .requests_feed import feeds
+
+_STEPS = tuple(step.name for step in (beam_step, beam_step_items_1, beam_step_items_2, beam_step_items_3))
 
 
 class ScoringTorchRunner:
@@ -47,12 +51,17 @@ class FoundBeams(NamedTuple):
 
 
 @torch.no_grad()
-def torch_beams(serving: ServingModel, requests: Requests, batch_size: int, label: str) -> FoundBeams:
-    """What the serving graph of a packed model finds for all requests, with a progress bar."""
+def torch_beams(serving: ServingModel, requests: Requests, batch_size: int, label: str, index: ItemIndex | None = None) -> FoundBeams:
+    """What the serving graph of a packed model finds for all requests, with a progress bar.
+
+    `index`: the catalogue, which a model that follows one needs.
+    """
+    residents = index.resident(serving.io) if index is not None and serving.io.resident else {}
     device, sids, cutoffs = serving.decoder.token_embedding.device, [], []
     for inputs in tracked(feeds(serving.io, requests, batch_size), label, -(-len(requests) // batch_size)):
-        with recorded_calls(only=beam_step.name) as steps:
-            found_BW3, _ = serving(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in serving.io.inputs))
+        given = {**inputs, **residents}
+        with recorded_calls(only=_STEPS) as steps:
+            found_BW3, _ = serving(*(torch.from_numpy(np.asarray(given[tensor.name])).to(device) for tensor in serving.io.inputs))
         sids.append(found_BW3.cpu().numpy())
         cutoffs.append(torch.stack([step.outputs[0][:, -1] for step in steps], 1).cpu().numpy())
     return FoundBeams(np.concatenate(sids), np.concatenate(cutoffs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,27 @@ from ..calibration.stage import Calibration
 from ..core.artifacts import Files, read_json, write_json
 from ..core.errors import RequestError
 from ..core.graph_io import GraphIO, Role
-from ..core.recipe import MIN_REQUESTS, ValidateOptions
+from ..core.recipe import MIN_REQUESTS, ExportOptions, ValidateOptions
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
-from ..export.serving import ScoringModel, ServingModel
+from ..export.serving import ScoringModel, ServingModel, serving_model
 from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.checkpoint import open_checkpoint
 from ..models.requests import Requests, read_requests, request_files
+from ..runtime.item_index import ItemIndex
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics
+from .catalogue import open_index
 from .device import on_compute_device
 from .e4m3 import e4m3_self_test
 from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
+from .item_validity import ItemValidity
 from .judgement import Case, judge
 from .lineage import require_lineage
 from .measure import engine_outputs, quantized_outputs
@@ -68,6 +72,8 @@ class ValidationJob:
         reference: What the FP32 model was asked.
         options: Thresholds, and how many requests they hold for.
         fused: Whether the operators that fusions of a build make are judged, too.
+        export: What was exported.
+        catalogue: The items that found ones are looked up in. Default: they are not.
     """
 
     recipe: str
@@ -75,14 +81,16 @@ class ValidationJob:
     reference: ReferenceJob
     options: ValidateOptions
     fused: bool
+    export: ExportOptions
+    catalogue: Path | None = None
 
 
 class Validation(BaseModel):
     """Everything the gates of one recipe found.
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
-    `beams`, `scoring` and `serving` are those of the last. `unseen`: numbers of the profiles of a plan that no batch took.
-    `warnings`: what makes the gates say less than they seem to.
+    `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`.
+    `unseen`: numbers of the profiles of a plan that no batch took. `warnings`: what makes the gates say less than they seem to.
     """
 
     recipe: str
@@ -93,6 +101,7 @@ class Validation(BaseModel):
     beams: BeamMetrics
     scoring: ScoringErrors
     serving: ServingErrors
+    validity: ItemValidity | None = None
     fp16_noise: float
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
@@ -131,18 +140,27 @@ def validate_stage(
         MissingExtraError: TensorRT is not installed.
     """
     folders = {"quantized_checkpoint": calibrated.folder, "exported": exported.folder, "reference": reference.folder}
+    if job.catalogue is not None:
+        folders["catalogue"] = job.catalogue
+
+    @cache
+    def index() -> ItemIndex | None:
+        if job.catalogue is None:
+            return None
+        config = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map).config
+        return open_index(job.catalogue, config.codebook, job.export.category_classes)
 
     def under_test() -> UnderTest:
         if plans is None:
-            return onnxruntime_under_test(exported.folder, job.options.batch_size)
-        return tensorrt_under_test(exported.folder, plans, job.calibration.precision, job.reference.max_context)
+            return onnxruntime_under_test(exported.folder, job.options.batch_size, index)
+        return tensorrt_under_test(exported.folder, plans, job.calibration.precision, job.reference.max_context, index)
 
     def inputs() -> dict[str, Path | Files]:
         read = {**folders, "heldout": request_files(job.reference.heldout)}
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
-        return _write(job, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), temporary)
+        return _write(job, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
 
     def verdicts(record: Record) -> None:
         if plans is not None:
@@ -185,12 +203,14 @@ def read_validation(folder: Path) -> Validation:
     return Validation.model_validate(read_json(folder / VALIDATION_FILE))
 
 
-def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, folder: Path) -> dict[str, Any]:
+def _write(
+    job: ValidationJob, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, index: ItemIndex | None, folder: Path
+) -> dict[str, Any]:
     source = open_quantized(quantized)
     e4m3_self_test()
     requests = heldout_requests(job.reference)
     _require_enough(requests, job.reference.heldout)
-    serving = ServingModel(source, job.reference.beam).eval()
+    serving = serving_model(source, job.export).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
     checkpoint = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map)
     model = checkpoint.load_model()
@@ -199,15 +219,15 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
         job.calibration.requests, model.config, max_context=job.calibration.max_context, limit=job.calibration.options.max_requests
     )
     few = requests.select(slice(job.options.operator_requests))
-    operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused)
+    operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused, index=index)
     batch_size = job.options.batch_size
-    quantized_model = quantized_outputs(serving, requests, fp32, batch_size)
+    quantized_model = quantized_outputs(serving, requests, fp32, batch_size, index)
     scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
     judgements = []
     for trial in under_test.trials:
         outputs = engine_outputs(trial, under_test.engine, model, requests, fp32, quantized_model, batch_size)
         write_outputs(outputs, folder / outputs_file(trial.label))
-        case = Case(outputs, fp32, requests)
+        case = Case(outputs, fp32, requests, index, follows=job.export.items == "catalogue")
         judgements.append(judge(case, job.recipe, job.options, under_test.engine, trial.label, model.config.codebook))
         if trial is under_test.trials[0]:
             _save_for_polygraphy(outputs.scoring_nW3[: trial.batch_size], scoring.io, under_test.engine, folder)
@@ -228,6 +248,7 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
         beams=judgements[-1].beams,
         scoring=judgements[-1].scoring,
         serving=judgements[-1].serving,
+        validity=judgements[-1].validity,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},

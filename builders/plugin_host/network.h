@@ -15,6 +15,7 @@ inline nvinfer1::DataType dataType(DType dtype)
     case DType::kFloat32: return nvinfer1::DataType::kFLOAT;
     case DType::kFloat16: return nvinfer1::DataType::kHALF;
     case DType::kFloat8E4M3: return nvinfer1::DataType::kFP8;
+    case DType::kInt32: return nvinfer1::DataType::kINT32;
     case DType::kInt64: break;
     }
     return nvinfer1::DataType::kINT64;

@@ -77,7 +77,7 @@ private:
     DType dtype()
     {
         uint8_t const number = mReader.number<uint8_t>();
-        mReader.require(number <= static_cast<uint8_t>(DType::kInt64), "a tensor has an unknown type");
+        mReader.require(number <= static_cast<uint8_t>(DType::kInt32), "a tensor has an unknown type");
         return static_cast<DType>(number);
     }
 

@@ -26,7 +26,8 @@ enum class DType : uint8_t
     kFloat32,
     kFloat16,
     kFloat8E4M3,
-    kInt64, // the last one
+    kInt64,
+    kInt32, // the last one
 };
 
 struct Kernel

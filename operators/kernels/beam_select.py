@@ -39,13 +39,14 @@ def as_key(word):
 
 
 @triton.jit
-def selected(key_N, KEEP: tl.constexpr):
+def selected(key_N, KEEP: tl.constexpr, FEWER: tl.constexpr):
     """Which of the keys are the KEEP largest, equal ones to the smaller position, and the place of each in the order of positions.
 
-    At least KEEP keys are present. Bisection over the integers: at least KEEP keys are `low` or larger, fewer than KEEP `high`
-    or larger. It ends early where exactly KEEP are. The keys stay in registers, and a step is one sum over the CTA.
+    At least KEEP keys are present, unless FEWER may be: then absent ones are taken, too. Bisection over the integers: at least KEEP
+    keys are `low` or larger, fewer than KEEP `high` or larger. It ends early where exactly KEEP are. The keys stay in registers, and
+    a step is one sum over the CTA.
     """
-    low = tl.full((), 1, tl.uint32)
+    low = tl.full((), 0 if FEWER else 1, tl.uint32)
     high = tl.max(key_N, 0) + 1
     enough = tl.sum((key_N >= low).to(tl.int32), 0)
     while (enough != KEEP) & (high - low > 1):

@@ -15,6 +15,8 @@ from . import (
     beam_self_attention_quant,
     beam_step,
     beam_step_cases,
+    beam_step_items,
+    beam_step_items_cases,
     context_attention,
     fp8_linear,
     linear,
@@ -81,6 +83,10 @@ FACTORIES: dict[str, KernelFactory] = {
         cases=beam_self_attention_quant.BEAM_SELF_ATTENTION_2_QUANT_TENSOR_CASES,
     ),
     "BeamStep": KernelFactory(beam_step.beam_step_program, cases=beam_step_cases.BEAM_STEP_CASES),
+    **{
+        f"BeamStepItems{level}": KernelFactory(beam_step_items.beam_step_items_program, cases=beam_step_items_cases.items_cases(level))
+        for level in (1, 2, 3)
+    },
     "MoeRoute": KernelFactory(moe_route.moe_route_program, cases=moe_cases.MOE_ROUTE_CASES),
     **{operator: KernelFactory(moe_experts.moe_experts_program, cases=moe_cases.moe_experts_cases(operator)) for operator in SCHEMES},
 }

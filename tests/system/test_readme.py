@@ -23,7 +23,7 @@ SERVING = (
     "onerec-trt serve out/served --server .venv-server",
     "python examples/ask.py 127.0.0.1:8000",
 )
-SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
+SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio", "valid_items"}
 
 
 def readme_commands() -> list[str]:

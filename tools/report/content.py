@@ -98,6 +98,7 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
         (f"hit@{at} of FP32", "the unquantized model, same requests", lambda r: share_text(r.validation.beams.hit_fp32)),
         ("difference", "in points, with its paired 99 % interval", _hit_difference),
         (f"overlap@{at}", "items shared with FP32", lambda r: share_text(r.validation.beams.overlap)),
+        ("valid items", "semantic IDs found that are those of items", _valid_items),
         ("top-1 agreement", "first item, outside the tie band", lambda r: share_text(r.validation.beams.top1)),
         ("tie band", "width; requests inside it", _tie_band),
         ("score regret", "FP32 log-probability lost per item", lambda r: _nat(r.validation.beams.score_regret)),
@@ -179,6 +180,11 @@ def _hit_difference(run: RecipeRun) -> str:
     beams = run.validation.beams
     found, low, high = (f"{100 * points:+.2f}" for points in (beams.hit - beams.hit_fp32, *beams.hit_interval))
     return f"{found} [{low}, {high}]"
+
+
+def _valid_items(run: RecipeRun) -> str:
+    validity = run.validation.validity
+    return MISSING if validity is None else share_text(validity.share)
 
 
 def _tie_band(run: RecipeRun) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from onerec_trt.models.catalogue import read_catalogue
 from onerec_trt.models.config import parse_config
 from onerec_trt.models.requests import Requests, read_requests, write_requests
 from onerec_trt.models.synthetic import Catalogue, World, make_catalogue, make_requests, write_catalogue
@@ -114,6 +115,8 @@ def test_users_are_numbered_from_the_first(catalogue: Catalogue) -> None:
 def test_the_catalogue_file(tmp_path: Path, catalogue: Catalogue) -> None:
     write_catalogue(tmp_path / "catalogue.parquet", catalogue)
     table = pq.read_table(tmp_path / "catalogue.parquet")
-    assert table.column_names == ["sid", "topic", "popularity"]
-    assert table["sid"].to_pylist() == catalogue.sids_I3.tolist()
+    assert table.column_names == ["item_id", "sid_1", "sid_2", "sid_3", "categories", "topic", "popularity"]
+    read = read_catalogue(tmp_path / "catalogue.parquet", catalogue.world.codebook)
+    assert read.sids_n3.tolist() == catalogue.sids_I3.tolist()
+    assert read.categories_n.tolist() == [1 << topic for topic in catalogue.topic_I.tolist()]
     assert table["topic"].to_pylist() == catalogue.topic_I.tolist()

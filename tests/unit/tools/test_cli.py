@@ -27,12 +27,14 @@ COMMANDS = (
     "build",
     "validate",
     "recommend",
+    "catalogue",
     "sign",
     "report",
     "inspect",
     "bench",
     "dev export-trial",
     "dev bench-operators",
+    "dev bench-items",
     "dev tune",
     "dev batch-times",
     "dev perf-inputs",
@@ -183,7 +185,7 @@ def test_run_leaves_report_and_summary_and_does_nothing_the_second_time(call: Ca
     assert summary["plans"] == [{"path": "fp8-row/plans/sm89-b1-16-s2-16.plan", "target": "tensorrt-rtx sm 8.9", "validated": False}]
     assert summary["recipes"].keys() == {"fp8-row"}
     figures = summary["recipes"]["fp8-row"]
-    assert figures.keys() == {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio"}
+    assert figures.keys() == {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio", "valid_items"}
     assert 0.9 <= figures["overlap@10"] <= 1
     assert figures["scoring_error_ratio"] <= 1.1
 

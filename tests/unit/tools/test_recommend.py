@@ -71,6 +71,7 @@ def test_only_the_first_requests_are_taken(model: Path, finished_world: Path, he
         "rank": 1,
         "sid": tuple(first[f"sid_{n}"] for n in (1, 2, 3)),
         "score": first["score"],
+        "items": None,
     }
     assert [(item.request, item.rank) for item in found.first] == [(name, rank) for name in heldout.ids[:2] for rank in (1, 2, 3)]
 

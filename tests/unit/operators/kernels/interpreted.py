@@ -124,6 +124,11 @@ def program_for(trial: Trial) -> Program:
     return program_of(trial.case, CAPABILITY, committed_tiles().with_entries(entries), remember)
 
 
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Codes as the values they stand for; integers stay exact."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def check(trial: Trial) -> dict:
     """Distance to the PyTorch reference by the operator's own comparison, and how many values differ.
 
@@ -145,7 +150,7 @@ def check(trial: Trial) -> dict:
         "case": f"{case.operator} {[list(t.shape) for t in inputs]} {case.attributes} {trial.tile} {case.read or ''}",
         "operator": case.operator,
         "agreement": FACTORIES[case.operator].cases.agreement,
-        "difference": compare(*arrays, [t.float().numpy() for t in inputs], case.attributes),
+        "difference": compare(*arrays, [as_array(t) for t in inputs], case.attributes),
         "threshold": operator.threshold,
         "unequal": max(flips),
     }

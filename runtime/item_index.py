@@ -1,0 +1,313 @@
+"""The index of a catalogue: which semantic IDs belong to items, and to which. One memory-mapped file with a digest.
+
+`models/catalogue.py` builds it. This module knows the file, needs NumPy alone, and answers what a server asks: the arrays that a
+plan keeps on its GPU, the items of a semantic ID, and where an item lies.
+
+Letters in names: V codebook, P pairs of first and second code, S semantic IDs, n items, C category classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.arrays import Array
+from ..core.artifacts import atomic_file
+from ..core.errors import ArtifactError
+from ..core.graph_io import GraphIO, GraphTensor, Role
+
+MAGIC, VERSION = b"ORTITEMS", 1
+_FIXED = struct.Struct("<8sII32s")  # magic, version, bytes of the header, SHA-256 of everything behind
+_ALIGNMENT = 64
+_CHUNK = 1 << 22
+_LARGEST_HEADER = 1 << 16
+LEVELS = 3  # codes of a semantic ID
+WORD = 32  # bits of a word of the pair table
+CODE_BITS = 16  # of an entry: the code below, its category class above
+MAX_CODEBOOK = 1 << CODE_BITS
+ANY_CLASS = 0  # of prefixes below which there are more kinds of items than the index has classes for: no rule ends such a prefix
+NO_CLASS = -1  # of codes that no item begins with
+_HINT = "build it again with `onerec-trt catalogue ITEMS.parquet --out INDEX`"
+
+# Array by array: data type, and the number of dimensions.
+_ARRAYS: dict[str, tuple[str, int]] = {
+    "first_classes": ("int32", 1),  # [V] category class of the items that begin with a code
+    "pair_bits": ("int32", 2),  # [V, V / 32] bit v % 32 of word v / 32: an item begins with the row's code and v
+    "pair_ranks": ("int32", 2),  # [V, V / 32] pairs before those of a word
+    "pair_classes": ("int32", 1),  # [P]
+    "pair_rows": ("int32", 1),  # [P + 1] first entry of a pair
+    "entries": ("int32", 1),  # [S] third code, and above it the category class of the semantic ID
+    "keys": ("int64", 1),  # [S] (first * V + second) * V + third, ascending
+    "item_rows": ("int32", 1),  # [S + 1] first item of a semantic ID
+    "items": ("int64", 1),  # [n] item ids, ascending within a semantic ID
+    "item_patterns": ("int32", 1),  # [n] number of the item's category bits in `patterns`
+    "sorted_items": ("int64", 1),  # [n] item ids, ascending
+    "sorted_places": ("int32", 1),  # [n] place of each of these in `items`
+    "patterns": ("uint64", 1),  # different category bits
+    "class_rows": ("int32", 1),  # [C + 1] first pattern of a class
+    "class_patterns": ("int32", 1),  # patterns of the items in a class
+}
+# What a plan keeps on its GPU, and by what its graph knows it.
+RESIDENT: dict[Role, str] = {
+    Role.FIRST_CLASSES: "first_classes",
+    Role.PAIR_BITS: "pair_bits",
+    Role.PAIR_RANKS: "pair_ranks",
+    Role.PAIR_CLASSES: "pair_classes",
+    Role.PAIR_ROWS: "pair_rows",
+    Role.SID_ENTRIES: "entries",
+}
+
+
+def words_of(codebook: int) -> int:
+    """Words of a row of the pair table."""
+    return -(-codebook // WORD)
+
+
+def index_header(path: Path) -> dict[str, Any]:
+    """What the head of an index file says, without reading the rest.
+
+    Raises:
+        ArtifactError: It is no index, of another version, or truncated.
+    """
+    with _opened(path) as stream:
+        return _header(path, stream)[2]
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file begins as an index does."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class ItemIndex:
+    """An index in memory. Read only, so that threads may share it.
+
+    Attributes:
+        digest: SHA-256 of its content: the name of the catalogue in responses.
+        codebook: Tokens of a level.
+        arrays: By name, as `_ARRAYS` lists them.
+        where: Names it in errors.
+    """
+
+    digest: str
+    codebook: int
+    arrays: Mapping[str, Array]
+    where: str
+
+    @classmethod
+    def load(cls, path: Path) -> ItemIndex:
+        """Map a file and check its digest, which reads it once. Replace such a file by renaming another; never write into it.
+
+        Raises:
+            ArtifactError: It is missing, no index, of another version, truncated, or not as it was written.
+        """
+        with _opened(path) as stream:
+            digest, text, header = _header(path, stream)
+            found = hashlib.sha256(text)
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
+            size = stream.tell()
+        if size < header.get("bytes", size):
+            raise ArtifactError(f"the index is truncated: {size} of {header['bytes']} bytes", where=str(path), hint=_HINT)
+        if found.hexdigest() != digest:
+            raise ArtifactError("the index is damaged: its digest is another", where=str(path), hint=_HINT)
+        mapped = np.memmap(path, np.uint8, "r")
+        arrays: dict[str, Array] = {}
+        for name, (dtype, _) in _ARRAYS.items():
+            place = header["arrays"][name]
+            arrays[name] = mapped[place["begin"] : place["end"]].view(dtype).reshape(place["shape"])
+        return cls(digest, header["codebook"], arrays, str(path))
+
+    @property
+    def sids(self) -> int:
+        """Different semantic IDs."""
+        return len(self.arrays["entries"])
+
+    @property
+    def items(self) -> int:
+        """Items; several may share a semantic ID."""
+        return len(self.arrays["items"])
+
+    @property
+    def pairs(self) -> int:
+        """Different beginnings of two codes."""
+        return len(self.arrays["pair_classes"])
+
+    @property
+    def classes(self) -> int:
+        """Category classes."""
+        return len(self.arrays["class_rows"]) - 1
+
+    def resident(self, io: GraphIO) -> dict[str, Array]:
+        """The content of a graph's resident inputs by name, filled up to the capacity that the graph was exported with.
+
+        Raises:
+            ArtifactError: The graph takes no catalogue, another codebook, or fewer semantic IDs or category classes.
+        """
+        self._require_fits(io)
+        return {io.name(role): self._filled_up(name, io.tensor(role)) for role, name in RESIDENT.items()}
+
+    def entries_of(self, sids_N3: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of each semantic ID in the index, [N]; -1 where no item has it."""
+        first, second, third = np.moveaxis(sids_N3, -1, 0)
+        inside = ((sids_N3 >= 0) & (sids_N3 < self.codebook)).all(-1)
+        key = np.where(inside, (first * self.codebook + second) * self.codebook + third, -1)
+        keys = self._keys
+        place = np.searchsorted(keys, key)
+        return np.where(keys[np.minimum(place, len(keys) - 1)] == key, place, -1)
+
+    def begins_item(self, codes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether an item begins with the codes, [N]; one to three codes each."""
+        below = self.codebook ** (LEVELS - codes_NL.shape[1])
+        number = np.zeros(len(codes_NL), np.int64)
+        for codes_N in codes_NL.T:
+            number = number * self.codebook + codes_N
+        keys = self._keys
+        place = np.minimum(np.searchsorted(keys, number * below), len(keys) - 1)
+        inside = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(1)
+        return np.asarray((keys[place] // below == number) & inside)
+
+    def entries_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the semantic ID of each item id, [N]; -1 for an item that the catalogue does not have."""
+        known = self.arrays["sorted_items"]
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        entry = np.searchsorted(self.arrays["item_rows"], self.arrays["sorted_places"][at], side="right") - 1
+        return np.where(known[at] == ids, entry, -1)
+
+    def continuations(self, prefixes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which codes continue each beginning of none to two codes, [N, V]; a beginning with a code below 0 goes on nowhere."""
+        level = prefixes_NL.shape[1] + 1
+        known = np.unique(self._keys // self.codebook ** (LEVELS - level)) if level < LEVELS else self._keys
+        mask = np.zeros((len(prefixes_NL), self.codebook), np.bool_)
+        number = np.zeros(len(prefixes_NL), np.int64)
+        for codes_N in prefixes_NL.T:
+            number = number * self.codebook + codes_N
+        first, last = (np.searchsorted(known, (number + more) * self.codebook) for more in (0, 1))
+        for row in np.flatnonzero((prefixes_NL >= 0).all(1)):
+            mask[row, known[first[row] : last[row]] % self.codebook] = True
+        return mask
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        return self.arrays["keys"].astype(np.int64, copy=False)
+
+    def _require_fits(self, io: GraphIO) -> None:
+        hint = "export the graph with a larger export.item_capacity or export.category_classes"
+        if not io.has(Role.FIRST_CLASSES):
+            what = "the graph has open beams and takes no catalogue"
+            raise ArtifactError(what, where=self.where, hint="export it with export.items: catalogue")
+        if (codebook := io.tensor(Role.FIRST_CLASSES).dims[0]) != self.codebook:
+            what = f"the index is of a codebook of {self.codebook} tokens, the graph of one of {codebook}"
+            raise ArtifactError(what, where=self.where, hint="build the index with the codebook of the checkpoint's config.json")
+        for what, held, role in (("semantic IDs", self.sids, Role.SID_ENTRIES), ("category classes", self.classes, Role.ALLOWED_CLASSES)):
+            if held > (capacity := io.tensor(role).dims[-1]):
+                raise ArtifactError(f"the index holds {held} {what}, the graph takes {capacity}", where=self.where, hint=hint)
+
+    def _filled_up(self, name: str, tensor: GraphTensor) -> Array:
+        """Behind the last pair and the last entry lies what nothing points to."""
+        array = self.arrays[name]
+        if array.shape == tensor.dims:
+            return array
+        filled: Array = np.zeros(tensor.dims, array.dtype)
+        filled[: len(array)] = array
+        return filled
+
+
+def write_index(path: Path, codebook: int, arrays: Mapping[str, Array]) -> str:
+    """Write an index, whole or not at all; gives its digest.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    digest, size = hashlib.sha256(), 0
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(bytes(_FIXED.size))
+        for number, part in enumerate(_content(codebook, arrays)):
+            size = len(part) if number == 0 else size
+            digest.update(part)
+            stream.write(part)
+        stream.seek(0)
+        stream.write(_FIXED.pack(MAGIC, VERSION, size, digest.digest()))
+    return digest.hexdigest()
+
+
+def index_of(codebook: int, arrays: Mapping[str, Array]) -> ItemIndex:
+    """An index that no file holds, named by the digest that its file would have."""
+    digest = hashlib.sha256()
+    for part in _content(codebook, arrays):
+        digest.update(part)
+    return ItemIndex(digest.hexdigest(), codebook, arrays, "an index in memory")
+
+
+def _content(codebook: int, arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
+    """What stands behind the fixed head: the header, then the arrays at the places it names."""
+    assert arrays.keys() == _ARRAYS.keys()
+    for name, (dtype, dimensions) in _ARRAYS.items():
+        assert (arrays[name].dtype.name, arrays[name].ndim) == (dtype, dimensions), name
+    header = _described(codebook, arrays)
+    text = json.dumps(header).encode()
+    yield text
+    at = _FIXED.size + len(text)
+    for name, place in header["arrays"].items():
+        yield bytes(place["begin"] - at)
+        yield np.ascontiguousarray(arrays[name]).data.cast("B") if arrays[name].size else b""
+        at = place["end"]
+
+
+def _described(codebook: int, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """The header. Its own length decides where the first array begins, so that the header is made until both agree."""
+    begin = 0
+    while True:
+        places, end = {}, begin
+        for name in _ARRAYS:
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = start + arrays[name].nbytes
+            places[name] = {"begin": start, "end": end, "shape": list(arrays[name].shape)}
+        header = {"codebook": codebook, "bytes": end, "arrays": places}
+        needed = _FIXED.size + len(json.dumps(header))
+        if needed <= begin:
+            return header
+        begin = -(-needed // _ALIGNMENT) * _ALIGNMENT
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ArtifactError("index not found", where=str(path), hint=_HINT) from None
+    except OSError as error:
+        raise ArtifactError(f"the index cannot be read: {error.strerror}", where=str(path), hint=_HINT) from None
+
+
+def _header(path: Path, stream: BinaryIO) -> tuple[str, bytes, dict[str, Any]]:
+    """Digest, text and content of the header, checked as far as reading the arrays depends on it."""
+    fixed = stream.read(_FIXED.size)
+    if fixed[: len(MAGIC)] != MAGIC:
+        raise ArtifactError("this is no index of a catalogue", where=str(path), hint=_HINT)
+    if len(fixed) < _FIXED.size:
+        raise ArtifactError("the index is truncated within its head", where=str(path), hint=_HINT)
+    _, version, size, digest = _FIXED.unpack(fixed)
+    if version != VERSION:
+        raise ArtifactError(f"the index is of version {version}, this package reads {VERSION}", where=str(path), hint=_HINT)
+    text = stream.read(min(size, _LARGEST_HEADER))
+    try:
+        header = json.loads(text)
+        known = header["arrays"].keys() == _ARRAYS.keys()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known:
+        raise ArtifactError("the head of the index is damaged or truncated", where=str(path), hint=_HINT)
+    return digest.hex(), text, header
