@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FOLDERS := core models operators calibration export builders runtime validation tools configs
+FOLDERS := core models operators calibration export builders runtime validation fidelity tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
 .PHONY: demo test lint unit gpu lock clean

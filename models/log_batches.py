@@ -40,9 +40,7 @@ class LogBatches:
         dtype: Of the features. Default: FP32, which holds them exactly.
     """
 
-    def __init__(
-        self, catalogue: Catalogue, logs: Sequence[CompactLog], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, logs: Sequence[CompactLog], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         world = catalogue.world
         self.longest = world.static[1] + world.short_term[1] + world.long_term[1]
         self._items_nT, self._lengths_n3, self._profile_nPF = (

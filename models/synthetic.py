@@ -21,6 +21,8 @@ from ..core.artifacts import atomic_file
 from .config import LEVELS
 from .requests import Requests, offsets_of
 
+_USERS_AT_ONCE = 1024
+
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
@@ -213,8 +215,13 @@ def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: in
 
 def _interests(catalogue: Catalogue, count: int, rng: np.random.Generator) -> _Ints:
     """Different topics [n, X] of each user, drawn by weight without replacement (the Gumbel top-k trick)."""
-    keys = np.log(catalogue.topic_weight_C) + rng.gumbel(size=(count, catalogue.world.topics))
-    return np.argsort(-keys, axis=1)[:, : catalogue.world.interests]
+    world, weight_C = catalogue.world, np.log(catalogue.topic_weight_C)
+    chosen = []
+    for first in range(0, count, _USERS_AT_ONCE):  # a key per user and topic: those of all users would not fit in memory
+        keys = weight_C + rng.gumbel(size=(min(_USERS_AT_ONCE, count - first), world.topics))
+        best = np.argpartition(-keys, world.interests - 1, axis=1)[:, : world.interests]
+        chosen.append(np.take_along_axis(best, np.argsort(-np.take_along_axis(keys, best, 1), axis=1), 1))
+    return np.concatenate(chosen)
 
 
 def _behavior(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Ints:

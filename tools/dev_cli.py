@@ -12,7 +12,15 @@ import typer
 
 from ..core.paths import located
 
-app = typer.Typer(name="dev", help="For people who change onerec-trt: tiles and speed of kernels, cost of an export.", no_args_is_help=True)
+app = typer.Typer(
+    name="dev",
+    help="For people who change onerec-trt: kernels, exports, trained references.",
+    no_args_is_help=True,
+)
+ReferenceSize = Annotated[str, typer.Option(help="0.1B or 0.1B-moe; toy and toy-moe take seconds on a CPU.")]
+ReferenceSeed = Annotated[int, typer.Option(min=0, help="Of the world, its users and the first weights.")]
+ReferenceState = Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Keeps data, saved state and checkpoint.")]
+DeviceName = Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.", show_default=False)]
 Commit = Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)]
 
 
@@ -61,3 +69,17 @@ def tune(
 
     choose(out, log=log, say=typer.echo)
     typer.echo(f"{out}: to use these tiles, put the file in the place of operators/kernels/tiles.json in the repository and install again")
+
+
+@app.command("train-reference")
+def train_reference(
+    size: ReferenceSize = "0.1B",
+    seed: ReferenceSeed = 1,
+    state: ReferenceState = Path("out/references"),
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many; the next call goes on. 0: make the data only.")] = 9,
+    device: DeviceName = "",
+) -> None:
+    """Train a reference model on the synthetic world at full size, in parts of some minutes."""
+    from .fidelity.command import train_reference as train
+
+    train(size, seed, state, minutes, device)

@@ -1,0 +1,48 @@
+"""What the commands about fidelity do: they read the options, call the package, and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ...core.errors import RecipeError
+from ...fidelity.reference_run import train_reference as train
+
+_SHOWN_LOSSES = 12
+
+
+def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
+    figures = train(size, seed, state, minutes, chosen_device(device), lambda line: typer.echo(line, err=True))
+    typer.echo(_training_text(figures))
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name; without a name a GPU if there is one.
+
+    Raises:
+        RecipeError: PyTorch knows no such device, or has none.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise RecipeError(f"the device cannot be used: {first}", where="--device", hint="choose cuda, cuda:N or cpu") from None
+    return device
+
+
+def _training_text(figures: dict[str, Any]) -> str:
+    """The figures of a training in a few lines."""
+    every = max(1, len(figures["losses"]) // _SHOWN_LOSSES)
+    losses = " ".join(f"{loss:.3f}" for loss in figures["losses"][::every])
+    state = "finished" if figures["finished"] else "to be continued"
+    lines = [
+        f"{figures['reference']}, seed {figures['seed']}: step {figures['steps']} of {figures['of_steps']}, {state}",
+        f"loss on {figures['device']}: {losses}{', flat' if figures['flat'] else ''}",
+    ]
+    if figures["finished"]:
+        lines.append(f"held-out loss {figures['heldout_loss']:.4f}, checkpoint {figures['checkpoint_sha256'][:16]}")
+    return "\n".join(lines)
