@@ -83,3 +83,19 @@ def train_reference(
     from .fidelity.command import train_reference as train
 
     train(size, seed, state, minutes, device)
+
+
+@app.command("measure-reference")
+def measure_reference(
+    size: ReferenceSize = "0.1B",
+    seed: ReferenceSeed = 1,
+    state: ReferenceState = Path("out/references"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/fidelity.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Held-out requests.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+    device: DeviceName = "",
+) -> None:
+    """Measure a trained reference in every precision against FP32; exits with 2 when a bar is missed."""
+    from .fidelity.command import measure_reference as measure
+
+    measure(size, seed, state, out, requests, batch_size, device)

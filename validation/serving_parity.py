@@ -150,7 +150,7 @@ def _left_out(found: Found, scoring_nW3: Floats, reference: Reference, noise: No
     own_n3 = _running(found.scoring_nW3).min(1) + np.maximum(_disagreement(found), ONNXRUNTIME_TOLERANCE)
     bound_n3 = np.fmin(own_n3, reference.cutoffs_n3.astype(np.float64) + noise.worst_3)
     above_nW = (_running(scoring_nW3) > bound_n3[:, None]).all(-1)
-    return np.asarray(above_nW & ~_contains(found.sids_nW3, reference.sids_nW3), np.bool_)
+    return np.asarray(above_nW & ~contains(found.sids_nW3, reference.sids_nW3), np.bool_)
 
 
 def _disagreement(found: Found) -> float:
@@ -168,7 +168,7 @@ def _describe_left_out(left_out_nW: NDArray[np.bool_], found: Found, scoring_nW3
     return f"request {ids[row]}: item {item.tolist()} has {score:.4g}, the worst item found {last:.4g}; lost at step {step}"
 
 
-def _contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
+def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
     base = int(max(sids_nW3.max(initial=0), wanted_nW3.max(initial=0))) + 1
     weights = np.array([base**2, base, 1], np.int64)

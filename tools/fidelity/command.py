@@ -8,8 +8,14 @@ from typing import Any
 import torch
 import typer
 
+from ...core.artifacts import write_json
 from ...core.errors import RecipeError
+from ...fidelity.reference_measurement import measure_reference as measure
 from ...fidelity.reference_run import train_reference as train
+from ...validation.gates import require
+from ..tables import gates_table
+from ..terminal import print_results
+from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
 
@@ -17,6 +23,13 @@ _SHOWN_LOSSES = 12
 def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
     figures = train(size, seed, state, minutes, chosen_device(device), lambda line: typer.echo(line, err=True))
     typer.echo(_training_text(figures))
+
+
+def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, device: str) -> None:
+    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True))
+    write_json(out, measured.model_dump(mode="json"))
+    print_results([fidelity_text(measured.table), gates_table(measured.bars)])
+    require(measured.bars, where=str(out))
 
 
 def chosen_device(name: str) -> torch.device:
