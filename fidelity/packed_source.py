@@ -1,4 +1,4 @@
-"""A model in memory as the packed layers read it, quantized in one precision: no files, on the model's own device.
+"""A model in memory as the packed layers read it, quantized in one precision, without any file.
 
 The numbers are those of the calibration stage: codes and scales from the same functions, static input scales from the AbsMax that
 calibration requests showed. ModelOpt's "max" algorithm gives the same amax.
@@ -41,9 +41,8 @@ class PackedSource:
 
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in model.state_dict().items():
-            self._tensors |= stored_tensors(name, tensor, name in fp32, by_name.get(name), amax_of)[1]
-        device = model.token_embedding.weight.device
-        self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+            parts = stored_tensors(name, tensor, name in fp32, by_name.get(name), amax_of)[1]
+            self._tensors |= {part: value.cpu() for part, value in parts.items()}
 
     @property
     def config(self) -> OneRecConfig:

@@ -58,7 +58,7 @@ def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int |
 
     Args:
         fp32: The reference.
-        source: The packed model's tensors, on the reference's device.
+        source: The packed model's tensors.
         name: Of the system.
         batch_size: Requests at once. Default: as the reference had.
     """

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ..validation.confidence_interval import mean_intervals
+from ..validation.confidence_interval import Interval, mean_intervals
 from ..validation.fp32_reference import Reference
 from ..validation.gates import Gate, gate
-from .metrics import Metric, metrics, tie_band
+from .metrics import Metric, Values, metrics, tie_band
 from .outputs import Sids, SystemOutputs, as_reference
 
 Role = Literal["noise floor", "quantized"]
@@ -134,16 +134,16 @@ def _hit_bar(row: Row, metric: str, fp16: Cell | None) -> Gate:
     return gate(f"relative loss of {metric}", row.system, loss, "<=", allowed, detail)
 
 
-def _compared(metric: Metric) -> np.ndarray:
+def _compared(metric: Metric) -> Values:
     return metric.values_n if metric.fp32_n is None else metric.values_n - metric.fp32_n
 
 
-def _cell(metric: Metric, low: float, high: float) -> Cell:
+def _cell(metric: Metric, interval: Interval) -> Cell:
     return Cell(
         metric=metric.name,
         better="more" if metric.better > 0 else "less",
         value=float(metric.values_n.mean()),
         fp32=None if metric.fp32_n is None else float(metric.fp32_n.mean()),
-        interval=(low, high),
+        interval=interval,
         requests=len(metric.values_n),
     )

@@ -16,10 +16,7 @@ def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     the place of a good one. PyTorch takes NaN for the largest, so the sort is of the negated values, smallest first.
     On a GPU, where millions of candidates are selected from, keys without ties take the place of the sort.
     """
-    if values.is_cuda:
-        index = topk_by_keys(values, k)
-    else:
-        index = values.neg().sort(dim=-1, stable=True).indices[..., :k]
+    index = topk_by_keys(values, k) if values.is_cuda else values.neg().sort(dim=-1, stable=True).indices[..., :k]
     return values.gather(-1, index), index
 
 

@@ -30,7 +30,9 @@ class TorchRunner:
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name."""
-        outputs = self._model(*(torch.from_numpy(inputs[tensor.name]).to(self._device) for tensor in self.io.inputs))
+        given = [torch.from_numpy(inputs[tensor.name]).to(self._device) for tensor in self.io.inputs]
+        with self._device:  # constants that the model makes on its way lie there, too
+            outputs = self._model(*given)
         found = outputs if isinstance(outputs, tuple) else (outputs,)
         return {tensor.name: value.cpu().numpy() for tensor, value in zip(self.io.outputs, found, strict=True)}
 
