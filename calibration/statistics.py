@@ -44,9 +44,9 @@ class TensorStatistics:
     Rows of zeros do not count: they are padding, or the attention of an empty context.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sample_values: int = SAMPLE_VALUES) -> None:
         self.name = name
-        self.sample = RowSample()
+        self.sample = RowSample(sample_values)
         self.absmax = 0.0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
         self._fp16_noise, self._fp16_signal = 0.0, 0.0
@@ -72,7 +72,7 @@ class TensorStatistics:
             self.absmax = max(self.absmax, float(row_max_N.max()))
             self._merge_moments(rows_NK)
             self._add_fp16_error(rows_NK)
-            self._histogram += _log10_histogram(magnitude_NK)
+            self._histogram += _log10_histogram(magnitude_NK).cpu()
             self.sample.add(rows_NK)
 
     @property

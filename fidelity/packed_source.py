@@ -14,6 +14,7 @@ from torch import Tensor
 from ..calibration.observation import Observation, observing
 from ..calibration.quantize import Amax, stored_tensors, weight_amax
 from ..calibration.scoring import ScoringRequests
+from ..calibration.statistics import SAMPLE_VALUES
 from ..calibration.targets import Target, quantized_targets, targets_of
 from ..core.precision import PRECISIONS, Granularity, Precision
 from ..models.config import OneRecConfig
@@ -57,9 +58,9 @@ class PackedSource:
 
 
 @torch.no_grad()
-def observe(model: OneRec, scoring: ScoringRequests) -> Observation:
+def observe(model: OneRec, scoring: ScoringRequests, sample_values: int = SAMPLE_VALUES) -> Observation:
     """What calibration sees of a model in FP32: every activation and how many tokens each expert was sent."""
-    observation = Observation()
+    observation = Observation(sample_values)
     with observing(model, targets_of(model.config, "fp8-static"), observation):
         scoring.run(model, "observing")
     return observation

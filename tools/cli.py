@@ -260,6 +260,27 @@ def inspect(
 
 
 @app.command()
+def analyze(
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=located, metavar="CHECKPOINT", help="Folder with config.json and safetensors.", show_default=False)
+    ],
+    requests: Annotated[
+        Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="Requests with targets.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The HTML file to write.")] = Path("out/analysis.html"),
+    key_map: Annotated[
+        Path | None, typer.Option(parser=located, metavar="PATH", help="How the checkpoint names its tensors.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=10, help="Take the first requests only.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Show how wide a checkpoint's weights and activations are spread, and which of them one FP8 scale can hold."""
+    from .fidelity import command
+
+    command.analyze(checkpoint, requests, out, key_map, limit, as_json)
+
+
+@app.command()
 def bench(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/bench.json"),
     size: Annotated[list[str], typer.Option(help="A published size, such as 1B; may be given several times.")] = ["1B"],  # noqa: B006

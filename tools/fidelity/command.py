@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,27 @@ import typer
 
 from ...core.artifacts import write_json
 from ...core.errors import RecipeError
+from ...fidelity.analysis import analyze as analyze_checkpoint
 from ...fidelity.reference_measurement import measure_reference as measure
 from ...fidelity.reference_run import train_reference as train
 from ...validation.gates import require
 from ..tables import gates_table
 from ..terminal import print_results
+from .analysis_page import write_analysis
+from .analysis_tables import analysis_tables
 from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
+
+
+def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, limit: int, as_json: bool) -> None:
+    found = analyze_checkpoint(checkpoint, requests, key_map, limit)
+    write_analysis(found, out)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results(analysis_tables(found))
+    typer.echo(f"with plots: {out}", err=True)
 
 
 def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
