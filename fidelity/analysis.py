@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,7 +32,6 @@ PUBLISHED = (
     Published(model="OneRec-V2", part="weight", variance="below 0.1", absmax=None),
     Published(model="Qwen3-8B", part="weight", variance="about 0.1", absmax="about 2"),
 )
-Verdicts = dict[Part, dict[str, int]]
 
 
 class Analysis(BaseModel):
@@ -46,13 +43,6 @@ class Analysis(BaseModel):
     ranking: Distributions
     ranking_auc: float
     published: tuple[Published, ...] = PUBLISHED
-
-    def verdicts(self) -> Verdicts:
-        """How many tensors have each verdict, by part."""
-        parts: tuple[Literal["weight"], Literal["activation"]] = ("weight", "activation")
-        return {
-            part: dict(Counter(t.judgement.verdict for t in self.checkpoint.tensors if t.judgement and t.part == part)) for part in parts
-        }
 
 
 def analyze(checkpoint: Path, requests: Path, key_map: Path | None = None, limit: int | None = None) -> Analysis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -20,6 +21,7 @@ from .packed_source import observe
 from .verdicts import SAFE_DB, Judgement, Verdict, judge_activation, judge_weight
 
 Part = Literal["weight", "activation"]
+PARTS: tuple[Part, Part] = ("weight", "activation")
 _SAMPLE_VALUES = 1 << 18  # rows of an activation that verdicts rest on: 100 of the widest
 
 
@@ -72,6 +74,11 @@ class Distributions(BaseModel):
     def average(self, part: Part) -> Average:
         """The mean over the tensors of a part."""
         return averaged(tensor for tensor in self.tensors if tensor.part == part)
+
+    def verdicts(self) -> dict[Part, dict[str, int]]:
+        """How many tensors have each verdict, by part."""
+        judged = [(t.part, t.judgement.verdict.value) for t in self.tensors if t.judgement is not None]
+        return {part: dict(Counter(verdict for of, verdict in judged if of == part)) for part in PARTS}
 
     @property
     def worst(self) -> tuple[TensorDistribution, ...]:
@@ -165,6 +172,42 @@ def _weights(
 def _load(layer: str, tokens_E: Tensor) -> ExpertLoad:
     tokens = tuple(int(count) for count in tokens_E)
     return ExpertLoad(layer=layer, tokens=tokens, never=tuple(expert for expert, count in enumerate(tokens) if count == 0))
+
+
+class Summary(BaseModel):
+    """Distributions in a few numbers: averages, averages by kind, verdicts counted by part, and the worst tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    requests: int
+    averages: dict[Part, Average]
+    kinds: dict[Part, dict[str, Average]]
+    verdicts: dict[Part, dict[str, int]]
+    worst: tuple[TensorDistribution, ...]
+    never_routed: dict[str, tuple[int, ...]]
+
+
+def summarize(found: Distributions, worst: int = 12) -> Summary:
+    """The few numbers; `worst`: tensors that are listed."""
+    return Summary(
+        model=found.model,
+        requests=found.requests,
+        averages={part: found.average(part) for part in PARTS},
+        kinds={part: {kind: averaged(tensors) for kind, tensors in by_kind(found, part).items()} for part in PARTS},
+        verdicts=found.verdicts(),
+        worst=found.worst[:worst],
+        never_routed={load.layer: load.never for load in found.experts if load.never},
+    )
+
+
+def by_kind(found: Distributions, part: Part) -> dict[str, list[TensorDistribution]]:
+    """The tensors of a part by their kind."""
+    kinds: dict[str, list[TensorDistribution]] = {}
+    for tensor in found.tensors:
+        if tensor.part == part:
+            kinds.setdefault(tensor.kind, []).append(tensor)
+    return kinds
 
 
 def by_layer(tensors: Iterable[TensorDistribution]) -> dict[str, list[TensorDistribution]]:

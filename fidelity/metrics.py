@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from ..models.config import LEVELS
 from ..models.evaluation import hits
 from ..validation.beam_parity import overlap
+from ..validation.engine_outputs import EngineOutputs
 from ..validation.fp32_reference import Reference
-from .outputs import Sids, SystemOutputs
 
 CUTOFFS = (1, 10, 100, 512)
 MAX_TIE_BAND = 0.02  # nat, as in validation
 
 Values = NDArray[np.float64]
+Sids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ def tie_band(fp32: Reference) -> float:
     return min(2 * fp32.fp16_noise, MAX_TIE_BAND)
 
 
-def metrics(system: SystemOutputs, fp32: Reference, targets_n3: Sids) -> list[Metric]:
+def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Metric]:
     """Every metric of a system.
 
     Args:
@@ -85,7 +86,7 @@ def ndcg(sids_nW3: Sids, targets_n3: Sids, k: int) -> Values:
     return np.where(same_nk.any(1), 1 / np.log2(1 + place_n), 0.0)
 
 
-def step_kl(fp32: Reference, system: SystemOutputs) -> Values:
+def step_kl(fp32: Reference, system: EngineOutputs) -> Values:
     """KL divergence [n, 3] after each step, in nat, of the system's distribution over FP32's beams from FP32's own.
 
     After a step, beams that begin alike are one: the distribution is over different prefixes.
@@ -125,6 +126,6 @@ def _gap(fp32: Reference) -> Values:
     return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf)
 
 
-def _regret(system: SystemOutputs, fp32: Reference) -> Values:
+def _regret(system: EngineOutputs, fp32: Reference) -> Values:
     """FP32 score lost per item, [n]: above 0 where a better item was left out."""
     return np.asarray(fp32.scores_nW.mean(1, dtype=np.float64) - system.fp32_scores_nW.mean(1, dtype=np.float64))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.graph_io import Role
@@ -16,11 +17,15 @@ from ..export.serving import Decoder, ServingModel
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.onerec import OneRec
 from ..models.requests import Requests
+from ..validation.engine_outputs import EngineOutputs
 from ..validation.fp32_reference import Reference
 from ..validation.requests_feed import run_all
 from ..validation.torch_runner import ScoringTorchRunner, TorchRunner
-from .outputs import Floats, Sids, SystemOutputs
+from .metrics import Sids
+from .outputs import Standing, System
 from .packed_source import PackedSource
+
+Floats = NDArray[np.float32]
 
 
 class Fp32Run(NamedTuple):
@@ -53,7 +58,7 @@ def run_fp32(model: OneRec, requests: Requests, beam: Sequence[int], batch_size:
     return Fp32Run(model, requests, Reference(sids_nW3, scores_nW, cutoffs_n3, scoring_nW3, fp16_nW3), beam, batch_size)
 
 
-def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int | None = None) -> SystemOutputs:
+def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int | None = None) -> System:
     """Beams of a packed model, what FP32 says of them, and its scores along FP32's beams.
 
     Args:
@@ -66,7 +71,8 @@ def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int |
     serving = TorchRunner(ServingModel(source, fp32.beam).to(fp32.device), fp32.device)
     sids_nW3 = run_all(serving, fp32.requests, size, f"beams, {name}")[Role.FOUND_ITEMS].astype(np.int64)
     scoring_nW3 = _scoring(source, fp32.requests, fp32.reference.sids_nW3, size, fp32.device)
-    return SystemOutputs(name, sids_nW3, _fp32_scores(fp32, sids_nW3), scoring_nW3)
+    standing: Standing = "quantized" if source.scheme.is_quantized else "noise floor"
+    return System(name, standing, EngineOutputs(sids_nW3, _fp32_scores(fp32, sids_nW3), scoring_nW3))
 
 
 @torch.no_grad()
@@ -86,6 +92,6 @@ def _scoring(source: TensorSource, requests: Requests, sids_nW3: Sids, batch_siz
     return np.asarray(run_all(runner, requests, batch_size, "scoring", sids_nW3)[Role.TOKEN_SCORES], np.float32)
 
 
-def packed_systems(fp32: Fp32Run, precisions: Iterable[str], input_amax: dict[str, float]) -> list[SystemOutputs]:
+def packed_systems(fp32: Fp32Run, precisions: Iterable[str], input_amax: dict[str, float]) -> list[System]:
     """The outputs of the model in several precisions."""
     return [run_packed(fp32, PackedSource(fp32.model, precision, input_amax), precision) for precision in precisions]

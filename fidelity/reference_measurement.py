@@ -1,4 +1,4 @@
-"""Everything that is measured on a trained reference: the fidelity table in every precision, and what the bars say of it."""
+"""Everything that is measured on a trained reference: the fidelity table in every precision, distributions, sensitivity, stress."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from ..models.checkpoint import open_checkpoint
 from ..models.onerec import OneRec
 from ..models.requests import Requests, read_requests
 from ..validation.gates import Gate
-from .packed_source import PackedSource, input_amax, observe
+from .distributions import Summary, analyze_model, summarize
+from .mixed import MixedRecipe, search
+from .packed_source import PackedSource
 from .packed_systems import packed_systems, run_fp32, run_packed
+from .ranker import train_ranker
 from .reference_data import request_file
 from .reference_run import ReferenceFolders, reference_folders, reference_model
+from .sensitivity import Sensitivity, make_probe, sensitivity
+from .stress_measurement import Stress, measure_stress
 from .table import FidelityTable, bars, fidelity_table
 
 _CALIBRATION_BATCH = 64
+_PROBE_REQUESTS, _PROBE_PATHS = 128, 16
+_STRESS_REQUESTS, _STRESS_PATHS = 48, 8
+_MIXED_TARGET = 0.5  # of the error with everything quantized
 
 
 class ReferenceMeasurement(BaseModel):
-    """What was measured on one trained reference. `training`: as in its training.json. `device`: what it was measured on."""
+    """What was measured on one trained reference. `training`: as in its training.json. `device`: what packed models ran on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +44,12 @@ class ReferenceMeasurement(BaseModel):
     device: str
     table: FidelityTable
     bars: tuple[Gate, ...]
+    analysis: Summary
+    ranking: Summary
+    ranking_auc: float
+    sensitivity: tuple[Sensitivity, ...]
+    mixed: tuple[MixedRecipe, ...]
+    stress: Stress
 
 
 def measure_reference(
@@ -55,20 +69,44 @@ def measure_reference(
         RecipeError: There is no such reference.
     """
     started, folders = time.monotonic(), reference_folders(size, seed, root)
+
+    def note(what: str) -> None:
+        say(f"{what} after {time.monotonic() - started:.0f} s")
+
     training = _finished_training(folders)
     model = open_checkpoint(folders.checkpoint).load_model()
-    heldout = _requests(folders, "heldout", model).select(slice(requests))
-    assert heldout.targets_n3 is not None
-    amax = input_amax(observe(model, with_paths(model, _requests(folders, "calibration", model), _CALIBRATION_BATCH)))
-    say(f"activations observed after {time.monotonic() - started:.0f} s")
-    fp32 = run_fp32(model.to(device), heldout, reference_model(size).beam, batch_size)
-    say(f"FP32 reference after {time.monotonic() - started:.0f} s")
+    calibration, heldout = (_requests(folders, split, model) for split in ("calibration", "heldout"))
+    scoring = with_paths(model, calibration, _CALIBRATION_BATCH)
+    distributions, ranker = analyze_model(model, scoring, size), train_ranker(heldout, model.config.codebook)
+    note("analysis")
+    few = heldout.select(slice(requests))
+    assert few.targets_n3 is not None
+    amax = {t.name.removesuffix(".input"): t.absmax for t in distributions.tensors if t.name.endswith(".input")}
+    fp32 = run_fp32(model.to(device), few, reference_model(size).beam, batch_size)
+    note("FP32 reference")
     systems = packed_systems(fp32, PRECISIONS, amax)
     again = run_packed(fp32, PackedSource(model, "fp16", {}), "fp16, another batch", max(1, batch_size // 2 - 1))
-    table = fidelity_table(size, "pytorch", systems, fp32.reference, heldout.targets_n3, [(systems[0], again)])
-    say(f"fidelity table after {time.monotonic() - started:.0f} s")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return ReferenceMeasurement(training=training, device=name, table=table, bars=tuple(bars(table)))
+    table = fidelity_table(size, "pytorch", systems, fp32.reference, few.targets_n3, [(systems[0], again)])
+    note("fidelity table")
+    probe = make_probe(model, few, fp32.reference, amax, _PROBE_REQUESTS, _PROBE_PATHS, batch_size)
+    found = tuple(sensitivity(probe, precision) for precision in ("fp8-static", "fp8-paper"))
+    mixed = tuple(search(probe, each, _MIXED_TARGET * each.all_at_once) for each in found)
+    note("sensitivity and mixed recipes")
+    on_cpu = make_probe(model.cpu(), few, fp32.reference, amax, _STRESS_REQUESTS, _STRESS_PATHS, batch_size)
+    stress = measure_stress(on_cpu, scoring.first(_STRESS_REQUESTS))
+    note("stress")
+    return ReferenceMeasurement(
+        training=training,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        table=table,
+        bars=tuple(bars(table)),
+        analysis=summarize(distributions),
+        ranking=summarize(ranker.distributions),
+        ranking_auc=ranker.auc,
+        sensitivity=found,
+        mixed=mixed,
+        stress=stress,
+    )
 
 
 def _finished_training(folders: ReferenceFolders) -> dict[str, Any]:

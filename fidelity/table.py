@@ -11,10 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from ..validation.confidence_interval import Interval, mean_intervals
 from ..validation.fp32_reference import Reference
 from ..validation.gates import Gate, gate
-from .metrics import Metric, Values, metrics, tie_band
-from .outputs import Sids, SystemOutputs, as_reference
+from .metrics import Metric, Sids, Values, metrics, tie_band
+from .outputs import Standing, System, in_place_of_fp32
 
-Role = Literal["noise floor", "quantized"]
 HIT_LOSS = 0.002  # relative
 OVERLAP, TOP1 = 0.95, 0.99
 
@@ -46,7 +45,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     system: str
-    role: Role
+    standing: Standing
     beside: str
     cells: tuple[Cell, ...]
 
@@ -68,40 +67,39 @@ class FidelityTable(BaseModel):
     rows: tuple[Row, ...]
 
 
-def fidelity_row(system: SystemOutputs, fp32: Reference, targets_n3: Sids, role: Role, beside: str = "FP32") -> Row:
+def fidelity_row(system: System, fp32: Reference, targets_n3: Sids, beside: str = "FP32") -> Row:
     """The row of a system beside FP32, or beside what stands in its place."""
-    measured = metrics(system, fp32, targets_n3)
-    everywhere = [metric for metric in measured if len(metric.values_n) == len(targets_n3)]
-    intervals = dict(
-        zip((metric.name for metric in everywhere), mean_intervals(np.stack(list(map(_compared, everywhere)), 1)), strict=True)
-    )
-    for metric in measured:  # those of fewer requests, by themselves
-        if metric.name not in intervals and len(metric.values_n):
+    counted = [metric for metric in metrics(system.outputs, fp32, targets_n3) if len(metric.values_n)]
+    everywhere = [metric for metric in counted if len(metric.values_n) == len(targets_n3)]
+    together = mean_intervals(np.stack([_compared(metric) for metric in everywhere], 1))
+    intervals = dict(zip((metric.name for metric in everywhere), together, strict=True))
+    for metric in counted:  # those of fewer requests, by themselves
+        if metric.name not in intervals:
             intervals[metric.name] = mean_intervals(_compared(metric)[:, None])[0]
-    cells = [_cell(metric, *intervals[metric.name]) for metric in measured if metric.name in intervals]
-    return Row(system=system.name, role=role, beside=beside, cells=tuple(cells))
+    cells = tuple(_cell(metric, intervals[metric.name]) for metric in counted)
+    return Row(system=system.name, standing=system.standing, beside=beside, cells=cells)
 
 
 def fidelity_table(
     model: str,
     engine: str,
-    systems: Sequence[SystemOutputs],
+    systems: Sequence[System],
     fp32: Reference,
     targets_n3: Sids,
-    repeats: Sequence[tuple[SystemOutputs, SystemOutputs]] = (),
+    repeats: Sequence[tuple[System, System]] = (),
 ) -> FidelityTable:
     """The table of several systems on the same requests.
 
     Args:
         model: What it is of.
         engine: What ran the systems.
-        systems: The one in FP16 named `fp16`, then the others.
+        systems: Beside FP32, the noise floor first.
         fp32: FP32's beams and scores.
         targets_n3: The true next items.
         repeats: Pairs of systems that hold the same numbers, such as a plan and the same plan built again: what they differ in is noise.
     """
-    rows = [fidelity_row(system, fp32, targets_n3, "noise floor" if system.name == "fp16" else "quantized") for system in systems]
-    rows += [fidelity_row(again, as_reference(first, fp32), targets_n3, "noise floor", beside=first.name) for first, again in repeats]
+    rows = [fidelity_row(system, fp32, targets_n3) for system in systems]
+    rows += [fidelity_row(again, in_place_of_fp32(first, fp32), targets_n3, beside=first.name) for first, again in repeats]
     width = fp32.sids_nW3.shape[1]
     return FidelityTable(model=model, engine=engine, requests=len(targets_n3), width=width, tie_band=tie_band(fp32), rows=tuple(rows))
 
@@ -111,10 +109,10 @@ def bars(table: FidelityTable) -> list[Gate]:
 
     A hit rate passes within 0.2 % of FP32's, or where FP16's own interval holds the difference.
     """
-    fp16 = next((row for row in table.rows if row.system == "fp16"), None)
+    fp16 = next((row for row in table.rows if row.standing == "noise floor" and row.beside == "FP32"), None)
     found: list[Gate] = []
     for row in table.rows:
-        if row.role != "quantized":
+        if row.standing != "quantized":
             continue
         for metric in dict.fromkeys((f"hit@{min(10, table.width)}", f"hit@{table.width}")):
             found.append(_hit_bar(row, metric, None if fp16 is None else fp16.cell(metric)))

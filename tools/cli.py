@@ -281,6 +281,33 @@ def analyze(
 
 
 @app.command()
+def fidelity(
+    recipe_files: Annotated[
+        list[Path],
+        typer.Argument(parser=located, metavar="RECIPE.yaml...", help="Validated recipes of one checkpoint.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write; a page beside it.")] = Path(
+        "out/fidelity.json"
+    ),
+    engine: Annotated[Engine, typer.Option(help="The engine whose validation is read.")] = Engine.ONNXRUNTIME,
+    again: Annotated[
+        list[Path],
+        typer.Option(
+            parser=located,
+            metavar="RECIPE.yaml",
+            help="A recipe of the same name, built and validated once more elsewhere.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Compare what validated recipes recommend with FP32, with intervals and the noise floor."""
+    from .fidelity import command
+
+    command.fidelity(recipe_files, out, engine.value, again, as_json)
+
+
+@app.command()
 def bench(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/bench.json"),
     size: Annotated[list[str], typer.Option(help="A published size, such as 1B; may be given several times.")] = ["1B"],  # noqa: B006

@@ -36,6 +36,7 @@ from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
 from .e4m3 import e4m3_self_test
+from .engine_outputs import EngineOutputs, write_outputs
 from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
@@ -203,6 +204,7 @@ def _write(job: ValidationJob, quantized: Path, exported: Path, fp32: Reference,
     expected_nW3 = _quantized_scores(serving, requests, fp32, job.options.batch_size)
     outcomes = [_try(job, trial, under_test.engine, model, requests, expected_nW3, fp32) for trial in under_test.trials]
     _save_for_polygraphy(under_test, requests, fp32, folder)
+    write_outputs(outcomes[-1].outputs, folder)
     gates = [
         source_gate(job.recipe, job.calibration, source),
         *_file_gates(job.recipe, serving, exported),
@@ -257,6 +259,7 @@ class Outcome:
     serving: ServingErrors
     beams: BeamMetrics
     gates: list[Gate]
+    outputs: EngineOutputs
 
 
 def _try(
@@ -285,7 +288,7 @@ def _try(
     ]
     if trial.label:
         gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
-    return Outcome(errors, served, beams, gates)
+    return Outcome(errors, served, beams, gates, EngineOutputs(sids_nW3, fp32_scores_nW, actual_nW3))
 
 
 def _quantized_scores(serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ...fidelity.analysis import Analysis
-from ...fidelity.distributions import Average, Distributions, Part, TensorDistribution, averaged, by_layer
+from ...fidelity.distributions import PARTS, Average, Distributions, Part, TensorDistribution, averaged, by_kind, by_layer
 from ...fidelity.verdicts import SAFE_DB, Verdict
 from ...models.layout import label_of
 from ..report.measurement import Measured, write_measurement
@@ -18,7 +18,6 @@ from ..report.theme import LIMIT_COLOR, color, label
 
 _STATISTICS = ("variance", "absmax", "absp99")
 _NAMES = {"variance": "variance", "absmax": "AbsMax", "absp99": "AbsP99"}
-_PARTS: tuple[Part, Part] = ("weight", "activation")
 HEADINGS = ("tensor", "part", "kind", "verdict", "reason", "variance", "AbsMax", "AbsP99")
 
 
@@ -66,7 +65,7 @@ def _side_by_side(analysis: Analysis) -> Plot:
     """Averages of the checkpoint and of the ranking model, as bars on logarithmic axes."""
     figure = make_subplots(1, 2, subplot_titles=["weights", "activations"], horizontal_spacing=0.12)
     for place, found in enumerate((analysis.checkpoint, analysis.ranking)):
-        for column, part in enumerate(_PARTS, 1):
+        for column, part in enumerate(PARTS, 1):
             mean = found.average(part)
             figure.add_bar(
                 x=list(_NAMES.values()),
@@ -87,7 +86,7 @@ def _side_by_side(analysis: Analysis) -> Plot:
 
 def _by_layer(found: Distributions) -> Iterator[Plot]:
     """One row per tensor, in the model's order; experts of a block are one row."""
-    for part in _PARTS:
+    for part in PARTS:
         rows = {label(label_of(name)): averaged(members) for name, members in by_layer(t for t in found.tensors if t.part == part).items()}
         title = f"{part.capitalize()}s by layer"
         yield Plot(f"layers-{part}", title, "Logarithmic. The experts of a block are one row, their mean.", _dots(rows))
@@ -95,12 +94,8 @@ def _by_layer(found: Distributions) -> Iterator[Plot]:
 
 def _by_kind(found: Distributions) -> Iterator[Plot]:
     """The mean of every kind of tensor."""
-    for part in _PARTS:
-        kinds: dict[str, list[TensorDistribution]] = {}
-        for tensor in found.tensors:
-            if tensor.part == part:
-                kinds.setdefault(label(tensor.kind), []).append(tensor)
-        rows = {kind: averaged(members) for kind, members in kinds.items()}
+    for part in PARTS:
+        rows = {label(kind): averaged(members) for kind, members in by_kind(found, part).items()}
         yield Plot(f"kinds-{part}", f"{part.capitalize()}s by kind", "Logarithmic; means over the tensors of a kind.", _dots(rows))
 
 
@@ -128,7 +123,7 @@ def _dots(rows: dict[str, Average]) -> go.Figure:
 
 def _verdict_plot(found: Distributions) -> Iterator[Plot]:
     """Signal-to-noise ratio of the product by scale, worst tensor of each row."""
-    for part in _PARTS:
+    for part in PARTS:
         judged = [t for t in found.tensors if t.part == part and t.judgement is not None]
         groups = by_layer(judged)
         if groups:

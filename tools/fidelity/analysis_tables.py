@@ -8,11 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ...fidelity.analysis import Analysis
-from ...fidelity.distributions import Part, TensorDistribution
+from ...fidelity.distributions import PARTS, TensorDistribution
 from ...models.layout import label_of
 from ..terminal import compact_table
 
-PARTS: tuple[Part, Part] = ("weight", "activation")
 _SHOWN = 12  # tensors named in the terminal; the page and --json have all
 
 
@@ -49,7 +48,7 @@ def _verdicts(analysis: Analysis) -> Table:
     for heading in ("tensors", "verdict"):
         table.add_column(heading, overflow="fold")
     table.add_column("count", justify="right", no_wrap=True)
-    for part, counts in analysis.verdicts().items():
+    for part, counts in analysis.checkpoint.verdicts().items():
         for verdict, count in counts.items():
             table.add_row(f"{part}s", verdict, str(count))
     return table

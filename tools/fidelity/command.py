@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import typer
 
 from ...core.artifacts import write_json
 from ...core.errors import RecipeError
+from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
+from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
 from ...fidelity.reference_measurement import measure_reference as measure
 from ...fidelity.reference_run import train_reference as train
+from ...fidelity.table import FidelityTable
+from ...validation.backends import EngineName
 from ...validation.gates import require
+from ..pipeline import folders_of, reference_job_of
 from ..tables import gates_table
 from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
+from .fidelity_page import write_fidelity
 from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
@@ -32,6 +39,35 @@ def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, l
         return
     print_results(analysis_tables(found))
     typer.echo(f"with plots: {out}", err=True)
+
+
+def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:
+    table = table_of([load_recipe(path) for path in recipe_files], engine, [load_recipe(path) for path in again])
+    write_json(out, table.model_dump(mode="json"))
+    write_fidelity(table, page := out.with_suffix(".html"))
+    if as_json:
+        typer.echo(json.dumps(table.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results([fidelity_text(table)])
+    typer.echo(f"every metric: {page}", err=True)
+
+
+def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
+    """The fidelity table of validated recipes.
+
+    Raises:
+        ArtifactError: One was not validated.
+        RecipeError: One was validated against another reference, or a repeated recipe has no partner.
+    """
+    repeated = {recipe.name: folders_of(recipe).validated_by(engine) for recipe in again}
+    for name in repeated.keys() - {recipe.name for recipe in recipes}:
+        raise RecipeError(f"there is no recipe {name} to compare its repetition with", where="--again", hint="give both, under one name")
+    validated = [
+        ValidatedRecipe(recipe.name, recipe.scheme.is_quantized, folders_of(recipe).validated_by(engine), repeated.get(recipe.name))
+        for recipe in recipes
+    ]
+    first = recipes[0]
+    return recipes_fidelity(first.checkpoint.name, engine, validated, reference_job_of(first), folders_of(first).reference)
 
 
 def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
