@@ -82,8 +82,9 @@ class Distributions(BaseModel):
 
     @property
     def worst(self) -> tuple[TensorDistribution, ...]:
-        """Tensors for which one scale is not safe, worst first."""
-        found = [t for t in self.tensors if t.judgement is not None and t.judgement.verdict is not Verdict.TENSOR]
+        """Tensors for which one scale is not safe, or that have outliers, worst first."""
+        judged = [t for t in self.tensors if t.judgement is not None]
+        found = [t for t in judged if t.judgement and (t.judgement.outlier or t.judgement.verdict is not Verdict.TENSOR)]
         return tuple(sorted(found, key=lambda t: t.judgement.tensor_db if t.judgement else SAFE_DB))
 
 
@@ -143,7 +144,7 @@ def _activations(
         judgement = None
         if members and seen.sample.rows is not None:
             weight_MK = torch.cat([weights[f"{member.name}.weight"] for member in members])
-            judgement = judge_activation(seen.sample.rows, seen.absmax, weight_MK)
+            judgement = judge_activation(seen.sample.rows, seen.absmax, seen.absp99, weight_MK)
         kind = f"{kinds[members[0].name]} input" if members else _kind_of_output(name, kinds)
         yield describe(name, "activation", kind, seen, judgement)
 

@@ -1,7 +1,7 @@
 """A traditional ranking model on the same log, to compare distributions with: raw counters and times in, a click probability out.
 
 It is what such models were before generative recommenders: an embedding of an identifier beside features in the units they come in, a
-small ReLU network, no normalization anywhere. It learns to tell the item a user chose from one that another user chose.
+small ReLU network, no normalization anywhere. It learns to tell the item a user chose from any other.
 
 Letters in names: n pairs of a user and an item, R raw features.
 """
@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from ..calibration.statistics import TensorStatistics
 from ..core.errors import RequestError
-from ..models.config import LEVELS
 from ..models.requests import Requests
 from .distributions import Distributions, TensorDistribution, describe
 
 _EMBEDDING, _HIDDEN = 16, (128, 64)
-_STEPS, _BATCH, _RATE = 400, 512, 0.01
-_STEP_MILLISECONDS = 60_000.0  # a step of the log counts for a minute
+_STEPS, _BATCH, _RATE = 400, 512, 1e-3
+_STEP_SECONDS = 60.0  # a step of the log counts for a minute
 _SHOWN_FEATURES = 8  # features of context tokens that enter as sums over the history
 
 
@@ -86,41 +85,41 @@ def train_ranker(requests: Requests, codebook: int, seed: int = 0) -> TrainedRan
 
 
 def make_pairs(requests: Requests, seed: int) -> Pairs:
-    """Each user with the item chosen next, and with the item that another user chose."""
+    """Each user with the item chosen next, and with any item that somebody chose."""
     assert requests.targets_n3 is not None
     count = len(requests)
-    other_n = (np.arange(count) + 1 + np.random.default_rng([seed, 7]).integers(count - 1, size=count)) % count
+    items_I3, own_n, seen_I = np.unique(requests.targets_n3, axis=0, return_inverse=True, return_counts=True)
+    own_n = own_n.reshape(count)
+    any_n = np.random.default_rng([seed, 7]).integers(len(items_I3), size=count)
     raw, identifiers = [], []
-    for items_n3 in (requests.targets_n3, requests.targets_n3[other_n]):
-        raw.append(_raw_features(requests, items_n3))
-        identifiers.append(items_n3[:, 0])
+    for chosen_n in (own_n, any_n):
+        others_n = seen_I[chosen_n] - (chosen_n == own_n)  # how often other users chose it
+        raw.append(_raw_features(requests, items_I3[chosen_n], others_n))
+        identifiers.append(items_I3[chosen_n, 0])
     chosen = np.repeat([1.0, 0.0], count)
     order = np.arange(2 * count).reshape(2, count).T.ravel()  # a user's two pairs side by side
     parts = (np.concatenate(raw).astype(np.float32), np.concatenate(identifiers), chosen.astype(np.float32))
     return Pairs(*(torch.from_numpy(part[order]) for part in parts))
 
 
-def _raw_features(requests: Requests, items_n3: NDArray[np.int64]) -> NDArray[np.float64]:
+def _raw_features(requests: Requests, items_n3: NDArray[np.int64], others_n: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counters, times and identifiers in their own units, [n, R]."""
-    assert requests.targets_n3 is not None
     lengths_n3 = requests.lengths_n3.astype(np.float64)
-    sums = np.add.reduceat(requests.values_NF[:, :_SHOWN_FEATURES].astype(np.float64), requests.offsets[:-1], axis=0)
-    base = int(max(items_n3.max(), requests.targets_n3.max())) + 1
-    weights = base ** np.arange(LEVELS, dtype=np.int64)
-    known, counts = np.unique(requests.targets_n3 @ weights, return_counts=True)
-    seen = counts[np.searchsorted(known, items_n3 @ weights)]
-    span = _STEP_MILLISECONDS * lengths_n3[:, 1:].sum(1, keepdims=True)
-    return np.concatenate([lengths_n3, span, _STEP_MILLISECONDS * lengths_n3[:, 1:2], seen[:, None], items_n3, sums], 1)
+    sums_nF = np.add.reduceat(requests.values_NF[:, :_SHOWN_FEATURES].astype(np.float64), requests.offsets[:-1], axis=0)
+    seconds_n2 = _STEP_SECONDS * np.stack([lengths_n3[:, 1:].sum(1), lengths_n3[:, 1]], 1)
+    return np.concatenate([lengths_n3, seconds_n2, others_n[:, None], items_n3, sums_nF], 1)
 
 
 def _learn(model: RankingModel, pairs: Pairs) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, _STEPS)
     for _ in range(_STEPS):
         rows = torch.randint(len(pairs.chosen_n), (_BATCH,))
         loss = F.binary_cross_entropy_with_logits(model(pairs.raw_nR[rows], pairs.identifier_n[rows]), pairs.chosen_n[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        schedule.step()
 
 
 @torch.no_grad()

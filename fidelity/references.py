@@ -72,7 +72,7 @@ TOY_WORLD = World(
     short_term=(3, 6),
     long_term=(4, 8),
 )
-_TOY_CONFIG = parse_config({"d_model": 32, "n_layers": 2, "n_heads": 2, "d_head": 16, "embed_dim": 8, "codebook": 32})
+_TOY_CONFIG = parse_config({"d_model": 32, "n_layers": 2, "n_heads": 2, "d_head": 16, "embed_dim": 8, "codebook": 32, "ffn_hidden": 512})
 _TOY_USERS = {"train": 512, "calibration": 64, "heldout": 64}
 _TOY_SCHEDULE = Schedule(steps=12, batch_size=64, learning_rate=3e-3, warmup_steps=2, loss_steps=2)
 

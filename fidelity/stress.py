@@ -1,7 +1,8 @@
 """Stress: outliers planted into a model whose results they leave alone, and what each scheme makes of them.
 
 Factors are powers of two, so that the planted model computes exactly what it did before, in FP32. The published claim that FP8 loses
-nothing rests on the absence of such outliers (arXiv 2603.11486); these show what their presence would look like.
+nothing rests on the absence of such outliers (arXiv 2603.11486); these show what their presence would look like. E4M3 has exponents of
+its own: between its largest value and its smallest normal one lies a factor of 2^15, so that a spread of a thousand alone costs little.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 from ..models.onerec import MixtureOfExperts, OneRec, SwiGlu
 
-FACTOR = 1024.0  # the power of two next to the thousand
+FACTORS = (2.0**10, 2.0**13, 2.0**16)  # the first is the power of two next to a thousand; the last is beyond E4M3's exponents
 EVERY = 97  # one row in so many is an outlier token
 NEVER = -1e4  # selection bias of an expert that no token is sent to
 
 
 @torch.no_grad()
-def plant_channel(model: OneRec, swiglu: str, channel: int, factor: float = FACTOR) -> str:
+def plant_channel(model: OneRec, swiglu: str, channel: int, factor: float) -> str:
     """Make one hidden channel of a SwiGLU larger, and the weights that read it smaller by as much.
 
     Args:
@@ -41,7 +42,7 @@ def plant_channel(model: OneRec, swiglu: str, channel: int, factor: float = FACT
 
 
 @contextmanager
-def planted_token(model: OneRec, linear: str, factor: float = FACTOR, every: int = EVERY) -> Iterator[str]:
+def planted_token(model: OneRec, linear: str, factor: float, every: int = EVERY) -> Iterator[str]:
     """While the block runs, every n-th row that a linear reads is larger, and its result smaller by as much.
 
     No weight of a trained model does this by itself, so hooks do. Hooks of quantization that are set later see the larger rows.

@@ -18,11 +18,11 @@ from ..core.precision import Granularity
 from ..models.onerec import MixtureOfExperts, OneRec, SwiGlu
 from .packed_source import input_amax, observe
 from .sensitivity import Probe, score_error
-from .stress import plant_channel, plant_dead_expert, planted_token
+from .stress import FACTORS, plant_channel, plant_dead_expert, planted_token
 from .verdicts import Judgement, judge_activation
 
 SCALES = {"one static scale": Granularity.TENSOR, "a scale per token": Granularity.ROW, "blocks of 128": Granularity.BLOCK}
-Outlier = Literal["none", "a channel x 1024", "tokens x 1024"]
+Outlier = Literal["none", "channel", "tokens"]
 _SAMPLE_VALUES = 1 << 18
 
 
@@ -32,6 +32,7 @@ class StressRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     outlier: Outlier
+    factor: float
     tensor: str
     absmax: float
     errors: dict[str, float]
@@ -69,15 +70,19 @@ def measure_stress(probe: Probe, scoring: ScoringRequests) -> Stress:
     clean = observe(probe.model, scoring, _SAMPLE_VALUES)
     sample_NK = clean.activations[f"{down}.input"].sample.rows
     assert sample_NK is not None
-    with_channel = deepcopy(probe.model)
-    plant_channel(with_channel, swiglu, int(sample_NK.abs().amax(0).argmax()))
-    plain = _row(probe, down, scoring, "none", nullcontext())
-    channel = _row(probe._replace(model=with_channel), down, scoring, "a channel x 1024", nullcontext())
-    tokens = _row(probe, down, scoring, "tokens x 1024", planted_token(probe.model, down))
-    return Stress(rows=(plain, channel, tokens), expert=_dead_expert(probe.model, scoring))
+    channel = int(sample_NK.abs().amax(0).argmax())
+    rows = [_row(probe, down, scoring, "none", 1.0, nullcontext())]
+    for factor in FACTORS:
+        with_channel = deepcopy(probe.model)
+        plant_channel(with_channel, swiglu, channel, factor)
+        rows.append(_row(probe._replace(model=with_channel), down, scoring, "channel", factor, nullcontext()))
+        rows.append(_row(probe, down, scoring, "tokens", factor, planted_token(probe.model, down, factor)))
+    return Stress(rows=tuple(rows), expert=_dead_expert(probe.model, scoring))
 
 
-def _row(probe: Probe, linear: str, scoring: ScoringRequests, outlier: Outlier, planted: AbstractContextManager[object]) -> StressRow:
+def _row(
+    probe: Probe, linear: str, scoring: ScoringRequests, outlier: Outlier, factor: float, planted: AbstractContextManager[object]
+) -> StressRow:
     with planted:
         observation = observe(probe.model, scoring, _SAMPLE_VALUES)
         target = next(each for each in targets_of(probe.model.config, "fp8-static") if each.name == linear)
@@ -85,6 +90,7 @@ def _row(probe: Probe, linear: str, scoring: ScoringRequests, outlier: Outlier, 
         errors = {words: score_error(seen, _with(target, granularity)) for words, granularity in SCALES.items()}
     return StressRow(
         outlier=outlier,
+        factor=factor,
         tensor=f"{target.group}.input",
         absmax=observation.activations[f"{target.group}.input"].absmax,
         errors=errors,
@@ -99,7 +105,7 @@ def _with(target: Target, granularity: Granularity) -> Sequence[Target]:
 def _judged(observation: Observation, target: Target, model: OneRec) -> Judgement:
     seen = observation.activations[f"{target.group}.input"]
     assert seen.sample.rows is not None
-    return judge_activation(seen.sample.rows, seen.absmax, model.state_dict()[f"{target.name}.weight"])
+    return judge_activation(seen.sample.rows, seen.absmax, seen.absp99, model.state_dict()[f"{target.name}.weight"])
 
 
 def _dead_expert(model: OneRec, scoring: ScoringRequests) -> DeadExpert | None:

@@ -34,7 +34,7 @@ def write_analysis(analysis: Analysis, path: Path) -> None:
         f"Ranking model on the same log: AUC {analysis.ranking_auc:.3f}.",
         *(f"{load.layer}: no token was sent to expert {', '.join(map(str, load.never))}." for load in lost),
     ]
-    headline = "One scale per tensor is safe everywhere" if not worst else f"{len(worst)} tensors need more than one scale"
+    headline = "One scale per tensor is safe everywhere" if not worst else f"{len(worst)} tensors have outliers or need more than one scale"
     measured = Measured(
         title="onerec-trt analyze",
         machine=found.model,

@@ -21,7 +21,7 @@ def analysis_tables(analysis: Analysis) -> Iterator[Table | Text]:
     yield _verdicts(analysis)
     worst = analysis.checkpoint.worst
     if worst:
-        yield _tensors(worst[:_SHOWN], f"{len(worst)} tensors for which one scale is not safe, worst first")
+        yield _tensors(worst[:_SHOWN], f"{len(worst)} tensors with outliers, or for which one scale is not safe, worst first")
     for load in analysis.checkpoint.experts:
         if load.never:
             yield Text(f"{load.layer}: no token was sent to expert {', '.join(map(str, load.never))}", style="yellow")
