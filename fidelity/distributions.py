@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -149,7 +149,7 @@ def _activations(
         yield describe(name, "activation", kind, seen, judgement)
 
 
-def _kind_of_output(name: str, kinds: dict[str, str]) -> str:
+def _kind_of_output(name: str, kinds: Mapping[str, str]) -> str:
     place = name.removesuffix(".output")
     return f"{kinds[place]} output" if place in kinds else "block output"
 

@@ -99,3 +99,19 @@ def measure_reference(
     from .fidelity.command import measure_reference as measure
 
     measure(size, seed, state, out, requests, batch_size, device)
+
+
+@app.command("reference-results")
+def reference_results(
+    files: Annotated[
+        list[Path], typer.Argument(parser=located, metavar="FILE.json...", help="What measure-reference wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Gets fidelity.json, fidelity.md and its plots.")] = Path(
+        "out/results"
+    ),
+) -> None:
+    """Write measured references as one JSON file and as the page of the docs."""
+    from .fidelity.results_page import read_measurement, write_results
+
+    for path in write_results([read_measurement(file) for file in files], out):
+        typer.echo(path)

@@ -40,7 +40,7 @@ def test_a_huge_token_needs_a_scale_per_token(rows_NK: torch.Tensor, weight_MK: 
 
 
 def test_a_huge_channel_that_small_weights_read_costs_blocks_the_least(rows_NK: torch.Tensor, weight_MK: torch.Tensor) -> None:
-    """One scale, and a scale per token, cost every channel; blocks cost the neighbors of the huge one alone. So far out no scale is enough."""
+    """One scale and a scale per token cost every channel; blocks cost its neighbors alone. So far out no scale is enough."""
     rows_NK[:, 7] *= BEYOND_E4M3
     weight_MK[:, 7] /= BEYOND_E4M3
     judgement = judged(rows_NK, weight_MK)
