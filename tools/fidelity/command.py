@@ -42,14 +42,25 @@ def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, l
 
 
 def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:
-    table = table_of([load_recipe(path) for path in recipe_files], engine, [load_recipe(path) for path in again])
-    write_json(out, table.model_dump(mode="json"))
-    write_fidelity(table, page := out.with_suffix(".html"))
+    table = compare([load_recipe(path) for path in recipe_files], out, engine, [load_recipe(path) for path in again])
     if as_json:
         typer.echo(json.dumps(table.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
         return
     print_results([fidelity_text(table)])
-    typer.echo(f"every metric: {page}", err=True)
+
+
+def compare(recipes: Sequence[Recipe], out: Path, engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
+    """Write the fidelity table of validated recipes as a JSON file, and its page beside it.
+
+    Raises:
+        ArtifactError: A recipe was not validated, or the disk is full.
+        RecipeError: One was validated against another reference, or a repeated recipe has no partner.
+    """
+    table = table_of(recipes, engine, again)
+    write_json(out, table.model_dump(mode="json"))
+    write_fidelity(table, page := out.with_suffix(".html"))
+    typer.echo(f"fidelity: {page}", err=True)
+    return table
 
 
 def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:

@@ -54,7 +54,7 @@ def write_results(measurements: Sequence[ReferenceMeasurement], folder: Path) ->
 def _page(measurements: Sequence[ReferenceMeasurement]) -> Iterator[str]:
     yield "# Fidelity of the trained references"
     yield ""
-    yield "Written by `onerec-trt dev reference-results` from [fidelity.json](fidelity.json). What the words mean: [fidelity](../fidelity.md)."
+    yield "Written by `onerec-trt dev reference-results` from [fidelity.json](fidelity.json); words: [fidelity](../fidelity.md)."
     for measured in measurements:
         yield ""
         yield from _reference(measured)

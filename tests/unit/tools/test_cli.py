@@ -30,10 +30,15 @@ COMMANDS = (
     "sign",
     "report",
     "inspect",
+    "analyze",
+    "fidelity",
     "bench",
     "dev export-trial",
     "dev bench-operators",
     "dev tune",
+    "dev train-reference",
+    "dev measure-reference",
+    "dev reference-results",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 
