@@ -20,6 +20,7 @@ LOG10_FIRST, LOG10_LAST, LOG10_STEP = -8.0, 5.0, 0.25
 HISTOGRAM_BINS = round((LOG10_LAST - LOG10_FIRST) / LOG10_STEP)
 HISTOGRAM_LOG10_EDGES = tuple(LOG10_FIRST + LOG10_STEP * index for index in range(HISTOGRAM_BINS + 1))
 
+OUTLIER = 100.0  # AbsMax in AbsP99 from which on a tensor has outliers: a normal distribution has 2, a heavy-tailed SwiGLU 10 to 30
 SAMPLE_VALUES = 1 << 15  # values kept of a stream: AbsP99 then rests on the 330 largest of them
 
 
@@ -157,6 +158,13 @@ def activation_cast(granularity: Granularity, input_amax: float | None) -> Calla
 def _through_rows(x: Tensor) -> Tensor:
     codes, scale = fp8.quantize_rows(x)
     return codes.float() * scale
+
+
+def outliers(absmax: float, absp99: float) -> str | None:
+    """How far a tensor's largest value lies above nearly all others, in words; None where it has no outliers."""
+    if absmax <= OUTLIER * absp99:
+        return None
+    return f"AbsMax is {absmax / absp99:.0f} x AbsP99" if absp99 else "AbsP99 is 0"
 
 
 def check_fp16_range(name: str, absmax: float) -> str | None:

@@ -13,13 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..calibration.quantize import quantize_weight, weight_amax
-from ..calibration.statistics import activation_cast
+from ..calibration.statistics import activation_cast, outliers
 from ..core.precision import FP16_WARN, Granularity
 from ..operators import fp8
 
 # E4M3's three mantissa bits leave 31 to 32 dB where values are spread evenly; 28 dB is half a bit less.
 SAFE_DB = 28.0
-OUTLIER = 100.0  # AbsMax in AbsP99 from which on a tensor has outliers: a normal distribution has 2, a heavy-tailed SwiGLU 10 to 30
 _EXACT_DB = 99.0  # where there is no error at all
 
 
@@ -97,9 +96,9 @@ def _judge(decibels: list[float], words: tuple[str, str, str], second: Verdict, 
     ladder = (Verdict.TENSOR, second, Verdict.BLOCK)
     verdict = next((verdict for verdict, db in zip(ladder, decibels, strict=True) if db >= SAFE_DB), Verdict.FP16)
     reason = ", ".join(f"{word} {db:.1f} dB" for word, db in zip(words, decibels, strict=True))
-    if outlier := absmax > OUTLIER * absp99:
-        reason += f"; outliers: AbsMax is {absmax / absp99:.0f} x AbsP99" if absp99 else "; outliers: AbsP99 is 0"
+    if far := outliers(absmax, absp99):
+        reason += f"; outliers: {far}"
     if absmax > FP16_WARN:
         reason += f"; AbsMax {absmax:.3g} comes close to the end of FP16"
     tensor_db, row_db, block_db = decibels
-    return Judgement(verdict=verdict, outlier=outlier, tensor_db=tensor_db, row_db=row_db, block_db=block_db, reason=reason)
+    return Judgement(verdict=verdict, outlier=far is not None, tensor_db=tensor_db, row_db=row_db, block_db=block_db, reason=reason)

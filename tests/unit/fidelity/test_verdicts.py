@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from onerec_trt.fidelity.verdicts import OUTLIER, SAFE_DB, Judgement, Verdict, judge_activation, judge_weight, product_db
+from onerec_trt.calibration.statistics import OUTLIER
+from onerec_trt.fidelity.verdicts import SAFE_DB, Judgement, Verdict, judge_activation, judge_weight, product_db
 
 BEYOND_E4M3 = 2.0**16  # between its largest value and its smallest normal one lies a factor of 2^15
 
