@@ -12,6 +12,7 @@ from ..calibration.targets import quantized_targets
 from .sensitivity import Probe, Sensitivity, score_error, units
 from .simulation import multiplications
 
+DEFAULT_TARGET = 0.5  # of the error with everything quantized
 FP8_SPEEDUP = 2.0  # of Hopper's tensor core over FP16: 1979 to 989.5 TFLOP/s (NVIDIA H100 data sheet)
 
 
@@ -34,14 +35,16 @@ class MixedRecipe(BaseModel):
     slower: float
 
 
-def search(probe: Probe, found: Sensitivity, target: float) -> MixedRecipe:
+def search(probe: Probe, found: Sensitivity, target: float | None = None) -> MixedRecipe:
     """The shortest list of layers, worst first, without whose quantization the error is at most `target`.
 
     Args:
         probe: The one that `found` was measured on.
         found: Sensitivity of the precision to start from.
-        target: Mean absolute error of an item's score, in nat.
+        target: Mean absolute error of an item's score, in nat. Default: half of that with everything quantized.
     """
+    if target is None:
+        target = DEFAULT_TARGET * found.all_at_once
     targets = quantized_targets(probe.model.config, found.precision)
     _, by_layer = units(probe.model, targets)
     order = [unit.unit for unit in found.layers]

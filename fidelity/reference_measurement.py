@@ -32,7 +32,6 @@ from .table import FidelityTable, bars, fidelity_table
 _CALIBRATION_BATCH = 64
 _PROBE_REQUESTS, _PROBE_PATHS = 128, 16
 _STRESS_REQUESTS, _STRESS_PATHS = 48, 8
-_MIXED_TARGET = 0.5  # of the error with everything quantized
 
 
 class ReferenceMeasurement(BaseModel):
@@ -90,7 +89,7 @@ def measure_reference(
     note("fidelity table")
     probe = make_probe(model, few, fp32.reference, amax, _PROBE_REQUESTS, _PROBE_PATHS, batch_size)
     found = tuple(sensitivity(probe, precision) for precision in ("fp8-static", "fp8-paper"))
-    mixed = tuple(search(probe, each, _MIXED_TARGET * each.all_at_once) for each in found)
+    mixed = tuple(search(probe, each) for each in found)
     note("sensitivity and mixed recipes")
     on_cpu = make_probe(model.cpu(), few, fp32.reference, amax, _STRESS_REQUESTS, _STRESS_PATHS, batch_size)
     stress = measure_stress(on_cpu, scoring.first(_STRESS_REQUESTS))

@@ -281,6 +281,29 @@ def analyze(
 
 
 @app.command()
+def sensitivity(
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=located, metavar="CHECKPOINT", help="Folder with config.json and safetensors.", show_default=False)
+    ],
+    requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="Some requests.", show_default=False)],
+    precision: Annotated[str, typer.Option(help="Whose layers are quantized.")] = "fp8-paper",
+    target: Annotated[
+        float | None, typer.Option(min=0, help="Score error in nat that a mixed recipe is to reach. Default: half.", show_default=False)
+    ] = None,
+    key_map: Annotated[
+        Path | None, typer.Option(parser=located, metavar="PATH", help="How the checkpoint names its tensors.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Take the first requests only.")] = 64,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Show which layers cost most in FP8, and which to keep in FP16 to reach a target."""
+    from .fidelity import command
+
+    command.sensitivity(checkpoint, requests, precision, target, key_map, limit, device, as_json)
+
+
+@app.command()
 def fidelity(
     recipe_files: Annotated[
         list[Path],

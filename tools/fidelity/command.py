@@ -14,6 +14,7 @@ from ...core.artifacts import write_json
 from ...core.errors import RecipeError
 from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
+from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
 from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
 from ...fidelity.reference_measurement import measure_reference as measure
 from ...fidelity.reference_run import train_reference as train
@@ -26,6 +27,7 @@ from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
 from .fidelity_page import write_fidelity
+from .sensitivity_tables import sensitivity_tables
 from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
@@ -39,6 +41,16 @@ def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, l
         return
     print_results(analysis_tables(found))
     typer.echo(f"with plots: {out}", err=True)
+
+
+def sensitivity(
+    checkpoint: Path, requests: Path, precision: str, target: float | None, key_map: Path | None, limit: int, device: str, as_json: bool
+) -> None:
+    found = checkpoint_sensitivity(checkpoint, requests, precision, target, limit, chosen_device(device), key_map)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results(sensitivity_tables(found))
 
 
 def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:

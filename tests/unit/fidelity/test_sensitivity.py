@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from onerec_trt.calibration.targets import quantized_targets
+from onerec_trt.core.errors import RecipeError
+from onerec_trt.fidelity.checkpoint_sensitivity import CheckpointSensitivity
 from onerec_trt.fidelity.mixed import search
+from onerec_trt.fidelity.packed_source import PackedSource
+from onerec_trt.fidelity.packed_systems import run_packed
 from onerec_trt.fidelity.sensitivity import Probe, Sensitivity, make_probe, score_error, sensitivity
 from onerec_trt.fidelity.simulation import simulated
+from onerec_trt.tools.fidelity import command
 
 from .conftest import Trained
 
@@ -37,9 +44,6 @@ def test_nothing_quantized_has_no_error(probe: Probe) -> None:
 
 
 def test_a_simulation_errs_like_the_packed_model(probe: Probe, trained: Trained) -> None:
-    from onerec_trt.fidelity.packed_source import PackedSource
-    from onerec_trt.fidelity.packed_systems import run_packed
-
     system = run_packed(trained.fp32, PackedSource(trained.fp32.model, "fp8-static", trained.input_amax), "fp8-static")
     reference = trained.fp32.reference
     packed = abs(system.outputs.scoring_nW3.sum(-1) - reference.scoring_nW3.sum(-1))[:16][:, [0, 5, 10, 15]].mean()
@@ -72,3 +76,23 @@ def test_a_target_that_is_met_already_keeps_nothing_and_one_of_zero_keeps_all(pr
     easy, hard = search(probe, found, 1.0), search(probe, found, 0.0)
     assert (easy.kept, easy.slower) == ((), 1.0)
     assert (len(hard.kept), hard.share, hard.error) == (len(found.layers), pytest.approx(1), 0.0)
+
+
+def test_the_command_names_the_layers_to_keep(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    command.sensitivity(trained.checkpoint, trained.calibration_file, "fp8-row", None, None, 8, "cpu", as_json=True)
+    found = CheckpointSensitivity.model_validate(json.loads(capsys.readouterr().out))
+    assert found.mixed.reached
+    assert found.mixed.target == pytest.approx(0.5 * found.sensitivity.all_at_once)
+    command.sensitivity(trained.checkpoint, trained.calibration_file, "fp8-row", None, None, 8, "cpu", as_json=False)
+    assert found.mixed.kept[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp4"])
+def test_a_precision_that_quantizes_nothing_is_refused(trained: Trained, precision: str) -> None:
+    with pytest.raises(RecipeError, match="no precision that quantizes"):
+        command.sensitivity(trained.checkpoint, trained.calibration_file, precision, None, None, 8, "cpu", as_json=False)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match="cannot be used"):
+        command.chosen_device("no-such-device")

@@ -31,6 +31,7 @@ COMMANDS = (
     "report",
     "inspect",
     "analyze",
+    "sensitivity",
     "fidelity",
     "bench",
     "dev export-trial",
