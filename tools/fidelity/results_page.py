@@ -112,7 +112,7 @@ def _sensitivity(measured: ReferenceMeasurement) -> Iterator[str]:
     yield ""
     yield f"| precision | all | {' | '.join(_sorted_kinds(measured))} | half of it by keeping in FP16 | products take |"
     yield "| --- |" * 1 + " --- |" * (len(_sorted_kinds(measured)) + 3)
-    for found, mixed in zip(measured.sensitivity, measured.mixed, strict=True):
+    for found, mixed in zip(measured.layers.sensitivity, measured.layers.mixed, strict=True):
         errors = {unit.unit: unit.error for unit in found.kinds}
         kinds = " | ".join(f"{errors[kind]:.4f}" for kind in _sorted_kinds(measured))
         kept = f"{len(mixed.kept)} of {len(found.layers)} layers: {', '.join(mixed.kept[:4])}{' ...' if len(mixed.kept) > 4 else ''}"
@@ -122,7 +122,7 @@ def _sensitivity(measured: ReferenceMeasurement) -> Iterator[str]:
 
 
 def _sorted_kinds(measured: ReferenceMeasurement) -> list[str]:
-    return [unit.unit for unit in measured.sensitivity[0].kinds]
+    return [unit.unit for unit in measured.layers.sensitivity[0].kinds]
 
 
 def _stress(measured: ReferenceMeasurement) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _distributions(measured: ReferenceMeasurement) -> Iterator[str]:
     yield ""
     yield "| model | part | tensors | variance | AbsMax | AbsP99 | verdicts |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for found in (measured.analysis, measured.ranking):
+    for found in (measured.analysis.model, measured.analysis.ranking):
         for part, mean in found.averages.items():
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts[part].items())
             yield f"| {found.model} | {part}s | {mean.tensors} | {mean.variance:.3g} | {mean.absmax:.3g} | {mean.absp99:.3g} | {verdicts} |"
@@ -155,7 +155,7 @@ def _distributions(measured: ReferenceMeasurement) -> Iterator[str]:
 
 
 def _kinds(measured: ReferenceMeasurement) -> Bars:
-    found = measured.sensitivity[-1]
+    found = measured.layers.sensitivity[-1]
     units: Sequence[UnitError] = found.kinds
     rows = [("all at once", found.all_at_once), *((unit.unit, unit.error) for unit in units)]
     return Bars(f"{measured.table.model}, {found.precision}: score error in nat, one kind of layer quantized", rows)
@@ -163,6 +163,6 @@ def _kinds(measured: ReferenceMeasurement) -> Bars:
 
 def _spread(measured: ReferenceMeasurement) -> Bars:
     """Variances by kind on one logarithmic axis, the ranking model's below."""
-    rows = [(f"{kind}, {part}", mean.variance) for part, kinds in measured.analysis.kinds.items() for kind, mean in kinds.items()]
-    rows += [(f"ranking model, {part}", mean.variance) for part, mean in measured.ranking.averages.items()]
+    rows = [(f"{kind}, {part}", mean.variance) for part, kinds in measured.analysis.model.kinds.items() for kind, mean in kinds.items()]
+    rows += [(f"ranking model, {part}", mean.variance) for part, mean in measured.analysis.ranking.averages.items()]
     return Bars(f"{measured.table.model}: variance, logarithmic", rows)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onerec_trt.core.artifacts import write_json
 from onerec_trt.core.errors import ArtifactError, GateError
+from onerec_trt.fidelity import reference_measurement
 from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement, measure_reference
 from onerec_trt.tools.fidelity import command
 from onerec_trt.tools.fidelity.results_page import read_measurement, write_results
@@ -28,9 +29,16 @@ def test_it_holds_every_precision_and_every_part(measured: ReferenceMeasurement)
     systems = [row.system for row in measured.table.rows]
     assert systems == ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block", "fp16, another batch"]
     assert {gate.recipe for gate in measured.bars} == set(systems[1:-1])
-    assert [found.precision for found in measured.sensitivity] == [recipe.precision for recipe in measured.mixed]
+    assert [found.precision for found in measured.layers.sensitivity] == [recipe.precision for recipe in measured.layers.mixed]
     assert measured.training["finished"]
     assert measured.stress.expert is not None
+
+
+def test_a_part_that_is_there_is_not_measured_again(
+    measured: ReferenceMeasurement, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_measurement, "run_fp32", lambda *_: pytest.fail("FP32 ran again"))
+    assert measure_reference(SIZE, SEED, trained.root, 24, 8, CPU, lambda _: None) == measured
 
 
 def test_the_page_shows_the_numbers_of_the_file(measured: ReferenceMeasurement, tmp_path: Path) -> None:
