@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from ...core.artifacts import read_json, write_json, write_text
 from ...core.errors import ArtifactError
+from ...fidelity.distributions import PARTS
 from ...fidelity.reference_measurement import ReferenceMeasurement
 from ...fidelity.sensitivity import UnitError
+from ...fidelity.stress_measurement import SCALES
 from ...fidelity.table import Cell, FidelityTable, Row
 from .svg import Bars, write_bars
 
@@ -129,7 +131,7 @@ def _stress(measured: ReferenceMeasurement) -> Iterator[str]:
     rows = measured.stress.rows
     yield f"Outliers planted into `{rows[0].tensor}`, score error in nat with its product quantized:"
     yield ""
-    scales = list(rows[0].errors)
+    scales = list(SCALES)
     yield f"| outlier | factor | {' | '.join(scales)} | verdict |"
     yield "| --- |" + " --- |" * (len(scales) + 2)
     for row in rows:
@@ -147,7 +149,8 @@ def _distributions(measured: ReferenceMeasurement) -> Iterator[str]:
     yield "| model | part | tensors | variance | AbsMax | AbsP99 | verdicts |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for found in (measured.analysis.model, measured.analysis.ranking):
-        for part, mean in found.averages.items():
+        for part in PARTS:
+            mean = found.averages[part]
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts[part].items())
             yield f"| {found.model} | {part}s | {mean.tensors} | {mean.variance:.3g} | {mean.absmax:.3g} | {mean.absp99:.3g} | {verdicts} |"
     yield ""
@@ -163,6 +166,7 @@ def _kinds(measured: ReferenceMeasurement) -> Bars:
 
 def _spread(measured: ReferenceMeasurement) -> Bars:
     """Variances by kind on one logarithmic axis, the ranking model's below."""
-    rows = [(f"{kind}, {part}", mean.variance) for part, kinds in measured.analysis.model.kinds.items() for kind, mean in kinds.items()]
-    rows += [(f"ranking model, {part}", mean.variance) for part, mean in measured.analysis.ranking.averages.items()]
+    kinds = measured.analysis.model.kinds
+    rows = [(f"{kind}, {part}", mean.variance) for part in PARTS for kind, mean in kinds[part].items()]
+    rows += [(f"ranking model, {part}", measured.analysis.ranking.averages[part].variance) for part in PARTS]
     return Bars(f"{measured.table.model}: variance, logarithmic", rows)
