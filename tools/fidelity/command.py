@@ -21,6 +21,7 @@ from ...fidelity.reference_run import train_reference as train
 from ...fidelity.table import FidelityTable
 from ...validation.backends import EngineName
 from ...validation.gates import require
+from ..outputs import require_own_json, require_own_page
 from ..pipeline import folders_of, reference_job_of
 from ..tables import gates_table
 from ..terminal import print_results
@@ -34,6 +35,7 @@ _SHOWN_LOSSES = 12
 
 
 def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, limit: int, as_json: bool) -> None:
+    require_own_page(out)
     found = analyze_checkpoint(checkpoint, requests, key_map, limit)
     write_analysis(found, out)
     if as_json:
@@ -65,14 +67,25 @@ def compare(recipes: Sequence[Recipe], out: Path, engine: EngineName, again: Seq
     """Write the fidelity table of validated recipes as a JSON file, and its page beside it.
 
     Raises:
-        ArtifactError: A recipe was not validated, or the disk is full.
+        ArtifactError: A recipe was not validated, something else lies in the place of the files, or the disk is full.
         RecipeError: One was validated against another reference, or a repeated recipe has no partner.
     """
+    require_own_fidelity(out)
     table = table_of(recipes, engine, again)
     write_json(out, table.model_dump(mode="json"))
     write_fidelity(table, page := out.with_suffix(".html"))
     typer.echo(f"fidelity: {page}", err=True)
     return table
+
+
+def require_own_fidelity(out: Path) -> None:
+    """Check that the JSON file and its page would replace nothing but another fidelity table.
+
+    Raises:
+        ArtifactError: Something else lies there.
+    """
+    require_own_json(out, ("model", "engine", "rows"))
+    require_own_page(out.with_suffix(".html"))
 
 
 def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
@@ -99,6 +112,7 @@ def train_reference(size: str, seed: int, state: Path, minutes: float, device: s
 
 
 def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, device: str) -> None:
+    require_own_json(out, ("training", "table", "bars"))
     measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True))
     write_json(out, measured.model_dump(mode="json"))
     print_results([fidelity_text(measured.table), gates_table(measured.bars)])

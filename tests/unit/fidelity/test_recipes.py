@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from onerec_trt.calibration.quantized import open_quantized
-from onerec_trt.core.errors import RecipeError
+from onerec_trt.core.errors import ArtifactError, RecipeError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.models.checkpoint import open_checkpoint
@@ -58,6 +58,14 @@ def test_the_command_writes_the_table_and_its_page(finished_world: Path, tmp_pat
     assert "overlap@16" in out.with_suffix(".html").read_text()
     fidelity([finished_world / "fp16.yaml"], out, "onnxruntime", [], as_json=False)
     assert "FP32" in capsys.readouterr().out
+
+
+def test_a_file_of_somebody_else_is_not_replaced(finished_world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fidelity.json"
+    out.write_text('{"mine": 1}')
+    with pytest.raises(ArtifactError, match="not a result of this command"):
+        fidelity([finished_world / "fp16.yaml"], out, "onnxruntime", [], as_json=False)
+    assert out.read_text() == '{"mine": 1}'
 
 
 def test_the_source_in_memory_is_the_calibrated_checkpoint(finished_recipe: Callable[[str], Recipe]) -> None:
