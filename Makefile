@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVER := .venv-server
-FOLDERS := core models operators calibration export builders runtime validation server tools configs
+FOLDERS := core models operators calibration export builders runtime validation fidelity server tools configs
 SOURCES := $(shell find $(FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.yaml' -o -path '*/templates/*' -o -path '*/plugin_host/*') __init__.py testing.py pyproject.toml
 
 .PHONY: demo test lint unit gpu k8s lock clean

@@ -29,7 +29,15 @@ from .quantize import Amax, quantize
 from .saved_state import SavedState
 from .score_error import ScoreErrors
 from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
-from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_error, check_fp16_range, quantization_error
+from .statistics import (
+    HISTOGRAM_LOG10_EDGES,
+    QuantizationError,
+    activation_cast,
+    check_fp16_error,
+    check_fp16_range,
+    outliers,
+    quantization_error,
+)
 from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
@@ -101,7 +109,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     experts = coverage(calibrated.observation.routed)
     refuse = job.scheme.needs_activation_amax and imported is None
     warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)]
-    warnings += _range_warnings(calibrated.observation)
+    warnings += _range_warnings(calibrated.observation) + _outlier_warnings(calibrated.observation, targets)
     reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)
 
@@ -163,6 +171,13 @@ def _range_warnings(observation: Observation) -> list[str]:
     checked = [check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items()]
     underflow = [check_fp16_error(name, statistics.fp16_error) for name, statistics in observation.activations.items()]
     return [warning for warning in checked + underflow if warning]
+
+
+def _outlier_warnings(observation: Observation, targets: list[Target]) -> list[str]:
+    """Outliers among what is quantized."""
+    inputs = {f"{target.group}.input" for target in targets}
+    found = ((name, outliers(seen.absmax, seen.absp99)) for name, seen in observation.activations.items() if name in inputs)
+    return [f"{name} has outliers: {words}; `onerec-trt analyze` says which scale it needs" for name, words in found if words]
 
 
 def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tuple[TensorSummary, ...]:

@@ -20,6 +20,7 @@ LOG10_FIRST, LOG10_LAST, LOG10_STEP = -8.0, 5.0, 0.25
 HISTOGRAM_BINS = round((LOG10_LAST - LOG10_FIRST) / LOG10_STEP)
 HISTOGRAM_LOG10_EDGES = tuple(LOG10_FIRST + LOG10_STEP * index for index in range(HISTOGRAM_BINS + 1))
 
+OUTLIER = 100.0  # AbsMax in AbsP99 from which on a tensor has outliers: a normal distribution has 2, a heavy-tailed SwiGLU 10 to 30
 SAMPLE_VALUES = 1 << 15  # values kept of a stream: AbsP99 then rests on the 330 largest of them
 
 
@@ -44,9 +45,9 @@ class TensorStatistics:
     Rows of zeros do not count: they are padding, or the attention of an empty context.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sample_values: int = SAMPLE_VALUES) -> None:
         self.name = name
-        self.sample = RowSample()
+        self.sample = RowSample(sample_values)
         self.absmax = 0.0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
         self._fp16_noise, self._fp16_signal = 0.0, 0.0
@@ -72,7 +73,7 @@ class TensorStatistics:
             self.absmax = max(self.absmax, float(row_max_N.max()))
             self._merge_moments(rows_NK)
             self._add_fp16_error(rows_NK)
-            self._histogram += _log10_histogram(magnitude_NK)
+            self._histogram += _log10_histogram(magnitude_NK).cpu()
             self.sample.add(rows_NK)
 
     @property
@@ -158,6 +159,13 @@ def activation_cast(granularity: Granularity, input_amax: float | None) -> Calla
 def _through_rows(x: Tensor) -> Tensor:
     codes, scale = fp8.quantize_rows(x)
     return codes.float() * scale
+
+
+def outliers(absmax: float, absp99: float) -> str | None:
+    """How far a tensor's largest value lies above nearly all others, in words; None where it has no outliers."""
+    if absmax <= OUTLIER * absp99:
+        return None
+    return f"AbsMax is {absmax / absp99:.0f} x AbsP99" if absp99 else "AbsP99 is 0"
 
 
 def check_fp16_range(name: str, absmax: float) -> str | None:

@@ -22,6 +22,7 @@ from . import demo as demo_run
 from . import export_trial as trial
 from . import inspection, pipeline, signing
 from . import recommend as recommendation
+from .fidelity.command import compare
 from .outputs import require_own_page
 from .pipeline import StageResult
 from .report import load_run, require_current, write_report
@@ -33,6 +34,7 @@ def demo(out: Path, as_json: bool) -> None:
     _show(demo_run.prepare(out))
     recipes = demo_run.recipes(out)
     _show(demo_run.run(out, recipes))
+    compare(recipes, out / demo_run.FIDELITY_FILE, "onnxruntime")
     gates, figures = demo_run.model_gates(recipes[0])
     _finish(recipes, out, "onerec-trt demo", as_json, figures=figures, extra_gates=gates)
 

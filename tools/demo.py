@@ -22,9 +22,11 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
+from .fidelity.command import require_own_fidelity
 from .pipeline import StageResult, folders_of, reference_job_of, require_own_summary, run_stages, stages_of, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
+FIDELITY_FILE = "fidelity.json"
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper")
 HIT_RANGE = (0.2, 0.8)  # outside, hit rates say nothing: the task is too hard or too easy
 TIMES_POPULARITY = 3.0
@@ -113,6 +115,7 @@ def train_stage(data: Path, folder: Path) -> Stage:
 def _require_own_files(out: Path) -> None:
     """Refuse to replace a report, a summary or a recipe that is not the demo's."""
     require_own_summary(out)
+    require_own_fidelity(out / FIDELITY_FILE)
     hint = "move it away, or choose another output folder; nothing was changed"
     for path, text in ((_recipe_file(out, name), _recipe_text(name)) for name in DEMO_RECIPES):
         if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):

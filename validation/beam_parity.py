@@ -11,6 +11,7 @@ from ..models.evaluation import hits
 from .confidence_interval import share_interval
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
+from .serving_parity import contains
 
 Sids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -99,8 +100,7 @@ def beam_gates(recipe: str, metrics: BeamMetrics, noise: float, options: Validat
 
 def overlap(actual_nk3: Sids, expected_nk3: Sids) -> NDArray[np.float64]:
     """Share of each request's expected items that are among the actual ones, [n]."""
-    found_nk = (expected_nk3[:, :, None] == actual_nk3[:, None]).all(-1).any(2)
-    return np.asarray(found_nk.mean(1), np.float64)
+    return np.asarray(contains(actual_nk3, expected_nk3).mean(1), np.float64)
 
 
 def order(sids_nW3: Sids, reference: Reference, band: float) -> float:

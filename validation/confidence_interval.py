@@ -32,6 +32,13 @@ def paired_interval(actual: NDArray[np.generic], reference: NDArray[np.generic])
     return _interval(np.array([differences[chosen].mean() for chosen in _resamples(len(differences))]))
 
 
+def mean_intervals(values_nM: NDArray[np.float64]) -> list[Interval]:
+    """99 % bootstrap interval of the mean of each column, over the same resamples of requests as the other intervals."""
+    assert len(values_nM)
+    means_RM = np.stack([values_nM[chosen].mean(0) for chosen in _resamples(len(values_nM))])
+    return [_interval(means_R) for means_R in means_RM.T]
+
+
 class Ratios(NamedTuple):
     """How many times as large one model's errors are as another's: in the mean, for the typical request, and how sure each is."""
 

@@ -133,7 +133,7 @@ def _left_out(outputs: Outputs, reference: Reference, noise: Noise, ids: Sequenc
     first = ""
     for model, (sids_nW3, scoring_nW3) in beams.items():
         above_nW = (_running(scoring_nW3) > bound_n3[:, None]).all(-1)
-        for row, place in np.argwhere(above_nW & ~_contains(outputs.sids_nW3, sids_nW3)):
+        for row, place in np.argwhere(above_nW & ~contains(outputs.sids_nW3, sids_nW3)):
             item = sids_nW3[row, place]
             missing.add((int(row), *item.tolist()))
             first = first or _describe(outputs, row, item, float(_running(scoring_nW3)[row, place, -1]), model, ids)
@@ -165,7 +165,7 @@ def _describe(found: Outputs, row: int, item: NDArray[np.int64], score: float, m
     return f"request {ids[row]}: item {item.tolist()} of {model} has {score:.4g}, the worst item found {last:.4g}; lost at step {step}"
 
 
-def _contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
+def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
     base = int(max(sids_nW3.max(initial=0), wanted_nW3.max(initial=0))) + 1
     weights = np.array([base**2, base, 1], np.int64)

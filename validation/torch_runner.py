@@ -1,4 +1,4 @@
-"""Runs the packed serving graph in PyTorch: the quantized model that every engine is compared with."""
+"""Runs the graphs of a packed model in PyTorch: the quantized model that every engine is compared with."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .requests_feed import feeds
 _STEPS = tuple(step.name for step in (beam_step, beam_step_items_1, beam_step_items_2, beam_step_items_3))
 
 
-class ScoringTorchRunner:
-    """The scoring graph of a packed model, called as the other runners are: arrays by name in, arrays by name out."""
+class TorchRunner:
+    """A graph of a packed model, called as the other runners are: arrays by name in, arrays by name out. It runs where the model lies."""
 
-    def __init__(self, decoder: Decoder, paths: int) -> None:
-        self._model = ScoringModel(decoder, paths).eval()
+    def __init__(self, model: ServingModel | ScoringModel) -> None:
+        self._model = model.eval()
 
     @property
     def io(self) -> GraphIO:
@@ -38,9 +38,18 @@ class ScoringTorchRunner:
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name."""
         device = self._model.decoder.token_embedding.device
-        scores = self._model(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in self.io.inputs))
-        (output,) = self.io.outputs
-        return {output.name: scores.cpu().numpy()}
+        given = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in self.io.inputs]
+        with device:  # constants that the model makes on its way lie there, too
+            outputs = self._model(*given)
+        found = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {tensor.name: value.cpu().numpy() for tensor, value in zip(self.io.outputs, found, strict=True)}
+
+
+class ScoringTorchRunner(TorchRunner):
+    """The scoring graph of a decoder for a number of paths per request."""
+
+    def __init__(self, decoder: Decoder, paths: int) -> None:
+        super().__init__(ScoringModel(decoder, paths))
 
 
 class FoundBeams(NamedTuple):

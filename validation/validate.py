@@ -90,7 +90,8 @@ class Validation(BaseModel):
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
     `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`.
-    `unseen`: numbers of the profiles of a plan that no batch took. `warnings`: what makes the gates say less than they seem to.
+    `unseen`: numbers of the profiles of a plan that no batch took. `outputs`: the file of what the last gave.
+    `warnings`: what makes the gates say less than they seem to.
     """
 
     recipe: str
@@ -106,6 +107,7 @@ class Validation(BaseModel):
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
     unseen: dict[str, list[int]] = {}
+    outputs: str = ""
     warnings: list[str] = []
 
     @property
@@ -253,6 +255,7 @@ def _write(
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
         unseen=under_test.unseen,
+        outputs=outputs_file(under_test.trials[-1].label),
         warnings=overlap_warnings(requests, calibration),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))

@@ -102,6 +102,14 @@ def test_the_demo_shows_every_recipe_and_plans_for_two_gpu_generations(demo: dic
         assert (OUT / str(plan["path"])).stat().st_size > 100_000
 
 
+def test_the_fidelity_table_has_every_recipe_beside_fp32(demo: dict[str, object]) -> None:
+    rows = {row["system"]: row for row in json.loads((OUT / "fidelity.json").read_text())["rows"]}
+    assert set(rows) == RECIPES
+    assert rows["fp16"]["standing"] == "noise floor"
+    error = {name: next(cell["value"] for cell in row["cells"] if cell["metric"] == "score error, nat") for name, row in rows.items()}
+    assert all(error[name] > 3 * error["fp16"] for name in RECIPES - {"fp16"}), error
+
+
 def test_the_report_is_one_file_without_the_network(demo: dict[str, object]) -> None:
     page = (OUT / "report.html").read_text()
     assert all(recipe in page for recipe in RECIPES)

@@ -135,6 +135,19 @@ def test_an_expert_below_the_minimum_stops_static_scales_only(
     assert len(record.facts["warnings"]) == 2
 
 
+def test_outliers_of_what_is_quantized_are_named(
+    recipe_for: RecipeFor, fresh_model: Callable[[], OneRec], requests_file: Path, tmp_path: Path
+) -> None:
+    """One hidden channel larger by 2^12, and the weights that read it smaller: FP32 computes the same."""
+    model = fresh_model()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.ffn.up.weight")[3] *= 2.0**12
+        model.get_parameter("blocks.0.ffn.down.weight")[:, 3] /= 2.0**12
+    save_checkpoint(model, tmp_path / "model")
+    record = calibrate(recipe_for("fp8-row"), tmp_path / "model", requests_file, tmp_path / "out")
+    assert [warning.split(":")[0] for warning in record.facts["warnings"]] == ["blocks.0.ffn.down.input has outliers"]
+
+
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize(("factor", "refused"), [(3e3, False), (2e5, True)])
 def test_activations_near_and_beyond_the_end_of_fp16(

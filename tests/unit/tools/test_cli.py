@@ -31,6 +31,9 @@ COMMANDS = (
     "sign",
     "report",
     "inspect",
+    "analyze",
+    "sensitivity",
+    "fidelity",
     "bench",
     "dev export-trial",
     "dev bench-operators",
@@ -41,6 +44,9 @@ COMMANDS = (
     "repository",
     "serve",
     "manifests",
+    "dev train-reference",
+    "dev measure-reference",
+    "dev reference-results",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 

@@ -17,13 +17,14 @@ from onerec_trt.core.recipe import BuildOptions, load_recipe
 from onerec_trt.core.sources import Sources
 from onerec_trt.core.stages import Stage, run_stage
 from onerec_trt.export import stage as export
+from onerec_trt.fidelity import reference_data
 from onerec_trt.tools import demo
 from onerec_trt.tools.bench import plans
 from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation import fp32_reference, validate
 
 PACKAGE = sources.PACKAGE
-PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "tools", "configs")
+PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "fidelity", "tools", "configs")
 NATIVE, PLUGINS = (build.sources(BuildOptions(target="tensorrt", plugins=plugins)) for plugins in (False, True))
 STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
     "data and train": (("models/demo.py",), demo.SOURCES),
@@ -34,6 +35,7 @@ STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
     "reference": (("validation/fp32_reference.py",), fp32_reference.SOURCES),
     "validate": (("validation/validate.py",), validate.SOURCES),
     "random-checkpoint": (("calibration/random_checkpoint.py",), random_checkpoint.SOURCES),
+    "reference-data": (("fidelity/reference_data.py",), reference_data.SOURCES),
     "random-scales": (("tools/bench/random_scales.py",), plans.SCALES_SOURCES),
 }
 
