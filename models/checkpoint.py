@@ -81,9 +81,14 @@ def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> Path | Files:
-    """The files that make a checkpoint, sorted; the folder where it is no checkpoint. Whatever else lies there is not read."""
-    if not (folder / CONFIG_NAME).is_file():
+    """The files that make a checkpoint, sorted; the path where nothing is. Whatever else lies there is not read.
+
+    Raises:
+        CheckpointError: The folder holds no config.json, or the index is malformed.
+    """
+    if not folder.exists():
         return folder
+    _require_config(folder)
     if not (folder / INDEX_NAME).is_file():
         return folder / CONFIG_NAME, folder / WEIGHTS_NAME
     return tuple(sorted({folder / CONFIG_NAME, folder / INDEX_NAME, *_weight_map(folder).values()}))
@@ -183,12 +188,15 @@ class Checkpoint:
 
 
 def _read_config(folder: Path) -> OneRecConfig:
+    _require_config(folder)
     path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"the checkpoint has no {CONFIG_NAME}", where=str(folder), hint="give the folder that holds config.json and safetensors"
-        )
     return parse_config(_json(path), where=str(path))
+
+
+def _require_config(folder: Path) -> None:
+    if not (folder / CONFIG_NAME).is_file():
+        hint = "give the folder that holds config.json and safetensors"
+        raise CheckpointError(f"the checkpoint has no {CONFIG_NAME}", where=str(folder), hint=hint)
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, Path], list[str]]:

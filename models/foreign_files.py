@@ -37,7 +37,7 @@ def hint_for(file: Path) -> str:
     except OSError:
         return _DAMAGED
     if not first:
-        return "the file is empty: the download or copy was stopped; get it again"
+        return "the file is empty, truncated where a download or copy was stopped: get it again"
     if first[_TAR] == b"ustar":
         return "it is a tar archive: unpack it"
     if first.startswith(b"PK\x03\x04") and _NPZ in first[:64]:

@@ -408,3 +408,10 @@ def test_errors_give_both_names(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS_NAME)
     with pytest.raises(CheckpointError, match=r"token_embedding\.weight \(wte in the file\)"):
         open_checkpoint(folder, folder / "map.yaml").load_model()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        checkpoint_files(tmp_path)
+    assert checkpoint_files(tmp_path / "absent") == tmp_path / "absent"
