@@ -16,6 +16,7 @@ from ..core.precision import PRECISIONS, Precision
 from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
+from ..core.text_files import require_no_folder
 from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from ..models.key_map import read_key_map
 from ..models.requests import read_requests, request_files
@@ -70,7 +71,14 @@ class Calibration:
         return PRECISIONS[self.precision]
 
     def inputs(self) -> dict[str, Path | Files]:
-        """The files that are read, by name."""
+        """The files that are read, by name.
+
+        Raises:
+            CalibrationError, CheckpointError, RequestError: A folder is not what is wanted there.
+        """
+        for name, path in (("key map", self.key_map), ("saved state", self.options.saved_state)):
+            if path is not None:
+                require_no_folder(path, name=name, error=CalibrationError)
         optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
         given = {name: path for name, path in optional.items() if path is not None}
         return {"checkpoint": checkpoint_files(self.checkpoint), "requests": request_files(self.requests), **given}

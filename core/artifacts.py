@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from .errors import ArtifactError
 from .paths import absolute
-from .text_files import read_bytes
+from .text_files import read_bytes, reason
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
 _CHUNK = 1 << 22
@@ -48,6 +48,8 @@ def sha256(path: Path | Files) -> str:
                 digest.update(chunk)
     except FileNotFoundError:
         raise ArtifactError("file not found", where=str(path), hint="correct the path, or run the stage that writes it") from None
+    except OSError as error:
+        raise ArtifactError(f"the file cannot be read: {reason(error)}", where=str(path), hint="give a file that you may read") from None
     return digest.hexdigest()
 
 

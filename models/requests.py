@@ -146,10 +146,18 @@ def read_contexts(path: Path, feature_width: int, *, max_context: int = MAX_CONT
 
 
 def request_files(path: Path) -> Path | Files:
-    """What is read of a request path: the file, or the part files of a folder, sorted by name. A folder without any is itself."""
+    """What is read of a request path: the file, or the part files of a folder, sorted by name.
+
+    Raises:
+        RequestError: The folder holds none.
+    """
     if not path.is_dir():
         return path
-    return tuple(sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))) or path
+    parts = tuple(sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_"))))
+    if not parts:
+        hint = "give a Parquet file, or a folder of part files"
+        raise RequestError("request file not found: the folder holds no *.parquet", where=str(path), hint=hint)
+    return parts
 
 
 def _read_table(path: Path, limit: int | None, targets: Targets) -> pa.Table:
@@ -170,10 +178,6 @@ def _read_table(path: Path, limit: int | None, targets: Targets) -> pa.Table:
 
 
 def _read_file(path: Path, limit: int | None, targets: Targets) -> pa.Table:
-    if path.is_dir():
-        raise RequestError(
-            "request file not found: the folder holds no *.parquet", where=str(path), hint="give a Parquet file, or a folder of part files"
-        )
     if not path.is_file():
         raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
     try:
@@ -201,7 +205,7 @@ def _columns(path: Path, present: Sequence[str], targets: Targets) -> list[str]:
 def _first_rows(file: pq.ParquetFile, limit: int, columns: list[str]) -> pa.Table:
     """The first rows, read no further than needed."""
     rows, parts = 0, []
-    for part in file.iter_batches(batch_size=limit, columns=columns):
+    for part in file.iter_batches(batch_size=min(limit, max(1, file.metadata.num_rows)), columns=columns):
         parts.append(part)
         rows += part.num_rows
         if rows >= limit:

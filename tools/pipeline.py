@@ -12,7 +12,7 @@ from typing import Any
 from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import write_json
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, RequestError
 from ..core.progress import announce
 from ..core.recipe import Recipe
 from ..core.records import Record
@@ -151,6 +151,8 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
     """
     stages = {stage.name: stage for stage in stages_of(recipe)}
     require_places(*(stages[name] for name in names))  # before hours of work
+    if any(name in VALIDATE.values() for name in names) and not recipe.heldout.exists():
+        raise RequestError("request file not found", where=str(recipe.heldout), hint="correct the key `heldout` of the recipe")
     for name in names:
         yield timed(recipe.name, stages[name])
 

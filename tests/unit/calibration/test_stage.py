@@ -11,6 +11,7 @@ import torch
 from onerec_trt.calibration.quantize import QuantizedWeight
 from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
 from onerec_trt.calibration.scoring import read_reference, with_paths
+from onerec_trt.calibration.stage import Calibration
 from onerec_trt.calibration.statistics import HISTOGRAM_BINS, activation_cast
 from onerec_trt.core.errors import CalibrationError, OnerecTrtError
 from onerec_trt.core.precision import PRECISIONS
@@ -225,3 +226,13 @@ def test_an_empty_or_missing_request_file_is_refused(
         assert name in error.value.where
         assert error.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["key_map", "saved_state"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_it_is_hashed(
+    checkpoint_folder: Path, requests_file: Path, recipe_for: RecipeFor, tmp_path: Path, name: str
+) -> None:
+    options = recipe_for("fp8-static", **({"saved_state": str(tmp_path)} if name == "saved_state" else {})).calibration
+    job = Calibration("fp8-static", 3072, options, checkpoint_folder, requests_file, tmp_path if name == "key_map" else None)
+    with pytest.raises(CalibrationError, match="is a folder"):
+        job.inputs()

@@ -414,3 +414,9 @@ def test_a_place_that_cannot_be_is_a_typed_error(tmp_path: Path, parent: str) ->
         write_text(tmp_path / parent / "out.json", "new")
     assert "output path" in caught.value.hint
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_read_is_named_when_it_is_hashed() -> None:
+    with pytest.raises(ArtifactError, match="the file cannot be read: ") as caught:
+        sha256(Path("/proc/self/mem"))
+    assert caught.value.where == "/proc/self/mem"

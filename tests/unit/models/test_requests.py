@@ -363,3 +363,16 @@ def test_a_failed_write_leaves_the_earlier_file(
         write_requests(path, requests.select([0]))
     assert {p.name for p in tmp_path.iterdir()} == {"r.parquet"}
     assert path.read_bytes() == before
+
+
+def test_a_limit_of_any_size_reads_what_there_is(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests) -> None:
+    expected = make_requests(small_config, RAGGED)
+    write_requests(tmp_path / "r.parquet", expected)
+    assert_equal(read_requests(tmp_path / "r.parquet", small_config, limit=10**30), expected)
+
+
+def test_a_folder_without_part_files_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match=r"holds no \*.parquet"):
+        request_files(tmp_path)
+    assert request_files(tmp_path / "absent") == tmp_path / "absent"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onerec_trt.core.errors import ArtifactError
+from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.core.recipe import load_recipe
 from onerec_trt.core.records import Record, read_record
 from onerec_trt.core.stages import Stage, declare, differences, run_stage
@@ -133,3 +133,11 @@ def test_a_recipe_without_plans_is_named(world: Path) -> None:
     with pytest.raises(ArtifactError, match="there are no plans") as caught:
         plans([recipe])
     assert caught.value.where == str(folders_of(recipe).plans)
+
+
+def test_held_out_requests_that_are_not_there_are_said_before_hours_of_work(world: Path, make_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_recipe(world, "fp16", name="new", heldout="nowhere.parquet"))
+    with pytest.raises(RequestError, match="request file not found") as caught:
+        next(run_stages(recipe))
+    assert caught.value.where == str(world / "nowhere.parquet")
+    assert not folders_of(recipe).root.exists()
