@@ -6,15 +6,20 @@ is kept instead has the number -1.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
-from .beam_select import as_key, as_word, key_of, selected, value_of
+from .attention import exp2
+from .beam_select import as_key, as_word, from_signed, key_of, selected, value_of
 
 TILE = 128  # logits with one partial: the columns of a tile of the head's product
 UNIT = 8  # logits of one load, and bits of a byte of the mask
 _TILE, _UNIT = tl.constexpr(TILE), tl.constexpr(UNIT)
 _UNITS = tl.constexpr(TILE // UNIT)
+_LOG2E = tl.constexpr(math.log2(math.e))
+_NO_KEY = tl.constexpr(-(1 << 31))  # of a tile without a candidate, in the order of signed words
 
 
 @triton.jit
@@ -41,7 +46,7 @@ def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: 
     largest = tl.max(x, 1)
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
     tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
-    tl.store(sum_NT + first + number, tl.sum(tl.exp(x - base[:, None]), 1), mask=inside)
+    tl.store(sum_NT + first + number, tl.sum(exp2((x - base[:, None]) * _LOG2E), 1), mask=inside)
 
 
 @triton.jit
@@ -51,7 +56,7 @@ def beam_totals(
 ):  # fmt: skip
     """COUNT rows. A row without a finite logit, with +inf or with NaN has the normalizer NaN.
 
-    `valid_NT`: of each tile the largest logit that is a candidate, NaN where none is; without a mask `largest_NT`.
+    `valid_NT`: of each tile the key of the largest logit that is a candidate, as a signed word; without a mask `largest_NT`.
     """
     row = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
     group = tl.arange(0, GROUPS_TILE)[None, :]
@@ -66,10 +71,9 @@ def beam_totals(
     score = tl.load(score_N + row, mask=row < rows, other=0.0)
     present = group < GROUPS
     if MASKED:
-        valid = tl.load(valid_NT + place, mask=inside, other=float("nan")).to(tl.float32)
-        some = valid == valid
-        best = tl.max(tl.where(some, valid, float("-inf")), 2)
-        present = present & (tl.max(some.to(tl.int32), 2) != 0)
+        most_valid = from_signed(tl.max(tl.load(valid_NT + place, mask=inside, other=_NO_KEY), 2))
+        best = value_of(most_valid)
+        present = present & (most_valid != 0)
     key = key_of(best - normalizer[:, None] + score[:, None], present)
     tl.store(normalizer_N + row, normalizer, mask=row < rows)
     tl.store(key_NG + row[:, None] * GROUPS + group, as_word(key), mask=(row < rows)[:, None] & (group < GROUPS))
@@ -111,9 +115,12 @@ def keep_tiles(
     if MASKED:
         present = present & (group >= 0)
     number = row * TILES + tile
-    largest = tl.load(valid_RT + number, mask=present, other=0.0).to(tl.float32)
     if MASKED:
-        present = present & (largest == largest)
+        valid = from_signed(tl.load(valid_RT + number, mask=present, other=_NO_KEY))
+        present = present & (valid != 0)
+        largest = value_of(valid)
+    else:
+        largest = tl.load(valid_RT + number, mask=present, other=0.0).to(tl.float32)
     keep(total_key(largest, normalizer_R, score_R, row, present), number, kept_K, KEEP, MASKED)
 
 

@@ -39,6 +39,18 @@ def as_key(word):
 
 
 @triton.jit
+def as_signed(key):
+    """A key as memory holds it where atomics compare: INT32 in the order of keys."""
+    return (key ^ 0x80000000).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def from_signed(word):
+    """A key from such memory."""
+    return word.to(tl.uint32, bitcast=True) ^ 0x80000000
+
+
+@triton.jit
 def selected(key_N, KEEP: tl.constexpr, FEWER: tl.constexpr):
     """Which of the keys are the KEEP largest, equal ones to the smaller position, and the place of each in the order of positions.
 

@@ -104,7 +104,7 @@ class Mask:
 
     Attributes:
         bits: Scratch of a bit for each logit, a row filled up to whole tiles.
-        valid: Scratch of the largest candidate of each tile.
+        valid: Scratch of the key of the largest candidate of each tile, as a signed word.
         limits: Input of the requests' limits, the first of which is the number of beams.
     """
 
@@ -121,22 +121,21 @@ class Partials:
         module: Where its kernel is.
         name: Of the kernel.
         given: Its inputs, by Triton's type.
-        made: FP16 outputs of every tile, then the FP32 sums.
+        made: Its outputs of every tile, likewise.
     """
 
     module: str
     name: str
     given: tuple[tuple[str, Argument], ...]
-    made: tuple[Argument, ...]
+    made: tuple[tuple[str, Argument], ...]
 
     def launch(self, node: Node, shape: BeamShape, tile: BeamTile) -> Launch:
         """For all tiles of all rows."""
         constants = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": tile.partials}
-        types = (*(kind for kind, _ in self.given), *["*fp16"] * (len(self.made) - 1), "*fp32", "i32")
-        kernel = node.compile(Build(self.module, self.name, types, constants, node.capability, tile.partials_warps))
+        kinds, arguments = zip(*self.given, *self.made, strict=True)
+        kernel = node.compile(Build(self.module, self.name, (*kinds, "i32"), constants, node.capability, tile.partials_warps))
         tiles = dim(0, 0) * shape.tiles
-        arguments = (*(argument for _, argument in self.given), *self.made, Int32(tiles))
-        return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), arguments)
+        return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), (*arguments, Int32(tiles)))
 
 
 def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
@@ -149,9 +148,14 @@ def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None
         return None
     buffers = buffers_of(shape)
     scratch = numbered(buffers)
-    partials = Partials(beam_kernels.__name__, "beam_partials", (("*fp16", Input(0)),), (scratch["largest"], scratch["sum"]))
-    launches = (partials.launch(node, shape, tile), *selection(node, shape, tile, scratch, None))
+    launches = (open_partials(scratch).launch(node, shape, tile), *selection(node, shape, tile, scratch, None))
     return checked_program(node, shape, buffers, launches)
+
+
+def open_partials(scratch: dict[str, Scratch]) -> Partials:
+    """The pass over the logits that heeds no mask."""
+    made = (("*fp16", scratch["largest"]), ("*fp32", scratch["sum"]))
+    return Partials(beam_kernels.__name__, "beam_partials", (("*fp16", Input(0)),), made)
 
 
 def shape_of(node: Node) -> BeamShape:
@@ -202,6 +206,7 @@ def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, S
     logits, scores = Input(0), Input(1)
     masked = {"MASKED": mask is not None}
     valid, bits, limits = (scratch["largest"], NO_ADDRESS, NO_ADDRESS) if mask is None else (mask.valid, mask.bits, mask.limits)
+    kind = "*fp16" if mask is None else "*i32"
     width = {"V": shape.vocabulary, "WIDTH": shape.width}
     groups_tile = triton.next_power_of_2(shape.groups)
     count = max(1, tile.totals // (groups_tile * shape.span))
@@ -211,7 +216,7 @@ def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, S
 
     totals = kernel(
         "beam_totals",
-        ("*fp16", "*fp16", "*fp32", "*fp32", "*fp32", "*i32", "i32"),
+        ("*fp16", kind, "*fp32", "*fp32", "*fp32", "*i32", "i32"),
         {"TILES": shape.tiles, "SPAN": shape.span, "GROUPS": shape.groups, "GROUPS_TILE": groups_tile, "COUNT": count},
         TOTALS_WARPS,
     )
@@ -220,7 +225,7 @@ def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, S
     cut = {"ROWS": shape.rows, "TILES": shape.tiles, "SPAN": shape.span, "GROUPS": shape.groups}
     pick = kernel(
         "beam_pick",
-        ("*fp16", "*i8", "*fp32", "*fp16", "*fp32", "*i32", "*i32", "*i32", "*i32", "*i32"),
+        ("*fp16", "*i8", "*fp32", kind, "*fp32", "*i32", "*i32", "*i32", "*i32", "*i32"),
         {**width, **cut, **sizes, "CHUNK": min(tile.chunk, shape.sizes[2])},
         tile.pick_warps,
     )

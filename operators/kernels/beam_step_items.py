@@ -1,11 +1,13 @@
 """BeamStepItems1, 2, 3 on the GPU: a mask of the codes that continue each beam, then the kernels of BeamStep, which heed it.
 
 mask:     of every row a bit for each code, from the level of the index and the request's rules.
-partials: as of BeamStep, and of every tile the largest logit that is a candidate.
-The other launches are those of BeamStep (beam_step.py). No atomics but the setting of bits, whose order changes nothing.
+partials: as of BeamStep, and of every tile the largest logit that is a candidate; for the third token the mask's launch finds it.
+The other launches are those of BeamStep (beam_step.py). Atomics set bits and raise maxima: their order changes nothing.
 """
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
@@ -16,11 +18,14 @@ from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
+from .attention import exp2
 from .beam_kernels import TILE, UNIT
-from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, selection, shape_of
+from .beam_select import as_signed, key_of
+from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, open_partials, selection, shape_of
 
 _TILE, _UNIT, _UNITS = tl.constexpr(TILE), tl.constexpr(UNIT), tl.constexpr(TILE // UNIT)
 _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.constexpr((1 << CODE_BITS) - 1)
+_WORDS, _LOG2E, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(math.log2(math.e)), tl.constexpr(-(1 << 31))
 _EXCLUDED, _RESTRICTED = tl.constexpr(EXCLUDED), tl.constexpr(RESTRICTED)
 assert BEAMS == 0  # beam_finish reads it
 
@@ -98,11 +103,12 @@ def is_excluded(entry, user, count, excluded_BE, EXCLUDED: tl.constexpr, STEPS: 
 
 @triton.jit
 def items_mask_3(
-    first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, rows,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, EXCLUDED: tl.constexpr, STEPS: tl.constexpr,
-    MASK_WORDS: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
+    logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
+    V: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, EXCLUDED: tl.constexpr, STEPS: tl.constexpr,
+    TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
 ):  # fmt: skip
-    """COUNT rows. Their entries set bits, CHUNK of each row at a time."""
+    """COUNT rows. Their entries set bits and raise the largest candidate of their tiles, CHUNK of each row at a time."""
+    MASK_WORDS: tl.constexpr = TILES * _TILE // _WORD
     row = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
     inside = row < rows
     user = (row // ROWS).to(tl.int64)
@@ -119,10 +125,13 @@ def items_mask_3(
     end = tl.load(rows_P + pair + 1, mask=known, other=0)
     restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)[:, None]
     count = tl.load(limits_B3 + user * 3 + _EXCLUDED, mask=inside, other=0)
-    base = mask_NM + row.to(tl.int64)[:, None] * MASK_WORDS
+    base = row.to(tl.int64)[:, None]
     for start in range(0, MASK_WORDS, CLEAR):
         word = start + tl.arange(0, CLEAR)[None, :]
-        tl.store(base + word, tl.zeros((COUNT, CLEAR), tl.int32), mask=inside[:, None] & (word < MASK_WORDS))
+        tl.store(mask_NM + base * MASK_WORDS + word, tl.zeros((COUNT, CLEAR), tl.int32), mask=inside[:, None] & (word < MASK_WORDS))
+    tile = tl.arange(0, TILES_SIZE)[None, :]
+    nothing = tl.full((COUNT, TILES_SIZE), _NO_KEY, tl.int32)
+    tl.store(valid_NT + base * TILES + tile, nothing, mask=inside[:, None] & (tile < TILES))
     tl.debug_barrier()
     longest = tl.max(end - begin, 0)
     most = tl.max(count, 0)
@@ -136,39 +145,51 @@ def items_mask_3(
         if most > 0:
             kept = kept & (is_excluded(entry, user[:, None], count[:, None], excluded_BE, EXCLUDED, STEPS) == 0)
         code = content & _CODE
-        tl.atomic_or(base + code // _WORD, (tl.full((COUNT, CHUNK), 1, tl.int32) << (code % _WORD)), mask=kept, sem="relaxed")
+        logit = tl.load(logits_NV + base * V + code, mask=kept, other=0.0).to(tl.float32)
+        one = tl.full((COUNT, CHUNK), 1, tl.int32)
+        tl.atomic_or(mask_NM + base * MASK_WORDS + code // _WORD, one << (code % _WORD), mask=kept, sem="relaxed")
+        tl.atomic_max(valid_NT + base * TILES + code // _TILE, as_signed(key_of(logit, kept)), mask=kept, sem="relaxed")
 
 
 @triton.jit
 def items_partials(
-    logits_NV, mask_NM, largest_NT, valid_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
+    logits_NV, mask_NM, word_NM, largest_NT, valid_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles of all `tiles`, as beam_partials; a tile without a candidate has NaN for the largest of them."""
+    """COUNT neighboring tiles of all `tiles`, as beam_partials, and the key of the largest candidate of each.
+
+    `word_NM` is `mask_NM`, four bytes at a time. The logits are asked for first: the mask arrives while they are on their way.
+    """
     first = tl.program_id(0).to(tl.int64) * COUNT
     number = tl.arange(0, COUNT)
     within = (first % TILES).to(tl.int32) + number
     row = within // TILES
-    unit = tl.arange(0, _UNITS)[None, :]
-    lane = tl.arange(0, _UNIT)[None, None, :]
-    column = ((within % TILES) * _TILE)[:, None, None] + unit[:, :, None] * _UNIT + lane
+    column = ((within % TILES) * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
     inside = first + number < tiles
-    mask = inside[:, None, None]
+    mask = inside[:, None]
     if TILES * _TILE != V:
         mask = mask & (column < V)
-    byte = tl.load(mask_NM + (first + number)[:, None] * _UNITS + unit, mask=inside[:, None], other=0).to(tl.int32) & 0xFF
-    x = tl.load(logits_NV + first // TILES * V + (row * V)[:, None, None] + column, mask=mask, other=float("-inf")).to(tl.float32)
-    largest = tl.max(tl.max(x, 2), 1)
+    half = tl.load(logits_NV + first // TILES * V + (row * V)[:, None] + column, mask=mask, other=float("-inf"))
+    unit = tl.arange(0, _UNITS)[None, :]
+    byte = tl.load(mask_NM + (first + number)[:, None] * _UNITS + unit, mask=inside[:, None], other=0).to(tl.int32)
+    words = word_NM + (first + number) * _WORDS
+    some = tl.load(words, mask=inside, other=0)
+    for place in tl.static_range(1, _WORDS):
+        some = some | tl.load(words + place, mask=inside, other=0)
+    x = half.to(tl.float32)
+    largest = tl.max(x, 1)
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
-    candidate = (((byte[:, :, None] >> lane) & 1) != 0) & (x == x)
-    best = tl.max(tl.max(tl.where(candidate, x, float("-inf")), 2), 1)
-    best = tl.where(tl.max(byte, 1) != 0, best, float("nan"))
+    total = tl.sum(exp2((x - base[:, None]) * _LOG2E), 1)
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    candidate = tl.reshape(((byte[:, :, None] >> lane) & 1) != 0, (COUNT, _TILE))
+    best = tl.max(tl.where(candidate, x, float("nan")), 1)  # a maximum leaves NaN out
     tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
-    tl.store(valid_NT + first + number, best.to(tl.float16), mask=inside)
-    tl.store(sum_NT + first + number, tl.sum(tl.sum(tl.exp(x - base[:, None, None]), 2), 1), mask=inside)
+    tl.store(valid_NT + first + number, as_signed(key_of(best, some != 0)), mask=inside)
+    tl.store(sum_NT + first + number, total, mask=inside)
 
 
-FIRST_CHUNK, SECOND_CHUNK, THIRD_ROWS, THIRD_CHUNK, THIRD_CLEAR = 16, 16, 16, 8, 64
-MASK_WARPS = 1
+FIRST_CHUNK, FIRST_WARPS = 256, 8
+SECOND_CHUNK, SECOND_WARPS = 16, 1
+THIRD_ROWS, THIRD_CHUNK, THIRD_CLEAR, THIRD_WARPS = 8, 8, 128, 1
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -183,17 +204,23 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     buffers = {
         **buffers_of(shape),
         "mask": Buffer(rows * (shape.tiles * TILE // UNIT)),
-        "valid": Buffer(rows * (shape.tiles * 2)),
+        "valid": Buffer(rows * (shape.tiles * 4)),
     }
     scratch = numbered(buffers)
-    bits, valid = scratch["mask"], scratch["valid"]
-    given = (("*fp16", Input(0)), ("*i8", bits))
+    mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
     launches = (
-        (_first, _second, _third)[level - 1](node, shape, bits),
-        Partials(__name__, "items_partials", given, (scratch["largest"], valid, scratch["sum"])).launch(node, shape, tile),
-        *selection(node, shape, tile, scratch, Mask(bits, valid, Input(LIMITS[level]))),
+        (_first, _second, _third)[level - 1](node, shape, mask),
+        (open_partials(scratch) if level == 3 else _partials(scratch)).launch(node, shape, tile),
+        *selection(node, shape, tile, scratch, mask),
     )
     return checked_program(node, shape, buffers, launches)
+
+
+def _partials(scratch: dict[str, Scratch]) -> Partials:
+    """Of levels 1 and 2, where many codes are candidates. The third token has few: items_mask_3 looks at them one by one."""
+    given = (("*fp16", Input(0)), ("*i8", scratch["mask"]), ("*i32", scratch["mask"]))
+    made = (("*fp16", scratch["largest"]), ("*i32", scratch["valid"]), ("*fp32", scratch["sum"]))
+    return Partials(__name__, "items_partials", given, made)
 
 
 def _check_inputs(node: Node, level: int) -> None:
@@ -211,32 +238,39 @@ def _common(node: Node, shape: BeamShape, allowed: int) -> dict[str, int]:
     return {"ROWS": shape.rows, "CLASSES": static(node, allowed, 1), "MASK_WORDS": shape.tiles * (TILE // WORD)}
 
 
-def _first(node: Node, shape: BeamShape, mask: Scratch) -> Launch:
-    constants = {**_common(node, shape, 4), "V": shape.vocabulary, "CHUNK": FIRST_CHUNK}
-    kernel = node.compile(Build(__name__, "items_mask_1", ("*i32",) * 4, constants, node.capability, MASK_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (Input(2), Input(3), Input(4), mask))
+def _first(node: Node, shape: BeamShape, mask: Mask) -> Launch:
+    common = _common(node, shape, 4)
+    chunk = min(FIRST_CHUNK, triton.next_power_of_2(common["MASK_WORDS"]))
+    constants = {**common, "V": shape.vocabulary, "CHUNK": chunk}
+    kernel = node.compile(Build(__name__, "items_mask_1", ("*i32",) * 4, constants, node.capability, FIRST_WARPS))
+    return Launch(kernel, (dim(0, 0), 1, 1), (Input(2), Input(3), Input(4), mask.bits))
 
 
-def _second(node: Node, shape: BeamShape, mask: Scratch) -> Launch:
+def _second(node: Node, shape: BeamShape, mask: Mask) -> Launch:
     common = _common(node, shape, 7)
     size = triton.next_power_of_2(common["MASK_WORDS"])
     constants = {**common, "WORDS": static(node, 3, 1), "SIZE": size, "CHUNK": min(SECOND_CHUNK, size)}
-    kernel = node.compile(Build(__name__, "items_mask_2", ("*i64", *["*i32"] * 6), constants, node.capability, MASK_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (*map(Input, range(2, 8)), mask))
+    kernel = node.compile(Build(__name__, "items_mask_2", ("*i64", *["*i32"] * 6), constants, node.capability, SECOND_WARPS))
+    return Launch(kernel, (dim(0, 0), 1, 1), (*map(Input, range(2, 8)), mask.bits))
 
 
-def _third(node: Node, shape: BeamShape, mask: Scratch) -> Launch:
+def _third(node: Node, shape: BeamShape, mask: Mask) -> Launch:
     excluded = static(node, 10, 1)
     constants = {
-        **_common(node, shape, 9),
+        "V": shape.vocabulary,
+        "ROWS": shape.rows,
         "WORDS": static(node, 4, 1),
+        "CLASSES": static(node, 9, 1),
         "EXCLUDED": excluded,
         "STEPS": excluded.bit_length(),
+        "TILES": shape.tiles,
+        "TILES_SIZE": triton.next_power_of_2(shape.tiles),
         "COUNT": THIRD_ROWS,
         "CHUNK": THIRD_CHUNK,
         "CLEAR": THIRD_CLEAR,
     }
-    types = ("*i64", "*i64", *["*i32"] * 8, "i32")
-    kernel = node.compile(Build(__name__, "items_mask_3", types, constants, node.capability, MASK_WARPS))
+    types = ("*fp16", "*i64", "*i64", *["*i32"] * 9, "i32")
+    kernel = node.compile(Build(__name__, "items_mask_3", types, constants, node.capability, THIRD_WARPS))
     rows = dim(0, 0)
-    return Launch(kernel, (cdiv(rows, THIRD_ROWS), 1, 1), (*map(Input, range(2, 11)), mask, Int32(rows)))
+    arguments = (Input(0), *map(Input, range(2, 11)), mask.bits, mask.valid, Int32(rows))
+    return Launch(kernel, (cdiv(rows, THIRD_ROWS), 1, 1), arguments)
