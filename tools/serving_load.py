@@ -19,6 +19,7 @@ from ..core.errors import OnerecTrtError, RequestError
 from ..core.graph_io import Role
 from ..server.client import Client
 from ..server.triton_api import Protocol
+from .outputs import require_own_json
 
 _PREPARED = 16  # different requests that a client sends in turn
 _OPEN_LOOP_THREADS = 64  # of a process: arrivals beyond them wait, and the wait counts
@@ -66,7 +67,10 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
 
     Raises:
         RequestError: The server cannot be reached, or answered nothing.
+        ArtifactError: `out` is another kind of file.
     """
+    if out is not None:
+        require_own_json(out, ("samples_ms",))
     Client(load.url, load.model, protocol=load.protocol).close()  # a wrong address is said here, and not by every process
     context = multiprocessing.get_context("spawn")
     with context.Pool(load.processes) as pool:

@@ -103,6 +103,8 @@ def test_batch_times_are_what_batching_is_set_by(export: Path, tmp_path: Path) -
     assert described.batching.why.startswith("measured with contexts of 8")
     with pytest.raises(ArtifactError, match="neither a plan nor an ONNX file"):
         measure(export, times, 8, [1, 2], 3)
+    with pytest.raises(ArtifactError, match="would replace a file that is not a result of this command"):
+        measure(export / "model.onnx", export / "record.json", 8, [1, 2], 3)
 
 
 def requests(tmp_path: Path, width: int, *tokens: int) -> tuple[Path, Requests]:
