@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.runtime.signature import new_key, sign
 from onerec_trt.server.launch import processes
 from onerec_trt.server.launch.shared_memory import SHARED_MEMORY, region_prefix
 from onerec_trt.server.repository.store import Repository
@@ -174,6 +175,20 @@ def test_a_model_whose_only_version_does_not_load_ends_the_server_and_is_kept(
     add(repository, exports[0])
     rewrite(repository.folder("onerec", 1), "model.py", BROKEN)
     with pytest.raises(AssertionError, match="the server cannot load the model"), start(repository):
+        pass
+    assert repository.promoted("onerec") == (1,)
+
+
+def test_a_server_that_demands_signatures_serves_what_is_signed_and_nothing_else(
+    make_export: Callable[[Path, int], Path], add: Any, start: Any, tmp_path: Path
+) -> None:
+    export, repository = make_export(tmp_path / "exported", 0), Repository(tmp_path / "repository")
+    trusted, stranger = new_key(tmp_path / "key"), new_key(tmp_path / "other")
+    sign(export / "model.onnx", tmp_path / "key")
+    add(repository, export)
+    with start(repository, (trusted,)) as running:
+        assert running.status("/v2/models/onerec/ready") == 200
+    with pytest.raises(AssertionError, match="signed by another key"), start(repository, (stranger,)):
         pass
     assert repository.promoted("onerec") == (1,)
 
