@@ -15,6 +15,7 @@ from .beam_self_attention_quant import (
 )
 from .beam_step import beam_step
 from .context_attention import context_attention
+from .context_attention_quant import context_attention_quant_tensor, shared_context_attention_quant_tensor
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
@@ -27,6 +28,7 @@ from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor
 from .rms_norm import rms_norm
 from .rms_norm_quant import rms_norm_quant_block, rms_norm_quant_row, rms_norm_quant_tensor
+from .shared_context_attention import shared_context_attention
 from .swiglu import swiglu, swiglu_quant_row, swiglu_quant_tensor
 from .token_score import token_score
 
@@ -63,6 +65,9 @@ OPERATORS: dict[str, Operator] = {
         beam_self_attention_2_quant_row,
         beam_self_attention_1_quant_tensor,
         beam_self_attention_2_quant_tensor,
+        shared_context_attention,
+        context_attention_quant_tensor,
+        shared_context_attention_quant_tensor,
     )
 }
 
