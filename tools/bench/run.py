@@ -99,8 +99,6 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         "clocks": clocks,
         "limits_of": gpu.name,
         "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case, gpu)} for m, c in options.models.items() for case in cases],
-            {"model": m, **case.as_json(), **limits_ms(c, case, gpu)} for m, c in options.models.items() for case in options.cases
-        ],
         "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
         "invalid_because": (problems := invalid_because(results, machine.gpu)),
         "valid": not problems,
