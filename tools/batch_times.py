@@ -16,6 +16,7 @@ from ..models.config import PATHWAYS
 from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..runtime.tensorrt_runner import TensorRtRunner
 from ..server.repository.batching import BatchTimes
+from .outputs import require_own_json
 from .recommend import open_runner
 
 _WARM_UP = 3
@@ -32,10 +33,11 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
         samples: Of each batch; they take turns, so that a change of the clock meets all of them.
 
     Raises:
-        ArtifactError: The model does not load.
+        ArtifactError: The model does not load, or `out` is another kind of file.
         RequestError: A batch is beyond every profile.
         GpuError: A plan finds no GPU, or its memory is exhausted.
     """
+    require_own_json(out, ("model_sha256", "milliseconds"))
     runner = open_runner(model)
     inputs = {batch: random_inputs(runner.io, batch, context) for batch in sorted(set(batches))}
     for given in inputs.values():

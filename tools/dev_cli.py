@@ -159,3 +159,23 @@ def reference_results(
 
     for path in write_results([read_measurement(file) for file in files], out):
         typer.echo(path)
+
+
+@app.command("serving-load")
+def serving_load(
+    url: Annotated[str, typer.Argument(metavar="HOST:PORT", help="A server.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("serving-load.json"),
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "onerec",
+    grpc: Annotated[bool, typer.Option("--grpc", help="The port is that of gRPC.")] = False,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 64,
+    rate: Annotated[float | None, typer.Option(help="Requests per second of random arrivals instead.", show_default=False)] = None,
+    context: Annotated[list[int], typer.Option(min=1, help="Tokens of a request; may be given several times.")] = [512],  # noqa: B006
+    batch: Annotated[int, typer.Option(min=1, help="Contexts that a request brings.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    processes: Annotated[int, typer.Option(min=1, help="Among which the clients are divided.")] = 4,
+) -> None:
+    """Ask a server for a while, in closed loops or at random times; print latency and rate as clients see them."""
+    from .serving_load import Load, describe, measure_load
+
+    load = Load(url, "grpc" if grpc else "http", model, clients, rate, tuple(context), batch, seconds, processes)
+    typer.echo(describe(measure_load(load, out), context))

@@ -14,6 +14,7 @@ from ..models.requests import Requests, read_contexts
 from ..server.repository.limits import longest_context
 from ..server.repository.store import Repository
 from ..server.repository.version import VersionDescription
+from .outputs import require_own_json
 
 
 def write_inputs(repository: Path, model: str, requests: Path, out: Path, limit: int | None) -> int:
@@ -22,9 +23,10 @@ def write_inputs(repository: Path, model: str, requests: Path, out: Path, limit:
     Content is in base64, the only form in which perf_analyzer takes FP16. Shapes leave the batch out, which its option `-b` adds.
 
     Raises:
-        ArtifactError: This is no repository, or it serves no such model.
+        ArtifactError: This is no repository, it serves no such model, or `out` is another kind of file.
         RequestError: A request is malformed, or longer than the model takes.
     """
+    require_own_json(out, ("data",))
     store = Repository(repository)
     version = store.describe(model, store.promoted(model)[0])
     width = version.io.tensor(Role.CONTEXT_FEATURES).dims[-1]

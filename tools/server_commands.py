@@ -68,9 +68,13 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    run_server(Repository(path), ServeOptions(server, models, Endpoints(*listening), shared_memory, trust), typer.echo, stopped)
+    options = ServeOptions(server, models, Endpoints(*listening), shared_memory, trust)
+    earlier = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run_server(Repository(path), options, typer.echo, stopped)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _options(model: Path, wishes: Wishes) -> Options:

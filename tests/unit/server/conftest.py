@@ -75,7 +75,9 @@ def write_export(folder: Path, seed: int) -> Path:
     """A folder as `export` leaves it, with the tiny graph; `seed` tells one model from another."""
     folder.mkdir(parents=True)
     onnx.save(tiny_graph(seed), folder / "model.onnx")
-    record = Record(stage="export", read={}, sources="", options={}, tools={}, wrote={"model.onnx": sha256(folder / "model.onnx")})
+    (folder / "weights.data").write_bytes(b"none: the graph holds its own")
+    wrote = {name: sha256(folder / name) for name in ("model.onnx", "weights.data")}
+    record = Record(stage="export", read={}, sources="", options={}, tools={}, wrote=wrote)
     write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
     return folder
 
@@ -142,7 +144,7 @@ def answers(folder: Path) -> Callable[[Asked], dict[str, NDArray[np.generic]]]:
 
 
 @contextmanager
-def served(repository: Repository) -> Iterator[Running]:
+def served(repository: Repository, trust: tuple[Path, ...] = ()) -> Iterator[Running]:
     """A server on a repository, ready; it has ended when the block has."""
     assert (SERVER / ".installed").is_file(), "there is no server for the tests: run `make .venv-server/.installed`"
     said: list[str] = []
@@ -150,7 +152,7 @@ def served(repository: Repository) -> Iterator[Running]:
     stopped = threading.Event()
 
     def run() -> None:
-        options = ServeOptions(SERVER, (), Endpoints("127.0.0.1", 0, 0, 0), shared_memory=True)
+        options = ServeOptions(SERVER, (), Endpoints("127.0.0.1", 0, 0, 0), shared_memory=True, trust=trust)
         try:
             serve(repository, options, said.append, stopped)
         except Exception as error:  # noqa: BLE001 - a test looks at it
@@ -197,7 +199,7 @@ def add() -> Add:
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[[Repository], object]:
+def start() -> Callable[..., object]:
     return served
 
 

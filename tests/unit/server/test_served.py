@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from onerec_trt.core.errors import RequestError
 from onerec_trt.server.repository.store import Repository
+from onerec_trt.tools.serving_load import Load, LoadResult, measure_load
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,18 @@ def test_64_clients_each_get_their_own_items(running: Any, export: Path, asking:
     with ThreadPoolExecutor(64) as pool:
         assert sum(pool.map(one_client, range(64))) == 320
     assert running.metric("nv_inference_exec_count") - before < 320, "requests of different length share batches"
+
+
+@pytest.mark.parametrize("rate", [None, 200.0])
+def test_load_is_measured_as_clients_see_it(running: Any, tmp_path: Path, rate: float | None) -> None:
+    load = Load(f"127.0.0.1:{running.ports['grpc']}", "grpc", "onerec", 4, rate, (3, 9), 2, 0.5, 1)
+    found = measure_load(load, tmp_path / "load.json")
+    assert LoadResult.model_validate_json((tmp_path / "load.json").read_text()) == found
+    assert found.failed == 0
+    assert 0 < found.p50_ms <= found.p99_ms
+    assert found.requests_per_s == len(found.samples_ms) * 2 / 0.5
+    too_long = measure_load(replace(load, contexts=(3, 33)))
+    assert too_long.failed > 0, "a request that the server refuses is no sample"
 
 
 BAD = {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.runtime.signature import new_key, sign
 from onerec_trt.server.launch import processes
 from onerec_trt.server.launch.shared_memory import SHARED_MEMORY, region_prefix
 from onerec_trt.server.repository.store import Repository
@@ -97,7 +98,7 @@ def said(running: Any, text: str) -> Callable[[], bool]:
 
 
 def server_of(running: Any) -> int:
-    """Process number of the server, which its shared memory is named after in no way: the one child of this process with stubs."""
+    """Process number of the server: the one child of this process that has instances."""
     mine = os.getpid()
     children = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal() and parent_of(each) == mine]
     (server,) = [child for child in children if processes.stubs(child)]
@@ -109,6 +110,14 @@ def parent_of(folder: Path) -> int | None:
         return int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
     except OSError:
         return None
+
+
+def runs(pid: int) -> bool:
+    """Whether a process has not ended; whoever inherits it may be slow to take note."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def regions() -> list[str]:
@@ -170,6 +179,20 @@ def test_a_model_whose_only_version_does_not_load_ends_the_server_and_is_kept(
     assert repository.promoted("onerec") == (1,)
 
 
+def test_a_server_that_demands_signatures_serves_what_is_signed_and_nothing_else(
+    make_export: Callable[[Path, int], Path], add: Any, start: Any, tmp_path: Path
+) -> None:
+    export, repository = make_export(tmp_path / "exported", 0), Repository(tmp_path / "repository")
+    trusted, stranger = new_key(tmp_path / "key"), new_key(tmp_path / "other")
+    sign(export / "model.onnx", tmp_path / "key")
+    add(repository, export)
+    with start(repository, (trusted,)) as running:
+        assert running.status("/v2/models/onerec/ready") == 200
+    with pytest.raises(AssertionError, match="signed by another key"), start(repository, (stranger,)):
+        pass
+    assert repository.promoted("onerec") == (1,)
+
+
 def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Repository, start: Any, traffic: Any) -> None:
     with start(repository) as running, traffic(running) as flow:
         server = server_of(running)
@@ -202,7 +225,7 @@ def test_a_killed_server_leaves_nothing_behind_and_no_request_hanging(repository
         assert isinstance(error, ArtifactError)
         assert "the server ended with code -9" in error.what
         deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        while any(runs(pid) for pid in orphans):
             assert time.monotonic() < deadline, "an instance outlives its server"
             time.sleep(0.05)
     assert not regions()

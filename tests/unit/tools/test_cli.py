@@ -41,6 +41,7 @@ COMMANDS = (
     "dev tune",
     "dev batch-times",
     "dev perf-inputs",
+    "dev serving-load",
     "repository",
     "serve",
     "manifests",
