@@ -210,7 +210,7 @@ def _first_rows(file: pq.ParquetFile, limit: int, columns: list[str]) -> pa.Tabl
         rows += part.num_rows
         if rows >= limit:
             break
-    return pa.Table.from_batches(parts).slice(0, limit) if parts else file.schema_arrow.empty_table().select(columns)
+    return pa.Table.from_batches(parts).slice(0, min(limit, rows)) if parts else file.schema_arrow.empty_table().select(columns)
 
 
 class _Reader:
