@@ -256,7 +256,7 @@ def _json(path: Path) -> Any:
     try:
         return read_json(path)
     except ArtifactError as error:
-        raise CheckpointError(error.what, where=str(path), hint="write the checkpoint again") from None
+        raise CheckpointError(error.what, where=str(path), hint="make it readable, or write the checkpoint again") from None
 
 
 def _some(names: list[str]) -> str:
