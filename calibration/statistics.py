@@ -146,7 +146,7 @@ def quantization_error(exact: Tensor, quantized: Tensor) -> QuantizationError:
 
 def activation_cast(granularity: Granularity, input_amax: float | None) -> Callable[[Tensor], Tensor]:
     """The function that quantizes and dequantizes activations [..., K] the way the serving graph will."""
-    if granularity is Granularity.TENSOR:
+    if granularity in (Granularity.TENSOR, Granularity.BOUND):
         assert input_amax is not None
         scale = fp8.scale_of(torch.tensor(input_amax))
         return lambda x: fp8.quantize_tensor(x, scale).float() * scale

@@ -81,12 +81,12 @@ def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> Path | Files:
-    """The files that make a checkpoint, sorted; the path where nothing is. Whatever else lies there is not read.
+    """The files that make a checkpoint, sorted; the path where no folder is. Whatever else lies there is not read.
 
     Raises:
         CheckpointError: The folder holds no config.json, or the index is malformed.
     """
-    if not folder.exists():
+    if not folder.is_dir():
         return folder
     _require_config(folder)
     if not (folder / INDEX_NAME).is_file():
@@ -256,7 +256,7 @@ def _json(path: Path) -> Any:
     try:
         return read_json(path)
     except ArtifactError as error:
-        raise CheckpointError(error.what, where=str(path), hint="write the checkpoint again") from None
+        raise CheckpointError(error.what, where=str(path), hint="make it readable, or write the checkpoint again") from None
 
 
 def _some(names: list[str]) -> str:

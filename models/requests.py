@@ -7,6 +7,7 @@ Letters in names: n requests, N tokens of all requests, F feature width, B reque
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,8 @@ def _read_table(path: Path, limit: int | None, targets: Targets) -> pa.Table:
 
 
 def _read_file(path: Path, limit: int | None, targets: Targets) -> pa.Table:
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise RequestError("the request file cannot be read: Permission denied", where=str(path), hint="give a file that you may read")
     if not path.is_file():
         raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
     try:
@@ -210,7 +213,7 @@ def _first_rows(file: pq.ParquetFile, limit: int, columns: list[str]) -> pa.Tabl
         rows += part.num_rows
         if rows >= limit:
             break
-    return pa.Table.from_batches(parts).slice(0, limit) if parts else file.schema_arrow.empty_table().select(columns)
+    return pa.Table.from_batches(parts).slice(0, min(limit, rows)) if parts else file.schema_arrow.empty_table().select(columns)
 
 
 class _Reader:

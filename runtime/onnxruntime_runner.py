@@ -14,11 +14,6 @@ from ..core.graph_io import GraphIO, parse_io
 from ..core.threads import ONNXRUNTIME_SESSION, thread_count
 from .plan_shapes import check_array
 
-# What its binding raises where a file does not load.
-_LOADING = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "RuntimeException")
-# What it raises where a loaded graph cannot be run, for lack of memory for example.
-_RUNNING = ("Fail", "RuntimeException", "NotImplemented", "EPFail")
-
 
 class Model(Protocol):
     """A model in memory, such as an `onnx.ModelProto`."""
@@ -55,6 +50,9 @@ class OnnxRuntimeRunner:
     def __init__(self, model: Path | Model, *, threads: int = 0) -> None:
         ort = optional("onnxruntime")
         self._state = ort.capi.onnxruntime_pybind11_state
+        # All that its binding raises: what it calls an unreadable weights file depends on the number of the system's error.
+        kinds = [kind for kind in vars(self._state).values() if isinstance(kind, type)]
+        self._errors = tuple(kind for kind in kinds if issubclass(kind, Exception))
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.intra_op_num_threads = threads or thread_count()  # left to itself, ONNX Runtime ties one thread to each core
@@ -65,7 +63,7 @@ class OnnxRuntimeRunner:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except tuple(getattr(self._state, name) for name in _LOADING) as error:
+        except self._errors as error:
             hint = "give a file that `onerec-trt export` wrote, with its weights beside it"
             raise ArtifactError(f"ONNX Runtime cannot load the graph: {error}", where=self._where, hint=hint) from None
         self.input_names = [i.name for i in self._session.get_inputs()]
@@ -126,7 +124,7 @@ class OnnxRuntimeRunner:
         except (ValueError, self._state.InvalidArgument) as error:
             hint = "give every input of the graph with its type and shape, and no other"
             raise RequestError(f"ONNX Runtime refused the inputs: {error}", where=", ".join(self.input_names), hint=hint) from None
-        except tuple(getattr(self._state, name) for name in _RUNNING) as error:
+        except self._errors as error:
             hint = "smaller batches need less memory; else run `onerec-trt export` again"
             raise ArtifactError(f"ONNX Runtime failed while it ran the graph: {error}", where=self._where, hint=hint) from None
         return dict(zip(self.output_names, outputs, strict=True))

@@ -14,7 +14,7 @@ from ..core.paths import located
 
 app = typer.Typer(
     name="dev",
-    help="For people who change onerec-trt: kernels, exports, trained references.",
+    help="For people who change onerec-trt: kernels, exports, trained references, how steady the gates are.",
     no_args_is_help=True,
 )
 ReferenceSize = Annotated[str, typer.Option(help="0.1B or 0.1B-moe; toy and toy-moe take seconds on a CPU.")]
@@ -179,3 +179,21 @@ def serving_load(
 
     load = Load(url, "grpc" if grpc else "http", model, clients, rate, tuple(context), batch, seconds, processes)
     typer.echo(describe(measure_load(load, out), context))
+
+
+@app.command()
+def resample(
+    recipe_files: Annotated[
+        list[Path], typer.Argument(parser=located, metavar="RECIPE.yaml...", help="Recipes that were validated.", show_default=False)
+    ],
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a sample.")] = 300,
+    times: Annotated[int, typer.Option(min=1, help="Samples of each recipe.")] = 200,
+) -> None:
+    """Judge samples of the requests that a validation recorded; print how often each gate failed."""
+    from ..core.recipe import load_recipe
+    from .resample import resample as judge_samples
+
+    for path in recipe_files:
+        recipe = load_recipe(path)
+        failed = {gate: count for gate, count in judge_samples(recipe, requests, times).items() if count}
+        typer.echo(f"{recipe.name}: {times} samples of {requests} requests, " + (f"failed: {failed}" if failed else "all passed"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onerec_trt.core.errors import ArtifactError, MissingExtraError, RequestError
 from onerec_trt.core.graph_io import METADATA_KEY, GraphIO, GraphTensor, Role
@@ -100,3 +101,22 @@ def test_a_resident_input_is_bound_once_and_swapped(model: onnx.ModelProto, inpu
     with pytest.raises(RequestError, match=r"has shape \[1, 3\]"):
         runner.bind_resident("lengths", content[:1])
     assert (runner({"x": inputs["x"]})["same"] == 6).all()
+
+
+@pytest.mark.parametrize("kind", ["ModelRequiresCompilation", "NotFound", "EngineError", "RuntimeException"])
+def test_whatever_onnxruntime_raises_is_typed(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It calls a weights file that may not be read `ModelRequiresCompilation: SystemError : 13`."""
+    raised = getattr(onnxruntime.capi.onnxruntime_pybind11_state, kind)("SystemError : 13")
+    runner = OnnxRuntimeRunner(model)
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(ArtifactError, match="failed while it ran the graph: SystemError : 13"):
+        runner(inputs)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(ArtifactError, match="cannot load the graph: SystemError : 13"):
+        OnnxRuntimeRunner(model)

@@ -173,6 +173,9 @@ def neighbors_moved(trial: Trial) -> dict:
 def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the kernels of a fusion's parts give, one after the other."""
     waiting, results = list(inputs), list[Tensor]()
+    if fusion.one_tensor is not None:
+        first, second = fusion.one_tensor
+        waiting.insert(second, waiting[first])
     for part in fusion.parts:
         function = OPERATORS[part.operator].function.to_function_proto()
         given = [waiting.pop(0) for _ in range(len(function.input) - len(results[:1]))]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import triton
 from onerec_trt.core.errors import ArtifactError, BuildError
-from onerec_trt.operators.kernels.context_attention import attention_build, usable
+from onerec_trt.operators.kernels.context_attention import Attention
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
 from onerec_trt.operators.launch import compile as ahead
@@ -56,11 +56,20 @@ def test_the_warp_specialized_product_fits_and_spills_nothing(cubins, tmp_path, 
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
-@pytest.mark.parametrize("tile", [ATTENTION, replace(ATTENTION, n=64, stages=4)], ids=str)
-@pytest.mark.parametrize(("share", "head"), [(1, 128), (7, 128), (1, 64)])
-def test_the_warp_specialized_attention_fits_and_spills_nothing(cubins, tmp_path, tile, share, head):
-    kernel = compiled(attention_build(512, 2, share, head, usable(tile, head), "9.0"), cubins)
-    assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 2 * 128), "descriptors of keys and values"
+@pytest.mark.parametrize(
+    ("tile", "attention"),
+    [
+        (ATTENTION, Attention(512, 2, 1, 128, shared=True, codes=True)),
+        (replace(ATTENTION, n=64, stages=4), Attention(512, 2, 7, 128)),
+        (replace(ATTENTION, m=64, warps=8), Attention(512, 2, 1, 128, shared=True)),
+        (ATTENTION, Attention(512, 2, 1, 64, codes=True)),
+    ],
+    ids=str,
+)
+def test_the_warp_specialized_attention_fits_and_spills_nothing(cubins, tmp_path, tile, attention):
+    kernel = compiled(attention.build(attention.usable(tile), "9.0"), cubins)
+    assert kernel.warps == tile.warps
+    assert kernel.global_scratch_bytes == (2 if attention.shared else 3) * 128, "descriptors of queries, keys and values"
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
@@ -73,15 +82,15 @@ def assert_fits_and_spills_nothing(kernel, folder):
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
 
 
-@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=64), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
+@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
 def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
     with pytest.raises(BuildError, match="no warp-specialized attention"):
-        attention_build(512, 2, 1, 128, tile, capability)
+        Attention(512, 2, 1, 128).build(tile, capability)
 
 
-@pytest.mark.parametrize(("head", "descriptors"), [(48, True), (4, False)])
-def test_other_heads_have_the_other_attention(head, descriptors):
-    tile = usable(ATTENTION, head)
+@pytest.mark.parametrize(("rows", "head", "descriptors"), [(512, 48, True), (512, 4, False), (32, 128, True)])
+def test_other_heads_and_few_beams_have_the_other_attention(rows, head, descriptors):
+    tile = Attention(rows, 2, 7, head).usable(ATTENTION)
     assert (tile.ctas, tile.m, tile.descriptors) == (0, 128, descriptors)
 
 
