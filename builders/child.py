@@ -10,13 +10,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BuildError
 from ..core.progress import progress_bar
+from .profiles import IMPOSSIBLE
 from .worker import Job
 
 # -P: the working directory is not searched for modules, whatever files lie there.
@@ -36,7 +37,7 @@ def build_in_child(job_for: Callable[[int], Job], log: Path, label: str) -> dict
         The child's last event, `built`.
 
     Raises:
-        BuildError: TensorRT refused, or the child was aborted or killed; quotes the log's last errors.
+        BuildError: TensorRT refused, the child was aborted or killed, or a profile's maximum cannot be run; quotes the log.
         OSError: The child could not write its files.
     """
     last: dict[str, Any] = {}
@@ -49,8 +50,16 @@ def build_in_child(job_for: Callable[[int], Job], log: Path, label: str) -> dict
             shown = now
         status = process.wait()
     if last.get("event") == "built" and status == 0:
+        _require_runnable(last["warnings"], label)
         return last
     raise _failure(last, status, log, label)
+
+
+def _require_runnable(warnings: Sequence[str], label: str) -> None:
+    for warning in warnings:
+        if IMPOSSIBLE in warning:
+            hint = "lower the maxima of build.profiles to the largest batch and context that are served"
+            raise BuildError(f"the maximum of a profile cannot be run\n{warning}", where=label, hint=hint)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 
 from ..core.errors import BuildError
@@ -13,6 +15,11 @@ from ..core.recipe import Profile
 from ..runtime.tensorrt_api import ShapeRange, Target
 
 _log = logging.getLogger(__name__)
+
+MAX_DIMENSION = (1 << 31) - 1  # TensorRT's dimensions
+MAX_BYTES = 1 << 39  # of inputs and outputs together: more than the memory of any GPU, which shapes inside a graph outgrow first
+# What the builder says of a profile whose maximum it cannot run, without refusing it.
+IMPOSSIBLE = "Profile kMAX values are not self-consistent"
 
 _ALONE = (1, 1, 1)
 _ALONE_OR_TWO = (1, 1, 2)
@@ -23,8 +30,24 @@ def corrected_profiles(profiles: Sequence[Profile], io: GraphIO, target: Target)
 
     A context has as many tokens as the contract demands; runners fill shorter ones up. TensorRT 10.6 fails in its graph compiler
     (tensorbase.cpp:426, strides) where a profile fixes the batch to 1: such a profile takes 2 as well.
+
+    Raises:
+        BuildError: The maximum of a profile cannot be run by any GPU.
     """
+    for number, profile in enumerate(profiles):
+        _require_possible(number, profile, io)
     return tuple(_corrected(number, profile, io.min_context, target) for number, profile in enumerate(profiles))
+
+
+def _require_possible(number: int, profile: Profile, io: GraphIO) -> None:
+    batch, context = profile.batch[2], profile.context[2]
+    where, hint = f"build.profiles[{number}]", "lower the maxima to the largest batch and context that are served"
+    if max(batch, context) > MAX_DIMENSION:
+        raise BuildError(f"no plan has a batch of {batch} and a context of {context}", where=where, hint=hint)
+    needed = sum(math.prod(tensor.shape(batch, context)) * np.dtype(tensor.dtype).itemsize for tensor in (*io.inputs, *io.outputs))
+    if needed > MAX_BYTES:
+        what = f"inputs and outputs alone would take {needed / 1e12:.3g} TB at a batch of {batch} and a context of {context}"
+        raise BuildError(what, where=where, hint=hint)
 
 
 def _corrected(number: int, profile: Profile, min_context: int, target: Target) -> Profile:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ..core.artifacts import write_json
+from ..core.artifacts import sha256, write_json
 from ..core.recipe import BuildOptions, Profile
+from ..core.records import RECORD_NAME
 from ..runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, facts_of_build, record_path
 from ..runtime.tensorrt_api import load
 from . import native_graph
@@ -21,8 +23,20 @@ from .profiles import corrected_profiles
 from .program_text import ProgramFacts, read_program
 from .worker import Job
 
+MODEL = "model.onnx"
 _COUNTED = "read from the compiled program in the plan: multiplications with two FP8 operands, by ONNX node"
 _UNREADABLE = "the plan carries no program text that could be read; ask the engine inspector on its GPU"
+
+
+class Origin(NamedTuple):
+    """The exported folder that a plan is made of, and its precision."""
+
+    exported: Path
+    precision: str
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of what names its content."""
+        return {file: sha256(self.exported / file) for file in (MODEL, RECORD_NAME)}
 
 
 def prepare(model: Path, options: BuildOptions) -> tuple[NativeGraph, tuple[Profile, ...]]:
@@ -39,7 +53,14 @@ def prepare(model: Path, options: BuildOptions) -> tuple[NativeGraph, tuple[Prof
     return graph, profiles
 
 
-def build_plan(graph: NativeGraph, profiles: Sequence[Profile], compute_capability: str, fp8_coverage: float, folder: Path) -> PlanRecord:
+def build_plan(
+    graph: NativeGraph,
+    profiles: Sequence[Profile],
+    compute_capability: str,
+    fp8_coverage: float,
+    folder: Path,
+    origin: Origin,
+) -> PlanRecord:
     """Build one plan, such as `sm89-b1-32-s2-3072.plan`: writes it, its record and the builder's log.
 
     Raises:
@@ -73,6 +94,8 @@ def build_plan(graph: NativeGraph, profiles: Sequence[Profile], compute_capabili
         gpu=None,
         fp8_gemms=_fp8_gemms(graph.gemms, program),
         weight_bytes=WeightBytes(graph=weight_bytes(graph.model), plan=program.constant_bytes if program else None),
+        precision=origin.precision,
+        made_from=origin.files(),
     )
     require_fp8(record, fp8_coverage)
     write_json(record_path(plan), record.model_dump(mode="json"))

@@ -18,7 +18,6 @@ from ..runtime.tensorrt_api import Target
 from . import rtx, tensorrt
 from .tensorrt import FORMS, Form
 
-MODEL = "model.onnx"
 PLAN_FOLDERS: dict[Target, str] = {"tensorrt-rtx": "plans", "tensorrt": "plans-tensorrt"}  # plans of both may lie in one output folder
 
 
@@ -63,7 +62,7 @@ def build_stage(
             tools=("onnx", "tensorrt-rtx-cu13"),
             options=chosen,
             inputs=inputs,
-            body=lambda temporary: _rtx(options, exported, temporary),
+            body=lambda temporary: _rtx(options, rtx.Origin(exported, precision), temporary),
         )
 
     def body(temporary: Path) -> dict[str, Any]:
@@ -97,9 +96,9 @@ def _files(exported: Path) -> dict[str, Path]:
     return {str(file.relative_to(exported)): file for file in files_in(exported)}
 
 
-def _rtx(options: BuildOptions, exported: Path, folder: Path) -> dict[str, Any]:
-    graph, profiles = rtx.prepare(exported / MODEL, options)
-    return _facts([rtx.build_plan(graph, profiles, each, options.fp8_coverage, folder) for each in options.compute_capabilities])
+def _rtx(options: BuildOptions, origin: rtx.Origin, folder: Path) -> dict[str, Any]:
+    graph, profiles = rtx.prepare(origin.exported / rtx.MODEL, options)
+    return _facts([rtx.build_plan(graph, profiles, each, options.fp8_coverage, folder, origin) for each in options.compute_capabilities])
 
 
 def _facts(records: list[PlanRecord]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import threading
@@ -47,11 +48,16 @@ class Job(BaseModel):
     events: int
 
 
+# Said of every graph with integers in its contract, which runners give as int64.
+_USUAL = re.compile(r"Make sure (input|output) \S+ has Int64 binding")
+
+
 class Log:
-    """The library's messages on standard output, verbose ones left out; keeps the errors."""
+    """The library's messages on standard output, verbose ones left out; keeps errors and unusual warnings."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
+        self.warnings: list[str] = []  # each once, in the order they came
         self.failure: OSError | None = None
 
     def __call__(self, severity: str, message: str, /) -> None:
@@ -59,6 +65,8 @@ class Log:
             return
         if "ERROR" in severity:
             self.errors.append(message)
+        if severity == "WARNING" and not _USUAL.search(message) and message not in self.warnings:
+            self.warnings.append(message)
         try:
             print(f"[{severity}] {message}", flush=True)
         except OSError as error:  # an exception must not pass through the library; it is raised after the call
@@ -143,6 +151,7 @@ def _build(job: Job, log: Log, events: Events) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "scratch_bytes": scratch,
         "timing_cache": timings,
+        "warnings": log.warnings,
     }
 
 

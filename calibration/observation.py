@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models.onerec import Block, MixtureOfExperts
-from .statistics import TensorStatistics
+from .statistics import SAMPLE_VALUES, TensorStatistics
 from .targets import Target
 
 
@@ -20,14 +20,18 @@ class Observation:
     """What was seen: statistics by tensor name, and naturally routed tokens by MoE module name.
 
     Names of tensors: `<group>.input` for what the linears of a group read, `<linear>.output`, `<block>.output`.
+
+    Args:
+        sample_values: Values kept of each tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sample_values: int = SAMPLE_VALUES) -> None:
+        self.sample_values = sample_values
         self.activations: dict[str, TensorStatistics] = {}
         self.routed: dict[str, Tensor] = {}
 
     def see(self, name: str, x: Tensor) -> None:
-        self.activations.setdefault(name, TensorStatistics(name)).add(x)
+        self.activations.setdefault(name, TensorStatistics(name, self.sample_values)).add(x)
 
     def count(self, name: str, selected_E: Tensor) -> None:
         self.routed[name] = self.routed[name] + selected_E if name in self.routed else selected_E.clone()

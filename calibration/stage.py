@@ -16,18 +16,29 @@ from ..core.precision import PRECISIONS, Precision
 from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
+from ..core.text_files import require_no_folder
 from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from ..models.key_map import read_key_map
-from ..models.requests import read_requests
+from ..models.requests import read_requests, request_files
 from ..operators import fp8
 from .agreement import WeightAgreement
 from .coverage import coverage, judge_coverage
+from .fp16_loss import underflow_warnings
 from .observation import Observation
 from .ptq import Calibrated, calibrate_model
 from .quantize import Amax, quantize
 from .saved_state import SavedState
+from .score_error import ScoreErrors
 from .scoring import REFERENCE_REQUESTS, Reference, ScoringRequests, with_paths, write_reference
-from .statistics import HISTOGRAM_LOG10_EDGES, QuantizationError, activation_cast, check_fp16_range, quantization_error
+from .statistics import (
+    HISTOGRAM_LOG10_EDGES,
+    QuantizationError,
+    activation_cast,
+    check_fp16_error,
+    check_fp16_range,
+    outliers,
+    quantization_error,
+)
 from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layers, unquantized, write_summary
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
@@ -60,10 +71,17 @@ class Calibration:
         return PRECISIONS[self.precision]
 
     def inputs(self) -> dict[str, Path | Files]:
-        """The files that are read, by name."""
+        """The files that are read, by name.
+
+        Raises:
+            CalibrationError, CheckpointError, RequestError: A folder is not what is wanted there.
+        """
+        for name, path in (("key map", self.key_map), ("saved state", self.options.saved_state)):
+            if path is not None:
+                require_no_folder(path, name=name, error=CalibrationError)
         optional = {"key_map": self.key_map, "saved_state": self.options.saved_state}
         given = {name: path for name, path in optional.items() if path is not None}
-        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": self.requests, **given}
+        return {"checkpoint": checkpoint_files(self.checkpoint), "requests": request_files(self.requests), **given}
 
 
 def calibrate_stage(job: Calibration, folder: Path) -> Stage:
@@ -89,28 +107,32 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     targets = quantized_targets(checkpoint.config, job.precision)
     imported = imported_amax(job, checkpoint, targets)
-    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
+    scoring = with_paths(model, requests, job.options.batch_size)
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
+    errors = ScoreErrors(model, scoring)
 
     calibrated = calibrate_model(model, job.precision, scoring, imported)
     experts = coverage(calibrated.observation.routed)
     refuse = job.scheme.needs_activation_amax and imported is None
     warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)]
-    warnings += _range_warnings(calibrated.observation)
+    warnings += _range_warnings(calibrated.observation) + _outlier_warnings(calibrated.observation, targets)
     reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)
 
     agreement = WeightAgreement(model) if targets else None
-    watcher = WeightWatcher(checkpoint.config, targets, agreement)
+    casts = {target.name: activation_cast(target.granularity, calibrated.amax[target.name].input) for target in targets}
+    watcher = WeightWatcher(checkpoint.config, targets, agreement, errors, casts)
     warnings += quantize(checkpoint, targets, lambda target, _: calibrated.amax[target.name], folder, watcher)
+    warnings += underflow_warnings(watcher.fp16_losses)
     summary = QuantizationSummary(
         precision=job.precision,
         layers=summarize_layers(targets, _input_scales(calibrated.amax)),
         unquantized=unquantized(checkpoint.config, targets),
         experts=experts,
         weights=tuple(watcher.summaries),
+        fp16_losses=tuple(watcher.fp16_losses),
         activations=_activation_summaries(calibrated, targets),
         histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
         warnings=tuple(warnings),
@@ -153,8 +175,17 @@ def _reference(calibrated: Calibrated, scoring: ScoringRequests, log_probs_fp32:
 
 
 def _range_warnings(observation: Observation) -> list[str]:
-    checked = (check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items())
-    return [warning for warning in checked if warning]
+    """About both ends of FP16: values that come close to its largest, and tensors that are mostly subnormal in it."""
+    checked = [check_fp16_range(name, statistics.absmax) for name, statistics in observation.activations.items()]
+    underflow = [check_fp16_error(name, statistics.fp16_error) for name, statistics in observation.activations.items()]
+    return [warning for warning in checked + underflow if warning]
+
+
+def _outlier_warnings(observation: Observation, targets: list[Target]) -> list[str]:
+    """Outliers among what is quantized."""
+    inputs = {f"{target.group}.input" for target in targets}
+    found = ((name, outliers(seen.absmax, seen.absp99)) for name, seen in observation.activations.items() if name in inputs)
+    return [f"{name} has outliers: {words}; `onerec-trt analyze` says which scale it needs" for name, words in found if words]
 
 
 def _activation_summaries(calibrated: Calibrated, targets: list[Target]) -> tuple[TensorSummary, ...]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CalibrationError
-from ..core.precision import FP16_REFUSE, FP16_WARN, Granularity
+from ..core.precision import FP16_MAX, FP16_REFUSE, FP16_WARN, Granularity
 from ..operators import fp8
+from .fp16_loss import FP16_ROUNDING
 from .summary import TensorSummary
 
 # Edges of the histograms in log10 |x|; smaller values (and zeros) fall into the first bin, larger ones into the last.
@@ -19,6 +20,7 @@ LOG10_FIRST, LOG10_LAST, LOG10_STEP = -8.0, 5.0, 0.25
 HISTOGRAM_BINS = round((LOG10_LAST - LOG10_FIRST) / LOG10_STEP)
 HISTOGRAM_LOG10_EDGES = tuple(LOG10_FIRST + LOG10_STEP * index for index in range(HISTOGRAM_BINS + 1))
 
+OUTLIER = 100.0  # AbsMax in AbsP99 from which on a tensor has outliers: a normal distribution has 2, a heavy-tailed SwiGLU 10 to 30
 SAMPLE_VALUES = 1 << 15  # values kept of a stream: AbsP99 then rests on the 330 largest of them
 
 
@@ -43,11 +45,12 @@ class TensorStatistics:
     Rows of zeros do not count: they are padding, or the attention of an empty context.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sample_values: int = SAMPLE_VALUES) -> None:
         self.name = name
-        self.sample = RowSample()
+        self.sample = RowSample(sample_values)
         self.absmax = 0.0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._fp16_noise, self._fp16_signal = 0.0, 0.0
         self._histogram = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
 
     def add(self, x: Tensor) -> None:
@@ -69,12 +72,18 @@ class TensorStatistics:
         if rows_NK.numel():
             self.absmax = max(self.absmax, float(row_max_N.max()))
             self._merge_moments(rows_NK)
-            self._histogram += _log10_histogram(magnitude_NK)
+            self._add_fp16_error(rows_NK)
+            self._histogram += _log10_histogram(magnitude_NK).cpu()
             self.sample.add(rows_NK)
 
     @property
     def variance(self) -> float:
         return self._squares / self._count if self._count else 0.0
+
+    @property
+    def fp16_error(self) -> float:
+        """|x - fp16(x)| / |x|, of all pieces together."""
+        return math.sqrt(self._fp16_noise / self._fp16_signal) if self._fp16_signal else 0.0
 
     @property
     def absp99(self) -> float:
@@ -83,7 +92,7 @@ class TensorStatistics:
         magnitude = self.sample.rows.abs().flatten()
         return float(magnitude.kthvalue(math.ceil(0.99 * len(magnitude))).values)
 
-    def summary(self, error: QuantizationError | None = None) -> TensorSummary:
+    def summary(self, error: QuantizationError | None = None, score_error: float | None = None) -> TensorSummary:
         return TensorSummary(
             name=self.name,
             quantized=error is not None,
@@ -92,9 +101,16 @@ class TensorStatistics:
             absp99=self.absp99,
             snr_db=error.snr_db if error else None,
             cosine=error.cosine if error else None,
+            score_error=score_error,
             histogram=tuple(self._histogram.tolist()),
             fp16_ok=self.absmax <= FP16_REFUSE,
+            fp16_error=self.fp16_error,
         )
+
+    def _add_fp16_error(self, rows_NK: Tensor) -> None:
+        inside_NK = rows_NK.clamp(-FP16_MAX, FP16_MAX)  # what lies beyond is refused by its AbsMax
+        self._fp16_noise += float((inside_NK.half().double() - inside_NK).square().sum())
+        self._fp16_signal += float(rows_NK.double().square().sum())
 
     def _merge_moments(self, rows_NK: Tensor) -> None:
         """Chan's formula for the variance of two parts, in FP64."""
@@ -130,7 +146,7 @@ def quantization_error(exact: Tensor, quantized: Tensor) -> QuantizationError:
 
 def activation_cast(granularity: Granularity, input_amax: float | None) -> Callable[[Tensor], Tensor]:
     """The function that quantizes and dequantizes activations [..., K] the way the serving graph will."""
-    if granularity is Granularity.TENSOR:
+    if granularity in (Granularity.TENSOR, Granularity.BOUND):
         assert input_amax is not None
         scale = fp8.scale_of(torch.tensor(input_amax))
         return lambda x: fp8.quantize_tensor(x, scale).float() * scale
@@ -143,6 +159,13 @@ def activation_cast(granularity: Granularity, input_amax: float | None) -> Calla
 def _through_rows(x: Tensor) -> Tensor:
     codes, scale = fp8.quantize_rows(x)
     return codes.float() * scale
+
+
+def outliers(absmax: float, absp99: float) -> str | None:
+    """How far a tensor's largest value lies above nearly all others, in words; None where it has no outliers."""
+    if absmax <= OUTLIER * absp99:
+        return None
+    return f"AbsMax is {absmax / absp99:.0f} x AbsP99" if absp99 else "AbsP99 is 0"
 
 
 def check_fp16_range(name: str, absmax: float) -> str | None:
@@ -158,3 +181,10 @@ def check_fp16_range(name: str, absmax: float) -> str | None:
             hint="scale the weights that make it, or train with a norm or clipping in front of it",
         )
     return f"{name}: AbsMax {absmax:.4g} comes close to the end of FP16 (65504)" if absmax > FP16_WARN else None
+
+
+def check_fp16_error(name: str, error: float) -> str | None:
+    """A warning if so much of an activation is subnormal in FP16 that it loses more than rounding can."""
+    if error <= FP16_ROUNDING:
+        return None
+    return f"{name}: mostly subnormal in FP16; the error is {error:.2g} of the tensor, beyond that of rounding ({FP16_ROUNDING:.2g})"

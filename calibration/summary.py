@@ -14,6 +14,7 @@ from ..core.precision import Granularity
 from ..core.recipe import PrecisionName
 from ..models.config import OneRecConfig
 from ..models.layout import Scheme
+from .fp16_loss import Fp16Loss
 from .targets import Target, linear_names
 
 SUMMARY_NAME = "quantization.json"
@@ -45,7 +46,9 @@ class TensorSummary(_Part):
     """Distribution of one tensor. `histogram`: counts of log10 |x| between the edges the whole file shares.
 
     `snr_db` and `cosine`: of the quantized against the exact values; None where nothing is quantized, or where
-    there is no error or no signal to set in relation.
+    there is no error or no signal to set in relation. `fp16_error`: |x - fp16(x)| / |x|.
+    `score_error`: what the rounding of this tensor alone (FP8 with that of its input, or FP16) does to a request's score, predicted to
+    first order: root mean square in nat. None for activations, for what stays in FP32, and where no calibration request reached it.
     """
 
     name: str
@@ -55,8 +58,10 @@ class TensorSummary(_Part):
     absp99: float
     snr_db: float | None
     cosine: float | None
+    score_error: float | None = None
     histogram: tuple[int, ...]
     fp16_ok: bool
+    fp16_error: float = 0.0
 
 
 class WeightCheck(_Part):
@@ -81,13 +86,17 @@ class Checks(_Part):
 
 
 class QuantizationSummary(_Part):
-    """Everything in quantization.json. A checkpoint of random weights has no statistics, coverage or checks."""
+    """Everything in quantization.json. A checkpoint of random weights has no statistics, coverage or checks.
+
+    `fp16_losses`: what FP16 leaves of every tensor that is stored in it.
+    """
 
     precision: PrecisionName
     layers: tuple[LayerSummary, ...]
     unquantized: tuple[str, ...]
     experts: tuple[ExpertCoverage, ...] = ()
     weights: tuple[TensorSummary, ...] = ()
+    fp16_losses: tuple[Fp16Loss, ...] = ()
     activations: tuple[TensorSummary, ...] = ()
     histogram_log10_edges: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from .errors import ArtifactError
 from .paths import absolute
-from .text_files import read_bytes
+from .text_files import read_bytes, reason
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
 _CHUNK = 1 << 22
@@ -48,6 +48,8 @@ def sha256(path: Path | Files) -> str:
                 digest.update(chunk)
     except FileNotFoundError:
         raise ArtifactError("file not found", where=str(path), hint="correct the path, or run the stage that writes it") from None
+    except OSError as error:
+        raise ArtifactError(f"the file cannot be read: {reason(error)}", where=str(path), hint="give a file that you may read") from None
     return digest.hexdigest()
 
 
@@ -62,11 +64,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` when the block ends without an exception.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full, the folder cannot be written, or something else than a file lies there.
     """
     path = absolute(path)
     with _translated_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path)
+        if path.exists() and not path.is_file():  # renaming would put a file in the place of a device such as /dev/null
+            what = "a folder, device or pipe lies where a file is to be written"
+            raise ArtifactError(what, where=str(path), hint="give the path of a file")
         remove_leftovers(path)
         temporary = _begin(path)
         try:
@@ -88,7 +93,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = absolute(path)
     with _translated_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path)
         restore_interrupted_swap(path)
         remove_leftovers(path)
         temporary = _begin(path)
@@ -260,6 +265,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+_NO_PLACE = {
+    errno.EEXIST: "a file lies where a folder is needed: choose another output path",
+    errno.ENOTDIR: "a file lies where a folder is needed: choose another output path",
+    errno.ENOENT: "folders cannot be made there: choose another output path",
+    errno.ENAMETOOLONG: "choose a shorter output path",
+    errno.ELOOP: "a link on the way leads to itself: choose another output path",
+}
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise ArtifactError(f"cannot write: {os.strerror(error.errno)}", where=str(path), hint=_NO_PLACE[error.errno]) from None
 
 
 @contextmanager

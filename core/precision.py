@@ -24,6 +24,7 @@ class Granularity(StrEnum):
     ROW = "row"  # one per token, computed while serving; weights per output channel
     BLOCK = "block"  # one per token and 128 channels; weights per 128 x 128 block
     ROW_BLOCK = "row-block"  # one per token and 128 channels; weights per output channel
+    BOUND = "bound"  # one constant that no value exceeds, from the model's weights alone; weights per output channel
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,19 @@ class Precision:
         linears: Of attention and dense FFN.
         experts: Of the gate and up products of experts.
         expert_down: Of their down product. Default: as the others of experts.
+        context_o: Of the o product behind the attention to the context, in the exported graphs. Default: as the other linears.
+            Quantized checkpoints do not know it: they hold no scale for it either way.
     """
 
     linears: Granularity
     experts: Granularity
     expert_down: Granularity | None = None
+    context_o: Granularity | None = None
+
+    @property
+    def attended(self) -> Granularity:
+        """Of the result of attention to the context, which its o product reads."""
+        return self.linears if self.context_o is None else self.context_o
 
     @property
     def hidden(self) -> Granularity:
@@ -59,5 +68,5 @@ PRECISIONS = {
     "fp8-static": Precision(Granularity.TENSOR, Granularity.TENSOR),
     "fp8-row": Precision(Granularity.ROW, Granularity.ROW),
     "fp8-paper": Precision(Granularity.ROW, Granularity.BLOCK),
-    "fp8-row-block": Precision(Granularity.ROW, Granularity.ROW, Granularity.ROW_BLOCK),
+    "fp8-row-block": Precision(Granularity.ROW, Granularity.ROW, Granularity.ROW_BLOCK, Granularity.BOUND),
 }

@@ -18,6 +18,13 @@ class Advance(Protocol):
     def __call__(self, parts: int = 1, /) -> None: ...
 
 
+def announce(text: str) -> None:
+    """Say on standard error what begins, where no terminal shows a bar: a log of hours then says where it stands."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not console.is_terminal:
+        console.print(text, markup=False, highlight=False)
+
+
 @contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
     """Show one bar while the block runs; `total` None means the amount of work is unknown."""

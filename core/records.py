@@ -44,7 +44,8 @@ def read_record(folder: Path) -> Record:
     """Read a stage's record and check the hash of every file it names. Verdicts on plans and signatures may lie there too.
 
     Raises:
-        ArtifactError: The record is missing, malformed or of an earlier version, or a file was changed, added or removed since.
+        ArtifactError: The record is missing, malformed or of an earlier version, or a file was changed, added, removed or
+            replaced by a link since.
     """
     restore_interrupted_swap(folder)
     path = folder / RECORD_NAME
@@ -62,6 +63,9 @@ def read_record(folder: Path) -> Record:
         problem = "missing" if name in record.wrote else "not in the record"
         raise ArtifactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
     for name, expected in record.wrote.items():
+        if present[name].is_symlink():
+            hint = "put the file itself there; a link to the whole folder is fine"
+            raise ArtifactError("the file is a link, which ONNX Runtime refuses to follow", where=str(folder / name), hint=hint)
         if sha256(present[name]) != expected:
             hint = f"run the stage '{record.stage}' again"
             raise ArtifactError("the file does not match its record", where=str(folder / name), hint=hint)

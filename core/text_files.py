@@ -44,6 +44,16 @@ def read_bytes(path: Path, *, name: str = "file", error: type[OnerecTrtError] = 
         raise error(f"the {name} cannot be read: {reason(problem)}", where=str(path), hint=_HINT) from None
 
 
+def require_no_folder(path: Path, *, name: str, error: type[OnerecTrtError]) -> None:
+    """Refuse a folder in the place of a file, before all that lies in it is hashed.
+
+    Raises:
+        OnerecTrtError: Of the type `error`.
+    """
+    if path.is_dir():
+        raise error(f"the {name} is a folder", where=str(path), hint=_HINT)
+
+
 def reason(problem: OSError | ValueError) -> str:
     """Why a file cannot be opened, in the operating system's words."""
     number = getattr(problem, "errno", None)

@@ -6,6 +6,7 @@ in one, shared experts after the routed ones. Nothing here knows how layers are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -80,23 +81,36 @@ class PackedNorm(nn.Module):
 
 
 class PackedQuantizer(nn.Module):
-    """Quantizes an FP16 tensor for the linears `consumers`."""
+    """Quantizes an FP16 tensor for the linears `consumers`; `bound` is what none of its values exceeds, for the precision that asks."""
 
     input_scale: Tensor
 
-    def __init__(self, source: TensorSource, granularity: Granularity, consumers: Sequence[str]) -> None:
+    def __init__(self, source: TensorSource, granularity: Granularity, consumers: Sequence[str], bound: Tensor | None = None) -> None:
         super().__init__()
         assert granularity is not Granularity.BLOCK, "only experts take blocks, and they quantize within themselves"
         self.granularity = granularity
         if granularity is Granularity.TENSOR:
             self.register_buffer("input_scale", _shared_input_scale(source, consumers))
+        elif granularity is Granularity.BOUND:
+            assert bound is not None
+            self.register_buffer("input_scale", fp8.scale_of(bound).reshape(1))
 
     def forward(self, x_ND: Tensor) -> Activation:
         if self.granularity is Granularity.NONE:
             return Activation(x_ND, None)
-        if self.granularity is Granularity.TENSOR:
+        if self.granularity in (Granularity.TENSOR, Granularity.BOUND):
             return Activation(quant_tensor(x_ND, self.input_scale)[0], self.input_scale)
         return Activation(*quant_row(x_ND))
+
+
+def attended_bound(source: TensorSource, kv_set: int) -> Tensor:
+    """What no result of attention to a key/value set exceeds, FP32, no axes.
+
+    It is a mean of values, and those are RMSNorms of d channels times a weight: x_i / sqrt(mean(x^2)) is at most sqrt(d).
+    """
+    norm = "value_norms" if source.config.s_kv == 2 else "key_norms"
+    weight_d = source.tensor(f"context.{norm}.{kv_set}.weight").float()
+    return weight_d.abs().max() * math.sqrt(source.config.d_head)
 
 
 class PackedSwiGlu(nn.Module):

@@ -27,7 +27,7 @@ from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
 from .contracts import ItemSizes, item_serving_io, scoring_io, serving_io
-from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource
+from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource, attended_bound
 
 FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
 KeyValue = tuple[Tensor, Tensor]  # FP16 [B, G, S, d] each
@@ -86,7 +86,7 @@ class PackedBlock(nn.Module):
         cross_q, cross_o = linears.names("cross q", layer), linears.names("cross o", layer)
         self.cross_norm = PackedNorm(source, f"{block}.cross_norm", granularity, cross_q)
         self.cross_q = PackedLinear(source, cross_q, granularity)
-        self.cross_quantizer = PackedQuantizer(source, granularity, cross_o)
+        self.cross_quantizer = PackedQuantizer(source, source.scheme.attended, cross_o, attended_bound(source, self.kv_set))
         self.cross_o = PackedLinear(source, cross_o, granularity)
         self_qkv, self_o = linears.names("self qkv", layer), linears.names("self o", layer)
         self.self_norm = PackedNorm(source, f"{block}.self_norm", granularity, self_qkv)
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
 
     def __init__(self, source: TensorSource) -> None:
         super().__init__()
-        self.config = source.config
+        self.config, self.scheme = source.config, source.scheme
         self.context = ContextEncoder(source)
         self.register_buffer("token_embedding", source.tensor("token_embedding.weight"))
         self.register_buffer("position_embedding", source.tensor("position_embedding.weight"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
 from pydantic import BaseModel
 
 from ..calibration.quantized import open_quantized
@@ -19,15 +17,15 @@ from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.sources import Sources
 from ..core.stages import Stage
-from ..models.config import LEVELS
-from .graph import export_graph
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
-from .passes import attach_functions
-from .serving import ScoringModel, ServingModel, serving_model
+from .serving import ScoringModel, serving_model
+from .trace import SCORING_FILE as SCORING_FILE
+from .trace import SERVING_FILE as SERVING_FILE
+from .trace import trace_graphs
 from .weights import WEIGHTS_FILE, externalize
 
-SERVING_FILE, SCORING_FILE, DESCRIPTION_FILE = "model.onnx", "scoring.onnx", "export.json"
+DESCRIPTION_FILE = "export.json"
 SOURCES = Sources(
     ("core", "runtime/item_index.py", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch")
 )
@@ -100,24 +98,6 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
     return description
-
-
-def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable[[], object] = lambda: None) -> dict[str, ir.Model]:
-    """Both graphs by file name, named and with the functions of their operators; weights stay in memory.
-
-    `advance` is called when one is done.
-    """
-    features = torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16)
-    lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
-    paths = torch.zeros(2, scoring.paths, LEVELS, dtype=torch.int64)
-    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
-    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths, *rest))}
-    advance()
-    graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, paths))
-    advance()
-    for graph in graphs.values():
-        attach_functions(graph)
-    return graphs
 
 
 def _node_counts(graph: ir.Model) -> dict[str, int]:

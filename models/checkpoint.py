@@ -21,6 +21,7 @@ from ..core.artifacts import Files, atomic_folder, read_json, restore_interrupte
 from ..core.errors import ArtifactError, CheckpointError
 from ..core.precision import FP16_MAX
 from .config import OneRecConfig, parse_config
+from .foreign_files import hint_for
 from .key_map import KeyMap, read_key_map
 from .layout import layout
 from .onerec import OneRec
@@ -80,9 +81,14 @@ def open_checkpoint(folder: Path, key_map: Path | None = None) -> Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> Path | Files:
-    """The files that make a checkpoint, sorted; the folder where it is no checkpoint. Whatever else lies there is not read."""
-    if not (folder / CONFIG_NAME).is_file():
+    """The files that make a checkpoint, sorted; the path where no folder is. Whatever else lies there is not read.
+
+    Raises:
+        CheckpointError: The folder holds no config.json, or the index is malformed.
+    """
+    if not folder.is_dir():
         return folder
+    _require_config(folder)
     if not (folder / INDEX_NAME).is_file():
         return folder / CONFIG_NAME, folder / WEIGHTS_NAME
     return tuple(sorted({folder / CONFIG_NAME, folder / INDEX_NAME, *_weight_map(folder).values()}))
@@ -169,6 +175,8 @@ class Checkpoint:
         bad = ~torch.isfinite(value)
         if bad.any():
             kind, hint = "a NaN or infinity", "the training diverged or the file is damaged: export the checkpoint again"
+            if name.endswith("selection_bias"):
+                hint += "; to switch an expert off, use a finite bias such as -1e9"
         else:
             bad, kind, hint = value.abs() > limit, "a value beyond FP16 (65504)", "the tensor cannot be served in FP16: rescale it"
         index = [int(axis) for axis in bad.nonzero()[0]]
@@ -180,12 +188,15 @@ class Checkpoint:
 
 
 def _read_config(folder: Path) -> OneRecConfig:
+    _require_config(folder)
     path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"the checkpoint has no {CONFIG_NAME}", where=str(folder), hint="give the folder that holds config.json and safetensors"
-        )
     return parse_config(_json(path), where=str(path))
+
+
+def _require_config(folder: Path) -> None:
+    if not (folder / CONFIG_NAME).is_file():
+        hint = "give the folder that holds config.json and safetensors"
+        raise CheckpointError(f"the checkpoint has no {CONFIG_NAME}", where=str(folder), hint=hint)
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -224,6 +235,8 @@ def _unnamed(folder: Path, read: set[Path]) -> list[str]:
 def _names_in(file: Path) -> list[str]:
     if not file.is_file():
         hint = f"a checkpoint holds {WEIGHTS_NAME}, or {INDEX_NAME} and all shards it names"
+        if file.is_symlink():
+            hint = f"it is a link to {file.readlink()}, and no file is there: copy the checkpoint with the files behind its links"
         raise CheckpointError("weight file not found", where=str(file), hint=hint)
     with _corruption_named(file), safe_open(file, framework="pt") as opened:
         return list(opened.keys())
@@ -255,26 +268,4 @@ def _corruption_named(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        hint = _what_it_is(file) or "the file is truncated or damaged: copy or write the checkpoint again"
-        raise CheckpointError(f"not a readable safetensors file: {error}", where=str(file), hint=hint) from None
-
-
-# First bytes of what is found in the place of safetensors.
-_OTHERS = {
-    b"version https://git-lfs": "it is a Git LFS pointer, not the file: run `git lfs pull` in the checkpoint's repository",
-    b"PK\x03\x04": "it is a file of torch.save: load it and write it with safetensors.torch.save_file",
-    b"\x80": "it is a pickle, as torch.save writes: load it and write it with safetensors.torch.save_file",
-    b"GGUF": "it is a GGUF file: give the checkpoint that it was made from",
-    b"<": "it is a web page, not the file: download it again, signed in where the server asks for it",
-    b"\x1f\x8b": "it is compressed: unpack it with gunzip",
-}
-
-
-def _what_it_is(file: Path) -> str | None:
-    """What to do about a file that is something else than safetensors; None where it is not known."""
-    try:
-        with file.open("rb") as stream:
-            first = stream.read(64).lstrip()
-    except OSError:
-        return None
-    return next((hint for start, hint in _OTHERS.items() if first.startswith(start)), None)
+        raise CheckpointError(f"not a readable safetensors file: {error}", where=str(file), hint=hint_for(file)) from None

@@ -13,7 +13,7 @@ PATHWAYS = ("static", "short_term", "long_term")  # order of a context's tokens
 NORM_EPSILON = 1e-6
 # Far above every published model: what is larger is a slip, and would cost minutes and gigabytes before the message.
 MAX_WIDTH = 1 << 17
-MAX_EXPERTS = 1 << 15  # of all layers
+MAX_EXPERTS = 1 << 13  # of all layers
 
 
 class MoeConfig(BaseModel):
@@ -116,7 +116,8 @@ def parse_config(values: Any, *, where: str = "config.json") -> OneRecConfig:
         return OneRecConfig.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"the model configuration is not valid: {problems}", where=where) from None
+        hint = "correct these keys; docs/formats.md describes them"
+        raise CheckpointError(f"the model configuration is not valid: {problems}", where=where, hint=hint) from None
 
 
 def _dense(d_model: int, n_layers: int, n_heads: int, d_head: int, embed_dim: int) -> OneRecConfig:

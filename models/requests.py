@@ -1,4 +1,4 @@
-"""Request batches: ragged contexts of dense token features, with targets if known, as Parquet files.
+"""Request batches: ragged contexts of dense token features, with targets if known, as Parquet: one file, or a folder of part files.
 
 Columns: `request_id` string; `features` list<list[feature_width] of float>, the tokens in the order static,
 short-term, long-term; `static_tokens`, `short_term_tokens`, `long_term_tokens` int32; `target` list[3] of int32, optional.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.artifacts import atomic_file
+from ..core.artifacts import Files, atomic_file
 from ..core.errors import RequestError
 from ..core.precision import FP16_MAX
 from .config import LEVELS, PATHWAYS, OneRecConfig
@@ -27,6 +27,8 @@ from .config import LEVELS, PATHWAYS, OneRecConfig
 MAX_CONTEXT = 3072  # the papers serve contexts of about 3000 tokens (arXiv 2508.20900)
 LENGTH_COLUMNS = tuple(f"{pathway}_tokens" for pathway in PATHWAYS)
 
+Targets = Literal["needed", "welcome", "unread"]  # of a reader: an error without, read if there, left out
+_FORMAT = "docs/formats.md has the format"
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 
@@ -119,7 +121,7 @@ def read_requests(
     """Read a request file and check every request in it.
 
     Args:
-        path: A Parquet file as described at the top of this module; FP16 and FP64 features are accepted too.
+        path: Parquet as described at the top of this module; FP16 and FP64 features are accepted too. Other columns are not read.
         config: The model the requests are for: feature width and codebook size are checked against it.
         max_context: Most tokens a context may have, e.g. the maximum of the optimization profile. Default: 3072.
         need_targets: Whether a file without targets is an error. Default: False.
@@ -128,10 +130,9 @@ def read_requests(
     Raises:
         RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
     """
-    table = _read_table(path, limit)
-    with_targets = need_targets or "target" in table.column_names
-    _require_columns(path, table, with_targets)
-    return _Reader(path, table, config.feature_width, config.codebook if with_targets else None).read(max_context)
+    table = _read_table(path, limit, targets="needed" if need_targets else "welcome")
+    codebook = config.codebook if "target" in table.column_names else None
+    return _Reader(path, table, config.feature_width, codebook).read(max_context)
 
 
 def read_contexts(path: Path, feature_width: int, *, max_context: int = MAX_CONTEXT, limit: int | None = None) -> Requests:
@@ -140,44 +141,76 @@ def read_contexts(path: Path, feature_width: int, *, max_context: int = MAX_CONT
     Raises:
         RequestError: The file is missing, is no Parquet file, lacks a column, or a request is malformed; names the request.
     """
-    table = _read_table(path, limit)
-    _require_columns(path, table, with_targets=False)
+    table = _read_table(path, limit, targets="unread")
     return _Reader(path, table, feature_width, None).read(max_context)
 
 
-def _require_columns(path: Path, table: pa.Table, with_targets: bool) -> None:
-    wanted = ["request_id", "features", *LENGTH_COLUMNS, *(["target"] if with_targets else [])]
-    missing = [name for name in wanted if table.column_names.count(name) != 1]
-    if missing:
-        hint = f"columns present: {', '.join(table.column_names)}; docs/formats.md has the format"
-        raise RequestError(f"the request file lacks (or repeats) the column(s) {', '.join(missing)}", where=str(path), hint=hint)
-    if not table.num_rows:
-        raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
+def request_files(path: Path) -> Path | Files:
+    """What is read of a request path: the file, or the part files of a folder, sorted by name.
+
+    Raises:
+        RequestError: The folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    parts = tuple(sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_"))))
+    if not parts:
+        hint = "give a Parquet file, or a folder of part files"
+        raise RequestError("request file not found: the folder holds no *.parquet", where=str(path), hint=hint)
+    return parts
 
 
-def _read_table(path: Path, limit: int | None) -> pa.Table:
+def _read_table(path: Path, limit: int | None, targets: Targets) -> pa.Table:
+    """The columns that are wanted, of all part files or of as many rows as are."""
     assert limit is None or limit >= 1
+    files = request_files(path)
+    parts, rows = [], 0
+    for file in files if isinstance(files, tuple) else (files,):
+        if limit is None or rows < limit:
+            parts.append(_read_file(file, None if limit is None else limit - rows, targets))
+            rows += parts[-1].num_rows
+    if not rows:
+        raise RequestError("the request file is empty", where=str(path), hint="give at least one request")
+    try:
+        return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise RequestError(f"the part files do not fit together: {error}", where=str(path), hint=_FORMAT) from None
+
+
+def _read_file(path: Path, limit: int | None, targets: Targets) -> pa.Table:
     if not path.is_file():
         raise RequestError("request file not found", where=str(path), hint="give the path of a Parquet file")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read() if limit is None else _first_rows(file, limit)
+            columns = _columns(path, file.schema_arrow.names, targets)
+            table = file.read(columns) if limit is None else _first_rows(file, limit, columns)
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        hint = "write it again; docs/formats.md has the format"
+        hint = f"write it again; {_FORMAT}"
         raise RequestError(f"not a readable Parquet file: {error}", where=str(path), hint=hint) from None
     return table
 
 
-def _first_rows(file: pq.ParquetFile, limit: int) -> pa.Table:
+def _columns(path: Path, present: Sequence[str], targets: Targets) -> list[str]:
+    """Names of the columns to read."""
+    with_targets = targets == "needed" or (targets == "welcome" and "target" in present)
+    wanted = ["request_id", "features", *LENGTH_COLUMNS, *(["target"] if with_targets else [])]
+    missing = [name for name in wanted if present.count(name) != 1]
+    if missing:
+        hint = f"columns present: {', '.join(present)}; {_FORMAT}"
+        raise RequestError(f"the request file lacks (or repeats) the column(s) {', '.join(missing)}", where=str(path), hint=hint)
+    return wanted
+
+
+def _first_rows(file: pq.ParquetFile, limit: int, columns: list[str]) -> pa.Table:
     """The first rows, read no further than needed."""
     rows, parts = 0, []
-    for part in file.iter_batches(batch_size=limit):
+    for part in file.iter_batches(batch_size=min(limit, max(1, file.metadata.num_rows)), columns=columns):
         parts.append(part)
         rows += part.num_rows
         if rows >= limit:
             break
-    return pa.Table.from_batches(parts, schema=file.schema_arrow).slice(0, limit)
+    return pa.Table.from_batches(parts).slice(0, min(limit, rows)) if parts else file.schema_arrow.empty_table().select(columns)
 
 
 class _Reader:
@@ -198,8 +231,6 @@ class _Reader:
 
     def _read_ids(self) -> list[str]:
         column = self._column("request_id")
-        if pa.types.is_dictionary(column.type):  # as pandas writes a categorical
-            column = column.dictionary_decode()
         kind = column.type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise self._error(f"the column request_id holds {column.type}, not string")
@@ -267,8 +298,13 @@ class _Reader:
         if column.null_count:
             row = next(index for index, value in enumerate(column) if not value.is_valid)
             raise self._error(f"the column {name} is null in row {row}")
-        combined = column.combine_chunks()
-        return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+        if pa.types.is_dictionary(column.type):  # as pandas writes a categorical
+            column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks])
+        try:
+            combined = column.combine_chunks()
+            return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+        except pa.ArrowException as error:  # more than 2^31 values of a list
+            raise self._error(f"the column {name} is too large to be read at once: {error}", hint="give fewer requests") from None
 
     def _lists(self, name: str, array: Any, offsets: _Ints | None = None) -> tuple[Any, _Ints]:
         """The elements of an array of lists, one level unpacked, and the length of each list; `offsets`: where requests begin in it."""
@@ -287,7 +323,8 @@ class _Reader:
             raise self._error(f"the column {name} holds {kind}, not {'floating-point' if dtype is np.float32 else 'integer'} numbers")
         self._refuse_null(name, array, offsets)
         with np.errstate(over="ignore"):  # a double beyond FP32 becomes infinite here and is refused with its request's name
-            return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+            found = array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+        return found if found.flags.writeable else found.copy()  # what Arrow holds is read-only, which PyTorch warns of
 
     def _refuse_null(self, name: str, array: Any, offsets: _Ints | None) -> None:
         if not array.null_count:

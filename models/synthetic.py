@@ -3,7 +3,8 @@
 Items belong to topics and carry unique semantic IDs. Users have a style and a few interests, and move from one
 to the next; what they choose is skewed by popularity. Everything follows from one seed.
 
-Letters in names: n users, T steps of a behavior log, I items, C topics, Y styles, F feature width, X interests, P profile tokens.
+Letters in names: n users, T steps of a behavior log, I items, J items of a topic, C topics, Y styles, F feature width, X interests,
+P profile tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from ..core.artifacts import atomic_file
 from .config import LEVELS
 from .requests import Requests, offsets_of
+
+_USERS_AT_ONCE = 1024
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -38,6 +41,8 @@ class World:
         drift: Probability per step that a user turns to another interest.
         interests: Topics a user returns to.
         skew: Exponent of the Zipf laws of topics and of items.
+        popular_topics: Whether unfocused users choose from popular topics more often: an item's popularity then has its topic's weight
+            as a factor. In a large world the first token would tell nothing about popularity otherwise.
         noise: Standard deviation of the noise on profile features, relative to that of an embedding.
         static, short_term, long_term: Smallest and largest number of context tokens of each pathway.
     """
@@ -55,6 +60,7 @@ class World:
     drift: float = 0.04
     interests: int = 3
     skew: float = 0.6
+    popular_topics: bool = False
     noise: float = 0.3
     static: tuple[int, int] = (1, 3)
     short_term: tuple[int, int] = (5, 10)
@@ -63,14 +69,14 @@ class World:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Items 0 to I - 1. Topic c owns the items of one slice; `preference_YCI[y, c]` is a distribution over all items.
+    """Items 0 to I - 1. Topic c owns the items from c * J on; `preference_YCJ[y, c]` is a distribution over these.
 
     Args:
         sids_I3: Semantic IDs, unique, int64.
         topic_I: Topic of each item, int64.
         popularity_I: Share of each item in unfocused behavior, sums to 1.
         topic_weight_C: How many users take an interest in each topic, sums to 1.
-        preference_YCI: What a user of a style chooses within a topic.
+        preference_YCJ: What a user of a style chooses within a topic.
         features_IF: Three semantic-ID embeddings side by side, values exact in FP16.
         style_features_YF: Profile features of each style, likewise.
     """
@@ -80,7 +86,7 @@ class Catalogue:
     topic_I: _Ints
     popularity_I: _Floats
     topic_weight_C: _Floats
-    preference_YCI: _Floats
+    preference_YCJ: _Floats
     features_IF: _Floats
     style_features_YF: _Floats
 
@@ -95,13 +101,17 @@ def make_catalogue(world: World, seed: int) -> Catalogue:
     sids_I3 = _semantic_ids(world, topic_I, rng)
     tables = _fp16(rng.standard_normal((LEVELS, world.codebook, world.embed_dim)))
     width = LEVELS * world.embed_dim
+    popularity_I = rng.permutation(_zipf(len(topic_I), world.skew))
+    topic_weight_C = rng.permutation(_zipf(world.topics, world.skew))
+    if world.popular_topics:
+        popularity_I *= topic_weight_C[topic_I]
     return Catalogue(
         world=world,
         sids_I3=sids_I3,
         topic_I=topic_I,
-        popularity_I=rng.permutation(_zipf(len(topic_I), world.skew)),
-        topic_weight_C=rng.permutation(_zipf(world.topics, world.skew)),
-        preference_YCI=_preferences(world, rng),
+        popularity_I=popularity_I / popularity_I.sum(),
+        topic_weight_C=topic_weight_C,
+        preference_YCJ=_preferences(world, rng),
         features_IF=np.concatenate([tables[level, sids_I3[:, level]] for level in range(LEVELS)], 1),
         style_features_YF=_fp16(rng.standard_normal((world.styles, width))),
     )
@@ -123,12 +133,11 @@ def _preferences(world: World, rng: np.random.Generator) -> _Floats:
     likelihood[0] *= world.head
     likelihood[world.favorites :] *= world.rest
     likelihood /= likelihood.sum()
-    preference = np.zeros((world.styles, world.topics, world.topics * world.items_per_topic))
+    preference_YCJ = np.zeros((world.styles, world.topics, world.items_per_topic))
     for style in range(world.styles):
         for topic in range(world.topics):
-            own = topic * world.items_per_topic + rng.permutation(world.items_per_topic)
-            preference[style, topic, own] = likelihood
-    return preference
+            preference_YCJ[style, topic, rng.permutation(world.items_per_topic)] = likelihood
+    return preference_YCJ
 
 
 def write_catalogue(path: Path, catalogue: Catalogue) -> None:
@@ -148,8 +157,54 @@ def write_catalogue(path: Path, catalogue: Catalogue) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
+@dataclass(frozen=True, eq=False)
+class BehaviorLog:
+    """What users did, as numbers of items; `requests_of` turns it into requests.
+
+    Args:
+        catalogue: The items.
+        items_nT: Items each user chose one after the other, int64; the last one is the target.
+        lengths_n3: Tokens of each pathway of a user's context, int64. The items before the target fill it, the latest ones short-term.
+        profile_nPF: Static tokens; a user's context takes the first of them.
+    """
+
+    catalogue: Catalogue
+    items_nT: _Ints
+    lengths_n3: _Ints
+    profile_nPF: _Floats
+
+    def __len__(self) -> int:
+        return len(self.items_nT)
+
+
+def make_log(catalogue: Catalogue, count: int, seed: int) -> BehaviorLog:
+    """The log of `count` users; equal arguments give equal logs, other seeds other users."""
+    world = catalogue.world
+    rng = np.random.default_rng([seed, 1])
+    style_n = rng.integers(world.styles, size=count)
+    interests_nX = _interests(catalogue, count, rng)
+    items_nT = _behavior(catalogue, style_n, interests_nX, rng)
+    lengths_n3 = np.stack([rng.integers(low, high + 1, count) for low, high in (world.static, world.short_term, world.long_term)], 1)
+    return BehaviorLog(catalogue, items_nT, lengths_n3, _profiles(catalogue, style_n, interests_nX, rng))
+
+
+def requests_of(log: BehaviorLog, *, first_user: int = 0) -> Requests:
+    """One request per user, with the item the user chose next as its target; `first_user` is its number in the request ids."""
+    catalogue, contexts = log.catalogue, []
+    for user, (static, short, long) in enumerate(log.lengths_n3):
+        history = log.items_nT[user, -1 - short - long : -1]
+        contexts += [log.profile_nPF[user, :static], catalogue.features_IF[history[long:]], catalogue.features_IF[history[:long]]]
+    return Requests(
+        ids=[f"user-{first_user + user:06d}" for user in range(len(log))],
+        values_NF=np.concatenate(contexts).astype(np.float32),
+        offsets=offsets_of(log.lengths_n3),
+        lengths_n3=log.lengths_n3,
+        targets_n3=catalogue.sids_I3[log.items_nT[:, -1]],
+    )
+
+
 def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: int = 0) -> Requests:
-    """One request per user, with the item the user chose next as its target.
+    """One request per user of a new log, with the item the user chose next as its target.
 
     Args:
         catalogue: From `make_catalogue`.
@@ -157,52 +212,47 @@ def make_requests(catalogue: Catalogue, count: int, seed: int, *, first_user: in
         seed: Equal arguments give equal requests; other seeds give other users.
         first_user: Number of the first user, for the request ids. Default: 0.
     """
-    world = catalogue.world
-    rng = np.random.default_rng([seed, 1])
-    style_n = rng.integers(world.styles, size=count)
-    interests_nX = _interests(catalogue, count, rng)
-    items_nT = _behavior(catalogue, style_n, interests_nX, rng)
-    lengths_n3 = np.stack([rng.integers(low, high + 1, count) for low, high in (world.static, world.short_term, world.long_term)], 1)
-    profile_nPF = _profiles(catalogue, style_n, interests_nX, rng)
-    contexts = []
-    for user, (static, short, long) in enumerate(lengths_n3):
-        history = items_nT[user, -1 - short - long : -1]
-        contexts += [profile_nPF[user, :static], catalogue.features_IF[history[long:]], catalogue.features_IF[history[:long]]]
-    return Requests(
-        ids=[f"user-{first_user + user:06d}" for user in range(count)],
-        values_NF=np.concatenate(contexts).astype(np.float32),
-        offsets=offsets_of(lengths_n3),
-        lengths_n3=lengths_n3,
-        targets_n3=catalogue.sids_I3[items_nT[:, -1]],
-    )
+    return requests_of(make_log(catalogue, count, seed), first_user=first_user)
 
 
 def _interests(catalogue: Catalogue, count: int, rng: np.random.Generator) -> _Ints:
     """Different topics [n, X] of each user, drawn by weight without replacement (the Gumbel top-k trick)."""
-    keys = np.log(catalogue.topic_weight_C) + rng.gumbel(size=(count, catalogue.world.topics))
-    return np.argsort(-keys, axis=1)[:, : catalogue.world.interests]
+    world, weight_C = catalogue.world, np.log(catalogue.topic_weight_C)
+    chosen = []
+    for first in range(0, count, _USERS_AT_ONCE):  # a key per user and topic: those of all users would not fit in memory
+        keys = weight_C + rng.gumbel(size=(min(_USERS_AT_ONCE, count - first), world.topics))
+        best = np.argpartition(-keys, world.interests - 1, axis=1)[:, : world.interests]
+        chosen.append(np.take_along_axis(best, np.argsort(-np.take_along_axis(keys, best, 1), axis=1), 1))
+    return np.concatenate(chosen)
 
 
 def _behavior(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Ints:
     """Items [n, T] that users chose one after the other; the last one is the target."""
     world, count = catalogue.world, len(style_n)
-    choices = np.concatenate([catalogue.preference_YCI.reshape(-1, len(catalogue.topic_I)), catalogue.popularity_I[None]])
+    preferred = _cumulative(catalogue.preference_YCJ.reshape(-1, world.items_per_topic))
+    popular = _cumulative(catalogue.popularity_I[None])
     items_nT = np.empty((count, world.short_term[1] + world.long_term[1] + 1), np.int64)
     current_n = interests_nX[:, 0]
     for step in range(items_nT.shape[1]):
         turns_n = rng.random(count) < world.drift
         current_n = np.where(turns_n, interests_nX[np.arange(count), rng.integers(world.interests, size=count)], current_n)
         focused_n = rng.random(count) < world.focus
-        items_nT[:, step] = _draw(choices, np.where(focused_n, style_n * world.topics + current_n, len(choices) - 1), rng)
+        chance_n = rng.random(count)
+        own_n = current_n * world.items_per_topic + _draw(preferred, style_n * world.topics + current_n, chance_n)
+        items_nT[:, step] = np.where(focused_n, own_n, _draw(popular, np.zeros_like(current_n), chance_n))
     return items_nT
 
 
-def _draw(choices: _Floats, row_n: _Ints, rng: np.random.Generator) -> _Ints:
-    """One draw from the distribution choices[row] for each row: one search in all cumulative distributions end to end."""
-    items = choices.shape[1]
-    ends = (choices.cumsum(1) + np.arange(len(choices))[:, None]).ravel()
-    found = np.searchsorted(ends, row_n + rng.random(len(row_n)), side="right") - row_n * items
-    return np.asarray(found.clip(0, items - 1), np.int64)
+def _cumulative(distributions: _Floats) -> _Floats:
+    """The cumulative distributions, one above the other: row r rises from r to r + 1."""
+    return np.asarray(distributions.cumsum(1) + np.arange(len(distributions))[:, None])
+
+
+def _draw(cumulative: _Floats, row_n: _Ints, chance_n: _Floats) -> _Ints:
+    """One draw from the distribution of each row for a number in [0, 1): one search in all cumulative distributions end to end."""
+    choices = cumulative.shape[1]
+    found = np.searchsorted(cumulative.ravel(), row_n + chance_n, side="right") - row_n * choices
+    return np.asarray(found.clip(0, choices - 1), np.int64)
 
 
 def _profiles(catalogue: Catalogue, style_n: _Ints, interests_nX: _Ints, rng: np.random.Generator) -> _Floats:

@@ -55,9 +55,9 @@ def train(config: OneRecConfig, requests: Requests, options: TrainingOptions | N
 
 
 def _learn(model: OneRec, requests: Requests, options: TrainingOptions) -> None:
-    optimizer = torch.optim.AdamW(_parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.95))
     steps = options.epochs * math.ceil(len(requests) / options.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps, options.warmup_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, options.warmup_steps))
     with progress_bar("training", steps) as advance:
         for batch in _shuffled_batches(requests, options):
             optimizer.zero_grad(set_to_none=True)
@@ -112,13 +112,14 @@ def balance_experts(model: OneRec, rate: float) -> None:
             module.selection_bias += rate * torch.sign(selected.mean() - selected)
 
 
-def _parameter_groups(model: OneRec, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: OneRec, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices with weight decay, norms without, as an optimizer takes them."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     norms = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
 
-def _learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if step < warmup:
         return (step + 1) / warmup

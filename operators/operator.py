@@ -6,7 +6,7 @@ domain into the graph instead. Calls can be recorded, to feed other implementati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -73,8 +73,8 @@ class Operator:
     def __call__(self, *inputs: Tensor, **attributes: int | float) -> tuple[Tensor, ...]:
         exporting = torch.onnx.is_in_onnx_export()
         outputs = self._symbolic(inputs, attributes) if exporting else self.reference(*inputs, **attributes)
-        if (calls := _recorder.get()) is not None:
-            calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
+        if (recorder := _recorder.get()) is not None and (not recorder.only or self.name in recorder.only):
+            recorder.calls.append(Call(self, ".".join(_scope.get()), inputs, attributes, outputs))
         return outputs
 
     def _symbolic(self, inputs: tuple[Tensor, ...], attributes: Attributes) -> tuple[Tensor, ...]:
@@ -101,15 +101,23 @@ class Call(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-_recorder: ContextVar[list[Call] | None] = ContextVar("recorder", default=None)
+class _Recorder(NamedTuple):
+    calls: list[Call]
+    only: Collection[str]
+
+
+_recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 _scope: ContextVar[tuple[str, ...]] = ContextVar("scope", default=())
 
 
 @contextmanager
-def recorded_calls() -> Iterator[list[Call]]:
-    """Collect every operator call made inside the block, in order."""
+def recorded_calls(only: Collection[str] = ()) -> Iterator[list[Call]]:
+    """Collect every operator call made inside the block, in order.
+
+    `only`: the operators whose calls are kept; those of others would hold every tensor of the model. Default: all.
+    """
     calls: list[Call] = []
-    token = _recorder.set(calls)
+    token = _recorder.set(_Recorder(calls, only))
     try:
         yield calls
     finally:

@@ -16,6 +16,7 @@ from .beam_self_attention_quant import (
 from .beam_step import beam_step
 from .beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
 from .context_attention import context_attention
+from .context_attention_quant import context_attention_quant_tensor, shared_context_attention_quant_tensor
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
@@ -28,6 +29,7 @@ from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor
 from .rms_norm import rms_norm
 from .rms_norm_quant import rms_norm_quant_block, rms_norm_quant_row, rms_norm_quant_tensor
+from .shared_context_attention import shared_context_attention
 from .swiglu import swiglu, swiglu_quant_row, swiglu_quant_tensor
 from .token_score import token_score
 
@@ -67,6 +69,9 @@ OPERATORS: dict[str, Operator] = {
         beam_self_attention_2_quant_row,
         beam_self_attention_1_quant_tensor,
         beam_self_attention_2_quant_tensor,
+        shared_context_attention,
+        context_attention_quant_tensor,
+        shared_context_attention_quant_tensor,
     )
 }
 

@@ -177,12 +177,12 @@ class ExecutionSlot:
 
     def _largest(self, executions: Sequence[Execution]) -> list[tuple[TensorInfo, int]]:
         """The most elements of every input of a batch and every output in any profile; each profile has an execution."""
-        most: dict[str, int] = {}
+        largest: dict[str, int] = {}
         for profile, execution in zip(self._engine.profiles, executions, strict=True):
             inputs = {name: shapes[2] for name, shapes in profile.items()}
             for name, shape in (inputs | execution.set_inputs(inputs)).items():
-                most[name] = max(most.get(name, 0), math.prod(shape))
-        return [(tensor, most[tensor.name]) for tensor in (*self._per_request, *self._engine.outputs)]
+                largest[name] = max(largest.get(name, 0), math.prod(shape))
+        return [(tensor, largest[tensor.name]) for tensor in (*self._per_request, *self._engine.outputs)]
 
     def _view(self, name: str, shape: Shape) -> Tensor:
         return self._buffers[name][: math.prod(shape)].view(shape)

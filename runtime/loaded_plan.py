@@ -18,7 +18,7 @@ from .plan_shapes import require_contract
 from .preflight import preflight
 from .signature import require_signature
 from .tensorrt_api import load
-from .verdict import inspect_proven
+from .verdict import inspect_with_verdict
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def load_plan(path: Path, trust: Sequence[Path] = ()) -> LoadedPlan:
     content = read_plan(path)
     if trust:
         require_signature(path, trust, content)
-    record = inspect_proven(path, content)  # of these very bytes, even if another build replaces the file meanwhile
+    record = inspect_with_verdict(path, content)  # of these very bytes, even if another build replaces the file meanwhile
     for warning in preflight(record, this_machine(record.target)):
         _log.warning("%s: %s", path, warning)
     bindings = load(record.target)

@@ -113,12 +113,12 @@ class PlanRecord(_Part):
     """Facts of one plan.
 
     `io`: the contract of its inputs and outputs; `profiles`: for each the (minimum, typical, maximum) shape of every input.
-    `peak_memory_bytes`: of the build's process, on the host. `form`: the serving graph or the scoring graph.
-    Known only of plans built on their GPU: `driver` and `gpu`; `precision`, that of the graph it was built from; `made_from`, SHA-256
-    of the exported files; `weight_ratio`, the plan's size over the bytes of the graph's weights; `gpu_memory`, `layers`,
-    `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with plugins carries their library,
-    and loading it runs that library's code.
-    `validated` and `reason` are not stored: `verdict.inspect_proven` sets them by the verdict beside the plan.
+    `peak_memory_bytes`: of the build's process, on the host. `form`: the serving graph or the scoring graph; `precision`: that of the
+    graph; `made_from`: SHA-256 of the exported files. `builder_warnings`: what the builder warned of, without what it says of every graph.
+    Known only of plans built on their GPU: `driver` and `gpu`; `weight_ratio`, the plan's size over the bytes of the graph's weights;
+    `gpu_memory`, `layers`, `stored_weights` and `timing_cache`. `plugins` is null where everything is native; a plan with plugins
+    carries their library, and loading it runs that library's code.
+    `validated` and `reason` are not stored: `verdict.inspect_with_verdict` sets them by the verdict beside the plan.
     """
 
     plan: str
@@ -145,6 +145,7 @@ class PlanRecord(_Part):
     timing_cache: TimingCacheUse | None = None
     layers: tuple[PlanLayer, ...] = ()
     plugins: PluginUse | None = None
+    builder_warnings: tuple[str, ...] = ()
     validated: bool = Field(False, exclude=True)
     reason: str = Field("", exclude=True)
 
@@ -162,6 +163,7 @@ def facts_of_build(plan: Path, built: Mapping[str, Any], io: GraphIO, profiles: 
         "build_seconds": built["build_seconds"],
         "peak_memory_bytes": built["peak_memory_bytes"],
         "gpu_memory": _gpu_memory(plan.stat().st_size, built["scratch_bytes"], io, profiles),
+        "builder_warnings": tuple(built["warnings"]),
     }
 
 
@@ -175,6 +177,8 @@ def _gpu_memory(plan: int, scratch: int | None, io: GraphIO, profiles: Sequence[
 
 
 def _not_found(plan: Path) -> ArtifactError:
+    if plan.is_dir():
+        return ArtifactError("this is a folder, a plan is a file", where=str(plan), hint="give a .plan file in it")
     return ArtifactError("plan not found", where=str(plan), hint="run `onerec-trt build`")
 
 

@@ -46,7 +46,7 @@ def filled_up(io: GraphIO, profile: Profile, shapes: Shapes) -> dict[str, Shape]
 
 def largest_batch_and_context(io: GraphIO, profile: Profile) -> tuple[int, int]:
     """Most requests of a batch and most tokens of a context that a profile takes."""
-    return io.sizes({name: _most(shapes) for name, shapes in profile.items()})
+    return io.sizes({name: _maximum(shapes) for name, shapes in profile.items()})
 
 
 def check_inputs(io: GraphIO, found: Mapping[str, tuple[str, Shape]], where: str) -> None:
@@ -112,7 +112,7 @@ def _fits(profile: Profile, shapes: Shapes) -> bool:
     return all(
         low <= size <= high
         for name, shape in shapes.items()
-        for low, size, high in zip(profile[name][0], shape, _most(profile[name]), strict=True)
+        for low, size, high in zip(profile[name][0], shape, _maximum(profile[name]), strict=True)
     )
 
 
@@ -125,8 +125,8 @@ def _limits(profile: Profile) -> str:
 
 
 def _volume(profile: Profile) -> int:
-    return sum(math.prod(_most(shapes)) for shapes in profile.values())
+    return sum(math.prod(_maximum(shapes)) for shapes in profile.values())
 
 
-def _most(shapes: ShapeRange) -> Shape:
+def _maximum(shapes: ShapeRange) -> Shape:
     return shapes[2]

@@ -19,7 +19,7 @@ from ..core.errors import ArtifactError
 from ..core.extras import optional
 from ..core.records import SIGNATURE_ENDING, VERDICT_ENDING
 from .plan_record import record_path
-from .verdict import inspect_proven
+from .verdict import inspect_with_verdict
 
 PUBLIC_ENDING = ".pub"
 _CONTEXT = b"onerec-trt signature 1\n"  # what is signed cannot be mistaken for a message of another program
@@ -98,7 +98,7 @@ def sign(artifact: Path, key_file: Path) -> Signature:
     ed25519, serialization = _library()
     key = _loaded(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private")
     if artifact.suffix == ".plan":
-        record = inspect_proven(artifact)
+        record = inspect_with_verdict(artifact)
         if not record.validated:
             hint = "run `onerec-trt validate --engine tensorrt` on it first: a signature says that the plan was checked"
             raise ArtifactError(f"the plan is not validated: {record.reason}", where=str(artifact), hint=hint)

@@ -79,7 +79,7 @@ def write_verdict(plan: Path, gates: tuple[GateResult, ...], profiles_seen: tupl
     write_json(verdict_path(plan), {**content, "digest": _digest(content)})
 
 
-def inspect_proven(plan: Path, content: bytes | None = None) -> PlanRecord:
+def inspect_with_verdict(plan: Path, content: bytes | None = None) -> PlanRecord:
     """A plan's record, in which `validated` is true where this very plan passed every gate on its GPU, and `reason` says why not.
 
     Every verdict in the plan's folder that names the plan counts; all must agree.
@@ -102,16 +102,22 @@ def inspect_proven(plan: Path, content: bytes | None = None) -> PlanRecord:
 
 
 def _objection(verdict: Verdict, record: PlanRecord, record_sha256: str) -> str:
-    """Why a verdict does not prove a plan; empty where it does."""
+    """Why a plan does not count as validated by a verdict; empty where it does."""
     if verdict.record_sha256 != record_sha256:
         return "its record was changed after its validation"
     if unseen := sorted(set(range(len(record.profiles))) - set(verdict.profiles_seen)):
         return f"no request of its validation took its profile {' or '.join(map(str, unseen))}"
     if not verdict.gates:
-        return "its validation held it against no gate"
+        return "its validation ran no gate"
     if failed := [gate.name for gate in verdict.gates if not gate.passed]:
         return f"it failed {len(failed)} of {len(verdict.gates)} gates: {', '.join(failed)}"
     return ""
+
+
+def verdict_files(plan: Path, plan_sha256: str) -> list[Path]:
+    """Files in the plan's folder that hold a verdict on it, under any name: what travels with it."""
+    paths = sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}"))
+    return [path for path in paths if isinstance(values := _values(path), dict) and values.get("plan_sha256") == plan_sha256]
 
 
 def _verdicts_on(plan: Path, plan_sha256: str) -> list[Verdict]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.export.serving import ScoringModel, ServingModel
-from onerec_trt.export.stage import trace_graphs
 from onerec_trt.models.beam_search import beam_search
 from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.config import parse_config
@@ -24,7 +22,6 @@ from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import write_requests
 from onerec_trt.models.synthetic import World, make_catalogue, make_requests, write_catalogue
 from onerec_trt.tools.pipeline import run_stages
-from onerec_trt.validation import trace_parity
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
 
@@ -110,41 +107,31 @@ def make_world() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def finished_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of pytest have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def finished_world(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with checkpoint, requests, and the finished stages of `fp16` and `fp8-row` in `out`. Read only: copy it to change it."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    for precision in ("fp16", "fp8-row"):
-        for _ in run_stages(load_recipe(write_recipe(folder, precision))):
-            pass
-    return folder
+    world = shared_folder / "world"
+    with FileLock(shared_folder / "world.lock"):
+        if not world.exists():
+            folder = tmp_path_factory.mktemp("unfinished") / "world"
+            write_world(folder)
+            for precision in ("fp16", "fp8-row"):
+                for _ in run_stages(load_recipe(write_recipe(folder, precision))):
+                    pass
+            folder.rename(world)
+    return world
 
 
 @pytest.fixture(scope="session")
 def finished_recipe(finished_world: Path) -> Callable[[str], Recipe]:
     """A finished recipe by precision: fp16 or fp8-row."""
     return lambda precision: load_recipe(finished_world / f"{precision}.yaml")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _traced_once() -> Iterator[None]:
-    """Tracing the small world's graphs again takes most of a validation's time; equal models are traced once."""
-    traced: dict[tuple[object, ...], dict[str, ir.Model]] = {}
-
-    def trace(serving: ServingModel, scoring: ScoringModel) -> dict[str, ir.Model]:
-        content = hashlib.sha256()
-        for name, buffer in serving.named_buffers():
-            content.update(
-                f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode() + buffer.contiguous().view(torch.uint8).numpy().tobytes()
-            )
-        key = (content.hexdigest(), tuple(serving.widths), scoring.paths, str(serving.io))
-        if key not in traced:
-            traced[key] = trace_graphs(serving, scoring)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(trace_parity, "trace_graphs", trace)
-        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ..core.artifacts import remove_unfinished
 from ..core.errors import ArtifactError, OnerecTrtError
 from ..core.paths import located
 from ..core.threads import set_thread_defaults
-from . import dev_cli
+from . import dev_cli, server_cli
 
 PROGRAM = "onerec-trt"
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dev_cli.app)
+app.add_typer(server_cli.app)
 RecipeFile = Annotated[
     Path, typer.Argument(parser=located, metavar="RECIPE.yaml", help="The recipe; configs/ holds examples.", show_default=False)
 ]
@@ -266,7 +267,7 @@ def report(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, or a checkpoint.", show_default=False)
+        Path, typer.Argument(parser=located, metavar="PATH", help="A plan, a stage's folder, a checkpoint or a recipe.", show_default=False)
     ],
     trust: Trust = None,
     as_json: AsJson = False,
@@ -275,6 +276,77 @@ def inspect(
     from . import commands
 
     commands.inspect(path, tuple(trust or ()), as_json)
+
+
+@app.command()
+def analyze(
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=located, metavar="CHECKPOINT", help="Folder with config.json and safetensors.", show_default=False)
+    ],
+    requests: Annotated[
+        Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="Requests with targets.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The HTML file to write.")] = Path("out/analysis.html"),
+    key_map: Annotated[
+        Path | None, typer.Option(parser=located, metavar="PATH", help="How the checkpoint names its tensors.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=10, help="Take the first requests only.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Show how wide a checkpoint's weights and activations are spread, and which of them one FP8 scale can hold."""
+    from .fidelity import command
+
+    command.analyze(checkpoint, requests, out, key_map, limit, as_json)
+
+
+@app.command()
+def sensitivity(
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=located, metavar="CHECKPOINT", help="Folder with config.json and safetensors.", show_default=False)
+    ],
+    requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="Some requests.", show_default=False)],
+    precision: Annotated[str, typer.Option(help="Whose layers are quantized.")] = "fp8-paper",
+    target: Annotated[
+        float | None, typer.Option(min=0, help="Score error in nat that a mixed recipe is to reach. Default: half.", show_default=False)
+    ] = None,
+    key_map: Annotated[
+        Path | None, typer.Option(parser=located, metavar="PATH", help="How the checkpoint names its tensors.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Take the first requests only.")] = 64,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Show which layers cost most in FP8, and which to keep in FP16 to reach a target."""
+    from .fidelity import command
+
+    command.sensitivity(checkpoint, requests, precision, target, key_map, limit, device, as_json)
+
+
+@app.command()
+def fidelity(
+    recipe_files: Annotated[
+        list[Path],
+        typer.Argument(parser=located, metavar="RECIPE.yaml...", help="Validated recipes of one checkpoint.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write; a page beside it.")] = Path(
+        "out/fidelity.json"
+    ),
+    engine: Annotated[Engine, typer.Option(help="The engine whose validation is read.")] = Engine.ONNXRUNTIME,
+    again: Annotated[
+        list[Path],
+        typer.Option(
+            parser=located,
+            metavar="RECIPE.yaml",
+            help="A recipe of the same name, built and validated once more elsewhere.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Compare what validated recipes recommend with FP32, with intervals and the noise floor."""
+    from .fidelity import command
+
+    command.fidelity(recipe_files, out, engine.value, again, as_json)
 
 
 @app.command()

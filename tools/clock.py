@@ -28,7 +28,7 @@ class ClockWatch:
     def __init__(self) -> None:
         self._began, self._ended = threading.Event(), threading.Event()
         self._readings: list[tuple[int, int, bool]] = []  # MHz, mW, whether the power limit lowers the clock
-        self._most: int | None = None
+        self._max_mhz: int | None = None
 
     def __enter__(self) -> ClockWatch:
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
@@ -42,17 +42,17 @@ class ClockWatch:
         self._thread.join()
 
     def summary(self) -> dict[str, Any]:
-        """Median MHz beside the most that the GPU knows, median watts, and the share of readings at the power limit, from 0 to 1.
+        """Median MHz beside the highest that the GPU allows, median watts, and the share of readings at the power limit, from 0 to 1.
 
         Without readings they are null.
         """
         if not self._readings:
-            return {"readings": 0, "mhz": None, "most_mhz": None, "watts": None, "at_power_limit": None}
+            return {"readings": 0, "mhz": None, "max_mhz": None, "watts": None, "at_power_limit": None}
         clocks, powers, limited = zip(*self._readings, strict=True)
         return {
             "readings": len(self._readings),
             "mhz": round(statistics.median(clocks)),
-            "most_mhz": self._most,
+            "max_mhz": self._max_mhz,
             "watts": round(statistics.median(powers) / 1e3),
             "at_power_limit": round(statistics.mean(limited), 2),
         }
@@ -62,7 +62,7 @@ class ClockWatch:
             pynvml.nvmlInit()
             try:
                 gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-                self._most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+                self._max_mhz = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
                 _reading(gpu)  # of the time before
                 self._began.set()
                 while not self._ended.wait(INTERVAL_S):
@@ -79,7 +79,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
     """A summary as it reads: '1440 of 1980 MHz, 100 % at the power limit'."""
     if summary["readings"] < ENOUGH:
         return f"unknown, {summary['readings']} readings"
-    return f"{summary['mhz']} of {summary['most_mhz']} MHz, {100 * summary['at_power_limit']:.0f} % at the power limit"
+    return f"{summary['mhz']} of {summary['max_mhz']} MHz, {100 * summary['at_power_limit']:.0f} % at the power limit"
 
 
 def _reading(gpu: Any) -> tuple[int, int, bool]:

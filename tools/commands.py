@@ -22,9 +22,11 @@ from . import demo as demo_run
 from . import export_trial as trial
 from . import inspection, pipeline, signing
 from . import recommend as recommendation
+from .fidelity.command import compare
+from .outputs import require_own_page
 from .pipeline import StageResult
 from .report import load_run, require_current, write_report
-from .tables import gates_table, plans_table, recipes_table, stage_line
+from .tables import gates_table, plans_table, recipes_table, stage_line, stage_warnings
 from .terminal import print_results
 
 
@@ -32,12 +34,14 @@ def demo(out: Path, as_json: bool) -> None:
     _show(demo_run.prepare(out))
     recipes = demo_run.recipes(out)
     _show(demo_run.run(out, recipes))
+    compare(recipes, out / demo_run.FIDELITY_FILE, "onnxruntime")
     gates, figures = demo_run.model_gates(recipes[0])
     _finish(recipes, out, "onerec-trt demo", as_json, figures=figures, extra_gates=gates)
 
 
 def run(recipe_file: Path, as_json: bool) -> None:
     recipe = load_recipe(recipe_file)
+    pipeline.require_own_summary(pipeline.folders_of(recipe).root)
     _show(pipeline.run_stages(recipe, pipeline.whole_run(recipe)))
     _finish([recipe], pipeline.folders_of(recipe).root, f"onerec-trt run {recipe.name}", as_json)
 
@@ -86,6 +90,7 @@ def sign(artifacts: Sequence[Path], key: Path | None, fresh_key: Path | None, as
 
 def report(recipe_files: Sequence[Path], out: Path) -> None:
     recipes = [load_recipe(path) for path in recipe_files]
+    require_own_page(out)
     require_current([load_run(recipe) for recipe in recipes])
     _write_report(recipes, out, "onerec-trt report", {})
     typer.echo(out)
@@ -141,7 +146,8 @@ def _show(results: Iterator[StageResult]) -> None:
 def _shown(results: Iterator[StageResult]) -> Iterator[StageResult]:
     console = Console(stderr=True)
     for result in results:
-        console.print(stage_line(result.recipe, result.stage, result.record.ran, result.seconds))
+        for line in (stage_line(result.recipe, result.stage, result.record.ran, result.seconds), *stage_warnings(result.record)):
+            console.print(line, soft_wrap=True)
         yield result
 
 

@@ -12,7 +12,6 @@ import yaml
 
 from ..core.artifacts import write_text
 from ..core.errors import ArtifactError
-from ..core.ownership import stage_of
 from ..core.recipe import Recipe, load_recipe, parse_recipe
 from ..core.sources import Sources
 from ..core.stages import Stage, require_places
@@ -23,9 +22,11 @@ from ..models.requests import read_requests
 from ..validation.confidence_interval import paired_interval
 from ..validation.fp32_reference import heldout_requests, make_reference
 from ..validation.gates import Gate, gate
-from .pipeline import REPORT_FILE, SUMMARY_FILE, StageResult, folders_of, reference_job_of, run_stages, stages_of, timed
+from .fidelity.command import require_own_fidelity
+from .pipeline import StageResult, folders_of, reference_job_of, require_own_summary, run_stages, stages_of, timed
 
 SOURCES = Sources(("core", "models"))  # of data and training
+FIDELITY_FILE = "fidelity.json"
 DEMO_RECIPES = ("fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper")
 HIT_RANGE = (0.2, 0.8)  # outside, hit rates say nothing: the task is too hard or too easy
 TIMES_POPULARITY = 3.0
@@ -112,12 +113,10 @@ def train_stage(data: Path, folder: Path) -> Stage:
 
 
 def _require_own_files(out: Path) -> None:
-    """Refuse to replace a report or summary in a folder without the demo's data, and a recipe that is not the demo's."""
+    """Refuse to replace a report, a summary or a recipe that is not the demo's."""
+    require_own_summary(out)
+    require_own_fidelity(out / FIDELITY_FILE)
     hint = "move it away, or choose another output folder; nothing was changed"
-    if stage_of(out / "data") is None:
-        for path in (out / SUMMARY_FILE, out / REPORT_FILE):
-            if path.exists():
-                raise ArtifactError("the demo would replace a file that is not its own", where=str(path), hint=hint)
     for path, text in ((_recipe_file(out, name), _recipe_text(name)) for name in DEMO_RECIPES):
         if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             hint = f"run it with `onerec-trt run {path}`, or {hint}"

@@ -12,7 +12,15 @@ import typer
 
 from ..core.paths import located
 
-app = typer.Typer(name="dev", help="For people who change onerec-trt: tiles and speed of kernels, cost of an export.", no_args_is_help=True)
+app = typer.Typer(
+    name="dev",
+    help="For people who change onerec-trt: kernels, exports, trained references, how steady the gates are.",
+    no_args_is_help=True,
+)
+ReferenceSize = Annotated[str, typer.Option(help="0.1B or 0.1B-moe; toy and toy-moe take seconds on a CPU.")]
+ReferenceSeed = Annotated[int, typer.Option(min=0, help="Of the world, its users and the first weights.")]
+ReferenceState = Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Keeps data, saved state and checkpoint.")]
+DeviceName = Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.", show_default=False)]
 Commit = Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)]
 
 
@@ -74,3 +82,118 @@ def tune(
 
     choose(out, log=log, say=typer.echo)
     typer.echo(f"{out}: to use these tiles, put the file in the place of operators/kernels/tiles.json in the repository and install again")
+
+
+@app.command("batch-times")
+def batch_times(
+    model: Annotated[
+        Path, typer.Argument(parser=located, metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("times.json"),
+    context: Annotated[int, typer.Option(min=1, help="Tokens of every request.")] = 512,
+    batch: Annotated[list[int], typer.Option(min=1, help="Requests of a batch; may be given several times.")] = [1, 2, 4, 8, 16, 32],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each batch.")] = 30,
+) -> None:
+    """Time batches of several sizes, from inputs to items in memory: what `repository --times` sets batching by."""
+    from .batch_times import measure
+
+    for size, milliseconds in measure(model, out, context, batch, samples).milliseconds.items():
+        typer.echo(f"batch {size:3}: {milliseconds:8.2f} ms, {size / milliseconds * 1e3:8.1f} requests/s")
+
+
+@app.command("perf-inputs")
+def perf_inputs(
+    repository: Annotated[Path, typer.Argument(parser=located, metavar="REPO", help="A model repository.", show_default=False)],
+    requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="The requests.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("perf-inputs.json"),
+    model: Annotated[str, typer.Option(help="The model that is to be asked.")] = "onerec",
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
+) -> None:
+    """Write requests as perf_analyzer reads them (--input-data), for a model that is served from a repository."""
+    from .perf_inputs import write_inputs
+
+    typer.echo(f"{write_inputs(repository, model, requests, out, limit)} requests: perf_analyzer -m {model} --input-data {out}")
+
+
+@app.command("train-reference")
+def train_reference(
+    size: ReferenceSize = "0.1B",
+    seed: ReferenceSeed = 1,
+    state: ReferenceState = Path("out/references"),
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many; the next call goes on. 0: make the data only.")] = 9,
+    device: DeviceName = "",
+) -> None:
+    """Train a reference model on the synthetic world at full size, in parts of some minutes."""
+    from .fidelity.command import train_reference as train
+
+    train(size, seed, state, minutes, device)
+
+
+@app.command("measure-reference")
+def measure_reference(
+    size: ReferenceSize = "0.1B",
+    seed: ReferenceSeed = 1,
+    state: ReferenceState = Path("out/references"),
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/fidelity.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Held-out requests.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+    device: DeviceName = "",
+) -> None:
+    """Measure a trained reference in every precision against FP32; exits with 2 when a bar is missed."""
+    from .fidelity.command import measure_reference as measure
+
+    measure(size, seed, state, out, requests, batch_size, device)
+
+
+@app.command("reference-results")
+def reference_results(
+    files: Annotated[
+        list[Path], typer.Argument(parser=located, metavar="FILE.json...", help="What measure-reference wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Gets fidelity.json, fidelity.md and its plots.")] = Path(
+        "out/results"
+    ),
+) -> None:
+    """Write measured references as one JSON file and as the page of the docs."""
+    from .fidelity.results_page import read_measurement, write_results
+
+    for path in write_results([read_measurement(file) for file in files], out):
+        typer.echo(path)
+
+
+@app.command("serving-load")
+def serving_load(
+    url: Annotated[str, typer.Argument(metavar="HOST:PORT", help="A server.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("serving-load.json"),
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "onerec",
+    grpc: Annotated[bool, typer.Option("--grpc", help="The port is that of gRPC.")] = False,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 64,
+    rate: Annotated[float | None, typer.Option(help="Requests per second of random arrivals instead.", show_default=False)] = None,
+    context: Annotated[list[int], typer.Option(min=1, help="Tokens of a request; may be given several times.")] = [512],  # noqa: B006
+    batch: Annotated[int, typer.Option(min=1, help="Contexts that a request brings.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    processes: Annotated[int, typer.Option(min=1, help="Among which the clients are divided.")] = 4,
+) -> None:
+    """Ask a server for a while, in closed loops or at random times; print latency and rate as clients see them."""
+    from .serving_load import Load, describe, measure_load
+
+    load = Load(url, "grpc" if grpc else "http", model, clients, rate, tuple(context), batch, seconds, processes)
+    typer.echo(describe(measure_load(load, out), context))
+
+
+@app.command()
+def resample(
+    recipe_files: Annotated[
+        list[Path], typer.Argument(parser=located, metavar="RECIPE.yaml...", help="Recipes that were validated.", show_default=False)
+    ],
+    requests: Annotated[int, typer.Option(min=1, help="Requests of a sample.")] = 300,
+    times: Annotated[int, typer.Option(min=1, help="Samples of each recipe.")] = 200,
+) -> None:
+    """Judge samples of the requests that a validation recorded; print how often each gate failed."""
+    from ..core.recipe import load_recipe
+    from .resample import resample as judge_samples
+
+    for path in recipe_files:
+        recipe = load_recipe(path)
+        failed = {gate: count for gate, count in judge_samples(recipe, requests, times).items() if count}
+        typer.echo(f"{recipe.name}: {times} samples of {requests} requests, " + (f"failed: {failed}" if failed else "all passed"))

@@ -1,4 +1,4 @@
-"""What `onerec-trt inspect` shows of a plan, a stage's folder or a checkpoint."""
+"""What `onerec-trt inspect` shows of a plan, a stage's folder, a checkpoint or a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import ArtifactError
+from ..core.recipe import Recipe, load_recipe
 from ..core.records import RECORD_NAME, read_record
+from ..core.stages import Stage, declare, differences
 from ..models.catalogue import summary as summary_of_index
 from ..models.checkpoint import CONFIG_NAME, open_checkpoint
 from ..models.config import counted_parameters
@@ -18,8 +20,10 @@ from ..runtime.inspector_report import summary
 from ..runtime.item_index import ItemIndex, is_index
 from ..runtime.plan_record import PlanLayer
 from ..runtime.signature import require_signature
-from ..runtime.verdict import inspect_proven
+from ..runtime.verdict import inspect_with_verdict
+from .pipeline import stages_of, whole_run
 
+_RECIPES = (".yaml", ".yml")
 _ROWS = 12  # of a long mapping or list, the rest is in --json
 
 
@@ -27,19 +31,22 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
     """Facts about an artifact, verified against its record.
 
     Args:
-        path: A plan, a stage's folder or a checkpoint.
+        path: A plan, a stage's folder, a checkpoint or a recipe, of which every stage is told whether its result is up to date.
         trust: Public keys, one of which must have signed it; then `signed_by` has that key's fingerprint. Default: none is asked for.
 
     Raises:
         ArtifactError: It is none we know, does not match its record, or is not signed by a trusted key.
         CheckpointError: It is a damaged checkpoint.
+        RecipeError: It is no valid recipe.
     """
     if trust:
         signed = path / "model.onnx" if (path / "model.onnx").is_file() else path
         return {**inspect(path), "signed_by": require_signature(signed, trust)}
     if path.suffix == ".plan":
-        record = inspect_proven(path)
+        record = inspect_with_verdict(path)
         return {"kind": "plan", **record.model_dump(mode="json"), "validated": record.validated, "reason": record.reason}
+    if path.suffix in _RECIPES:
+        return _recipe(load_recipe(path))
     if is_index(path):
         return {"kind": "catalogue", **summary_of_index(ItemIndex.load(path)).model_dump(mode="json")}
     if (path / RECORD_NAME).is_file():
@@ -52,8 +59,27 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
     raise ArtifactError(
         "this is no artifact",
         where=str(path),
-        hint="give a .plan file, an index, a folder with record.json, or a checkpoint folder with config.json",
+        hint="give a .plan file, an index, a folder with record.json, a checkpoint folder with config.json, or a recipe",
     )
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's stages in the order they run, by their folders."""
+    stages = [each for stage in stages_of(recipe) if stage.name in whole_run(recipe) for each in (*stage.needs, stage)]
+    states = {str(stage.folder.relative_to(recipe.output)): _state(stage) for stage in stages}
+    return {"kind": "recipe", "name": recipe.name, "precision": recipe.precision, "output": str(recipe.output), "stages": states}
+
+
+def _state(stage: Stage) -> str:
+    """Whether what lies in a stage's folder is what it would make now; on another machine it may be made again all the same."""
+    if not (stage.folder / RECORD_NAME).is_file():
+        return "has not run"
+    try:
+        found = differences(read_record(stage.folder), declare(stage))
+    except ArtifactError as error:
+        return error.what
+    changed = [str(difference) for difference in found if difference.kind != "machine"]
+    return f"made from another {changed[0]}" if changed else "up to date"
 
 
 def table(facts: dict[str, Any]) -> Table:

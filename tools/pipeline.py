@@ -12,16 +12,18 @@ from typing import Any
 from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import write_json
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, RequestError
+from ..core.progress import announce
 from ..core.recipe import Recipe
 from ..core.records import Record
 from ..core.stages import Stage, require_places, run_stage
 from ..export.stage import export_stage
-from ..runtime.verdict import inspect_proven
+from ..runtime.verdict import inspect_with_verdict
 from ..validation.backends import EngineName
 from ..validation.fp32_reference import ReferenceJob, reference_stage
 from ..validation.gates import Gate
-from ..validation.validate import PROOF_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
+from ..validation.validate import ON_GPU_FOLDER, VALIDATE, Validation, ValidationJob, read_validation, validate_stage
+from .outputs import require_own_json, require_own_page
 
 STAGES = ("calibrate", "export", "build", "validate")
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
@@ -57,7 +59,7 @@ def folders_of(recipe: Recipe) -> Folders:
         baseline=root / "fp16-baseline",
         plans=root / PLAN_FOLDERS[recipe.build.target],
         validated=root / "validated",
-        validated_tensorrt=root / PROOF_FOLDER,
+        validated_tensorrt=root / ON_GPU_FOLDER,
         reference=recipe.output / "reference",
     )
 
@@ -149,12 +151,15 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
     """
     stages = {stage.name: stage for stage in stages_of(recipe)}
     require_places(*(stages[name] for name in names))  # before hours of work
+    if any(name in VALIDATE.values() for name in names) and not recipe.heldout.exists():
+        raise RequestError("request file not found", where=str(recipe.heldout), hint="correct the key `heldout` of the recipe")
     for name in names:
         yield timed(recipe.name, stages[name])
 
 
 def timed(recipe: str, stage: Stage) -> StageResult:
-    """Run a stage and take the time."""
+    """Run a stage and take the time; without a terminal, a line says that it begins."""
+    announce(f"{recipe} {stage.name} begins")
     started = time.monotonic()
     record = run_stage(stage)
     return StageResult(recipe, stage.name, record, time.monotonic() - started)
@@ -181,7 +186,7 @@ def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
         if not files:
             raise ArtifactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
         for file in files:
-            record = inspect_proven(file)
+            record = inspect_with_verdict(file)
             path = str(file.relative_to(recipe.output))
             found.append({"path": path, "target": f"{record.target} sm {record.compute_capability}", "validated": record.validated})
     return found
@@ -218,6 +223,16 @@ def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> li
 def _or_null(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
+
+
+def require_own_summary(folder: Path) -> None:
+    """Check, before hours of work, that report and summary of a run would replace nothing but those of another run.
+
+    Raises:
+        ArtifactError: Another file lies there.
+    """
+    require_own_page(folder / REPORT_FILE)
+    require_own_json(folder / SUMMARY_FILE, ("gates", "plans", "recipes"))
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

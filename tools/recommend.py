@@ -29,8 +29,11 @@ from ..runtime.tensorrt_runner import TensorRtRunner
 from ..validation.catalogue import bound
 from ..validation.item_validity import item_validity
 from ..validation.requests_feed import run_all
+from .outputs import require_own_table
 
 DEFAULT_BATCH = 32
+COLUMNS = ("request", "rank", *(f"sid_{level + 1}" for level in range(LEVELS)), "score")
+ITEM_COLUMN = "item_id"  # beside the others, where a catalogue is given
 _SHOWN_REQUESTS, _SHOWN_ITEMS = 3, 3
 
 
@@ -86,12 +89,13 @@ def recommend(
 
     Raises:
         ArtifactError: The model or the index does not load or fit, the model does not match its record or finds no items, or the
-            file cannot be written.
+            file cannot be written, or another file than such a result lies there.
         RequestError: A request is malformed or longer than the model takes, or no profile takes such a batch.
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
     """
-    runner = _runner(model, trust)
+    require_own_table(out, COLUMNS)
+    runner = open_runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]
     chosen = read_contexts(requests, feature_width, max_context=_max_context(runner), limit=limit)
@@ -138,7 +142,12 @@ def _index(path: Path | None, io: GraphIO) -> ItemIndex | None:
     return None
 
 
-def _runner(model: Path, trust: Sequence[Path]) -> OnnxRuntimeRunner | TensorRtRunner:
+def open_runner(model: Path, trust: Sequence[Path] = ()) -> OnnxRuntimeRunner | TensorRtRunner:
+    """What runs a plan or an exported graph, by the ending of its name.
+
+    Raises:
+        ArtifactError: It is neither, does not load, or is not signed by one of the keys in `trust`.
+    """
     if model.suffix == ".plan":
         return TensorRtRunner.load(model, trust=trust)
     if model.suffix == ".onnx":
@@ -168,17 +177,19 @@ def _default_batch(runner: OnnxRuntimeRunner | TensorRtRunner, requests: Request
 def _write(path: Path, ids: Sequence[str], sids_nW3: NDArray[np.int32], scores_nW: NDArray[np.float32], items: FoundItems | None) -> None:
     """With items, each row as often as its semantic ID has items."""
     count, width = scores_nW.shape
-    columns: dict[str, pa.Array] = {
-        "request": pa.array(np.repeat(np.asarray(ids, dtype=object), width), pa.string()),
-        "rank": pa.array(np.tile(np.arange(1, width + 1, dtype=np.int32), count)),
-        **{f"sid_{level + 1}": pa.array(sids_nW3[..., level].ravel()) for level in range(LEVELS)},
-        "score": pa.array(scores_nW.ravel()),
-    }
+    columns: list[pa.Array] = [
+        pa.array(np.repeat(np.asarray(ids, dtype=object), width), pa.string()),
+        pa.array(np.tile(np.arange(1, width + 1, dtype=np.int32), count)),
+        *(pa.array(sids_nW3[..., level].ravel()) for level in range(LEVELS)),
+        pa.array(scores_nW.ravel()),
+    ]
+    names = list(COLUMNS)
     if items is not None:
         rows = pa.array(np.repeat(np.arange(count * width), np.diff(items.rows)))
-        columns = {name: column.take(rows) for name, column in columns.items()} | {"item_id": pa.array(items.ids)}
+        columns = [*(column.take(rows) for column in columns), pa.array(items.ids)]
+        names.append(ITEM_COLUMN)
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(pa.table(columns, names=names), temporary, compression="zstd", write_page_checksum=True)
 
 
 def _first(ids: Sequence[str], sids_nW3: NDArray[Any], scores_nW: NDArray[np.float32], items: FoundItems | None) -> list[Item]:

@@ -12,10 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..core.records import Record
 from ..validation.gates import Gate
 from ..validation.validate import Validation
 from .formats import number_text, seconds_text, share_text, sign_text
 from .terminal import compact_table
+
+_WARNINGS = 12  # of a stage in the terminal
 
 
 def gates_table(gates: Sequence[Gate], *, failed_only: bool = False) -> Table | Text:
@@ -68,11 +71,20 @@ def plans_table(plans: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def stage_line(recipe: str, stage: str, ran: bool, seconds: float) -> Text:
-    """One line about a finished stage: `✓ fp8-row     calibrate   12.3 s`, or that it was up to date."""
-    line = Text("✓ ", style="green").append(recipe.ljust(12), style="bold").append(stage.ljust(11), style="not green not bold")
+    """One line about a finished stage: `✓ fp8-row       calibrate         12.3 s`, or that it was up to date."""
+    line = Text("✓ ", style="green").append(f"{recipe:13} ", style="bold").append(f"{stage:10} ", style="not green not bold")
     if ran:
         return line.append(seconds_text(seconds).rjust(12), style="not green")
     return line.append("up to date".rjust(12), style="not green dim")
+
+
+def stage_warnings(record: Record) -> list[Text]:
+    """What a stage warns of, the builder's warnings about each plan included: a few lines, the rest is in the record."""
+    plans = [plan for plan in record.facts.values() if isinstance(plan, Mapping) and "builder_warnings" in plan]
+    built = [f"{plan['plan']}: {warning}" for plan in plans for warning in plan["builder_warnings"]]
+    warnings = [*record.facts.get("warnings", ()), *built]
+    more = [f"{len(warnings) - _WARNINGS} more warnings are in the record and in the report"] if len(warnings) > _WARNINGS else []
+    return [Text("! ", style="yellow").append(str(warning), style="not yellow") for warning in [*warnings[:_WARNINGS], *more]]
 
 
 def failed_first(gates: Sequence[Gate]) -> list[Gate]:

@@ -1,4 +1,4 @@
-"""Inputs for the operator gate that requests seldom give: ties, padding that holds values, the shortest and the longest contexts."""
+"""Inputs for the operator gate that requests seldom give: ties, NaN, padding that holds values, the shortest and the longest contexts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..operators.operator import Call
 
 
 class Adversarial(NamedTuple):
-    """A call with made-up inputs and its reference outputs; `exact`: the outputs behind the first, indices, must be equal."""
+    """A call with made-up inputs and its reference outputs; `exact`: numbers of the outputs, indices, that must be equal."""
 
     call: Call
-    exact: bool
+    exact: tuple[int, ...] = ()
 
 
 def adversarial_calls(calls: Sequence[Call]) -> list[Adversarial]:
@@ -25,13 +25,23 @@ def adversarial_calls(calls: Sequence[Call]) -> list[Adversarial]:
 
 
 def _ties(call: Call) -> Iterator[Adversarial]:
-    """All candidates equal; and a few equal ones above the rest, spread over the vocabulary. Earlier beams are equal too."""
+    """All candidates equal; and a few equal ones above the rest, spread over the vocabulary. Earlier beams are equal too.
+
+    And rows without probabilities: one of NaN, one of -inf alone; all others are as they were, and lose no place to them.
+    """
     logits_NV, scores_BR = call.inputs
     flat = torch.zeros_like(logits_NV)
     raised = flat.clone()
     raised[:, ::3] = 1.0
     for what, logits in (("all scores equal", flat), ("the best scores equal", raised)):
-        yield _with_inputs(call, what, (logits, torch.zeros_like(scores_BR)), exact=True)
+        yield _with_inputs(call, what, (logits, torch.zeros_like(scores_BR)), exact=(1, 2))
+    for what, bad in (("a row of NaN", torch.nan), ("a row of -inf", -torch.inf)):
+        broken = logits_NV.clone()
+        broken[-1] = bad
+        yield _with_inputs(call, what, (broken, scores_BR))
+    never = logits_NV.clone()
+    never[:, : never.shape[1] // 2] = -torch.inf
+    yield _with_inputs(call, "half of the candidates at -inf", (never, scores_BR))
 
 
 def _item_edges(call: Call) -> Iterator[Adversarial]:
@@ -64,6 +74,41 @@ def _attention_lengths(call: Call) -> Iterator[Adversarial]:
         yield _with_inputs(call, what, (query_ND, key, value, cut_B))
 
 
+def _routes(call: Call) -> Iterator[Adversarial]:
+    """Experts with equal scores: all of them, and all that are best but the first. A token of zeros, which knows no expert."""
+    x_ND, router_ED, bias_E = call.inputs
+    equal = router_ED[:1].expand_as(router_ED).contiguous()
+    first_worse = torch.zeros_like(bias_E)
+    first_worse[0] = -1.0
+    yield _with_inputs(call, "all experts equal", (x_ND, equal, torch.zeros_like(bias_E)), exact=(0,))
+    yield _with_inputs(call, "all experts but the first equal", (x_ND, equal, first_worse), exact=(0,))
+    yield _with_inputs(call, "tokens of zeros", (torch.zeros_like(x_ND), router_ED, torch.zeros_like(bias_E)), exact=(0,))
+
+
+def _positions(call: Call) -> Iterator[Adversarial]:
+    """One position takes all attention, or none; all have an equal share; the first and the last row of a request are ancestors."""
+    qkv_N3D, bos_B3D, *rest = call.inputs
+    width = qkv_N3D.shape[1] // 3
+    yield _with_inputs(call, "equal scores", (_scaled(qkv_N3D, 0.0, width), bos_B3D, *rest))
+    for what, sharpness in (("its own position far ahead", 1.0), ("its own position far behind", -1.0)):
+        own = qkv_N3D.clone()
+        own[:, :width] = _FAR
+        own[:, width : 2 * width] = sharpness * _FAR
+        yield _with_inputs(call, what, (own, bos_B3D, *rest))
+    if rest:
+        first_M3D, parent_BR = rest
+        last = first_M3D.shape[0] // parent_BR.shape[0] - 1
+        for what, row in (("the first row as every ancestor", 0), ("the last row as every ancestor", last)):
+            yield _with_inputs(call, what, (qkv_N3D, bos_B3D, first_M3D, torch.full_like(parent_BR, row)))
+
+
+def _scaled(qkv_N3D: Tensor, factor: float, width: int) -> Tensor:
+    """Projections whose queries are multiplied."""
+    scaled = qkv_N3D.clone()
+    scaled[:, :width] *= factor
+    return scaled
+
+
 def _cut(lengths_B: Tensor, tokens: int) -> Iterator[tuple[str, Tensor]]:
     yield "empty contexts", torch.zeros_like(lengths_B)
     yield "one token", torch.ones_like(lengths_B)
@@ -71,14 +116,18 @@ def _cut(lengths_B: Tensor, tokens: int) -> Iterator[tuple[str, Tensor]]:
     yield "full contexts", torch.full_like(lengths_B, tokens)
 
 
-def _with_inputs(call: Call, what: str, inputs: tuple[Tensor, ...], *, exact: bool = False) -> Adversarial:
+def _with_inputs(call: Call, what: str, inputs: tuple[Tensor, ...], *, exact: tuple[int, ...] = ()) -> Adversarial:
     outputs = call.operator.reference(*inputs, **call.attributes)
     return Adversarial(call._replace(label=f"{call.label} with {what}", inputs=inputs, outputs=outputs), exact)
 
 
+_FAR = 8.0  # of queries and keys: scores hundreds apart, one weight of the softmax is 1 and the others 0
 _EDGES: dict[str, Callable[[Call], Iterator[Adversarial]]] = {
     "BeamStep": _ties,
     **{f"BeamStepItems{level}": _item_edges for level in (1, 2, 3)},
     "ContextNorm": _norm_lengths,
     "ContextAttention": _attention_lengths,
+    "MoeRoute": _routes,
+    "BeamSelfAttention1": _positions,
+    "BeamSelfAttention2": _positions,
 }

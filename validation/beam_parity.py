@@ -8,9 +8,10 @@ from pydantic import BaseModel
 
 from ..core.recipe import ValidateOptions
 from ..models.evaluation import hits
-from .confidence_interval import paired_interval
+from .confidence_interval import share_interval
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
+from .serving_parity import contains
 
 Sids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -23,7 +24,7 @@ class BeamMetrics(BaseModel):
 
     `tie_band`: nat; requests whose two best FP32 items lie closer are no test of the first place.
     `score_regret`, `score_regret_W`: mean FP32 log-probability lost per item among the first k, or all W, in nat.
-    `hit_interval`: 99 % paired bootstrap interval of hit@k minus the FP32 model's.
+    `hit_interval`: exact paired 99 % interval of hit@k minus the FP32 model's.
     """
 
     k: int
@@ -70,7 +71,7 @@ def beam_metrics(sids_nW3: Sids, fp32_scores_nW: Floats, targets_n3: Sids, refer
         score_regret_W=float(reference.scores_nW.mean() - fp32_scores_nW.mean()),
         hit=float(engine_hits.mean()),
         hit_fp32=float(fp32_hits.mean()),
-        hit_interval=paired_interval(engine_hits, fp32_hits),
+        hit_interval=share_interval(engine_hits, fp32_hits),
     )
 
 
@@ -99,8 +100,7 @@ def beam_gates(recipe: str, metrics: BeamMetrics, noise: float, options: Validat
 
 def overlap(actual_nk3: Sids, expected_nk3: Sids) -> NDArray[np.float64]:
     """Share of each request's expected items that are among the actual ones, [n]."""
-    found_nk = (expected_nk3[:, :, None] == actual_nk3[:, None]).all(-1).any(2)
-    return np.asarray(found_nk.mean(1), np.float64)
+    return np.asarray(contains(actual_nk3, expected_nk3).mean(1), np.float64)
 
 
 def order(sids_nW3: Sids, reference: Reference, band: float) -> float:

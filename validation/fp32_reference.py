@@ -21,14 +21,16 @@ from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from .catalogue import open_index
+from .device import on_compute_device
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
-_HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")  # of this folder, which is mostly about gates
+# Of this folder, which is mostly about gates.
+_HERE = ("catalogue", "device", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
         *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export"),
@@ -106,7 +108,7 @@ def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
             "batch_size": job.batch_size,
             "max_context": job.max_context,
         },
-        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": job.heldout, **given},
+        inputs=lambda: {"checkpoint": checkpoint_files(job.checkpoint), "heldout": request_files(job.heldout), **given},
         body=partial(_write, job),
     )
 
@@ -138,8 +140,7 @@ def heldout_requests(job: ReferenceJob) -> Requests:
         RequestError: The file or a request in it is malformed.
     """
     config = open_checkpoint(job.checkpoint, job.key_map).config
-    requests = read_requests(job.heldout, config, max_context=job.max_context, need_targets=True)
-    return requests.select(slice(job.max_requests))
+    return read_requests(job.heldout, config, max_context=job.max_context, need_targets=True, limit=job.max_requests)
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
@@ -167,18 +168,21 @@ def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
     model = checkpoint.load_model()
     index = None if job.followed is None else open_index(job.followed, model.config.codebook)
     sids, scores, cutoffs, scoring = [], [], [], []
-    with torch.no_grad():
+    with torch.no_grad(), on_compute_device(model) as device:
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-            beams = beam_search(model, batch.features_BSF, batch.lengths_B3, job.beam, index)
-            sids.append(beams.sids_BW3.numpy())
-            scores.append(beams.scores_BW.numpy())
-            cutoffs.append(beams.cutoffs_B3.numpy())
-            scoring.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, beams.sids_BW3.clamp(min=0)).numpy())
+            features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
+            beams = beam_search(model, features, lengths, job.beam, index)
+            sids.append(beams.sids_BW3.cpu().numpy())
+            scores.append(beams.scores_BW.cpu().numpy())
+            cutoffs.append(beams.cutoffs_B3.cpu().numpy())
+            scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3.clamp(min=0)).cpu().numpy())
     sids_nW3 = np.concatenate(sids)
     _require_full(sids_nW3, requests, job)
-    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
-    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
+    decoder = Decoder(Fp16Source(checkpoint))
+    with on_compute_device(decoder):
+        runner = ScoringTorchRunner(decoder, sids_nW3.shape[1])
+        fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, job.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
-    return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise}
+    return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise, "device": device.type}

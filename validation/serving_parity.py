@@ -7,7 +7,6 @@ what the serving graph says of an item must be what the scoring graph says, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,32 +16,15 @@ from pydantic import BaseModel
 from ..models.config import LEVELS
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
-
-Floats = NDArray[np.float32]
-Sids = NDArray[np.int64]
+from .outputs import Floats, Outputs, Sids
 
 # ONNX Runtime gives a row the same result whatever rows lie beside it, so only the FP32 sums of three log-probabilities differ.
 ONNXRUNTIME_TOLERANCE = 2e-6 * LEVELS  # nat, for scores down to -16; beyond, FP32 itself is coarser and the tolerance grows with it
 _EXACT_DOWN_TO = 16.0
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What the serving graph of an engine gave, and what the scoring graph of the same engine says of these items.
-
-    Args:
-        sids_nW3: The items, best first, as they came.
-        scores_nW: Their scores.
-        scoring_nW3: Log-probability of each token by the scoring graph. An item out of range was moved into it first.
-    """
-
-    sids_nW3: Sids
-    scores_nW: Floats
-    scoring_nW3: Floats
-
-
 class Noise(NamedTuple):
-    """Error of an engine against FP32 along FP32's beams, in nat: the worst of each step's running score, and the mean of the last."""
+    """How far an engine is from a model along FP32's beams, in nat: the worst of each step's running score, and the mean of the last."""
 
     worst_3: NDArray[np.float64]
     mean: float
@@ -53,7 +35,7 @@ class ServingErrors(BaseModel):
 
     `malformed`: requests with an item out of range, an item twice, or an item behind a worse one; `first_malformed` describes one.
     `score_error`, `mean_score_error`: difference in nat from the scoring graph's scores of the same items.
-    `left_out`: items of FP32's beams that this engine itself holds for clearly better and did not find.
+    `left_out`: items of the beams of FP32 or of the quantized model that this engine itself holds for clearly better and did not find.
     """
 
     malformed: int
@@ -72,36 +54,36 @@ def in_range(sids_nW3: Sids, codebook: int) -> Sids:
     return sids_nW3.clip(0, codebook - 1)
 
 
-def engine_noise(scoring_nW3: Floats, reference: Reference) -> Noise:
-    """How far an engine's scoring graph is from FP32 along FP32's beams."""
-    error_nW3 = np.abs(_running(scoring_nW3) - _running(reference.scoring_nW3))
+def noise_between(scoring_nW3: Floats, model_nW3: Floats) -> Noise:
+    """How far an engine's scoring graph is from a model along the same beams."""
+    error_nW3 = np.abs(_running(scoring_nW3) - _running(model_nW3))
     return Noise(error_nW3.max((0, 1)), float(error_nW3[..., -1].mean()))
 
 
-def serving_errors(found: Found, scoring_nW3: Floats, reference: Reference, codebook: int, ids: Sequence[str]) -> ServingErrors:
+def serving_errors(outputs: Outputs, reference: Reference, codebook: int, ids: Sequence[str]) -> ServingErrors:
     """Compare the output of a serving graph with the scoring graph of the same engine.
 
     Args:
-        found: The output.
-        scoring_nW3: Log-probabilities along FP32's beams by the scoring graph of the engine.
+        outputs: Of the engine.
         reference: FP32's beams.
         codebook: Tokens of a level.
         ids: Names of the requests, for messages.
     """
-    noise = engine_noise(scoring_nW3, reference)
-    malformed, first_malformed = _malformed(found, codebook, ids)
-    expected_nW = _running(found.scoring_nW3)[..., -1]
-    error_nW = np.abs(found.scores_nW - expected_nW) / np.maximum(1, np.abs(expected_nW) / _EXACT_DOWN_TO)
+    noise = noise_between(outputs.scoring_nW3, reference.scoring_nW3)
+    malformed, first_malformed = _malformed(outputs, codebook, ids)
+    expected_nW = _running(outputs.own_nW3)[..., -1]
+    error_nW = np.abs(outputs.scores_nW - expected_nW) / np.maximum(1, np.abs(expected_nW) / _EXACT_DOWN_TO)
     row, place = divmod(int(np.argmax(np.where(np.isnan(error_nW), np.inf, error_nW))), error_nW.shape[1])
-    left_out_nW = _left_out(found, scoring_nW3, reference, noise)
+    worst, expected = outputs.scores_nW[row, place], expected_nW[row, place]
+    left_out, first_left_out = _left_out(outputs, reference, noise, ids)
     return ServingErrors(
         malformed=malformed,
         first_malformed=first_malformed,
         score_error=float(error_nW.max()),
         mean_score_error=float(error_nW.mean()),
-        worst_score=f"request {ids[row]}, item {place + 1}: {found.scores_nW[row, place]:.6g}, scoring graph {expected_nW[row, place]:.6g}",
-        left_out=int(left_out_nW.sum()),
-        first_left_out=_describe_left_out(left_out_nW, found, scoring_nW3, reference, ids),
+        worst_score=f"request {ids[row]}, item {place + 1}: {worst:.6g}, scoring graph {expected:.6g}",
+        left_out=left_out,
+        first_left_out=first_left_out,
         noise=float(noise.worst_3[-1]),
         mean_noise=noise.mean,
     )
@@ -126,7 +108,7 @@ def serving_gates(recipe: str, errors: ServingErrors, engine: str) -> list[Gate]
     return gates
 
 
-def _malformed(found: Found, codebook: int, ids: Sequence[str]) -> tuple[int, str]:
+def _malformed(found: Outputs, codebook: int, ids: Sequence[str]) -> tuple[int, str]:
     """How many requests have malformed items, and what is wrong with the first of them."""
     outside_n = ((found.sids_nW3 < 0) | (found.sids_nW3 >= codebook)).any((1, 2))
     number_nW = found.sids_nW3 @ np.array([codebook**2, codebook, 1], np.int64)
@@ -140,35 +122,50 @@ def _malformed(found: Found, codebook: int, ids: Sequence[str]) -> tuple[int, st
     return int(wrong_n.sum()), f"request {ids[row]} has {' and '.join(what for what, is_so_n in told.items() if is_so_n[row])}"
 
 
-def _left_out(found: Found, scoring_nW3: Floats, reference: Reference, noise: Noise) -> NDArray[np.bool_]:
-    """FP32's items [n, W] that the engine had to find by its own scores and did not.
+def _left_out(outputs: Outputs, reference: Reference, noise: Noise, ids: Sequence[str]) -> tuple[int, str]:
+    """How many items of a model's beams the engine had to find by its own scores and did not; and which is the first."""
+    bound_n3 = _bounds(outputs, reference, noise)
+    beams = {
+        "FP32": (reference.sids_nW3, outputs.scoring_nW3),
+        "the quantized model": (outputs.quantized_sids_nW3, outputs.quantized_own_nW3),
+    }
+    missing = set()
+    first = ""
+    for model, (sids_nW3, scoring_nW3) in beams.items():
+        above_nW = (_running(scoring_nW3) > bound_n3[:, None]).all(-1)
+        for row, place in np.argwhere(above_nW & ~contains(outputs.sids_nW3, sids_nW3)):
+            item = sids_nW3[row, place]
+            missing.add((int(row), *item.tolist()))
+            first = first or _describe(outputs, row, item, float(_running(scoring_nW3)[row, place, -1]), model, ids)
+    return len(missing), first
 
-    An item may be dropped at a step whose last kept beam is better. That beam's score is not seen, but two bounds are:
-    it is no better than any item found has at that step; and no better than FP32's last kept beam by more than the engine errs.
-    An item that is above one of them at every step was dropped for nothing.
+
+def _bounds(outputs: Outputs, reference: Reference, noise: Noise) -> NDArray[np.float64]:
+    """Scores [n, 3] above which the engine keeps a beam after each step, for certain.
+
+    A beam may be dropped where the last kept one is better. That one's score is not seen, but three bounds are: it is no better than
+    any found item at that step; and no better than the last beam that FP32, or the quantized model, keeps there, by more than the
+    engine is off that model.
     """
-    own_n3 = _running(found.scoring_nW3).min(1) + np.maximum(_disagreement(found), ONNXRUNTIME_TOLERANCE)
-    bound_n3 = np.fmin(own_n3, reference.cutoffs_n3.astype(np.float64) + noise.worst_3)
-    above_nW = (_running(scoring_nW3) > bound_n3[:, None]).all(-1)
-    return np.asarray(above_nW & ~_contains(found.sids_nW3, reference.sids_nW3), np.bool_)
+    own_n3 = _running(outputs.own_nW3).min(1) + np.maximum(_disagreement(outputs), ONNXRUNTIME_TOLERANCE)
+    fp32_n3 = reference.cutoffs_n3.astype(np.float64) + noise.worst_3
+    off_3 = np.maximum(noise_between(outputs.scoring_nW3, outputs.quantized_nW3).worst_3, ONNXRUNTIME_TOLERANCE)
+    quantized_n3 = outputs.quantized_cutoffs_n3.astype(np.float64) + off_3
+    return np.asarray(np.fmin(np.fmin(own_n3, fp32_n3), quantized_n3), np.float64)
 
 
-def _disagreement(found: Found) -> float:
+def _disagreement(found: Outputs) -> float:
     """How far the two graphs are apart, in nat; what lies closer is no clear order. A faulty graph has its own gate for that."""
-    return float(np.nan_to_num(np.abs(found.scores_nW - _running(found.scoring_nW3)[..., -1]), nan=0.0).max())
+    return float(np.nan_to_num(np.abs(found.scores_nW - _running(found.own_nW3)[..., -1]), nan=0.0).max())
 
 
-def _describe_left_out(left_out_nW: NDArray[np.bool_], found: Found, scoring_nW3: Floats, reference: Reference, ids: Sequence[str]) -> str:
-    if not left_out_nW.any():
-        return ""
-    row, place = (int(index) for index in np.argwhere(left_out_nW)[0])
-    item = reference.sids_nW3[row, place]
+def _describe(found: Outputs, row: int, item: NDArray[np.int64], score: float, model: str, ids: Sequence[str]) -> str:
     step = next(level for level in range(LEVELS) if not (found.sids_nW3[row, :, : level + 1] == item[: level + 1]).all(1).any())
-    score, last = _running(scoring_nW3)[row, place, -1], _running(found.scoring_nW3)[row, :, -1].min()
-    return f"request {ids[row]}: item {item.tolist()} has {score:.4g}, the worst item found {last:.4g}; lost at step {step}"
+    last = _running(found.own_nW3)[row, :, -1].min()
+    return f"request {ids[row]}: item {item.tolist()} of {model} has {score:.4g}, the worst item found {last:.4g}; lost at step {step}"
 
 
-def _contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
+def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
     base = int(max(sids_nW3.max(initial=0), wanted_nW3.max(initial=0))) + 1
     weights = np.array([base**2, base, 1], np.int64)

@@ -62,9 +62,9 @@ def _input_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target])
     static = [target for target in targets if target.granularity is Granularity.TENSOR]
     if not static:
         return {}
-    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context)
+    requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
     model = checkpoint.load_model()
-    scoring = with_paths(model, requests.select(slice(job.options.max_requests)), job.options.batch_size)
+    scoring = with_paths(model, requests, job.options.batch_size)
     seen: dict[str, float] = {}
     modules = dict(model.named_modules())
     handles = [modules[target.name].register_forward_pre_hook(_largest(seen, target.name)) for target in static]

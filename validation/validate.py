@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import to_json
 from pydantic import BaseModel
@@ -18,42 +16,46 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..calibration.stage import Calibration
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import Files, read_json, write_json
 from ..core.errors import RequestError
-from ..core.graph_io import Role
+from ..core.graph_io import GraphIO, Role
 from ..core.recipe import MIN_REQUESTS, ExportOptions, ValidateOptions
 from ..core.records import Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
 from ..export.serving import ScoringModel, ServingModel, serving_model
 from ..export.stage import SCORING_FILE, SERVING_FILE
-from ..models.beam_search import path_log_probabilities
 from ..models.checkpoint import open_checkpoint
-from ..models.onerec import OneRec
-from ..models.requests import Requests, read_requests
+from ..models.requests import Requests, read_requests, request_files
 from ..runtime.item_index import ItemIndex
 from ..runtime.machine import this_machine
 from ..runtime.plan_record import inspect_plan
 from ..runtime.verdict import GateResult, write_verdict
-from .backends import EngineName, Trial, UnderTest, onnxruntime_under_test, tensorrt_under_test
-from .beam_parity import BeamMetrics, beam_gates, beam_metrics
+from .backends import EngineName, UnderTest, onnxruntime_under_test, tensorrt_under_test
+from .beam_parity import BeamMetrics
 from .catalogue import open_index
+from .device import on_compute_device
 from .e4m3 import e4m3_self_test
+from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
-from .item_validity import ItemValidity, item_validity, validity_gate
+from .item_validity import ItemValidity
+from .judgement import Case, judge
 from .lineage import require_lineage
+from .measure import engine_outputs, quantized_outputs
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
-from .requests_feed import feeds, run_all
-from .scoring_parity import ScoringErrors, scoring_errors, scoring_gates
-from .serving_parity import Found, ServingErrors, in_range, serving_errors, serving_gates
+from .outputs import Floats, outputs_file, write_outputs
+from .request_overlap import overlap_warnings
+from .requests_feed import run_all
+from .scoring_parity import ScoringErrors
+from .serving_parity import ServingErrors
 from .source_parity import source_gate
 from .torch_runner import ScoringTorchRunner
 from .trace_parity import trace_gates
 
 VALIDATION_FILE, POLYGRAPHY_FILE = "validation.json", "scoring-outputs.json"
 VALIDATE: dict[EngineName, str] = {"onnxruntime": "validate", "tensorrt": "validate-tensorrt"}  # the stage of each engine
-PROOF_FOLDER = "validated-tensorrt"  # beside the folder of plans
+ON_GPU_FOLDER = "validated-tensorrt"  # beside the folder of plans
 SOURCES = Sources(
     ("core", "runtime", "models", "operators", "calibration", "export", "builders/fusions", "builders/functions.py", "validation"),
     without=("operators/kernels", "operators/launch"),  # in a plan already, whose hash is an input
@@ -88,7 +90,8 @@ class Validation(BaseModel):
 
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
     `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`.
-    `unseen`: numbers of the profiles of a plan that no batch took.
+    `unseen`: numbers of the profiles of a plan that no batch took. `outputs`: the file of what the last gave.
+    `warnings`: what makes the gates say less than they seem to.
     """
 
     recipe: str
@@ -104,6 +107,8 @@ class Validation(BaseModel):
     operators: list[OperatorResult]
     plans: dict[str, str] = {}
     unseen: dict[str, list[int]] = {}
+    outputs: str = ""
+    warnings: list[str] = []
 
     @property
     def passed(self) -> bool:
@@ -136,13 +141,9 @@ def validate_stage(
         GpuError: There is no GPU for the plans, or its memory is exhausted.
         MissingExtraError: TensorRT is not installed.
     """
-    read = {
-        "quantized_checkpoint": calibrated.folder,
-        "exported": exported.folder,
-        "reference": reference.folder,
-        "heldout": job.reference.heldout,
-        **({} if job.catalogue is None else {"catalogue": job.catalogue}),
-    }
+    folders = {"quantized_checkpoint": calibrated.folder, "exported": exported.folder, "reference": reference.folder}
+    if job.catalogue is not None:
+        folders["catalogue"] = job.catalogue
 
     @cache
     def index() -> ItemIndex | None:
@@ -156,7 +157,8 @@ def validate_stage(
             return onnxruntime_under_test(exported.folder, job.options.batch_size, index)
         return tensorrt_under_test(exported.folder, plans, job.calibration.precision, job.reference.max_context, index)
 
-    def inputs() -> dict[str, Path]:
+    def inputs() -> dict[str, Path | Files]:
+        read = {**folders, "heldout": request_files(job.reference.heldout)}
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
@@ -215,17 +217,29 @@ def _write(
     checkpoint = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map)
     model = checkpoint.load_model()
 
+    calibration = read_requests(
+        job.calibration.requests, model.config, max_context=job.calibration.max_context, limit=job.calibration.options.max_requests
+    )
     few = requests.select(slice(job.options.operator_requests))
     operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused, index=index)
-    expected_nW3 = _quantized_scores(serving, requests, fp32, job.options.batch_size)
-    outcomes = [_try(job, trial, under_test.engine, model, requests, expected_nW3, fp32, index) for trial in under_test.trials]
-    _save_for_polygraphy(under_test, requests, fp32, folder)
+    batch_size = job.options.batch_size
+    quantized_model = quantized_outputs(serving, requests, fp32, batch_size, index)
+    scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
+    judgements = []
+    for trial in under_test.trials:
+        outputs = engine_outputs(trial, under_test.engine, model, requests, fp32, quantized_model, batch_size)
+        write_outputs(outputs, folder / outputs_file(trial.label))
+        case = Case(outputs, fp32, requests, index, follows=job.export.items == "catalogue")
+        judgements.append(judge(case, job.recipe, job.options, under_test.engine, trial.label, model.config.codebook))
+        if trial is under_test.trials[0]:
+            _save_for_polygraphy(outputs.scoring_nW3[: trial.batch_size], scoring.io, under_test.engine, folder)
     gates = [
         source_gate(job.recipe, job.calibration, source),
-        *_file_gates(job.recipe, serving, exported),
+        *_file_gates(job.recipe, serving, scoring, exported),
         *operator_gates(job.recipe, operators),
-        _packed_gate(job, quantized, serving, model),
-        *(gate for outcome in outcomes for gate in outcome.gates),
+        _packed_gate(job, quantized, serving, calibration),
+        underflow_gate(job.recipe, job.options, model, source, requests, fp32, judgements[-1].scoring.quantized),
+        *(gate for judgement in judgements for gate in judgement.gates),
     ]
     validation = Validation(
         recipe=job.recipe,
@@ -233,17 +247,19 @@ def _write(
         engine=under_test.engine,
         requests=len(requests),
         gates=gates,
-        beams=outcomes[-1].beams,
-        scoring=outcomes[-1].scoring,
-        serving=outcomes[-1].serving,
-        validity=outcomes[-1].validity,
+        beams=judgements[-1].beams,
+        scoring=judgements[-1].scoring,
+        serving=judgements[-1].serving,
+        validity=judgements[-1].validity,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
         unseen=under_test.unseen,
+        outputs=outputs_file(under_test.trials[-1].label),
+        warnings=overlap_warnings(requests, calibration),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
-    return {"passed": validation.passed, "gates": len(gates)}
+    return {"passed": validation.passed, "gates": len(gates), "warnings": validation.warnings}
 
 
 def _require_enough(requests: Requests, path: Path) -> None:
@@ -254,9 +270,15 @@ def _require_enough(requests: Requests, path: Path) -> None:
         )
 
 
-def _file_gates(recipe: str, serving: ServingModel, exported: Path) -> list[Gate]:
+def _save_for_polygraphy(scoring_BW3: Floats, io: GraphIO, engine: str, folder: Path) -> None:
+    """First batch of the scoring graph, for `polygraphy run scoring.onnx --trt --load-outputs ...` on a GPU machine."""
+    results = RunResults()
+    results.append((engine, [IterationResult({io.name(Role.TOKEN_SCORES): scoring_BW3}, runner_name=engine)]))
+    (folder / POLYGRAPHY_FILE).write_text(to_json(results), encoding="utf-8")  # not results.save: it writes a line to standard output
+
+
+def _file_gates(recipe: str, serving: ServingModel, scoring: ScoringModel, exported: Path) -> list[Gate]:
     """Structure and weights of both files."""
-    scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
     graphs = {
         "weights in the file": onnx.load(exported / SERVING_FILE, load_external_data=False),
         "weights in scoring.onnx": onnx.load(exported / SCORING_FILE, load_external_data=False),
@@ -265,94 +287,15 @@ def _file_gates(recipe: str, serving: ServingModel, exported: Path) -> list[Gate
     return [*trace_gates(recipe, serving, scoring, exported), *weights]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one trial of an engine gave."""
-
-    scoring: ScoringErrors
-    serving: ServingErrors
-    beams: BeamMetrics
-    validity: ItemValidity | None
-    gates: list[Gate]
-
-
-def _try(
-    job: ValidationJob,
-    trial: Trial,
-    engine: str,
-    model: OneRec,
-    requests: Requests,
-    expected_nW3: NDArray[np.float32],
-    fp32: Reference,
-    index: ItemIndex | None,
-) -> Outcome:
-    """Both forms of an engine on all requests: along the FP32 model's paths, its own beams, and along these."""
-    options, label = job.options, " ".join(filter(None, (engine, trial.label)))
-    codebook = model.config.codebook
-    scorer = trial.scoring()
-    actual_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES])
-    errors = scoring_errors(actual_nW3, expected_nW3, fp32)
-    outputs = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")
-    sids_nW3 = outputs[Role.FOUND_ITEMS].astype(np.int64)
-    valid_nW3 = in_range(sids_nW3, codebook)
-    own_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring its beams, {label}", valid_nW3)[Role.TOKEN_SCORES])
-    found = Found(sids_nW3, _floats(outputs[Role.ITEM_SCORES]), own_nW3)
-    served = serving_errors(found, actual_nW3, fp32, codebook, requests.ids)
-    assert requests.targets_n3 is not None
-    fp32_scores_nW = _fp32_scores(model, requests, valid_nW3, options.batch_size)
-    noise = float(np.abs(expected_nW3.sum(-1) - fp32.scores_nW).mean())
-    beams = beam_metrics(sids_nW3, fp32_scores_nW, requests.targets_n3, fp32, options)
-    validity = None if index is None else item_validity(sids_nW3, index)
-    gates = [
-        *scoring_gates(job.recipe, errors, options.scoring_error_ratio),
-        *serving_gates(job.recipe, served, engine),
-        *([validity_gate(job.recipe, validity)] if validity and job.export.items == "catalogue" else []),
-        *beam_gates(job.recipe, beams, noise, options),
-    ]
-    if trial.label:
-        gates = [gate.model_copy(update={"name": f"{gate.name}, {trial.label}"}) for gate in gates]
-    return Outcome(errors, served, beams, validity, gates)
-
-
-def _quantized_scores(serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int) -> NDArray[np.float32]:
-    """Log-probabilities [n, W, 3] by the quantized PyTorch model along the FP32 model's paths."""
-    runner = ScoringTorchRunner(serving.decoder, fp32.sids_nW3.shape[1])
-    outputs = run_all(runner, requests, batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)
-    return _floats(outputs[Role.TOKEN_SCORES])
-
-
-def _save_for_polygraphy(under_test: UnderTest, requests: Requests, fp32: Reference, folder: Path) -> None:
-    """First batch of the scoring graph, for `polygraphy run scoring.onnx --trt --load-outputs ...` on a GPU machine."""
-    trial = under_test.trials[0]
-    runner = trial.scoring()
-    inputs = next(feeds(runner.io, requests, trial.batch_size, fp32.sids_nW3))
-    results = RunResults()
-    results.append((under_test.engine, [IterationResult(runner(inputs), runner_name=under_test.engine)]))
-    (folder / POLYGRAPHY_FILE).write_text(to_json(results), encoding="utf-8")  # not results.save: it writes a line to standard output
-
-
-def _fp32_scores(model: OneRec, requests: Requests, sids_nk3: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
-    """The FP32 model's score [n, k] of the items an engine found."""
-    scores, first = [], 0
-    for batch in requests.batches(batch_size):
-        paths = torch.from_numpy(sids_nk3[first : first + len(batch.lengths_B3)])
-        scores.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, paths).sum(-1).numpy())
-        first += len(paths)
-    return np.concatenate(scores)
-
-
-def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, model: OneRec) -> Gate:
+def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, calibration: Requests) -> Gate:
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
     known = read_modelopt_reference(quantized)
-    requests = read_requests(job.calibration.requests, model.config, max_context=job.calibration.max_context).select(known.requests.numpy())
-    runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
-    packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
+    requests = calibration.select(known.requests.numpy())
+    with on_compute_device(serving):
+        runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
+        packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
     error, allowed = np.abs(packed - fp32).mean(), np.abs(modelopt - fp32).mean()
     ratio = float(error / allowed) if allowed > 0 else float("inf")
     limit = job.options.scoring_error_ratio
     return gate("packed model beside ModelOpt", job.recipe, ratio, "<=", limit, f"{error:.3g} nat against {allowed:.3g}")
-
-
-def _floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    return array.astype(np.float32)

@@ -49,12 +49,14 @@ class Fusion:
         parts: The chain.
         fused: Its reference is the composition of the parts' references, its function that of their functions.
         fits: Of the shapes of the fused node's inputs, None where the graph does not say one. Default: all fit.
+        one_tensor: Two of the inputs that must be one tensor, which the fused node has in the place of the first. Default: none.
     """
 
     name: str
     parts: tuple[Part, ...]
     fused: Operator
     fits: Callable[[Sequence[Shape | None]], bool] = any_shapes
+    one_tensor: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,16 @@ def _apply(model: onnx.ModelProto, fusion: Fusion) -> list[FusedNode]:
 
 
 def _fused_node(parts: Sequence[onnx.NodeProto], fusion: Fusion) -> onnx.NodeProto | None:
-    """None where attributes contradict each other."""
+    """None where attributes contradict each other, or inputs differ that must be one tensor."""
     inputs, attributes = list(parts[0].input), dict[str, onnx.AttributeProto]()
     for part, node in zip(fusion.parts[1:], parts[1:], strict=True):
         inputs += [name for number, name in enumerate(node.input) if number != part.reads]
     for attribute in (attribute for node in parts for attribute in node.attribute):
         if attributes.setdefault(attribute.name, attribute) != attribute:
+            return None
+    if fusion.one_tensor is not None:
+        first, second = fusion.one_tensor
+        if inputs[first] != inputs.pop(second):
             return None
     made = helper.make_node(fusion.fused.name, inputs, list(parts[-1].output), parts[0].name, domain=DOMAIN)
     made.attribute.extend(attributes.values())

@@ -8,6 +8,11 @@ from .beam_self_attention_quant import (
     beam_self_attention_2_quant_row_fusion,
     beam_self_attention_2_quant_tensor_fusion,
 )
+from .context_attention import (
+    context_attention_quant_tensor_fusion,
+    shared_context_attention_fusion,
+    shared_context_attention_quant_tensor_fusion,
+)
 from .fusion import Fusion
 
 FUSIONS: tuple[Fusion, ...] = (
@@ -15,4 +20,7 @@ FUSIONS: tuple[Fusion, ...] = (
     beam_self_attention_2_quant_row_fusion,
     beam_self_attention_1_quant_tensor_fusion,
     beam_self_attention_2_quant_tensor_fusion,
+    shared_context_attention_quant_tensor_fusion,
+    context_attention_quant_tensor_fusion,
+    shared_context_attention_fusion,
 )

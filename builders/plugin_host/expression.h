@@ -21,8 +21,7 @@ enum class Op : uint8_t
     kCeilDivide = 6,
     kMinimum = 7,
     kMaximum = 8,
-    kLess = 9,
-    kEqual = 10, // the last one
+    kLess = 9, // the last one
 };
 
 struct Instruction
@@ -102,7 +101,6 @@ struct Integers
         case Op::kMinimum: result = first < second ? first : second; return true;
         case Op::kMaximum: result = first < second ? second : first; return true;
         case Op::kLess: result = first < second; return true;
-        case Op::kEqual: result = first == second; return true;
         case Op::kConstant:
         case Op::kDimension: break;
         }

@@ -56,7 +56,6 @@ struct Symbols
         case Op::kMinimum: return nvinfer1::DimensionOperation::kMIN;
         case Op::kMaximum: return nvinfer1::DimensionOperation::kMAX;
         case Op::kLess: return nvinfer1::DimensionOperation::kLESS;
-        case Op::kEqual: return nvinfer1::DimensionOperation::kEQUAL;
         case Op::kAdd:
         case Op::kConstant:
         case Op::kDimension: break;

@@ -185,7 +185,7 @@ private:
     {
         Instruction instruction{};
         uint8_t const op = mReader.number<uint8_t>();
-        mReader.require(op <= static_cast<uint8_t>(Op::kEqual), "an expression has an unknown instruction");
+        mReader.require(op <= static_cast<uint8_t>(Op::kLess), "an expression has an unknown instruction");
         instruction.op = static_cast<Op>(op);
         if (instruction.op == Op::kConstant)
         {

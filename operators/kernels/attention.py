@@ -6,6 +6,8 @@ The rows of all heads that share keys and values are the query rows of one atten
 import triton
 import triton.language as tl
 
+from .rows import divider, e4m3, saturated_quotient
+
 
 @triton.jit
 def exp2(x):
@@ -15,11 +17,14 @@ def exp2(x):
 
 @triton.jit
 def attention(
-    query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, tokens, scale,
+    query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, tokens, scale, code_scale,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, HEAD: tl.constexpr, HEAD_TILE: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
-    """`scale` is log2(e) / sqrt(HEAD). Neighboring CTAs work on one request and group, whose keys stay in the L2 cache."""
+    """`scale` is log2(e) / sqrt(HEAD); with CODES the result is divided by `code_scale` and leaves as E4M3.
+
+    Neighboring CTAs work on one request and group, whose keys stay in the L2 cache.
+    """
     BLOCKS: tl.constexpr = (ROWS * SHARE + M_TILE - 1) // M_TILE
     group = tl.program_id(0) // BLOCKS  # of all requests
     request = group // GROUPS
@@ -52,7 +57,11 @@ def attention(
         value_tile = _tile(value, value_tiles, first, length, HEAD, HEAD_TILE, N_TILE, DESCRIPTORS)
         attended = tl.dot(probability.to(tl.float16), value_tile, attended * shrink[:, None])
     total = tl.where(total == 0.0, 1.0, total)  # no tokens at all: the largest probability is 1 otherwise; NaN stays NaN
-    tl.store(output_ND + place, (attended * (1.0 / total)[:, None]).to(tl.float16), mask=inside)
+    result = (attended * (1.0 / total)[:, None]).to(tl.float16)
+    if CODES:
+        negative, reciprocal = divider(tl.load(code_scale))
+        result = e4m3(saturated_quotient(result.to(tl.float32), negative, reciprocal))
+    tl.store(output_ND + place, result, mask=inside)
 
 
 @triton.jit

@@ -1,23 +1,25 @@
-"""The warp-specialized context attention for compute capability 9.0: two producer warps load keys and values, eight warps attend.
+"""The warp-specialized context attention for compute capability 9.0: producer warps load, one or two warpgroups attend.
 
-Flash attention forward in Gluon, with the means of gemm_sm90.py, which explains phases of barriers. A tile is 128 query rows of a
-group of a request, the rows of all heads that share keys and values: two warpgroup tiles of 64. A step is N_TILE tokens. The kernel is
-persistent: a CTA is alone on its multiprocessor and walks tile after tile.
+Flash attention forward in Gluon, with the means of gemm_sm90.py, which explains phases of barriers. A tile is one or two warpgroup
+tiles, 64 query rows of a head of a request each. A step is N_TILE tokens. The kernel is persistent: a CTA is alone on its
+multiprocessor and walks tile after tile.
 
 - A consumer per warpgroup tile: four warps. While the tensor core weighs the values of one step, they turn the scores of the next into
   probabilities. While it has nothing to do for one consumer, it works for the other.
-- A producer for keys and one for values: a warp that fills a ring of STAGES stages, ahead into the next tile. Its descriptor ends with
-  the request's own tokens, so that what lies beyond reads as zero: 0 times the NaN of a padding would be NaN.
+- A producer for queries: a warp that loads the rows of a tile while those of the tile before are attended with.
+- A producer for keys and one for values: a warp that fills a ring of STAGES stages, ahead into the next tile. Where keys are the values
+  (SHARED) one ring serves both products: half the bytes. Its descriptor ends with the request's own tokens, so that what lies beyond
+  reads as zero: 0 times the NaN of a padding would be NaN.
 
-Barriers and who completes them, one set for keys and one for values:
+Barriers and who completes them, one set for queries, one for keys and one for values:
 
-| barrier      | arrivals | from                                           | waited for by  |
-| ------------ | -------- | ---------------------------------------------- | -------------- |
-| full[stage]  | 1        | the producer, and the bytes of its tokens      | both consumers |
-| empty[stage] | 2        | each consumer, once no product reads the stage | the producer   |
+| barrier         | arrivals  | from                                           | waited for by |
+| --------------- | --------- | ---------------------------------------------- | ------------- |
+| full[stage]     | 1         | the producer, and the bytes it loads           | all consumers |
+| empty[stage]    | consumers | each consumer, once no product reads the stage | the producer  |
 
 All warps walk the same tiles in the same order and count their steps: step s, over all tiles of the CTA, uses stage s % STAGES
-in turn s / STAGES.
+in turn s / STAGES; the t-th tile of the CTA has its queries in stage t % 2.
 """
 
 from triton.experimental import gluon
@@ -32,39 +34,50 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
+from .rows import divider, e4m3, saturated_quotient
 
-WARPGROUPS = gl.constexpr(2)
+QUERY_STAGES = gl.constexpr(2)
 LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context without tokens gives no NaN
 
 
 @aggregate
 class _Ring:
-    """Stages of keys or values, which a producer fills and both consumers read, and their barriers."""
+    """Stages that a producer fills and all consumers read, and their barriers. A stage has PARTS boxes."""
 
     stages: gl.shared_memory_descriptor
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
     COUNT: gl.constexpr
+    PARTS: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, stages, full, empty):
         self.stages = stages
         self.full = full
         self.empty = empty
-        self.COUNT = gl.constexpr(stages.shape[0])
+        self.COUNT = gl.constexpr(full.shape[0])
+        self.PARTS = gl.constexpr(stages.shape[0] // full.shape[0])
 
     @gluon.jit
-    def wait(self, step, needed=True):
-        """Until the tokens of a step are there."""
-        mbarrier.wait(self.full.index(step % self.COUNT), step // self.COUNT & 1, pred=needed)
+    def wait(self, number, needed=True):
+        """Until a stage is full."""
+        mbarrier.wait(self.full.index(number % self.COUNT), number // self.COUNT & 1, pred=needed)
 
     @gluon.jit
-    def tokens(self, step):
-        return self.stages.index(step % self.COUNT)
+    def box(self, number, part: gl.constexpr):
+        return self.stages.index(number % self.COUNT * self.PARTS + part)
 
     @gluon.jit
-    def give_back(self, step):
-        mbarrier.arrive(self.empty.index(step % self.COUNT), count=1)
+    def give_back(self, number):
+        mbarrier.arrive(self.empty.index(number % self.COUNT), count=1)
+
+    @gluon.jit
+    def take(self, number, BYTES: gl.constexpr):
+        """Wait until a stage is empty; the barrier that so many bytes will complete."""
+        mbarrier.wait(self.empty.index(number % self.COUNT), (number // self.COUNT & 1) ^ 1)
+        full = self.full.index(number % self.COUNT)
+        mbarrier.expect(full, BYTES)
+        return full
 
 
 @aggregate
@@ -76,34 +89,45 @@ class _Work:
     value_BGSd: gl.tensor
     lengths_B: gl.tensor
     output_ND: gl.tensor
+    code_scale: gl.tensor
     requests: gl.tensor
     tokens: gl.tensor
     scale: gl.tensor
-    query_tiles: gl.shared_memory_descriptor
+    queries: _Ring
     keys: _Ring
     values: _Ring
     ROWS: gl.constexpr
     GROUPS: gl.constexpr
     SHARE: gl.constexpr
     HEAD: gl.constexpr
+    SHARED: gl.constexpr
+    CODES: gl.constexpr
+    WARPGROUPS: gl.constexpr
     N_TILE: gl.constexpr
     CTAS: gl.constexpr
     BLOCKS: gl.constexpr
+    WIDTH: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):
-        given |= {"BLOCKS": -(-given["ROWS"] * given["SHARE"] // (WARPGROUPS.value * WARPGROUP_ROWS.value))}
+        rows = given["WARPGROUPS"] * WARPGROUP_ROWS.value
+        given |= {"BLOCKS": -(-given["ROWS"] // rows), "WIDTH": given["GROUPS"] * given["SHARE"] * given["HEAD"]}
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
 
     @gluon.jit
     def tiles(self):
-        return self.requests * (self.GROUPS * self.BLOCKS)
+        return self.requests * (self.GROUPS * self.SHARE * self.BLOCKS)
+
+    @gluon.jit
+    def context(self, tile):
+        """Number of the tile's keys and values: request times groups plus group."""
+        return tile // (self.SHARE * self.BLOCKS)
 
     @gluon.jit
     def length(self, tile):
         """Tokens of the tile's request."""
-        length = gl.load(self.lengths_B + tile // (self.GROUPS * self.BLOCKS))
+        length = gl.load(self.lengths_B + self.context(tile) // self.GROUPS)
         return gl.minimum(gl.maximum(length, 0), self.tokens).to(gl.int32)
 
     @gluon.jit
@@ -112,56 +136,94 @@ class _Work:
         return gl.maximum(gl.cdiv(length, self.N_TILE), 1)
 
     @gluon.jit
-    def place(self, tile, warpgroup: gl.constexpr, LAYOUT: gl.constexpr):
-        """Elements of a warpgroup tile in query and output, and which of them exist: SHARE heads of a row, then the next row."""
-        group = tile // self.BLOCKS
-        number = (
-            tile % self.BLOCKS * (WARPGROUP_ROWS * WARPGROUPS)
-            + warpgroup * WARPGROUP_ROWS
-            + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
-        )
-        channel = gl.arange(0, self.HEAD, gl.SliceLayout(0, LAYOUT))
-        start = ((group // self.GROUPS).to(gl.int64) * self.ROWS * self.GROUPS + group % self.GROUPS) * (self.SHARE * self.HEAD)
-        row = (number // self.SHARE * (self.GROUPS * self.SHARE) + number % self.SHARE) * self.HEAD
-        return start + row[:, None] + channel[None, :], (number < self.ROWS * self.SHARE)[:, None]
+    def block(self, tile):
+        """First row of the tile within its request."""
+        return tile % self.BLOCKS * (self.WARPGROUPS * WARPGROUP_ROWS)
+
+    @gluon.jit
+    def row(self, tile):
+        """First row of the tile."""
+        return self.context(tile) // self.GROUPS * self.ROWS + self.block(tile)
+
+    @gluon.jit
+    def channel(self, tile):
+        """First channel of the tile's head."""
+        return (self.context(tile) % self.GROUPS * self.SHARE + tile // self.BLOCKS % self.SHARE) * self.HEAD
 
 
 @gluon.jit
 def attention_sm90(
-    query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, requests, tokens, scale,
-    ROWS: gl.constexpr, GROUPS: gl.constexpr, SHARE: gl.constexpr, HEAD: gl.constexpr,
-    N_TILE: gl.constexpr, STAGES: gl.constexpr, CTAS: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
+    query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, code_scale, requests, tokens, scale,
+    ROWS: gl.constexpr, GROUPS: gl.constexpr, SHARE: gl.constexpr, HEAD: gl.constexpr, SHARED: gl.constexpr, CODES: gl.constexpr,
+    WARPGROUPS: gl.constexpr, N_TILE: gl.constexpr, STAGES: gl.constexpr, CTAS: gl.constexpr,
+    REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Start every partition. `scale` is log2(e) / sqrt(HEAD); REGISTERS are a consumer's per thread, FEW_REGISTERS the others'."""
+    """Start every partition. `scale` is log2(e) / sqrt(HEAD); with CODES the result is divided by `code_scale` and leaves as E4M3."""
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    query_tiles = gl.allocate_shared_memory(gl.float16, [WARPGROUPS, WARPGROUP_ROWS, HEAD], OPERAND)
-    keys = _ring(STAGES, N_TILE, HEAD, OPERAND)
-    values = _ring(STAGES, N_TILE, HEAD, OPERAND)
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(keys.full.index(stage), count=1)
-        mbarrier.init(values.full.index(stage), count=1)
-        mbarrier.init(keys.empty.index(stage), count=WARPGROUPS)
-        mbarrier.init(values.empty.index(stage), count=WARPGROUPS)
+    queries = _ring(QUERY_STAGES, WARPGROUPS, WARPGROUP_ROWS, HEAD, OPERAND, WARPGROUPS)
+    keys = _ring(STAGES, 1, N_TILE, HEAD, OPERAND, WARPGROUPS)
+    values = keys
+    if not SHARED:
+        values = _ring(STAGES, 1, N_TILE, HEAD, OPERAND, WARPGROUPS)
     fence_async_shared()  # the tensor memory accelerator sees them, too
     work = _Work(
-        query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND,
-        requests=requests, tokens=tokens, scale=scale, query_tiles=query_tiles, keys=keys, values=values,
-        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, N_TILE=N_TILE, CTAS=CTAS,
+        query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND, code_scale=code_scale,
+        requests=requests, tokens=tokens, scale=scale, queries=queries, keys=keys, values=values,
+        ROWS=ROWS, GROUPS=GROUPS, SHARE=SHARE, HEAD=HEAD, SHARED=SHARED, CODES=CODES, WARPGROUPS=WARPGROUPS,
+        N_TILE=N_TILE, CTAS=CTAS,
     )  # fmt: skip
-    gl.warp_specialize(
-        [(_attend, (0, work)), (_attend, (1, work)), (_produce, (key_BGSd, keys, work)), (_produce, (value_BGSd, values, work))],
-        [WARPS, 1, 1],
-        [REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-    )
+    if WARPGROUPS == 2:
+        gl.warp_specialize(
+            [
+                (_attend, (0, work)), (_attend, (1, work)),
+                (_produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,)),
+            ],
+            [WARPS, 1, 1, 1],
+            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.static_assert(WARPGROUPS == 1)
+        gl.warp_specialize(
+            [(_attend, (0, work)), (_produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,))],
+            [1, 1, 1],
+            [FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
+        )
 
 
 @gluon.jit
-def _ring(STAGES: gl.constexpr, N_TILE: gl.constexpr, HEAD: gl.constexpr, LAYOUT: gl.constexpr):
+def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, HEAD: gl.constexpr, LAYOUT: gl.constexpr, CONSUMERS: gl.constexpr):
     """A ring without a token."""
-    stages = gl.allocate_shared_memory(gl.float16, [STAGES, N_TILE, HEAD], LAYOUT)
+    stages = gl.allocate_shared_memory(gl.float16, [STAGES * PARTS, BOX, HEAD], LAYOUT)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=CONSUMERS)
     return _Ring(stages, full, empty)
+
+
+@gluon.jit
+def _produce_queries(work):
+    """Fill the ring of queries, tile after tile. Rows beyond the request's own are another request's, and not stored."""
+    BYTES: gl.constexpr = work.WARPGROUPS * WARPGROUP_ROWS * work.HEAD * 2
+    queries = work.queries
+    rows = tma.make_tensor_descriptor(
+        work.query_ND, [work.requests * work.ROWS, work.WIDTH], [work.WIDTH, 1], [WARPGROUP_ROWS, work.HEAD], queries.stages.layout
+    )
+    number = 0
+    for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
+        full = queries.take(number, BYTES)
+        for warpgroup in gl.static_range(work.WARPGROUPS):
+            first = work.row(tile) + warpgroup * WARPGROUP_ROWS
+            tma.async_copy_global_to_shared(rows, [first, work.channel(tile)], full, queries.box(number, warpgroup))
+        number += 1  # noqa: SIM113  Gluon knows no enumerate
+
+
+@gluon.jit
+def _produce_values(work):
+    """Fill the ring of values, if they have one."""
+    if not work.SHARED:
+        _produce(work.value_BGSd, work.values, work)
 
 
 @gluon.jit
@@ -174,91 +236,106 @@ def _produce(source_BGSd, ring, work):
         for back in gl.static_range(ring.COUNT):  # until nothing reads through the descriptor, which is made anew in its place
             last = number - 1 - back
             ring.wait(last, last >= 0)
-        start = source_BGSd + (tile // work.BLOCKS).to(gl.int64) * work.tokens * work.HEAD
+        start = source_BGSd + work.context(tile).to(gl.int64) * work.tokens * work.HEAD
         shape = [gl.maximum(length, 1), work.HEAD]
         rows = tma.make_tensor_descriptor(start, shape, [work.HEAD, 1], [work.N_TILE, work.HEAD], ring.stages.layout)
         first = (length == 0).to(gl.int32)  # a descriptor has a row at least
         for _ in range(work.steps(length)):
-            stage = number % ring.COUNT
-            full = ring.full.index(stage)
-            mbarrier.wait(ring.empty.index(stage), (number // ring.COUNT & 1) ^ 1)
-            mbarrier.expect(full, BYTES)  # beyond the last row zeros arrive: the bytes are always those of all tokens
-            tma.async_copy_global_to_shared(rows, [first, 0], full, ring.stages.index(stage))
+            full = ring.take(number, BYTES)  # beyond the last row zeros arrive: the bytes are always those of all tokens
+            tma.async_copy_global_to_shared(rows, [first, 0], full, ring.box(number, 0))
             first += work.N_TILE
             number += 1
 
 
 @gluon.jit
 def _attend(warpgroup: gl.constexpr, work):
-    """Attend with a warpgroup tile of every tile. The next tile's rows are asked for before this one's are done."""
-    ROW_LAYOUT: gl.constexpr = gl.BlockedLayout([work.HEAD // 16, 8], [256 // work.HEAD, work.HEAD // 8], [WARPS, 1], [1, 0])
-    tiles = work.tiles()
-    query_rows = work.query_tiles.index(warpgroup)
-    tile = gl.program_id(0)
-    place, inside = work.place(tile, warpgroup, ROW_LAYOUT)
-    query = gl.load(work.query_ND + place, mask=inside & (tile < tiles), other=0.0)
-    number = 0
-    for tile in range(gl.program_id(0), tiles, work.CTAS):
-        gl.thread_barrier()  # no product reads the rows before
-        query_rows.store(query)
-        fence_async_shared()
-        gl.thread_barrier()
-        place, inside = work.place(tile, warpgroup, ROW_LAYOUT)
-        then, exists = work.place(tile + work.CTAS, warpgroup, ROW_LAYOUT)
-        length = work.length(tile)
-        attended, total = _attention_of(query_rows, length, number, work)
-        query = gl.load(work.query_ND + then, mask=exists & (tile + work.CTAS < tiles), other=0.0)
-        total = gl.where(total == 0.0, 1.0, total)  # no tokens at all: the largest probability is 1 otherwise; NaN stays NaN
-        result = (attended * (1.0 / total)[:, None]).to(gl.float16)
-        gl.store(work.output_ND + place, gl.convert_layout(result, ROW_LAYOUT), mask=inside)
-        number += work.steps(length)
-
-
-@gluon.jit
-def _attention_of(query, length, number, work):
-    """Weighed values of a warpgroup tile before they are divided, and the sum of the weights."""
+    """Attend with a warpgroup tile of every tile: a consumer."""
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.HEAD, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
     keys = work.keys
     values = work.values
-    attended = gl.zeros([WARPGROUP_ROWS, work.HEAD], gl.float32, VALUES)
-    score = _scores(query, number, work)
-    score = warpgroup_mma_wait(0, deps=[score])
-    keys.give_back(number)
-    largest = gl.full([WARPGROUP_ROWS], LOWEST, gl.float32, gl.SliceLayout(1, score.type.layout))
-    probability, largest, _ = _softmax(score, largest, 0, length, work)
-    total = gl.sum(probability, 1)
-    weights = gl.convert_layout(probability.to(gl.float16), WEIGHTS)
-    for step in range(1, work.steps(length)):
-        score = _scores(query, number + step, work)
-        before = number + step - 1
-        values.wait(before)
-        attended = warpgroup_mma(weights, values.tokens(before), attended, is_async=True)
-        score = warpgroup_mma_wait(1, deps=[score])
-        keys.give_back(number + step)
-        probability, largest, shrink = _softmax(score, largest, step * work.N_TILE, length, work)
-        total = total * shrink + gl.sum(probability, 1)
+    nothing = gl.full([WARPGROUP_ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
+    number = 0  # of the step whose values are weighed next
+    count = 0  # of the tile
+    for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
+        length = work.length(tile)
+        steps = work.steps(length)
+        attended = gl.zeros([WARPGROUP_ROWS, work.HEAD], gl.float32, VALUES)
+        work.queries.wait(count)
+        keys.wait(number)
+        score = warpgroup_mma_wait(0, deps=[_scores(count, number, warpgroup, work)])
+        if not work.SHARED:
+            keys.give_back(number)
+        probability, largest, _ = _softmax(score, nothing, 0, length, work)
+        total = gl.sum(probability, 1)
         weights = gl.convert_layout(probability.to(gl.float16), WEIGHTS)
-        # ptxas would move the wait for the product to before the softmax, which does not depend on it, but not past this loop.
-        keys.wait(number + step + 1, step + 1 < work.steps(length))
-        attended = warpgroup_mma_wait(0, deps=[attended])
-        values.give_back(before)
-        attended *= gl.convert_layout(shrink, ROW)[:, None]
-    before = number + work.steps(length) - 1
-    values.wait(before)
-    attended = warpgroup_mma(weights, values.tokens(before), attended)
-    values.give_back(before)
-    return attended, gl.convert_layout(total, ROW)
+        for step in range(1, steps):
+            score, attended = _ask(count, number, weights, attended, warpgroup, work)
+            probability, largest, shrink = _softmax(score, largest, step * work.N_TILE, length, work)
+            total = total * shrink + gl.sum(probability, 1)
+            weights = gl.convert_layout(probability.to(gl.float16), WEIGHTS)
+            # ptxas would move the wait for the product to before the softmax, which does not depend on it, but not past this loop.
+            keys.wait(number + 2, step + 1 < steps)
+            attended = warpgroup_mma_wait(0, deps=[attended])
+            values.give_back(number)
+            attended *= gl.convert_layout(shrink, ROW)[:, None]
+            number += 1
+        values.wait(number)
+        attended = warpgroup_mma(weights, values.box(number, 0), attended)
+        values.give_back(number)
+        _finish(attended, gl.convert_layout(total, ROW), tile, count, warpgroup, work)
+        number += 1
+        count += 1  # noqa: SIM113  Gluon knows no enumerate
 
 
 @gluon.jit
-def _scores(query, number, work):
+def _scores(count, number, warpgroup: gl.constexpr, work):
     """The product of a warpgroup tile's rows with the keys of a step, under way."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, 16])
-    work.keys.wait(number)
     zeros = gl.zeros([WARPGROUP_ROWS, work.N_TILE], gl.float32, SCORES)
-    return warpgroup_mma(query, work.keys.tokens(number).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    keys = work.keys.box(number, 0).permute((1, 0))
+    return warpgroup_mma(work.queries.box(count, warpgroup), keys, zeros, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _ask(count, number, weights, attended, warpgroup: gl.constexpr, work):
+    """Ask for the scores of the next step and for the values of this one, weighed; wait for the scores alone."""
+    work.keys.wait(number + 1)
+    if not work.SHARED:
+        work.values.wait(number)
+    score = _scores(count, number + 1, warpgroup, work)
+    attended = warpgroup_mma(weights, work.values.box(number, 0), attended, is_async=True)
+    score = warpgroup_mma_wait(1, deps=[score])
+    if not work.SHARED:
+        work.keys.give_back(number + 1)
+    return score, attended
+
+
+@gluon.jit
+def _finish(attended, total, tile, count, warpgroup: gl.constexpr, work):
+    """Divide by the sum of the weights and store, as FP16 or codes. The result turns its layout where the tile's queries were."""
+    total = gl.where(total == 0.0, 1.0, total)  # no tokens at all: the largest probability is 1 otherwise; NaN stays NaN
+    result = (attended * (1.0 / total)[:, None]).to(gl.float16)
+    WIDE: gl.constexpr = 16 if work.CODES else 8  # channels of 16 bytes
+    LANES: gl.constexpr = work.HEAD // WIDE
+    LAYOUT: gl.constexpr = gl.BlockedLayout([LANES // 2, WIDE], [32 // LANES, LANES], [WARPS, 1], [1, 0])
+    box = work.queries.box(count, warpgroup)
+    gl.thread_barrier()  # no product reads the queries any more
+    box.store(result)
+    gl.thread_barrier()
+    result = box.load(LAYOUT)
+    fence_async_shared()  # the producer writes what was read here
+    gl.thread_barrier()  # by all threads, for one of which the next line speaks
+    work.queries.give_back(count)
+    if work.CODES:
+        negative, reciprocal = divider(gl.load(work.code_scale))
+        result = e4m3(saturated_quotient(result.to(gl.float32), negative, reciprocal))
+    row = work.block(tile) + warpgroup * WARPGROUP_ROWS + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
+    channel = work.channel(tile) + gl.arange(0, work.HEAD, gl.SliceLayout(0, LAYOUT))
+    start = work.output_ND + (work.context(tile) // work.GROUPS).to(gl.int64) * (work.ROWS * work.WIDTH)
+    gl.store(start + row[:, None] * work.WIDTH + channel[None, :], result, mask=(row < work.ROWS)[:, None])
 
 
 @gluon.jit

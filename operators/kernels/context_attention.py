@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import triton
 
 from ...core.errors import BuildError
-from ..launch.case import Case, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half
+from ..launch.case import Case, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half, scales
 from ..launch.compile import Build
-from ..launch.node import HOPPER, TMA_ALIGNMENT, WARPGROUP, Node, expect, static
+from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, expect, expect_size, static
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
 from ..launch.tiles import AttentionTile
 
 MIN_HEAD = 16  # channels of a tensor core instruction
 FP16_BYTES = 2
 LOG2_E = math.log2(math.e)
-SM90_ROWS = 128  # query rows of a tile of the warp-specialized kernel
+WARPGROUP_ROWS = 64  # query rows that a warpgroup attends with
+SM90_ROWS = (64, 128)  # of a tile of the warp-specialized kernel
 SM90_HEADS = (64, 128)  # channels of a head that it takes: whole rows of swizzled shared memory
 SM90_REGISTERS = (168, 232, 40)  # per thread: at launch, consumers, producers
 ANY_TILE = AttentionTile(128, 64, 2, 4, descriptors=True)  # in place of the warp-specialized kernel, for other heads
@@ -30,55 +33,135 @@ TUNED_HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
 TUNED_ROWS = (1, 128, 512)
 
 
+@dataclass(frozen=True)
+class Attention:
+    """An attention over the context, as its kernels are compiled for it.
+
+    Attributes:
+        rows: Beams per request.
+        groups: Heads of keys and values.
+        share: Query heads that share keys and values.
+        head: Channels of a head.
+        shared: Whether keys are the values.
+        codes: Whether the result is quantized by a scale that is given.
+    """
+
+    rows: int
+    groups: int
+    share: int
+    head: int
+    shared: bool = False
+    codes: bool = False
+
+    def usable(self, tile: AttentionTile) -> AttentionTile:
+        """The tile, or one of the other kernel and without descriptors where heads or rows do not allow them."""
+        if tile.ctas and (self.head not in SM90_HEADS or self.rows < WARPGROUP_ROWS):
+            tile = ANY_TILE
+        aligned = self.head * FP16_BYTES % TMA_ALIGNMENT == 0
+        return tile if aligned or not tile.descriptors else AttentionTile(tile.m, tile.n, tile.stages, tile.warps)
+
+    def build(self, tile: AttentionTile, capability: str) -> Build:
+        """How the kernel is compiled for a usable tile."""
+        constants: dict[str, int | bool] = {
+            "ROWS": self.rows,
+            "GROUPS": self.groups,
+            "SHARE": self.share,
+            "HEAD": self.head,
+            "N_TILE": tile.n,
+            "CODES": self.codes,
+        }
+        tensors = ("*fp16", "*fp16", "*fp16", "*i64", "*fp8e4nv" if self.codes else "*fp16")
+        if not tile.ctas:
+            cut = {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(self.head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
+            any_types = (*tensors, "i32", "fp32", "*fp32")
+            return Build(f"{__package__}.attention", "attention", any_types, constants | cut, capability, tile.warps, tile.stages)
+        if tile.m not in SM90_ROWS or capability != HOPPER:
+            what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
+            hint = f"choose {' or '.join(map(str, SM90_ROWS))} rows on {HOPPER}, or ctas = 0"
+            raise BuildError(what, where="context_attention", hint=hint)
+        at_launch, many, few = SM90_REGISTERS
+        # One ring takes the room of two, and one stage more.
+        stages = 2 * tile.stages + 1 if self.shared else tile.stages
+        constants |= {"SHARED": self.shared, "WARPGROUPS": tile.m // WARPGROUP_ROWS, "STAGES": stages, "CTAS": tile.ctas}
+        constants |= {"REGISTERS": many, "FEW_REGISTERS": few}
+        types = (*tensors, "*fp32", "i32", "i32", "fp32")
+        return Build(f"{__package__}.attention_sm90", "attention_sm90", types, constants, capability, WARPGROUP, registers=at_launch)
+
+    def tiles(self, tile: AttentionTile) -> int:
+        """Tiles of a request. One of the warp-specialized kernel has rows of a single head."""
+        if tile.ctas:
+            return self.groups * self.share * -(-self.rows // tile.m)
+        return self.groups * -(-self.rows * self.share // tile.m)
+
+    def launch(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> Launch:
+        """The launch for a node: `tensors` are query, keys, values, lengths and the result."""
+        kernel = node.compile(self.build(tile, node.capability))
+        tiles, tokens, scale = dim(1, 0) * self.tiles(tile), Int32(dim(1, 2)), Float32(LOG2_E / math.sqrt(self.head))
+        if not tile.ctas:
+            return Launch(kernel, (tiles, 1, 1), (*tensors, tokens, scale, code_scale))
+        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, code_scale, Int32(dim(1, 0)), tokens, scale))
+
+    def variants(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> tuple[Variant, ...]:
+        """The launches for few and for many requests, in a usable tile.
+
+        A warpgroup that has a multiprocessor to itself is faster than one of two, but two together are faster than one after the other.
+        So the warp-specialized kernel has tiles of one warpgroup as long as all of them run at once.
+        """
+        whole = Variant(1, (self.launch(tile, node, tensors, code_scale),))
+        if tile.ctas == 0 or tile.m == WARPGROUP_ROWS:
+            return (whole,)
+        single = replace(tile, m=WARPGROUP_ROWS, warps=tile.warps - WARPGROUP)
+        at_once = (dim(1, 0) * self.tiles(single)).le(tile.ctas)
+        return (Variant(at_once, (self.launch(single, node, tensors, code_scale),)), whole)
+
+
 def context_attention_program(node: Node) -> Program:
     """ContextAttention: query FP16 [B * rows, D], key and value FP16 [B, G, S, d], lengths INT64 [B] to FP16 [B * rows, D]."""
-    for index in range(3):
+    return _program(node, shared=False, codes=False)
+
+
+def shared_context_attention_program(node: Node) -> Program:
+    """SharedContextAttention: query FP16 [B * rows, D], context FP16 [B, G, S, d], lengths INT64 [B] to FP16 [B * rows, D]."""
+    return _program(node, shared=True, codes=False)
+
+
+def context_attention_quant_tensor_program(node: Node) -> Program:
+    """ContextAttentionQuantTensor: inputs of ContextAttention, scale FP32 [1] to codes [B * rows, D]."""
+    return _program(node, shared=False, codes=True)
+
+
+def shared_context_attention_quant_tensor_program(node: Node) -> Program:
+    """SharedContextAttentionQuantTensor: inputs of SharedContextAttention, scale FP32 [1] to codes [B * rows, D]."""
+    return _program(node, shared=True, codes=True)
+
+
+def _program(node: Node, shared: bool, codes: bool) -> Program:
+    value = 1 if shared else 2
+    lengths = value + 1
+    for index in range(lengths):
         expect(node, index, "float16")
-    expect(node, 3, "int64")
+    expect(node, lengths, "int64")
+    if codes:
+        expect(node, lengths + 1, "float32")
+        expect_size(node, lengths + 1, 1)
+    attention = _attention(node, value, shared, codes)
+    tile = node.tiles.tile(node.capability, "context_attention", (attention.head,), attention.rows * attention.share)
+    assert isinstance(tile, AttentionTile), tile
+    tensors = (Input(0), Input(1), Input(value), Input(lengths), Output(0))
+    variants = attention.variants(attention.usable(tile), node, tensors, Input(lengths + 1) if codes else NO_ADDRESS)
+    return node.program((Tensor("float8_e4m3fn" if codes else "float16", node.shape),), variants)
+
+
+def _attention(node: Node, value: int, shared: bool, codes: bool) -> Attention:
+    """What a node attends with; its values are the given input."""
     if "rows" not in node.attributes:
         raise BuildError("the attribute rows is missing", where=node.operator, hint="correct the graph")
     rows, groups, head = int(node.attributes["rows"]), static(node, 1, 1), static(node, 1, 3)
     shapes = [list(each.shape) for each in node.inputs]
-    if rows < 1 or node.width % (groups * head) or shapes[1][1:] != shapes[2][1:]:
+    if rows < 1 or node.width % (groups * head) or shapes[1][1:] != shapes[value][1:]:
         what = f"its inputs do not fit together: {shapes}, rows {rows}"
         raise BuildError(what, where=node.operator, hint="correct the graph")
-    share = node.width // (groups * head)
-    tile = node.tiles.tile(node.capability, "context_attention", (head,), rows * share)
-    assert isinstance(tile, AttentionTile), tile
-    tile = usable(tile, head)
-    kernel = node.compile(attention_build(rows, groups, share, head, tile, node.capability))
-    requests, tokens, scale = Int32(dim(1, 0)), Int32(dim(1, 2)), Float32(LOG2_E / math.sqrt(head))
-    ctas = dim(1, 0) * (groups * -(-rows * share // tile.m))
-    sizes: tuple[Argument, ...] = (tokens, scale)
-    if tile.ctas:
-        ctas, sizes = minimum(ctas, tile.ctas), (requests, *sizes)
-    launch = Launch(kernel, (ctas, 1, 1), (Input(0), Input(1), Input(2), Input(3), Output(0), *sizes))
-    return node.program((Tensor("float16", node.shape),), (Variant(1, (launch,)),))
-
-
-def usable(tile: AttentionTile, head: int) -> AttentionTile:
-    """The tile, or one of the other kernel and without descriptors where the head does not allow them."""
-    if tile.ctas and head not in SM90_HEADS:
-        tile = ANY_TILE
-    aligned = head * FP16_BYTES % TMA_ALIGNMENT == 0
-    return tile if aligned or not tile.descriptors else AttentionTile(tile.m, tile.n, tile.stages, tile.warps)
-
-
-def attention_build(rows: int, groups: int, share: int, head: int, tile: AttentionTile, capability: str) -> Build:
-    """How the kernel is compiled for a usable tile."""
-    constants: dict[str, int | bool] = {"ROWS": rows, "GROUPS": groups, "SHARE": share, "HEAD": head, "N_TILE": tile.n}
-    tensors, sizes = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16"), ("i32", "fp32")
-    if not tile.ctas:
-        constants |= {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
-        return Build(f"{__package__}.attention", "attention", tensors + sizes, constants, capability, tile.warps, tile.stages)
-    if tile.m != SM90_ROWS or capability != HOPPER:
-        what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
-        raise BuildError(what, where="context_attention", hint=f"choose {SM90_ROWS} rows on {HOPPER}, or ctas = 0")
-    at_launch, many, few = SM90_REGISTERS
-    constants |= {"STAGES": tile.stages, "CTAS": tile.ctas, "REGISTERS": many, "FEW_REGISTERS": few}
-    return Build(
-        f"{__package__}.attention_sm90", "attention_sm90", (*tensors, "i32", *sizes), constants, capability, WARPGROUP, registers=at_launch
-    )
+    return Attention(rows, groups, node.width // (groups * head), head, shared, codes)
 
 
 def context_attention_case(requests: int, rows: int, heads: int, groups: int, tokens: int, head: int) -> Case:
@@ -94,6 +177,25 @@ def context_attention_case(requests: int, rows: int, heads: int, groups: int, to
         requests=requests,
         flops=4 * requests * rows * heads * tokens * head,
     )
+
+
+def fused_case(part: Case, shared: bool, codes: bool) -> Case:
+    """A case of context attention as one of a fused operator: keys that are the values, a result that is quantized, or both."""
+    query, key, value, lengths = part.inputs
+    operator = ("Shared" if shared else "") + part.operator + ("QuantTensor" if codes else "")
+    scale = (scales(1, dynamic=()),) if codes else ()
+    return replace(part, operator=operator, inputs=(query, key, *(() if shared else (value,)), lengths, *scale))
+
+
+def _fused_trials(shared: bool, codes: bool) -> Iterator[Trial]:
+    """Grouped heads, a context without tokens and one that ends early; in the tiles of the table, as the parts have them."""
+    for rows, heads, groups, head, tokens in ((5, 6, 2, 48, 20), (37, 1, 1, 64, 37), (2, 2, 2, 4, 7)):
+        case = fused_case(context_attention_case(3, rows, heads, groups, tokens, head), shared, codes)
+        yield Trial(case)
+        query, *rest = case.tensors("cpu")
+        contexts, lengths = rest[: 1 if shared else 2], torch.tensor([tokens, 0, (tokens + 1) // 2])
+        beyond = (torch.arange(tokens) >= lengths[:, None])[:, None, :, None]
+        yield Trial(case, inputs=(query, *(each.masked_fill(beyond, 0) for each in contexts), lengths, *rest[len(contexts) + 1 :]))
 
 
 def _trials() -> Iterator[Trial]:
@@ -149,7 +251,7 @@ def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
 
 
 def _torch_attention(inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-    query, key, value, _ = inputs
+    query, key, value = inputs[0], inputs[1], inputs[2 if inputs[2].dim() == 4 else 1]
     requests, heads, _, head = key.shape
     rows = query.view(requests, -1, heads, head).transpose(1, 2)
     return lambda: torch.nn.functional.scaled_dot_product_attention(rows, key, value)
@@ -162,4 +264,18 @@ def _measured() -> Iterator[Measurement]:
         yield Measurement(case, "every context full", Library("scaled_dot_product_attention, without lengths", _torch_attention))
 
 
+def _fused_measured(shared: bool, codes: bool) -> Iterator[Measurement]:
+    """Of the 4B-A0.5B size."""
+    for tokens in (512, 3000):
+        case = fused_case(context_attention_case(32, 512, heads=11, groups=11, tokens=tokens, head=128), shared, codes)
+        yield Measurement(case, "every context full", Library("scaled_dot_product_attention, without lengths", _torch_attention))
+
+
+def _fused_cases(shared: bool, codes: bool) -> KernelCases:
+    return KernelCases(ragged=partial(_fused_trials, shared, codes), measured=partial(_fused_measured, shared, codes) if shared else tuple)
+
+
+SHARED_CONTEXT_ATTENTION_CASES = _fused_cases(shared=True, codes=False)
+CONTEXT_ATTENTION_QUANT_TENSOR_CASES = _fused_cases(shared=False, codes=True)
+SHARED_CONTEXT_ATTENTION_QUANT_TENSOR_CASES = _fused_cases(shared=True, codes=True)
 CONTEXT_ATTENTION_CASES = KernelCases(ragged=_trials, tuned=_tuned, candidates=_candidates, measured=_measured)

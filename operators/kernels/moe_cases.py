@@ -33,6 +33,7 @@ from ..launch.case import (
 from ..launch.node import HOPPER
 from ..launch.tiles import ExpertTile, GemmTile, RowTile
 from .fp8_linear import accumulator_loss
+from .moe_library import grouped_products
 from .moe_scheme import SCHEMES, Share
 from .product_cases import MULTIPROCESSORS
 
@@ -172,9 +173,16 @@ def moe_experts_cases(operator: str) -> KernelCases:
                     if SCHEMES[operator].weight is not Share.NONE
                     else "FP16"
                 )
-                yield Measurement(case, name, compiled_reference(case))
+                yield Measurement(case, name, grouped_products(SCHEMES[operator], EXPERTS), partial(_read_bytes, case))
 
     return KernelCases(ragged=ragged, of_model=of_model, odd=odd, tuned=tuned, candidates=_candidates, measured=measured)
+
+
+def _read_bytes(case: Case, inputs: list[Tensor]) -> int:
+    """Bytes of the tokens, and of the weights of those experts that a token has chosen."""
+    of_tokens = sum(x.nbytes for each, x in zip(case.inputs, inputs, strict=True) if each.dynamic)
+    chosen = len(inputs[-3].unique()) / case.attributes["experts"]
+    return of_tokens + round(chosen * (sum(x.nbytes for x in inputs) - of_tokens))
 
 
 def _candidates(case: Case, capability: str) -> Iterator[ExpertTile | RowTile]:

@@ -1,7 +1,8 @@
 """Launch programs of MoeExperts and its FP8 forms: rank, place, up product, activation where it is not part of it, down, combine.
 
 Sorted rows are the tokens of each expert, one expert after the other (moe_place.py). A program whose tiles are persistent runs the up
-product with the activation in its epilogue, except where the scale of a row needs all of its hidden channels, or sums are promoted.
+product with the activation in its epilogue, except where the scale of a row needs all of its hidden channels, or where promoted sums
+have too few registers.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ..launch.tiles import ExpertTile, RowClass, RowTile
 from .moe_scheme import SCHEMES, Scheme, Share
 
 PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to load
+TWO_CONSUMERS = 128  # rows of their tile
 POINTERS = ExpertTile(64, 64, 64, 3, 3, 4)  # where strides allow no descriptors
 FUSED_COLUMNS = 128  # hidden channels of a tile of the up product that computes the activation
 WARPGROUP_ROWS = 64  # of an instruction of the tensor core; sorted rows of an expert begin at a multiple of them
@@ -89,8 +91,9 @@ class Experts:
         return {Share.ROW: 1, Share.BLOCK: -(-self.h // BLOCK)}.get(self.scheme.hidden, 0)
 
     def fused(self, tile: ExpertTile) -> bool:
-        """Whether the up product computes the activation."""
-        return bool(tile.ctas) and not self.up_promoted and self.scheme.hidden is not Share.ROW
+        """Whether the up product computes the activation. Promoted sums of gate and up need the registers of two consumers."""
+        room = not self.up_promoted or tile.up_m == TWO_CONSUMERS
+        return bool(tile.ctas) and room and self.scheme.hidden is not Share.ROW
 
     def usable(self, tile: ExpertTile) -> ExpertTile:
         """The tile, without descriptors where the strides do not allow them."""
@@ -119,6 +122,7 @@ class Experts:
             "X_SCALE": int(self.scheme.x),
             "WEIGHT_SCALE": int(self.scheme.weight),
             "HIDDEN_SCALE": int(self.scheme.hidden),
+            "PROMOTE": self.up_promoted,
         }
         return _persistent("moe_up_sm90", types, constants, tile, False, BLOCK // self.width, capability)
 

@@ -11,7 +11,6 @@ from .rows import (
     BLOCK,
     divider,
     e4m3,
-    load_row,
     nan_max,
     quotient,
     row_amax,
@@ -20,7 +19,7 @@ from .rows import (
     store_codes,
     store_per_row,
 )
-from .swiglu import sigmoid
+from .swiglu import swiglu_row
 
 IN_FP16, PER_EXPERT, PER_ROW, PER_BLOCK = (tl.constexpr(int(share)) for share in (Share.NONE, Share.EXPERT, Share.ROW, Share.BLOCK))
 
@@ -41,11 +40,7 @@ def moe_hidden(
     entry = table + ENTRY + ENTRY * tile
     rows_R1 = tl.load(entry + 1, mask=exists, other=0).to(tl.int64) + in_tile
     inside_R1 = in_tile < tl.load(entry + 2, mask=exists, other=0)
-    gate = load_row(gate_up_R2H + rows_R1 * (2 * WIDTH), inside_R1, WIDTH, CHUNK)
-    up = load_row(gate_up_R2H + rows_R1 * (2 * WIDTH) + WIDTH, inside_R1, WIDTH, CHUNK)
-    hidden = ()
-    for number in tl.static_range(len(gate)):
-        hidden = hidden + (gate[number] * sigmoid(gate[number]) * up[number],)  # type: ignore[assignment]  # noqa: RUF005
+    hidden = swiglu_row(gate_up_R2H, rows_R1, inside_R1, WIDTH, CHUNK)
     start_R1 = hidden_RH + rows_R1 * WIDTH
     if SHARE == IN_FP16:
         for number in tl.static_range(len(hidden)):

@@ -1,17 +1,18 @@
 """The up product of the experts for compute capability 9.0 with SwiGLU and quantization in the epilogue, warp-specialized.
 
-moe_ring_sm90.py says who does what. A tile has 128 gate and the same 128 up channels, which one instruction of 256 multiplies: a thread
-holds both of each hidden value. Gate and up are rounded to FP16; SiLU(gate) * up leaves as FP16, as codes of a scale per expert, or
-as codes with a scale per row and 128 channels, the only scale of its own values that a tile can know.
+moe_ring_sm90.py says who does what. A tile has 128 gate and the same 128 up channels: a thread holds both of each hidden value. One
+instruction of 256 multiplies them; where sums are promoted, one of 128 for gate and one for up. Gate and up are rounded to FP16;
+SiLU(gate) * up leaves as FP16, as codes of a scale per expert, or as codes with a scale per row and 128 channels, the only scale of its
+own values that a tile can know.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
-from .moe_gemm import CHANNEL, ROW, TENSOR
+from .moe_gemm import BLOCKS, CHANNEL, ROW, TENSOR
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
 from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
 from .rows import divider, e4m3, nan_max, quotient, saturated_quotient, scale_of
@@ -32,6 +33,7 @@ class _Epilogue:
     X_SCALE: gl.constexpr
     WEIGHT_SCALE: gl.constexpr
     HIDDEN_SCALE: gl.constexpr
+    PROMOTE: gl.constexpr
     HIDDEN: gl.constexpr
     STRIDE: gl.constexpr
 
@@ -45,7 +47,7 @@ class _Epilogue:
 def moe_up_sm90(
     x_RK, weight_NK, hidden_RH, x_scale, weight_scale, hidden_scale, table, capacity,
     EXPERTS: gl.constexpr, N: gl.constexpr, K: gl.constexpr, X_STRIDE: gl.constexpr, HIDDEN_STRIDE: gl.constexpr,
-    X_SCALE: gl.constexpr, WEIGHT_SCALE: gl.constexpr, HIDDEN_SCALE: gl.constexpr,
+    X_SCALE: gl.constexpr, WEIGHT_SCALE: gl.constexpr, HIDDEN_SCALE: gl.constexpr, PROMOTE: gl.constexpr,
     M_TILE: gl.constexpr, K_TILE: gl.constexpr,
     CTAS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -67,7 +69,7 @@ def moe_up_sm90(
     )  # fmt: skip
     epilogue = _Epilogue(
         hidden_RH=hidden_RH, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
-        X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, HIDDEN=N // 2, STRIDE=HIDDEN_STRIDE,
+        X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, PROMOTE=PROMOTE, HIDDEN=N // 2, STRIDE=HIDDEN_STRIDE,
     )  # fmt: skip
     if CONSUMERS == 2:
         gl.warp_specialize(
@@ -133,10 +135,13 @@ def _rows(tile, row, number, warpgroup: gl.constexpr, ring, epilogue):
         place = epilogue.weight_scale + expert * ring.N + channels
         gate_scale = gl.load(place, mask=channels < epilogue.HIDDEN, other=0.0)
         up_scale = gl.load(place + epilogue.HIDDEN, mask=channels < epilogue.HIDDEN, other=0.0)
-    both = product(number, warpgroup, ring, BOTH)
-    gate, up = gl.split(both.reshape([WARPGROUP_ROWS, 2, HIDDEN_TILE]).permute((0, 2, 1)))
-    gate = gl.convert_layout(gate, LAYOUT)
-    up = gl.convert_layout(up, LAYOUT)
+    if epilogue.PROMOTE:
+        gate, up = _promoted(number, warpgroup, rows, expert * ring.N + column * HIDDEN_TILE, ring, epilogue, LAYOUT)
+    else:
+        both = product(number, warpgroup, ring, BOTH)
+        gate, up = gl.split(both.reshape([WARPGROUP_ROWS, 2, HIDDEN_TILE]).permute((0, 2, 1)))
+        gate = gl.convert_layout(gate, LAYOUT)
+        up = gl.convert_layout(up, LAYOUT)
     if epilogue.WEIGHT_SCALE == CHANNEL:
         gate *= factor[:, None] * gl.convert_layout(gate_scale, gl.SliceLayout(0, LAYOUT))[None, :]
         up *= factor[:, None] * gl.convert_layout(up_scale, gl.SliceLayout(0, LAYOUT))[None, :]
@@ -147,6 +152,35 @@ def _rows(tile, row, number, warpgroup: gl.constexpr, ring, epilogue):
         inside = column * HIDDEN_TILE + gl.arange(0, HIDDEN_TILE, gl.SliceLayout(0, LAYOUT)) < epilogue.HIDDEN
         hidden = gl.where(inside[None, :], hidden, 0.0)
     return _stored(hidden, rows, expert, column, ring, epilogue)
+
+
+@gluon.jit
+def _promoted(number, warpgroup: gl.constexpr, rows, gate_row, ring, epilogue, LAYOUT: gl.constexpr):
+    """Gate and up, each step's product scaled and added in FP32 as in moe_gemm_sm90.py.
+
+    Two sums and one product fill a thread's registers: gate's is added before up's begins.
+    """
+    zeros = gl.zeros([WARPGROUP_ROWS, HIDDEN_TILE], gl.float32, LAYOUT)
+    gate = zeros
+    up = zeros
+    weight_scale = epilogue.weight_scale + gate_row * ring.STEPS
+    for step in range(ring.STEPS):
+        gate_scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+        if epilogue.X_SCALE == BLOCKS:
+            gate_scale = gl.load(epilogue.x_scale + step * ring.capacity + rows)
+        up_scale = gate_scale
+        if epilogue.WEIGHT_SCALE == BLOCKS:
+            gate_scale *= gl.load(weight_scale + step)
+            up_scale *= gl.load(weight_scale + epilogue.HIDDEN * ring.STEPS + step)
+        ring.wait(number)
+        weight = ring.weight_stages.index(number % ring.STAGES)
+        part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(0, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
+        gate += part * gate_scale[:, None]
+        part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(HIDDEN_TILE, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
+        ring.release(number)
+        up += part * up_scale[:, None]
+        number += 1
+    return gate, up
 
 
 @gluon.jit

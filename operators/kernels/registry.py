@@ -60,6 +60,16 @@ FACTORIES: dict[str, KernelFactory] = {
     "Fp8Linear": KernelFactory(fp8_linear.fp8_linear_program, cases=fp8_linear.FP8_LINEAR_CASES),
     "Fp8LinearAdd": KernelFactory(fp8_linear.fp8_linear_add_program, cases=fp8_linear.FP8_LINEAR_ADD_CASES),
     "ContextAttention": KernelFactory(context_attention.context_attention_program, cases=context_attention.CONTEXT_ATTENTION_CASES),
+    "SharedContextAttention": KernelFactory(
+        context_attention.shared_context_attention_program, cases=context_attention.SHARED_CONTEXT_ATTENTION_CASES
+    ),
+    "ContextAttentionQuantTensor": KernelFactory(
+        context_attention.context_attention_quant_tensor_program, cases=context_attention.CONTEXT_ATTENTION_QUANT_TENSOR_CASES
+    ),
+    "SharedContextAttentionQuantTensor": KernelFactory(
+        context_attention.shared_context_attention_quant_tensor_program,
+        cases=context_attention.SHARED_CONTEXT_ATTENTION_QUANT_TENSOR_CASES,
+    ),
     "BeamSelfAttention1": KernelFactory(
         beam_self_attention.beam_self_attention_1_program, cases=beam_self_attention.BEAM_SELF_ATTENTION_1_CASES
     ),

@@ -32,6 +32,17 @@ def sigmoid(x):
 
 
 @triton.jit
+def swiglu_row(gate_up_R2H, rows_R1, inside_R1, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """FP32 chunks of SiLU(gate) * up of rows that hold gate and up side by side, each WIDTH wide."""
+    gate = load_row(gate_up_R2H + rows_R1 * (2 * WIDTH), inside_R1, WIDTH, CHUNK)
+    up = load_row(gate_up_R2H + rows_R1 * (2 * WIDTH) + WIDTH, inside_R1, WIDTH, CHUNK)
+    product = ()
+    for number in tl.static_range(len(gate)):
+        product = product + (gate[number] * sigmoid(gate[number]) * up[number],)  # type: ignore[assignment]  # noqa: RUF005
+    return product
+
+
+@triton.jit
 def swiglu(
     gate_up_N2H, output_NH, scale, rows,
     FORM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
@@ -39,11 +50,7 @@ def swiglu(
     """WIDTH is H. `scale` is read per tensor and written per row; the FP16 form has none."""
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
-    gate = load_row(gate_up_N2H + rows_R1 * (2 * WIDTH), inside_R1, WIDTH, CHUNK)
-    up = load_row(gate_up_N2H + rows_R1 * (2 * WIDTH) + WIDTH, inside_R1, WIDTH, CHUNK)
-    product = ()
-    for number in tl.static_range(len(gate)):
-        product = product + (gate[number] * sigmoid(gate[number]) * up[number],)  # type: ignore[assignment]  # noqa: RUF005
+    product = swiglu_row(gate_up_N2H, rows_R1, inside_R1, WIDTH, CHUNK)
     start_R1 = output_NH + rows_R1 * WIDTH
     if FORM == _IN_FP16:
         for number in tl.static_range(len(product)):

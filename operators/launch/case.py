@@ -181,11 +181,19 @@ class Library:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the benchmark."""
+    """One line of the benchmark.
+
+    Attributes:
+        case: The case.
+        variant: What distinguishes it from others of its operator and size.
+        library: What is timed beside it.
+        read_bytes: Bytes of the inputs that must be read. Default: all of them.
+    """
 
     case: Case
     variant: str
     library: Library
+    read_bytes: Callable[[list[Tensor]], int] = lambda inputs: sum(each.nbytes for each in inputs)
 
 
 @dataclass(frozen=True)

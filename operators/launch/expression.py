@@ -28,7 +28,6 @@ class Op(IntEnum):
     MINIMUM = 7
     MAXIMUM = 8
     LESS = 9
-    EQUAL = 10
 
 
 Shapes = Sequence[Sequence[int]]
@@ -36,9 +35,9 @@ Shapes = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Expr:
-    """A 64-bit integer computed from dimensions: `dim`, constants, + - * // %, `cdiv`, `minimum`, `maximum`, comparisons.
+    """A 64-bit integer computed from dimensions: `dim`, constants, + - * // %, `cdiv`, `minimum`, `maximum`, `lt`, `le`.
 
-    Comparisons are the methods `lt`, `le`, `gt`, `ge`, `eq`, `ne` and give 0 or 1; `==` compares the expressions themselves.
+    The methods `lt` and `le` give 0 or 1; `==` compares the expressions themselves.
 
     Attributes:
         op: What is computed.
@@ -86,20 +85,8 @@ class Expr:
     def le(self, other: Expr | int) -> Expr:
         return 1 - _binary(Op.LESS, other, self)
 
-    def gt(self, other: Expr | int) -> Expr:
-        return _binary(Op.LESS, other, self)
-
-    def ge(self, other: Expr | int) -> Expr:
-        return 1 - self.lt(other)
-
-    def eq(self, other: Expr | int) -> Expr:
-        return _binary(Op.EQUAL, self, other)
-
-    def ne(self, other: Expr | int) -> Expr:
-        return 1 - self.eq(other)
-
     def __bool__(self) -> bool:
-        raise TypeError("an expression has no value yet: compare with .lt(), .eq(), ...; choose with Variant")
+        raise TypeError("an expression has no value yet: compare with .lt() or .le(); choose with Variant")
 
     def evaluate(self, shapes: Shapes) -> int:
         """The value for the given shapes of the inputs.
@@ -136,7 +123,7 @@ class Expr:
 def constant(value: int) -> Expr:
     """An expression with a fixed value."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"not an integer or an expression: {value!r}; `==` compares expressions, .eq() their values")
+        raise TypeError(f"not an integer or an expression: {value!r}; `==` compares expressions, .lt() and .le() their values")
     return Expr(Op.CONSTANT, values=(_bounded(value),))
 
 
@@ -192,11 +179,9 @@ def _compute(op: Op, first: int, second: int) -> int:
             value = min(first, second)
         case Op.MAXIMUM:
             value = max(first, second)
-        case Op.LESS:
-            value = int(first < second)
         case _:
-            assert op is Op.EQUAL, f"{op.name} has no operands"
-            value = int(first == second)
+            assert op is Op.LESS, f"{op.name} has no operands"
+            value = int(first < second)
     return _bounded(value)
 
 

@@ -17,6 +17,8 @@ from onerec_trt.operators.single_node import as_arrays
 from onerec_trt.tools.tuning.parity import this_capability
 from torch import Tensor
 
+from .repeats import captured, repeated, same_bits
+
 NORMALIZER = 2  # number of its scratch buffer
 NORMALIZER_ERROR = 3e-6  # nat, beside FP64
 RUNS = 1000
@@ -93,11 +95,11 @@ def test_it_is_its_reference(sizes, kind):
     case = beam_step_case(2, *sizes)
     inputs = inputs_of(kind, *((2, *sizes[:2])))
     attributes: Attributes = case.attributes
-    truth = OPERATORS["BeamStep"]
+    operator = OPERATORS["BeamStep"]
     given = [each.cpu() for each in inputs]
     actual, _ = run_once(program_of(*sizes), inputs)
-    arrays = [as_arrays(each) for each in ([out.cpu() for out in actual], truth.reference(*given, **attributes), given)]
-    assert truth.compare(*arrays, attributes) <= truth.threshold
+    arrays = [as_arrays(each) for each in ([out.cpu() for out in actual], operator.reference(*given, **attributes), given)]
+    assert operator.compare(*arrays, attributes) <= operator.threshold
 
 
 def test_a_batch_of_32():
@@ -110,30 +112,13 @@ def test_a_batch_of_32():
 def test_same_input_same_bits(kind):
     program, inputs = program_of(512, 8192, 512), inputs_of(kind, 8, 512, 8192)
     expected, _ = run_once(program, inputs)
-    outputs = new_outputs(program, inputs)
-    run = bind(program, inputs, outputs)
-    for _ in range(RUNS):
-        for output in outputs:
-            output.view(torch.uint8).fill_(0x55)
-        run()
-        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert all(same_bits(outputs, expected) for outputs in repeated(program, inputs, RUNS))
 
 
 def test_a_captured_launch_is_the_launch():
     program, inputs = program_of(128, 8192, 256), inputs_of("ties", 5, 128, 8192)
     expected, _ = run_once(program, inputs)
-    outputs = new_outputs(program, inputs)
-    run = bind(program, inputs, outputs)
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    for output in outputs:
-        output.view(torch.uint8).fill_(0x55)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert same_bits(captured(program, inputs), expected)
 
 
 def test_a_request_has_the_same_bits_in_every_batch():

@@ -6,13 +6,15 @@ import pytest
 import torch
 from onerec_trt.core.dtypes import of_torch
 from onerec_trt.operators.kernels.registry import FACTORIES
-from onerec_trt.operators.launch.launch import bind, execute, new_outputs
+from onerec_trt.operators.launch.launch import execute
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Program
 from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.operators.single_node import as_arrays
 from onerec_trt.tools.tuning.parity import this_capability
 from torch import Tensor
+
+from .repeats import repeated, same_bits
 
 FUSED = ("BeamSelfAttention1QuantRow", "BeamSelfAttention2QuantRow", "BeamSelfAttention1QuantTensor", "BeamSelfAttention2QuantTensor")
 SHAPES = ((1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128), (7, 3, 48), (5, 1, 4))  # beams, heads, channels of a head
@@ -45,19 +47,15 @@ def program_of(operator: str, inputs: list[Tensor], attributes: dict[str, int | 
     return program
 
 
-def bits(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.view(torch.uint8) for tensor in tensors]
-
-
 @pytest.mark.parametrize("operator", FUSED)
 @pytest.mark.parametrize(("beam", "heads", "head"), SHAPES)
 def test_a_fused_kernel_is_its_reference(operator, beam, heads, head):
     inputs, attributes = inputs_of(operator, beam, heads, head), {"rows": beam, "heads": heads}
     actual = execute(program_of(operator, inputs, attributes), inputs)
-    truth = OPERATORS[operator]
-    expected = truth.reference(*inputs, **attributes)
+    declared = OPERATORS[operator]
+    expected = declared.reference(*inputs, **attributes)
     arrays = [as_arrays([tensor.cpu() for tensor in tensors]) for tensors in (actual, expected)]
-    assert truth.compare(*arrays, as_arrays([tensor.cpu() for tensor in inputs]), attributes) <= truth.threshold
+    assert declared.compare(*arrays, as_arrays([tensor.cpu() for tensor in inputs]), attributes) <= declared.threshold
     assert not arrays[0][0].reshape(REQUESTS, beam, -1)[ZERO_ROW].any()
 
 
@@ -71,20 +69,15 @@ def test_a_fused_kernel_gives_the_bits_of_the_kernels_of_its_parts(operator, bea
     attended = [*execute(program_of(attention, projections, attributes), projections), *scale]
     parts = execute(program_of(quant, attended, {}), attended)
     fused = execute(program_of(operator, inputs, attributes), inputs)
-    assert all(map(torch.equal, bits(fused), bits(parts)))
+    assert same_bits(fused, parts)
 
 
 @pytest.mark.parametrize("operator", FUSED)
 def test_same_input_same_bits(operator):
     inputs = inputs_of(operator, 512, 14, 128)
     program = program_of(operator, inputs, {"rows": 512, "heads": 14})
-    expected, outputs = execute(program, inputs), new_outputs(program, inputs)
-    run = bind(program, inputs, outputs)
-    for _ in range(RUNS):
-        for output in outputs:
-            output.view(torch.uint8).fill_(0x55)
-        run()
-        assert all(map(torch.equal, bits(outputs), bits(expected)))
+    expected = execute(program, inputs)
+    assert all(same_bits(outputs, expected) for outputs in repeated(program, inputs, RUNS))
 
 
 @pytest.mark.parametrize("operator", FUSED)

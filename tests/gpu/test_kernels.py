@@ -18,11 +18,12 @@ from onerec_trt.operators.kernels.rms_norm_quant import rms_norm_quant_row_case
 from onerec_trt.operators.kernels.swiglu import swiglu_quant_row_case
 from onerec_trt.operators.launch.case import Case, codes, scales
 from onerec_trt.operators.launch.compile import Build, compile_many, compiled, default_cache
-from onerec_trt.operators.launch.launch import bind, execute, new_outputs
+from onerec_trt.operators.launch.launch import execute
 from onerec_trt.operators.launch.program import Kernel, Program
 from onerec_trt.operators.launch.tiles import GemmTile, Tiles
 from onerec_trt.tools.tuning.parity import difference_of, this_capability
-from torch import Tensor
+
+from .repeats import captured, repeated, same_bits
 
 WIDTHS = (640, 896, 1408, 1792, 2304, 2944, 3584)  # of the eight published sizes
 ROWS = (1, 130, 1000, 16500)
@@ -66,10 +67,6 @@ def test_kernel_is_its_reference(program_of, operator, width):
             difference_of(case, program_of(case))  # raises above the threshold
 
 
-def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(first, second, strict=True))
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -85,13 +82,7 @@ def test_same_input_same_bits(program_of, make):
         case = make(rows)
         program, inputs = program_of(case), case.tensors("cuda")
         expected = execute(program, inputs)
-        outputs = new_outputs(program, inputs)
-        run = bind(program, inputs, outputs)
-        for _ in range(runs):
-            for output in outputs:
-                output.view(torch.uint8).fill_(0x55)
-            run()
-            assert same_bits(outputs, expected)
+        assert all(same_bits(outputs, expected) for outputs in repeated(program, inputs, runs))
 
 
 @pytest.mark.parametrize("operator", [operator for operator, width in TRIED if width == 1408])
@@ -133,19 +124,7 @@ def test_every_way_to_cut_a_product(tile, promotion):
 @pytest.mark.parametrize("case", [fp8_linear_add_case(4100, 1408, 1408), rms_norm_quant_row_case(4100, 1408)], ids=lambda c: c.operator)
 def test_a_captured_launch_is_the_launch(program_of, case):
     program, inputs = program_of(case), case.tensors("cuda")
-    expected = execute(program, inputs)
-    outputs = new_outputs(program, inputs)
-    run = bind(program, inputs, outputs)
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    for output in outputs:
-        output.view(torch.uint8).fill_(0x55)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert same_bits(outputs, expected)
+    assert same_bits(captured(program, inputs), execute(program, inputs))
 
 
 def test_a_static_scale_and_leading_dimensions(program_of):

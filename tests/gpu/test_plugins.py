@@ -116,7 +116,7 @@ def _plan(nodes: int) -> bytes:
     return bytes(memoryview(network.build(compute_capability=None, profiles=[shapes]).plan))
 
 
-class Lineage:
+class RunnablePlan:
     """A plan of `_plan`, ready to run on a stream of its own."""
 
     def __init__(self, plan: bytes) -> None:
@@ -155,7 +155,7 @@ def _rows(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, MAX_ROWS])
 def test_a_kernel_runs_in_a_plan(plan: bytes, rows: int) -> None:
     x = _rows(rows)
-    assert torch.equal(Lineage(plan)(x), x + (3 if rows >= 16 else 0))
+    assert torch.equal(RunnablePlan(plan)(x), x + (3 if rows >= 16 else 0))
 
 
 def _used_bytes() -> int:
@@ -172,7 +172,7 @@ def _used_bytes() -> int:
 
 def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
     """The first shapes may grow what the driver and PyTorch keep; ten thousand more must not."""
-    chain = Lineage(plan)
+    chain = RunnablePlan(plan)
     counts = np.random.default_rng(0).integers(1, MAX_ROWS, 11_000)
     used = []
     for part in (counts[:1000], counts[1000:]):
@@ -185,7 +185,7 @@ def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
 
 
 def test_a_run_can_be_captured(plan: bytes) -> None:
-    chain = Lineage(plan)
+    chain = RunnablePlan(plan)
     x = _rows(100)
     y = chain.bind(x)
     chain.enqueue()  # TensorRT itself wants one run before a capture
@@ -212,7 +212,7 @@ def test_a_plan_loads_in_a_fresh_process(plan: bytes, tmp_path: Path) -> None:
 
 def test_what_a_node_costs_the_cpu(record_property: Callable[[str, object], None]) -> None:
     nodes, rounds = 300, 20
-    chain = Lineage(_plan(nodes))
+    chain = RunnablePlan(_plan(nodes))
     chain.bind(_rows(1))
     samples = []
     for _ in range(rounds):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.runtime.verdict import inspect_proven
+from onerec_trt.runtime.verdict import inspect_with_verdict
 from onerec_trt.tools import demo as demo_run
 from onerec_trt.tools.pipeline import folders_of, run_stages, validations
 
@@ -60,7 +60,7 @@ def test_plans_of_the_demo_pass_every_gate(demo: Path, precision: str, plugins: 
     plans = sorted(folders_of(recipe).plans.parent.glob("plans-tensorrt/*.plan"))
     assert len(plans) == 2
     for plan in plans:
-        record = inspect_proven(plan)
+        record = inspect_with_verdict(plan)
         assert record.validated
         assert (record.plugins is not None) == plugins
         assert record.fp8_gemms.found == record.fp8_gemms.expected

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DATA, RUN, RECOMMEND, PARITY = re.findall(r"```sh\n(.*?)\n```", (EXAMPLES / "README.md").read_text(), re.DOTALL)
+SERVER = EXAMPLES.parent / ".venv-server"
+DATA, RUN, RECOMMEND, REPOSITORY, SERVE, ASK, PARITY = re.findall(r"```sh\n(.*?)\n```", (EXAMPLES / "README.md").read_text(), re.DOTALL)
 
 Call = Callable[[str], str]
 
@@ -51,10 +53,13 @@ def finished(folder: Path, call: Call) -> Path:
 
 
 def test_the_commands_are_those_these_tests_know() -> None:
-    assert [command.split()[:2] for command in (DATA, RUN, RECOMMEND, PARITY)] == [
+    assert [command.split()[:2] for command in (DATA, RUN, RECOMMEND, REPOSITORY, SERVE, ASK, PARITY)] == [
         ["python", "make_data.py"],
         ["onerec-trt", "run"],
         ["python", "recommend.py"],
+        ["onerec-trt", "repository"],
+        ["onerec-trt", "serve"],
+        ["python", "ask.py"],
         ["python", "-m"],
     ]
 
@@ -70,6 +75,27 @@ def test_items_are_recommended(finished: Path, call: Call) -> None:
         assert [line for line in lines if line.startswith(f"{name} (")], lines
     items = pq.read_table(finished / "out/items.parquet").to_pylist()
     assert [item["request"] for item in items] == [name for name in ("ann", "ben", "cem") for _ in range(16)]
+
+
+def test_the_model_is_served(finished: Path, call: Call) -> None:
+    """At free ports, since other tests serve at the usual ones meanwhile."""
+    call(REPOSITORY)
+    command = f"{SERVE.replace('../.venv-server', str(SERVER))} --http-port 0 --grpc-port 0 --metrics-port 0"
+    program, *arguments = shlex.split(command)
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / program, *arguments], cwd=finished, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert server.stdout is not None
+        line = next(line for line in server.stdout if line.startswith("serving on"))
+        ports = dict(re.findall(r"(HTTP|gRPC) (\d+)", line))
+        answers = {call(f"{ASK.replace('8000', ports['HTTP'])} {way}") for way in ("", "--shared-memory")}
+        answers.add(call(f"{ASK.replace('8000', ports['gRPC'])} --grpc"))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    (answer,) = answers
+    assert [each.split()[0] for each in answer.splitlines()] == ["ann", "ben"]
 
 
 def test_parity_holds_in_ci(finished: Path, call: Call) -> None:

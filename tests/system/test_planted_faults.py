@@ -1,13 +1,17 @@
 """Faults planted where a bug of the product would put them, records made consistent: each fails a gate that names the place.
 
-docs/validation.md shows the same list. The gates that must fail leave out *is the trace* wherever the outputs can tell:
+docs/validation.md shows this list, and how many faults each gate stops: both are held here.
+The gates that must fail leave out *is the trace* wherever the outputs can tell:
 a bug in the exporter itself would be traced again, and a plan has no nodes to compare.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,29 +20,38 @@ import onnx
 import pytest
 from onerec_trt.core.artifacts import sha256
 from onerec_trt.core.recipe import Recipe, load_recipe
-from onerec_trt.tools.pipeline import folders_of, run_stages
+from onerec_trt.tools.pipeline import Folders, folders_of, run_stages
 from onerec_trt.validation.gates import Gate
 from onerec_trt.validation.validate import read_validation
 from onnx import helper, numpy_helper
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
 
 SERVING, SCORING = "model.onnx", "scoring.onnx"
 TRACE, SCORING_TRACE, STEPS = "model.onnx is the trace", "scoring.onnx is the trace", "steps alike in both graphs"
 ITEMS, SCORES, LEFT_OUT = "items in range, distinct and in order", "scores are the scoring graph's", "no better item left out"
-LOG_PROBABILITIES = "scoring log-probabilities"
-ORDER, TOP_1 = "order outside the tie band", "top-1 outside the tie band"
+SCORING_GATES = tuple(f"scoring {what}{of}" for what in ("log-probabilities", "KL") for of in ("", ", mean"))
+ORDER, TOP_1, HITS = "order outside the tie band", "top-1 outside the tie band", "hits within the paired interval of FP32"
+REGRET = "score regret@16"
+DOCS = Path(__file__).parents[2] / "docs" / "validation.md"
 WIDTH = 16
 
 Model = onnx.ModelProto
 
 
 class Fault(NamedTuple):
-    """What is planted in which files, the gates that must fail, and what the message of the first one must name."""
+    """What is planted in which files, the gates that must fail, and what the message of the first one must name.
+
+    `elsewhere`: for faults that lie in no exported graph.
+    """
 
     name: str
     plant: Callable[[Model], None]
     gates: tuple[str, ...]
     place: str = ""
     files: tuple[str, ...] = (SERVING,)
+    elsewhere: Callable[[Folders], None] | None = None
 
 
 def node(model: Model, name: str) -> onnx.NodeProto:
@@ -215,6 +228,53 @@ def another_contract(model: Model) -> None:
     entry.value = entry.value.replace('"min_context":2', '"min_context":1')
 
 
+def nothing(_: Model) -> None:
+    """Both graphs are as they were."""
+
+
+def rerecord(folder: Path, name: str) -> None:
+    """Let the record of a stage name the content that a file has now."""
+    record = json.loads((folder / "record.json").read_text())
+    record["wrote"][name] = sha256(folder / name)
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+def quantized_scale(factor: float) -> Callable[[Folders], None]:
+    """Calibration wrote the scales of one linear wrongly; the export, before that, got them right."""
+
+    def plant(folders: Folders) -> None:
+        name = "blocks.0.ffn.down.weight_scale"
+        shard = json.loads((folders.calibrated / "model.safetensors.index.json").read_text())["weight_map"][name]
+        tensors = load_file(folders.calibrated / shard)
+        tensors[name] = tensors[name] * factor
+        save_file(tensors, folders.calibrated / shard, metadata={"format": "pt"})
+        rerecord(folders.calibrated, shard)
+        record = json.loads((folders.exported / "record.json").read_text())
+        record["read"]["quantized_checkpoint"] = sha256(folders.calibrated)
+        (folders.exported / "record.json").write_text(json.dumps(record))
+
+    return plant
+
+
+def reference_scores(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Folders], None]:
+    """The FP32 reference holds other scores of its items."""
+
+    def plant(folders: Folders) -> None:
+        path = folders.reference / "reference.safetensors"
+        arrays = load_arrays(path)
+        arrays["scores_nW"] = change(arrays["scores_nW"])
+        save_arrays(arrays, path)
+        rerecord(folders.reference, path.name)
+
+    return plant
+
+
+def targets_never_found(model: Model) -> None:
+    """The last token of every item is another."""
+    behind(model, "sids", "Add", np.array([[[0, 0, 16]]], np.int64))
+    behind(model, "sids", "Mod", np.int64(32))
+
+
 FAULTS = [
     Fault("scores are NaN", scores_times(np.nan), (SCORES, ITEMS), "scoring graph"),
     Fault("scores are zero", scores_times(0.0), (SCORES,), "item"),
@@ -247,8 +307,8 @@ FAULTS = [
     Fault("epsilon 1e-3 in the norms", norms_epsilon, (STEPS, SCORES), "norm"),
     Fault("routers of one expert instead of two", routers_of_one, (SCORES,), "item"),
     Fault("keys of the context halved", keys_halved, (SCORES,), "item"),
-    Fault("keys of the context halved in both graphs", keys_halved, (LOG_PROBABILITIES, TRACE), "nat", (SERVING, SCORING)),
-    Fault("the scoring graph alone has the wrong head", head_of_another_step, (LOG_PROBABILITIES, SCORES, STEPS), "nat", (SCORING,)),
+    Fault("keys of the context halved in both graphs", keys_halved, (*SCORING_GATES, TRACE), "typical", (SERVING, SCORING)),
+    Fault("the scoring graph alone has the wrong head", head_of_another_step, (*SCORING_GATES, SCORES, STEPS), "typical", (SCORING,)),
     Fault(
         "a weight of the scoring graph lies elsewhere",
         a_weight_at_anothers_place,
@@ -266,34 +326,71 @@ FAULTS = [
         (SERVING, SCORING),
     ),
     Fault("another contract in the file", another_contract, (TRACE,), "onerec_trt.io"),
+    Fault("a weight of the serving graph lies elsewhere", a_weight_at_anothers_place, ("weights in the file",), "decoder.heads.0.weight"),
+    Fault("every item has another last token", targets_never_found, ("overlap@10", "overlap@16", HITS, REGRET, TOP_1, SCORES), "regret"),
+    Fault(
+        "calibration writes the scales of a linear x 1.5",
+        nothing,
+        ("quantized checkpoint from its sources", "packed model beside ModelOpt", "weights in the file", "weights in scoring.onnx"),
+        "blocks.0.ffn.down.weight_scale",
+        (),
+        quantized_scale(1.5),
+    ),
+    Fault(
+        "the reference has the same score for every item",
+        nothing,
+        ("requests inside the tie band", REGRET),
+        "",
+        (),
+        reference_scores(np.zeros_like),
+    ),
 ]
 
 
-@pytest.fixture
-def recipe(world: Path) -> Recipe:
-    return load_recipe(world / "fp8-row.yaml")
-
-
-def plant(folder: Path, fault: Fault) -> None:
-    """Change the files and the record with them, so that no check of hashes can see it."""
-    record = json.loads((folder / "record.json").read_text())
+def plant(folders: Folders, fault: Fault) -> None:
+    """Change the files and the records with them, so that no check of hashes can see it."""
     for name in fault.files:
-        model = onnx.load(folder / name, load_external_data=False)
+        model = onnx.load(folders.exported / name, load_external_data=False)
         fault.plant(model)
-        (folder / name).write_bytes(model.SerializeToString())
-        record["wrote"][name] = sha256(folder / name)
-    (folder / "record.json").write_text(json.dumps(record))
+        (folders.exported / name).write_bytes(model.SerializeToString())
+        rerecord(folders.exported, name)
+    if fault.elsewhere is not None:
+        fault.elsewhere(folders)
 
 
-def failed_gates(recipe: Recipe) -> dict[str, Gate]:
-    list(run_stages(recipe, ["validate"]))
-    return {gate.name: gate for gate in read_validation(folders_of(recipe).validated).gates if not gate.passed}
+@pytest.fixture(scope="module")
+def failed_gates(finished_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fault], dict[str, Gate]]:
+    """The gates that a fault fails, by name; each fault is planted once, in a world of its own."""
+
+    @cache
+    def failed(name: str) -> dict[str, Gate]:
+        (fault,) = [each for each in FAULTS if each.name == name]
+        world = tmp_path_factory.mktemp("planted") / "world"
+        shutil.copytree(finished_world, world)
+        recipe = load_recipe(world / "fp8-row.yaml")
+        plant(folders_of(recipe), fault)
+        list(run_stages(recipe, ["validate"]))
+        return {gate.name: gate for gate in read_validation(folders_of(recipe).validated).gates if not gate.passed}
+
+    return lambda fault: failed(fault.name)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
-def test_a_planted_fault_fails_the_gates_that_see_it(recipe: Recipe, fault: Fault) -> None:
-    plant(folders_of(recipe).exported, fault)
-    failed = failed_gates(recipe)
+def test_a_planted_fault_fails_the_gates_that_see_it(failed_gates: Callable[[Fault], dict[str, Gate]], fault: Fault) -> None:
+    failed = failed_gates(fault)
     assert set(fault.gates) <= failed.keys(), [gate.sentence() for gate in failed.values()]
     assert fault.place in failed[fault.gates[0]].sentence()
-    assert {TRACE, SCORING_TRACE} & failed.keys() or fault.gates[0] == "weights in scoring.onnx"
+    if fault.files and "weights" not in fault.gates[0] and fault.elsewhere is None:
+        assert {TRACE, SCORING_TRACE} & failed.keys()
+
+
+def test_the_docs_show_what_every_fault_fails_and_what_every_gate_stops(finished_recipe: Callable[[str], Recipe]) -> None:
+    counts = Counter(gate for fault in FAULTS for gate in fault.gates)
+    faults_table = "\n".join(f"| {fault.name} | {'; '.join(fault.gates)} |" for fault in FAULTS)
+    counts_table = "\n".join(f"| {gate} | {count} |" for gate, count in counts.most_common())
+    shown = DOCS.read_text()
+    assert faults_table in shown, f"docs/validation.md must show:\n{faults_table}"
+    assert counts_table in shown, f"docs/validation.md must show:\n{counts_table}"
+    gates = {gate.name for gate in read_validation(folders_of(finished_recipe("fp8-row")).validated).gates}
+    assert {gate for gate in gates if not gate.startswith("operator ")} <= counts.keys(), "no planted fault fails these gates"
+    assert counts.keys() <= gates

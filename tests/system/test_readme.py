@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
 RECIPES = {"fp16", "fp8-static", "fp8-row", "fp8-row-block", "fp8-paper"}
+SERVING = (
+    "onerec-trt repository out/NAME/exported --out out/served",
+    "onerec-trt serve out/served --server .venv-server",
+    "python examples/ask.py 127.0.0.1:8000",
+)
 SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio", "valid_items"}
 
 
@@ -25,7 +33,9 @@ def readme_commands() -> list[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    """With one thread: other tests run beside it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +57,11 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
         "onerec-trt validate recipe.yaml --engine tensorrt",
         "onerec-trt bench --size 1B",
+        *SERVING,
     ]
 
 
-@pytest.mark.parametrize("command", readme_commands()[-3:])
+@pytest.mark.parametrize("command", [command for command in readme_commands() if command not in SERVING][-3:])
 def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], tmp_path: Path, command: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one; tests/gpu runs the commands")
@@ -68,7 +79,7 @@ def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
     assert "ruff check ." in planned
     assert "mypy -p onerec_trt" in planned
     (tests,) = re.findall(r"python -m pytest(.*)$", planned, re.MULTILINE)
-    assert tests.split() == ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"], "no selection of tests"
+    assert tests.split() == ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"], "no selection of tests"
 
 
 def test_the_demo_passes_every_gate(demo: dict[str, list[dict[str, object]]]) -> None:
@@ -89,6 +100,14 @@ def test_the_demo_shows_every_recipe_and_plans_for_two_gpu_generations(demo: dic
     for plan in plans:
         assert plan["validated"] is False
         assert (OUT / str(plan["path"])).stat().st_size > 100_000
+
+
+def test_the_fidelity_table_has_every_recipe_beside_fp32(demo: dict[str, object]) -> None:
+    rows = {row["system"]: row for row in json.loads((OUT / "fidelity.json").read_text())["rows"]}
+    assert set(rows) == RECIPES
+    assert rows["fp16"]["standing"] == "noise floor"
+    error = {name: next(cell["value"] for cell in row["cells"] if cell["metric"] == "score error, nat") for name, row in rows.items()}
+    assert all(error[name] > 3 * error["fp16"] for name in RECIPES - {"fp16"}), error
 
 
 def test_the_report_is_one_file_without_the_network(demo: dict[str, object]) -> None:
@@ -116,8 +135,11 @@ def test_a_plan_can_be_inspected(demo: dict[str, object]) -> None:
 def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) -> None:
     """The Python block of the README, with the demo's recipe and paths in place of the example's."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    recipe = (OUT / "recipes" / "fp16.yaml").read_text()
+    assert "max_requests: 640" in recipe
+    (tmp_path / "few.yaml").write_text(recipe.replace("max_requests: 640", "max_requests: 320"))  # the demo had all
     places = {
-        "recipe.yaml": OUT / "recipes" / "fp16.yaml",
+        "recipe.yaml": tmp_path / "few.yaml",
         "calibration.parquet": OUT / "data" / "calibration.parquet",
         "heldout.parquet": OUT / "data" / "heldout.parquet",
     }
@@ -129,3 +151,22 @@ def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) ->
     test_file.write_text(example)
     done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_file))
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_the_demo_is_served_as_the_readme_says(demo: dict[str, object]) -> None:
+    served = ROOT / "out" / "served"
+    shutil.rmtree(served, ignore_errors=True)
+    programs = Path(sys.executable).parent
+    put, serve, ask = (command.replace("NAME", "demo/fp16").split() for command in SERVING)
+    done = run(str(programs / put[0]), *put[1:])
+    assert done.returncode == 0, done.stderr[-4000:]
+    server = subprocess.Popen([programs / serve[0], *serve[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        assert any(line.startswith("serving on 127.0.0.1: HTTP 8000, gRPC 8001") for line in server.stdout)
+        done = run(sys.executable, *ask[1:])
+    finally:
+        server.send_signal(signal.SIGTERM)
+        ended = server.wait(60)
+    assert ended == 0
+    assert re.fullmatch(r"(\w+ \(\d+, \d+, \d+\) log-probability -\d+\.\d+\n){2}", done.stdout), done.stdout + done.stderr[-4000:]

@@ -12,6 +12,7 @@ import typer
 from ...core.errors import GateError, RecipeError
 from ...core.precision import PRECISIONS
 from ...models.config import SIZES, OneRecConfig
+from ..outputs import require_own_json, require_own_page
 from ..terminal import print_results
 from . import run as benchmark
 from .candidates import TORCH_ENGINES
@@ -47,6 +48,8 @@ def bench(
         folder=work,
         commit=commit,
     )
+    require_own_json(out, ("environment", "results"))
+    require_own_page(out.with_suffix(".html"))
     if plans_only:
         benchmark.prepare(options)
         return

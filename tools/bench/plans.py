@@ -18,7 +18,7 @@ from ...core.stages import Stage, run_stage
 from ...export.stage import export_stage
 from ...models.config import OneRecConfig
 from ...runtime.plan_record import PlanRecord
-from ...runtime.verdict import inspect_proven
+from ...runtime.verdict import inspect_with_verdict
 from .random_scales import input_amax
 
 SEED = 0  # of weights and features: the PyTorch baseline runs the same model
@@ -69,7 +69,7 @@ def make_plan(
     options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
     run_stage(build_stage(options, precision, exported, plans, forms=("serving",)))
     (plan,) = plans.glob("*.plan")
-    return BenchPlan(plan, inspect_proven(plan), recipe)
+    return BenchPlan(plan, inspect_with_verdict(plan), recipe)
 
 
 def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ from ...models.config import OneRecConfig
 from .candidates import EngineName
 from .case import Case
 from .plans import WITH_KERNELS
-from .roofline import limit_ms
+from .roofline import Gpu, limit_ms
 from .sampling import summary
 
 MIN_SAMPLES = 30
@@ -70,10 +70,10 @@ class Result(BaseModel):
     plan_sha256: str | None
 
 
-def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, samples_ms: Sequence[float]) -> Result:
+def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, samples_ms: Sequence[float], gpu: Gpu) -> Result:
     """The samples of one candidate, condensed."""
     latency = Latency(**summary(samples_ms))
-    limits = limits_ms(config, case)
+    limits = limits_ms(config, case, gpu)
     precision = PRECISIONS.get(sampled.recipe.removesuffix(WITH_KERNELS))  # PyTorch's is none of ours
     quantized = precision is not None and precision.is_quantized
     return Result(
@@ -89,13 +89,13 @@ def result_of(model: str, config: OneRecConfig, case: Case, sampled: Sampled, sa
     )
 
 
-def limits_ms(config: OneRecConfig, case: Case) -> dict[str, float]:
-    """The physical limit in 16 bits, with FP8 linears only, and with FP8 everywhere."""
+def limits_ms(config: OneRecConfig, case: Case, gpu: Gpu) -> dict[str, float]:
+    """The physical limit of a card in 16 bits, with FP8 linears only, and with FP8 everywhere."""
     shape = (config, case.batch, case.beam, case.context)
     return {
-        "16-bit": limit_ms(*shape, linears=16, attention_and_heads=16),
-        "fp8, attention and heads in 16-bit": limit_ms(*shape, linears=8, attention_and_heads=16),
-        "fp8": limit_ms(*shape, linears=8, attention_and_heads=8),
+        "16-bit": limit_ms(*shape, linears=16, attention_and_heads=16, gpu=gpu),
+        "fp8, attention and heads in 16-bit": limit_ms(*shape, linears=8, attention_and_heads=16, gpu=gpu),
+        "fp8": limit_ms(*shape, linears=8, attention_and_heads=8, gpu=gpu),
     }
 
 

@@ -31,9 +31,15 @@ class Gpu:
         return self.fp8_flops if bits == 8 else self.fp16_flops
 
 
-# NVIDIA's H200 data sheet: tensor cores without sparsity, HBM3e. Exponentials: 16 per clock and multiprocessor, 132 of
-# them at 1.83 GHz, which is the 3.9 T/s that arXiv 2407.08608 (FlashAttention-3) counts with.
+# NVIDIA's data sheets of H200 and H100 SXM: tensor cores without sparsity, HBM3e and HBM3. Exponentials: 16 per clock and
+# multiprocessor, 132 of them at 1.83 GHz, which is the 3.9 T/s that arXiv 2407.08608 (FlashAttention-3) counts with.
 H200 = Gpu("NVIDIA H200", fp8_flops=1979e12, fp16_flops=989e12, bytes_per_second=4.8e12, exponentials=3.9e12)
+H100 = Gpu("NVIDIA H100", fp8_flops=1979e12, fp16_flops=989e12, bytes_per_second=3.35e12, exponentials=3.9e12)
+
+
+def gpu_of(name: str) -> Gpu:
+    """The peak rates of a card by the name that its driver gives; those of an H200 for a card that is not in the table."""
+    return next((gpu for gpu in (H100, H200) if gpu.name in name), H200)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from .case import Case
 from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .random_scales import SCALES_FROM
 from .result import Result, Sampled, invalid_because, limits_ms, result_of
+from .roofline import Gpu, gpu_of
 from .sampling import interleaved_ms
 from .torch_baseline import TorchBaseline
 
@@ -77,13 +78,14 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         CalibrationError, BuildError, ArtifactError: A plan cannot be made.
     """
     machine = this_machine("tensorrt")
+    gpu, cases = gpu_of(machine.gpu), options.cases
     plans = prepare(options)
     results: list[Result] = []
     agreement, layers, clocks = [], [], []
     for model, config in options.models.items():
         baseline = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
-        for case in options.cases:
-            measured = _measure(options, model, config, case, baseline, plans[model, case.beam])
+        for case in cases:
+            measured = _measure(options, model, config, case, baseline, plans[model, case.beam], gpu)
             results += measured.results
             agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
             clocks.append({"model": model, **case.as_json(), **measured.clock})
@@ -95,7 +97,8 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         "agreement": agreement,
         "layer_times": layers,
         "clocks": clocks,
-        "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case)} for m, c in options.models.items() for case in options.cases],
+        "limits_of": gpu.name,
+        "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case, gpu)} for m, c in options.models.items() for case in cases],
         "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
         "invalid_because": (problems := invalid_because(results, machine.gpu)),
         "valid": not problems,
@@ -130,7 +133,13 @@ def _profiles(cases: Sequence[Case]) -> list[Profile]:
 
 
 def _measure(
-    options: BenchOptions, model: str, config: OneRecConfig, case: Case, baseline: TorchBaseline | None, plans: Sequence[BenchPlan]
+    options: BenchOptions,
+    model: str,
+    config: OneRecConfig,
+    case: Case,
+    baseline: TorchBaseline | None,
+    plans: Sequence[BenchPlan],
+    gpu: Gpu,
 ) -> _Measured:
     candidates: dict[Sampled, Callable[[], Tensor]] = {}
     if baseline is not None:
@@ -145,7 +154,7 @@ def _measure(
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
-    results = [result_of(model, config, case, sampled, taken[sampled.name]) for sampled in candidates]
+    results = [result_of(model, config, case, sampled, taken[sampled.name], gpu) for sampled in candidates]
     layers = {recipe: plan.layer_times() for recipe, plan in running.items()}
     del candidates, running, by_name, items, first
     _free()

@@ -57,7 +57,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Remark:
-    """A warning of calibration, a finding of the lint, or a stage that the recipe would run again."""
+    """A warning of calibration, validation or the builder, a finding of the lint, or a stage that the recipe would run again."""
 
     recipe: str
     source: str
@@ -122,6 +122,8 @@ def remarks(runs: Sequence[RecipeRun]) -> list[Remark]:
     found = []
     for run in runs:
         found += [Remark(run.name, "calibration", "", warning) for warning in run.quantization.warnings]
+        found += [Remark(run.name, "validation", "", warning) for warning in run.validation.warnings]
+        found += [Remark(run.name, "builder", name, warning) for name, plan in run.plans.items() for warning in plan.builder_warnings]
         for finding in run.description.findings:
             hint = f" ({finding.hint})" if finding.hint else ""
             found.append(Remark(run.name, f"lint: {finding.rule}, {finding.severity}", finding.where, finding.what + hint))

@@ -19,7 +19,7 @@ from ...core.records import RECORD_NAME, Record, read_record
 from ...core.stages import Difference, Stage, declare, differences
 from ...export.stage import DESCRIPTION_FILE, Description
 from ...runtime.plan_record import PlanRecord
-from ...runtime.verdict import inspect_proven
+from ...runtime.verdict import inspect_with_verdict
 from ...validation.gates import Gate
 from ...validation.validate import VALIDATE, Validation, read_validation
 from ..pipeline import folders_of, stages_of
@@ -74,11 +74,11 @@ def load_run(recipe: Recipe) -> RecipeRun:
     stages = [calibrated, exported, *builds, validated]
     records = {stage.folder.name: _record(stage) for stage in stages}
     _same_lineage(stages, records)
-    proven = named[VALIDATE["tensorrt"]]
-    on_gpu = _of_these(proven, records[validated.folder.name])
+    on_gpu_stage = named[VALIDATE["tensorrt"]]
+    on_gpu = _of_these(on_gpu_stage, records[validated.folder.name])
     outdated = tuple(_outdated(stages, records))
     if on_gpu is not None:
-        records[proven.folder.name] = on_gpu
+        records[on_gpu_stage.folder.name] = on_gpu
     validation = read_validation(validated.folder)
     return RecipeRun(
         name=validation.recipe,
@@ -90,7 +90,7 @@ def load_run(recipe: Recipe) -> RecipeRun:
         validation=validation,
         records=records,
         outdated=outdated,
-        on_gpu=read_validation(proven.folder) if on_gpu else None,
+        on_gpu=read_validation(on_gpu_stage.folder) if on_gpu else None,
     )
 
 
@@ -101,11 +101,11 @@ def _builds(recipe: Recipe) -> list[Stage]:
     return [stage for stage in stages if (stage.folder / RECORD_NAME).is_file()]
 
 
-def _of_these(proven: Stage, validated: Record) -> Record | None:
+def _of_these(on_gpu_stage: Stage, validated: Record) -> Record | None:
     """The record of a validation of plans; none where it was of other artifacts than ONNX Runtime's."""
-    if not (proven.folder / RECORD_NAME).is_file():
+    if not (on_gpu_stage.folder / RECORD_NAME).is_file():
         return None
-    record = read_record(proven.folder)
+    record = read_record(on_gpu_stage.folder)
     return record if all(record.read.get(name) == validated.read.get(name) for name in ("quantized_checkpoint", "exported")) else None
 
 
@@ -178,7 +178,7 @@ def _description(folder: Path) -> Description:
 def _plans(folder: Path) -> dict[str, PlanRecord]:
     """Plans by file name, oldest GPU generation first; those of TensorRT with their folder before it."""
     prefix = "" if folder.name == PLAN_FOLDERS["tensorrt-rtx"] else f"{folder.name}/"
-    plans = [(prefix + path.name, inspect_proven(path)) for path in sorted(folder.glob("*.plan"))]
+    plans = [(prefix + path.name, inspect_with_verdict(path)) for path in sorted(folder.glob("*.plan"))]
     if not plans:
         raise ArtifactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
     return dict(sorted(plans, key=lambda plan: capability_order(plan[1].compute_capability)))

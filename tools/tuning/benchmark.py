@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from ...core.artifacts import write_json
 from ...operators.kernels.registry import FACTORIES, program_of
 from ...operators.launch.case import Library, Measurement
-from ...operators.launch.launch import bind, new_outputs
+from ...operators.launch.launch import bind, new_outputs, new_scratch
+from ...operators.launch.program import Program, Variant
 from ...runtime.machine import driver_version
 from ..clock import ClockWatch
 from ..environment import software
@@ -27,7 +29,8 @@ SAMPLES = 21
 DEVICE = "cuda"
 TIMING = (
     "CUDA events around a CUDA graph of at least 24 calls, kernel and library in turns; inputs and outputs rotate, at least three "
-    "sets and 200 MiB of them; gbytes_per_s counts every input and output once"
+    "sets and 200 MiB of them; gbytes_per_s counts every input and output once, but of experts only those that are chosen; launches: "
+    "each alone in a graph of its own"
 )
 
 
@@ -68,10 +71,12 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
     program = program_of(case, capability)
     difference = difference_of(case, program)
     first = case.tensors(DEVICE)
-    size = _bytes(first) + _bytes(new_outputs(program, first))
-    inputs = [first, *(case.tensors(DEVICE) for _ in range(copies_of(size) - 1))]
-    outputs = [new_outputs(program, i) for i in inputs]
-    candidates = {"kernel": captured([bind(program, i, o) for i, o in zip(inputs, outputs, strict=True)])}
+    outputs = [new_outputs(program, first)]
+    inputs = [first, *(case.tensors(DEVICE) for _ in range(copies_of(_bytes(first) + _bytes(outputs[0])) - 1))]
+    outputs += [new_outputs(program, i) for i in inputs[1:]]
+    moved = statistics.mean(each.read_bytes(i) for i in inputs) + _bytes(outputs[0])
+    scratch = [new_scratch(program, i) for i in inputs]
+    candidates = {"kernel": captured([bind(program, *tensors) for tensors in zip(inputs, outputs, scratch, strict=True)])}
     name = each.library.name
     try:
         candidates["library"] = _captured_library(each.library, inputs)
@@ -87,11 +92,27 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
         "samples_us": [round(sample, 3) for sample in taken["kernel"]],
         "microseconds": round(median, 3),
         "tflops": round(case.flops / median / 1e6, 1) if case.flops else None,
-        "gbytes_per_s": round(size / median / 1e3, 1),
+        "gbytes_per_s": round(moved / median / 1e3, 1),
         "library": name,
         "library_microseconds": round(statistics.median(taken["library"]), 3) if "library" in taken else None,
+        "launches": _launches(program, inputs, outputs, scratch, samples),
     }
     return result, difference, clock.summary()
+
+
+def _launches(
+    program: Program, inputs: list[list[Tensor]], outputs: list[list[Tensor]], scratch: list[list[Tensor]], samples: int
+) -> list[dict[str, Any]]:
+    """Median time of every launch of a program by itself, in order, over the scratch that the whole program left; none where it is one."""
+    launches = program.variant([tuple(tensor.shape) for tensor in inputs[0]]).launches
+    if len(launches) == 1 or any(buffer.clear for buffer in program.scratch):
+        return []
+    timed = []
+    for launch in launches:
+        alone = replace(program, variants=(Variant(1, (launch,)),))
+        sampled = interleaved_us({"": captured([bind(alone, *each) for each in zip(inputs, outputs, scratch, strict=True)])}, samples)
+        timed.append({"kernel": launch.kernel.entry, "microseconds": round(statistics.median(sampled[""]), 3)})
+    return timed
 
 
 def _captured_library(library: Library, inputs: list[list[Tensor]]) -> Captured:

@@ -17,7 +17,7 @@ import pytest
 from onerec_trt.builders import child
 from onerec_trt.builders.child import PhaseTree, build_in_child
 from onerec_trt.builders.functions import inline_functions
-from onerec_trt.builders.worker import Job
+from onerec_trt.builders.worker import Job, Log
 from onerec_trt.core.errors import BuildError
 
 Make = Callable[..., onnx.ModelProto]
@@ -61,6 +61,22 @@ def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path, job: MakeJob
         build_in_child(job, tmp_path / "builder.log", "build sm89")
     assert "Plugin not found" in caught.value.what
     assert caught.value.where == f"build sm89, {tmp_path / 'model.onnx'}"
+
+
+def test_unusual_warnings_come_back_once_and_usual_ones_not(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    for message in ("ModelImporter.cpp:1071: Make sure input lengths has Int64 binding.", "a tactic was skipped", "a tactic was skipped"):
+        log("WARNING", message)
+    log("INFO", "as ever")
+    assert log.warnings == ["a tactic was skipped"]
+    assert capsys.readouterr().out.count("[WARNING]") == 3
+
+
+def test_a_plan_whose_maximum_cannot_be_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: MakeJob) -> None:
+    _instead(monkeypatch, "send(event='built', warnings=['a', 'Profile kMAX values are not self-consistent. x: tensor volume exceeds 1'])")
+    with pytest.raises(BuildError, match="the maximum of a profile cannot be run\nProfile kMAX") as caught:
+        build_in_child(job, tmp_path / "builder.log", "build sm89")
+    assert "lower the maxima" in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "hint"), [("SIGABRT", "TensorRT aborted"), ("SIGSEGV", "TensorRT aborted"), ("SIGKILL", "more memory")])

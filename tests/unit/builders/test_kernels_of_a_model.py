@@ -7,15 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
+import torch
 from onerec_trt.builders.block_scales import without_block_scales
 from onerec_trt.builders.kernel_programs import Kernels, use_kernels
 from onerec_trt.builders.native_graph import prepare
+from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.calibration.targets import quantized_targets
-from onerec_trt.core.recipe import ExportOptions, PrecisionName, Profile
-from onerec_trt.core.stages import run_stage
-from onerec_trt.export.stage import SERVING_FILE, export_stage
+from onerec_trt.core.recipe import PrecisionName, Profile
+from onerec_trt.export.graph import export_graph
+from onerec_trt.export.passes import attach_functions
+from onerec_trt.export.serving import ServingModel
+from onerec_trt.export.stage import SERVING_FILE
+from onerec_trt.export.weights import externalize
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.registry import FACTORIES, KernelFactory
 from onerec_trt.operators.launch.compile import Build
@@ -50,12 +56,21 @@ def uncompiled(factory: KernelFactory) -> KernelFactory:
 UNCOMPILED = {name: uncompiled(factory) for name, factory in FACTORIES.items()}
 
 
+def _serving_graph(folder: Path) -> Path:
+    """What the export stage writes of `quantized`, without the scoring graph."""
+    serving = ServingModel(open_quantized(folder / "quantized"), (8, 8, 8)).eval()
+    graph = export_graph(serving, serving.io, (torch.zeros(2, 4, CONFIG.feature_width).half(), torch.tensor([[1, 1, 2], [1, 2, 0]])))
+    attach_functions(graph)
+    externalize([graph], folder)
+    onnx.save(ir.to_proto(graph), folder / SERVING_FILE)
+    return folder / SERVING_FILE
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
 def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: PrecisionName) -> None:
     amax = {target.group: 1.0 for target in quantized_targets(CONFIG, precision)}
     random_quantized_checkpoint(CONFIG, precision, tmp_path / "quantized", 0, amax)
-    run_stage(export_stage(ExportOptions(beam=(8,) * 3), tmp_path / "quantized", tmp_path / "exported"))
-    path = tmp_path / "exported" / SERVING_FILE
+    path = _serving_graph(tmp_path)
     model = onnx.load(path, load_external_data=False)
     before = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
     kernels = Kernels(UNCOMPILED, "9.0")

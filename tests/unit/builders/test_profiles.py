@@ -102,3 +102,23 @@ def test_a_graph_that_breaks_its_contract_is_refused(make_model: Make, change: C
     with pytest.raises(BuildError, match=message) as caught:
         require_contract(model, io, "model.onnx")
     assert caught.value.where == "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "said"),
+    [
+        ((1, 8, 100_000), (1, 512, 1_000_000), "would take 12.8 TB at a batch of 100000 and a context of 1000000"),
+        ((1, 8, 99_999_999_999), (2, 16, 16), "no plan has a batch of 99999999999"),
+        ((1, 8, 32), (2, 16, 10**21), "no plan has a batch of 32 and a context of 1000000000000000000000"),
+    ],
+)
+def test_a_maximum_that_no_gpu_can_run_is_refused_before_the_build(batch: Any, context: Any, said: str) -> None:
+    profiles = [PROFILE, Profile(batch=batch, context=context)]
+    with pytest.raises(BuildError, match=said) as caught:
+        corrected_profiles(profiles, IO, "tensorrt-rtx")
+    assert caught.value.where == "build.profiles[1]"
+
+
+def test_the_largest_profiles_that_are_served_pass() -> None:
+    served = Profile(batch=(1, 32, 1024), context=(2, 512, 3072))
+    assert corrected_profiles([served], scoring_io(537, 512), "tensorrt") == (served,)

@@ -16,7 +16,7 @@ from onerec_trt.core.errors import ArtifactError, BuildError, MissingExtraError
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.records import read_record
 from onerec_trt.runtime.plan_record import inspect_plan
-from onerec_trt.runtime.verdict import inspect_proven
+from onerec_trt.runtime.verdict import inspect_with_verdict
 
 from .stages import build
 
@@ -46,13 +46,16 @@ def test_two_generations_from_one_file(exported: Path, recipe: MakeRecipe, tmp_p
     for capability, stem in zip(("8.9", "12.0"), stems, strict=True):
         plan = inspect_plan(tmp_path / "plans" / f"{stem}.plan")
         assert (plan.compute_capability, plan.driver, plan.validated) == (capability, None, False)
-        assert inspect_proven(tmp_path / "plans" / f"{stem}.plan").reason.startswith("built without its GPU")
+        assert inspect_with_verdict(tmp_path / "plans" / f"{stem}.plan").reason.startswith("built without its GPU")
         assert (plan.fp8_gemms.expected, plan.fp8_gemms.found, plan.fp8_gemms.missing) == (1, 1, ())
         assert plan.weight_bytes.plan is not None
         assert plan.weight_bytes.plan["fp8_e4m3"] == 64 * 64
         assert plan.profiles[1]["features"] == ((1, 64, 64),) * 3
         assert plan.io == io_of(onnx.load(exported / "model.onnx"), exported)
         assert record.facts[plan.plan] == plan.model_dump(mode="json")
+        assert plan.builder_warnings == ()
+        assert plan.precision == recipe().precision
+        assert plan.made_from == {name: record.read[name] for name in ("model.onnx", "record.json")}
 
 
 def test_an_fp16_graph_has_no_fp8(make_model: Make, export: Export, recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from onerec_trt.calibration.quantize import QuantizedWeight
 from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
 from onerec_trt.calibration.scoring import read_reference, with_paths
+from onerec_trt.calibration.stage import Calibration
 from onerec_trt.calibration.statistics import HISTOGRAM_BINS, activation_cast
 from onerec_trt.core.errors import CalibrationError, OnerecTrtError
 from onerec_trt.core.precision import PRECISIONS
@@ -59,7 +60,11 @@ def test_the_description_is_complete(calibrated: Callable[[str], Path], precisio
     summary = open_quantized(calibrated(precision)).summary
     linears = 51 if precision != "fp16" else 0
     assert len(summary.layers) == linears
-    assert len(summary.layers) + len(summary.unquantized) == len(summary.weights) == 59
+    assert len(summary.layers) + len(summary.unquantized) == 59
+    assert len(summary.weights) == 59 + len(("token_embedding.weight", "position_embedding.weight"))
+    without = {weight.name for weight in summary.weights if weight.score_error is None}
+    assert without == {"blocks.1.ffn.router.weight", "blocks.2.ffn.router.weight"}  # FP32, whatever the precision
+    assert all(weight.score_error for weight in summary.weights if weight.quantized)
     assert {"blocks.1.ffn.router", "context.pathways.0", "heads.2"} <= set(summary.unquantized)
     assert [len(part.routed_tokens) for part in summary.experts] == [4, 4]
     assert all(sum(part.routed_tokens) == 24 * 3 * 2 for part in summary.experts)  # requests x positions x top-2
@@ -129,6 +134,19 @@ def test_an_expert_below_the_minimum_stops_static_scales_only(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "out"] == ["earlier", "record.json"]
     record = calibrate(recipe_for("fp8-row", min_routed_tokens=1000), checkpoint_folder, requests_file, tmp_path / "out")
     assert len(record.facts["warnings"]) == 2
+
+
+def test_outliers_of_what_is_quantized_are_named(
+    recipe_for: RecipeFor, fresh_model: Callable[[], OneRec], requests_file: Path, tmp_path: Path
+) -> None:
+    """One hidden channel larger by 2^12, and the weights that read it smaller: FP32 computes the same."""
+    model = fresh_model()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.ffn.up.weight")[3] *= 2.0**12
+        model.get_parameter("blocks.0.ffn.down.weight")[:, 3] /= 2.0**12
+    save_checkpoint(model, tmp_path / "model")
+    record = calibrate(recipe_for("fp8-row"), tmp_path / "model", requests_file, tmp_path / "out")
+    assert [warning.split(":")[0] for warning in record.facts["warnings"]] == ["blocks.0.ffn.down.input has outliers"]
 
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
@@ -208,3 +226,13 @@ def test_an_empty_or_missing_request_file_is_refused(
         assert name in error.value.where
         assert error.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["key_map", "saved_state"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_it_is_hashed(
+    checkpoint_folder: Path, requests_file: Path, recipe_for: RecipeFor, tmp_path: Path, name: str
+) -> None:
+    options = recipe_for("fp8-static", **({"saved_state": str(tmp_path)} if name == "saved_state" else {})).calibration
+    job = Calibration("fp8-static", 3072, options, checkpoint_folder, requests_file, tmp_path if name == "key_map" else None)
+    with pytest.raises(CalibrationError, match="is a folder"):
+        job.inputs()

@@ -393,3 +393,30 @@ def test_bad_json_is_an_artifact_error(tmp_path: Path, content: bytes) -> None:
 def test_absent_json_is_an_artifact_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not found"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_file_takes_the_place_of_files_only(tmp_path: Path, kind: str) -> None:
+    """As the administrator a rename would put a file in the place of /dev/null."""
+    path = tmp_path / "out"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(ArtifactError, match="lies where a file is to be written"):
+        write_text(path, "new")
+    assert not path.is_file()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("parent", ["file", "file/below", "loop", "n" * 300, "/proc/nothing"])
+def test_a_place_that_cannot_be_is_a_typed_error(tmp_path: Path, parent: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArtifactError) as caught:
+        write_text(tmp_path / parent / "out.json", "new")
+    assert "output path" in caught.value.hint
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_read_is_named_when_it_is_hashed() -> None:
+    with pytest.raises(ArtifactError, match="the file cannot be read: ") as caught:
+        sha256(Path("/proc/self/mem"))
+    assert caught.value.where == "/proc/self/mem"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from onerec_trt.core.progress import tracked
+from onerec_trt.core.progress import announce, tracked
 
 
 def test_tracked_hands_every_item_through(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +28,11 @@ def test_an_exception_inside_passes_through() -> None:
 
     with pytest.raises(RuntimeError, match="inside 2"):
         fail_at(2)
+
+
+def test_without_a_terminal_a_line_says_what_begins(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    announce("fp8-row [x] export begins")
+    assert capsys.readouterr() == ("", "fp8-row [x] export begins\n")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal, which has bars
+    announce("fp8-row export begins")
+    assert capsys.readouterr() == ("", "")

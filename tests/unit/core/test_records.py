@@ -47,6 +47,16 @@ def test_reading_a_damaged_artifact_says_what_is_wrong(written: Path, damage: st
     assert str(written) in caught.value.where
 
 
+def test_a_file_behind_a_link_is_refused_and_a_folder_behind_one_is_read(written: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(written)
+    assert read_record(tmp_path / "elsewhere").wrote
+    name = next(iter(read_record(written).wrote))
+    (written / name).rename(tmp_path / "blob")
+    (written / name).symlink_to(tmp_path / "blob")
+    with pytest.raises(ArtifactError, match="the file is a link"):
+        read_record(written)
+
+
 def test_a_record_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not found"):
         read_record(tmp_path / "absent")

@@ -329,6 +329,20 @@ def test_every_file_that_is_read_counts(sharded: Path) -> None:
         (b"\x80\x02}q\x00.", "pickle"),
         (b"GGUF\x03\0\0\0", "GGUF"),
         (b"\0" * 64, "truncated or damaged"),
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf\n<html>", "web page"),
+        (b"# xet version 0\nfilesize = 5\n", "Xet"),
+        (b'{"error": "Repository not found"}', "Repository not found"),
+        (b"Access to this model is restricted.\nLog in.", "Access to this model is restricted. Log in."),
+        (b"\x1f\x8b\x08", "gunzip"),
+        (b"\x28\xb5\x2f\xfd\x04", "unzstd"),
+        (b"\xfd7zXZ\0\0", "unxz"),
+        (b"BZh91AY&SY", "bunzip2"),
+        (b"a.bin".ljust(257, b"\0") + b"ustar\0", "tar archive"),
+        (b"PK\x03\x04" + b"\0" * 26 + b"w.npy" + b"\0" * 40, "NumPy archive"),
+        (b"\x93NUMPY\x01\0", "NumPy array"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"PAR1\x15\x04", "Parquet"),
     ],
 )
 def test_the_hint_fits_what_lies_in_the_place_of_the_weights(folder: Path, content: bytes, hint: str) -> None:
@@ -336,6 +350,15 @@ def test_the_hint_fits_what_lies_in_the_place_of_the_weights(folder: Path, conte
     with pytest.raises(CheckpointError, match="not a readable safetensors file") as caught:
         open_checkpoint(folder)
     assert hint in caught.value.hint
+
+
+def test_weights_behind_a_link_that_leads_nowhere_are_named(folder: Path) -> None:
+    """As in a copy of a download cache, whose files are links into a folder beside it."""
+    (folder / WEIGHTS_NAME).unlink()
+    (folder / WEIGHTS_NAME).symlink_to("../../blobs/0123")
+    with pytest.raises(CheckpointError, match="weight file not found") as caught:
+        open_checkpoint(folder)
+    assert "a link to ../../blobs/0123" in caught.value.hint
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
@@ -385,3 +408,10 @@ def test_errors_give_both_names(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS_NAME)
     with pytest.raises(CheckpointError, match=r"token_embedding\.weight \(wte in the file\)"):
         open_checkpoint(folder, folder / "map.yaml").load_model()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        checkpoint_files(tmp_path)
+    assert checkpoint_files(tmp_path / "absent") == tmp_path / "absent"

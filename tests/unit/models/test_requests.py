@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.models import requests as requests_module
 from onerec_trt.models.config import OneRecConfig
-from onerec_trt.models.requests import LENGTH_COLUMNS, Requests, read_requests, write_requests
+from onerec_trt.models.requests import LENGTH_COLUMNS, Requests, read_contexts, read_requests, request_files, write_requests
 
 MakeRequests = Callable[..., Requests]
 RAGGED = [[1, 2, 3], [0, 1, 0], [2, 0, 5]]
@@ -245,6 +245,71 @@ def test_an_empty_file_is_refused(tmp_path: Path, small_config: OneRecConfig, ma
         read_requests(tmp_path / "r.parquet", small_config)
 
 
+def test_a_folder_of_part_files_is_read_in_the_order_of_names(
+    tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests
+) -> None:
+    whole = make_requests(small_config, RAGGED)
+    write_rows(tmp_path / "part-00001.parquet", rows_of(whole.select([1])), pa.large_list(pa.large_list(pa.float64())))
+    write_requests(tmp_path / "part-00000.snappy.parquet", whole.select([0]))
+    write_requests(tmp_path / "part-00002.parquet", whole.select([2]))
+    for name in ("_SUCCESS", "_metadata.parquet", ".part-3.parquet.crc", ".hidden.parquet", "notes.txt"):
+        (tmp_path / name).write_text("no requests")
+    assert [file.name for file in request_files(tmp_path)] == ["part-00000.snappy.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert_equal(read_requests(tmp_path, small_config), whole)
+    assert read_contexts(tmp_path, small_config.feature_width).targets_n3 is None
+
+
+def test_of_part_files_no_more_is_read_than_needed(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests) -> None:
+    whole = make_requests(small_config, RAGGED)
+    write_requests(tmp_path / "a.parquet", whole.select([0, 1]))
+    (tmp_path / "b.parquet").write_bytes(b"damaged")
+    assert_equal(read_requests(tmp_path, small_config, limit=2), whole.select([0, 1]))
+    with pytest.raises(RequestError, match="not a readable Parquet file") as caught:
+        read_requests(tmp_path, small_config)
+    assert caught.value.where == str(tmp_path / "b.parquet")
+
+
+def test_an_id_in_two_part_files_and_parts_without_targets_are_refused(
+    tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests
+) -> None:
+    whole = make_requests(small_config, RAGGED)
+    write_requests(tmp_path / "a.parquet", whole)
+    write_requests(tmp_path / "b.parquet", whole.select([1]))
+    with pytest.raises(RequestError, match="occurs more than once"):
+        read_requests(tmp_path, small_config)
+    rows = rows_of(whole.select([2])) | {"request_id": ["new"]}
+    write_rows(tmp_path / "b.parquet", {name: values for name, values in rows.items() if name != "target"})
+    with pytest.raises(RequestError, match=r"lacks .* target"):
+        read_requests(tmp_path, small_config, need_targets=True)
+
+
+def test_columns_that_nobody_asks_for_are_not_read(
+    tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "r.parquet", rows_of(make_requests(small_config, RAGGED)) | {"notes": ["x"] * 3})
+    read: list[Any] = []
+    real = pq.ParquetFile.read
+
+    def watched(file: pq.ParquetFile, columns: Any) -> pa.Table:
+        read.append(columns)
+        return real(file, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", watched)
+    read_requests(path, small_config)
+    read_contexts(path, small_config.feature_width)
+    assert read == [["request_id", "features", *LENGTH_COLUMNS, "target"], ["request_id", "features", *LENGTH_COLUMNS]]
+
+
+@pytest.mark.parametrize("name", ["request_id", *LENGTH_COLUMNS])
+def test_columns_of_categories_are_read(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests, name: str) -> None:
+    expected = make_requests(small_config, RAGGED)
+    table = pq.read_table(write_rows(tmp_path / "r.parquet", rows_of(expected)))
+    coded = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
+    pq.write_table(coded, tmp_path / "r.parquet")
+    assert_equal(read_requests(tmp_path / "r.parquet", small_config), expected)
+    assert_equal(read_requests(tmp_path / "r.parquet", small_config, limit=2), expected.select([0, 1]))
+
+
 def test_a_repeated_column_is_refused(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests) -> None:
     path = write_rows(tmp_path / "r.parquet", rows_of(make_requests(small_config, RAGGED)))
     table = pq.read_table(path)
@@ -298,3 +363,16 @@ def test_a_failed_write_leaves_the_earlier_file(
         write_requests(path, requests.select([0]))
     assert {p.name for p in tmp_path.iterdir()} == {"r.parquet"}
     assert path.read_bytes() == before
+
+
+def test_a_limit_of_any_size_reads_what_there_is(tmp_path: Path, small_config: OneRecConfig, make_requests: MakeRequests) -> None:
+    expected = make_requests(small_config, RAGGED)
+    write_requests(tmp_path / "r.parquet", expected)
+    assert_equal(read_requests(tmp_path / "r.parquet", small_config, limit=10**30), expected)
+
+
+def test_a_folder_without_part_files_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match=r"holds no \*.parquet"):
+        request_files(tmp_path)
+    assert request_files(tmp_path / "absent") == tmp_path / "absent"

@@ -48,12 +48,12 @@ def test_the_first_token_is_the_topic_and_groups_share_the_second(catalogue: Cat
 
 
 def test_distributions_are_distributions(catalogue: Catalogue) -> None:
-    np.testing.assert_allclose(catalogue.preference_YCI.sum(-1), 1)
+    np.testing.assert_allclose(catalogue.preference_YCJ.sum(-1), 1)
     np.testing.assert_allclose([catalogue.popularity_I.sum(), catalogue.topic_weight_C.sum()], 1)
 
 
 def test_the_favorites_of_a_topic_are_clearly_apart(catalogue: Catalogue) -> None:
-    ranked = -np.sort(-catalogue.preference_YCI, axis=-1)
+    ranked = -np.sort(-catalogue.preference_YCJ, axis=-1)
     gaps = np.log(ranked[..., : WORLD.favorites] / ranked[..., 1 : WORLD.favorites + 1])
     assert gaps.min() > 0.3  # nat; an FP8 model's scores move by about 0.03
     assert gaps[..., -1].min() > 1  # after the tenth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,12 @@ from onerec_trt.operators.registry import OPERATORS
 from onerec_trt.operators.single_node import as_arrays, feed, single_node_model
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from torch import Tensor
+
+
+@pytest.fixture(scope="session")
+def cubins(shared_folder: Path) -> Path:
+    """Compiled kernels of this run, so that those of several tests are compiled once."""
+    return shared_folder / "cubins"
 
 
 class Outcome(NamedTuple):

@@ -14,28 +14,34 @@ GOOD = GateResult(name="overlap@10", value=0.95, threshold=0.9, comparison=">=",
 SHAPES: Any = {"features": ((1, 2, 64), (4, 16, 64), (8, 32, 64)), "lengths": ((1, 3), (4, 3), (8, 3))}
 
 
-def write_plan(folder: Path, content: bytes = b"a plan") -> Path:
-    """A plan with two profiles and its record."""
-    plan = folder / "sm90-b1-8-s2-32.plan"
-    plan.write_bytes(content)
+def plan_record(**changes: Any) -> PlanRecord:
+    """The record of a plan without profiles, built on an H200, with other values where they are given."""
     record = PlanRecord(
-        plan=plan.name,
-        sha256=sha256(plan),
-        bytes=plan.stat().st_size,
+        plan="sm90.plan",
+        sha256="0" * 64,
+        bytes=1,
         target="tensorrt",
         library_version="10.6.0",
         compute_capability="9.0",
         driver="580.1",
         gpu="NVIDIA H200",
         io=serving_io(64, 8),
-        profiles=(SHAPES, SHAPES),
+        profiles=(),
         builder_flags=(),
         fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),
         weight_bytes=WeightBytes(graph={}, plan={}),
         build_seconds=1.0,
         peak_memory_bytes=1,
     )
-    write_json(record_path(plan), record.model_dump(mode="json"))
+    return record.model_copy(update=changes)
+
+
+def write_plan(folder: Path, content: bytes = b"a plan", name: str = "sm90-b1-8-s2-32.plan", **changes: Any) -> Path:
+    """A plan and its record, with two profiles unless others are given."""
+    plan = folder / name
+    plan.write_bytes(content)
+    known: dict[str, Any] = {"plan": plan.name, "sha256": sha256(plan), "bytes": plan.stat().st_size, "profiles": (SHAPES, SHAPES)}
+    write_json(record_path(plan), plan_record(**known | changes).model_dump(mode="json"))
     return plan
 
 

@@ -11,7 +11,7 @@ from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.export.contracts import serving_io
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, inspect_plan, record_path
-from onerec_trt.runtime.verdict import inspect_proven
+from onerec_trt.runtime.verdict import inspect_with_verdict
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_record_cannot_claim_that_its_plan_is_validated(plan: Path) -> None:
     assert not {"validated", "reason"} & stored.keys()
     write_json(record_path(plan), {**stored, "validated": True, "reason": ""})
     assert not inspect_plan(plan).validated
-    assert not inspect_proven(plan).validated
+    assert not inspect_with_verdict(plan).validated
 
 
 def _truncate(plan: Path) -> None:

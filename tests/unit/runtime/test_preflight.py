@@ -6,31 +6,13 @@ from dataclasses import replace
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.export.contracts import serving_io
 from onerec_trt.runtime.machine import Machine
-from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes
 from onerec_trt.runtime.preflight import preflight
 
+from .plan_files import plan_record
+
 MACHINE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
-RECORD = PlanRecord(
-    plan="sm90.plan",
-    sha256="0" * 64,
-    bytes=1,
-    target="tensorrt",
-    library_version="10.6.0",
-    compute_capability="9.0",
-    driver="580.1",
-    gpu="NVIDIA H200",
-    io=serving_io(64, 8),
-    profiles=(),
-    builder_flags=(),
-    fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),
-    weight_bytes=WeightBytes(graph={}, plan={}),
-    build_seconds=1.0,
-    peak_memory_bytes=1,
-    validated=True,
-    reason="",
-)
+RECORD = plan_record(validated=True)
 
 
 def test_the_machine_it_was_built_on_says_nothing() -> None:

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError, GpuError, RequestError
 from onerec_trt.export.contracts import serving_io
 from onerec_trt.runtime import loaded_plan, machine
 from onerec_trt.runtime.machine import Machine
-from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.runtime.tensorrt_api import TensorInfo
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner, _filled_up, _tensor
+
+from .plan_files import write_plan
 
 IO = serving_io(64, 8)
 HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="9.0", driver="580.1", gpu="NVIDIA H200")
@@ -27,30 +27,7 @@ HERE = Machine(target="tensorrt", library_version="10.6.0", compute_capability="
 def make_plan(tmp_path: Path) -> Callable[..., Path]:
     """Writes a plan of any content with the record it would have."""
 
-    def write(**changes: object) -> Path:
-        plan = tmp_path / "sm90.plan"
-        plan.write_bytes(b"a plan" * 100)
-        record = PlanRecord(
-            plan=plan.name,
-            sha256=sha256(plan),
-            bytes=plan.stat().st_size,
-            target=HERE.target,
-            library_version=HERE.library_version,
-            compute_capability=HERE.compute_capability,
-            driver=HERE.driver,
-            gpu=HERE.gpu,
-            io=IO,
-            profiles=(),
-            builder_flags=(),
-            fp8_gemms=Fp8Gemms(expected=0, found=0, missing=(), dequantized=0, how="counted"),
-            weight_bytes=WeightBytes(graph={}, plan={}),
-            build_seconds=1.0,
-            peak_memory_bytes=1,
-        )
-        write_json(record_path(plan), record.model_copy(update=changes).model_dump(mode="json"))
-        return plan
-
-    return write
+    return lambda **changes: write_plan(tmp_path, b"a plan" * 100, "sm90.plan", **{"profiles": (), **changes})
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from onerec_trt.core.records import read_record
 from onerec_trt.core.sources import Sources
 from onerec_trt.core.stages import Stage, run_stage
 from onerec_trt.runtime.plan_record import record_path
-from onerec_trt.runtime.verdict import GateResult, Verdict, inspect_proven, verdict_path, write_verdict
+from onerec_trt.runtime.verdict import GateResult, Verdict, inspect_with_verdict, verdict_path, write_verdict
 
 from .plan_files import GOOD, prove, write_plan
 
@@ -28,7 +28,7 @@ def plan(tmp_path: Path) -> Path:
 
 
 def test_a_plan_without_a_verdict_is_not_validated(plan: Path) -> None:
-    record = inspect_proven(plan)
+    record = inspect_with_verdict(plan)
     assert not record.validated
     assert "onerec-trt validate --engine tensorrt" in record.reason
 
@@ -36,7 +36,7 @@ def test_a_plan_without_a_verdict_is_not_validated(plan: Path) -> None:
 def test_a_pass_is_a_pass_and_leaves_the_record_alone(plan: Path) -> None:
     before = record_path(plan).read_bytes()
     prove(plan)
-    record = inspect_proven(plan)
+    record = inspect_with_verdict(plan)
     assert (record.validated, record.reason) == (True, "")
     assert record_path(plan).read_bytes() == before
     verdict = Verdict.model_validate(json.loads(verdict_path(plan).read_text()))
@@ -49,7 +49,7 @@ def test_it_travels_under_any_name(plan: Path, tmp_path: Path) -> None:
     there.mkdir(parents=True)
     for source, name in ((plan, "model.plan"), (record_path(plan), "model.json"), (verdict_path(plan), "x.verdict.json")):
         shutil.copy(source, there / name)
-    assert inspect_proven(there / "model.plan").validated
+    assert inspect_with_verdict(there / "model.plan").validated
 
 
 @pytest.mark.parametrize(
@@ -62,26 +62,26 @@ def test_it_travels_under_any_name(plan: Path, tmp_path: Path) -> None:
 )
 def test_what_did_not_pass_says_why(plan: Path, gates: tuple[GateResult, ...], seen: tuple[int, ...], reason: str) -> None:
     prove(plan, *gates, seen=seen)
-    record = inspect_proven(plan)
+    record = inspect_with_verdict(plan)
     assert (record.validated, record.reason) == (False, reason)
 
 
 def test_no_gate_proves_nothing(plan: Path) -> None:
     write_verdict(plan, (), (0, 1), {})
-    assert inspect_proven(plan).reason == "its validation held it against no gate"
+    assert inspect_with_verdict(plan).reason == "its validation ran no gate"
 
 
 def test_a_verdict_on_another_plan_says_nothing(plan: Path, tmp_path: Path) -> None:
     prove(plan)
     write_plan(tmp_path, b"rebuilt")  # under the same name
-    assert not inspect_proven(plan).validated
-    assert "the gates have not run on it yet" in inspect_proven(plan).reason
+    assert not inspect_with_verdict(plan).validated
+    assert "the gates have not run on it yet" in inspect_with_verdict(plan).reason
 
 
 def test_a_changed_record_takes_the_proof_away(plan: Path) -> None:
     prove(plan)
     write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), "precision": "fp16", "validated": True})
-    record = inspect_proven(plan)
+    record = inspect_with_verdict(plan)
     assert (record.validated, record.reason) == (False, "its record was changed after its validation")
 
 
@@ -89,7 +89,7 @@ def test_two_verdicts_must_agree(plan: Path) -> None:
     prove(plan, GOOD, BAD)
     shutil.copy(verdict_path(plan), plan.with_name("earlier.verdict.json"))
     prove(plan)
-    assert not inspect_proven(plan).validated
+    assert not inspect_with_verdict(plan).validated
 
 
 def _pass_the_gate(values: dict[str, Any]) -> None:
@@ -118,17 +118,17 @@ def test_an_edited_verdict_is_refused(plan: Path, edit: Callable[[dict[str, Any]
     edit(values)
     write_json(verdict_path(plan), values)
     with pytest.raises(ArtifactError, match=message) as caught:
-        inspect_proven(plan)
+        inspect_with_verdict(plan)
     assert caught.value.where.endswith(".verdict.json")
 
 
 @pytest.mark.parametrize("text", ["", "half a verd", "[]"])
 def test_a_file_that_is_no_verdict(plan: Path, text: str) -> None:
     plan.with_name("other.verdict.json").write_text(text)
-    assert not inspect_proven(plan).validated  # of whatever plan it was
+    assert not inspect_with_verdict(plan).validated  # of whatever plan it was
     verdict_path(plan).write_text(text)
     with pytest.raises(ArtifactError, match="is no verdict"):
-        inspect_proven(plan)
+        inspect_with_verdict(plan)
 
 
 def test_the_record_of_the_stage_that_built_the_plan_tolerates_verdicts_alone(tmp_path: Path) -> None:

@@ -32,10 +32,11 @@ from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation.beam_parity import BeamMetrics
 from onerec_trt.validation.gates import Gate, gate
 from onerec_trt.validation.operator_parity import OperatorResult
-from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 from onerec_trt.validation.serving_parity import ServingErrors
 from onerec_trt.validation.validate import VALIDATION_FILE, Validation
 
+RATIOS = ErrorRatios(mean=1.0123, mean_interval=(1.0, 1.02), typical=1.01, typical_interval=(1.0, 1.02))
 ROLES = ("self_attention.q", "ffn.experts.0.gate", "ffn.experts.1.gate")
 
 
@@ -111,7 +112,7 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
             hit_fp32=0.4425,
             hit_interval=(-0.0125, 0.0025),
         ),
-        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015, kl_ratio_interval=(1.0, 1.0)),
+        scoring=ScoringErrors(engine=0.020246, quantized=0.02, engine_kl=0.00151, quantized_kl=0.0015, ratios=RATIOS, kl_ratios=RATIOS),
         serving=ServingErrors(malformed=0, score_error=1e-6, mean_score_error=3e-7, left_out=0, noise=1.5, mean_noise=0.02),
         fp16_noise=0.001,
         operators=[
@@ -211,13 +212,13 @@ def write_run(
     if on_gpu is not None:
         plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
 
-        def proven(folder: Path) -> dict[str, Any]:
+        def on_gpu_body(folder: Path) -> dict[str, Any]:
             found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans_by_name})
             write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
             return {}
 
         inputs = stages["validate"].inputs
-        run_stage(replace(stages["validate-tensorrt"], body=proven, inputs=inputs, machine=None, check=None, needs=(), after=None))
+        run_stage(replace(stages["validate-tensorrt"], body=on_gpu_body, inputs=inputs, machine=None, check=None, needs=(), after=None))
     if change_exported:
         run_stage(replace(stages["export"], options={"again": True}, body=lambda folder: exported(folder, 1)))
     return root

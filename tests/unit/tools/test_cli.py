@@ -31,11 +31,23 @@ COMMANDS = (
     "sign",
     "report",
     "inspect",
+    "analyze",
+    "sensitivity",
+    "fidelity",
     "bench",
     "dev export-trial",
     "dev bench-operators",
     "dev bench-items",
     "dev tune",
+    "dev batch-times",
+    "dev perf-inputs",
+    "dev serving-load",
+    "repository",
+    "serve",
+    "manifests",
+    "dev train-reference",
+    "dev measure-reference",
+    "dev reference-results",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 

@@ -14,7 +14,7 @@ from onerec_trt.tools import clock
 from onerec_trt.tools.clock import ClockWatch, in_words
 
 GPU = object()
-NOTHING = {"readings": 0, "mhz": None, "most_mhz": None, "watts": None, "at_power_limit": None}
+NOTHING = {"readings": 0, "mhz": None, "max_mhz": None, "watts": None, "at_power_limit": None}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Nvml], dict[str, Any]]
 
 def test_it_sums_up_what_the_clock_did(watched: Callable[[Nvml], dict[str, Any]]) -> None:
     summary = watched(Nvml(*DURING, *DURING))
-    assert summary == {"readings": 6, "mhz": 1400, "most_mhz": 1980, "watts": 699, "at_power_limit": 0.67}
+    assert summary == {"readings": 6, "mhz": 1400, "max_mhz": 1980, "watts": 699, "at_power_limit": 0.67}
     assert in_words(summary) == "1400 of 1980 MHz, 67 % at the power limit"
 
 

@@ -64,10 +64,16 @@ def test_a_step_killed_for_its_memory_is_an_error_not_a_wait_for_ever(monkeypatc
 def test_the_command_writes_the_figures_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = SIZES["0.1B"].with_changes(d_model=64, n_layers=1, n_heads=2, d_head=32, g_kv=2, ffn_hidden=64, codebook=16, embed_dim=8)
-    monkeypatch.setattr(trial, "SIZES", {"tiny": small})
-    app(["dev", "export-trial", "tiny", "--out", str(tmp_path), "--beam", "4", "--record", str(tmp_path / "f.json")], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f.json").read_text())
+    figures = {"steps": {"export": {"seconds": 1.5}}}
+
+    def measured(size: str, precision: str, beam: int, out: Path) -> dict[str, Any]:
+        assert (size, precision, beam, out) == ("tiny", "fp8-row", 4, tmp_path)
+        return figures
+
+    monkeypatch.setattr(trial, "export_trial", measured)
+    options = ("--precision", "fp8-row", "--beam", "4", "--out", str(tmp_path), "--record", str(tmp_path / "f.json"))
+    app(["dev", "export-trial", "tiny", *options], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "f.json").read_text()) == figures
 
 
 def test_the_command_refuses_an_unknown_precision(tmp_path: Path) -> None:

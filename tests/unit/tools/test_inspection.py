@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,27 @@ def test_a_plan_tells_that_it_was_not_validated(finished_world: Path) -> None:
     assert (facts["kind"], facts["compute_capability"], facts["validated"]) == ("plan", "8.9", False)
     assert facts["fp8_gemms"]["expected"] > 0
     assert "sm89-b1-16-s2-16.plan" in shown(facts)
+
+
+def test_a_recipe_tells_which_stages_are_up_to_date(world: Path, make_recipe: Callable[..., Path]) -> None:
+    def states(**changes: Any) -> dict[str, str]:
+        facts = inspect(make_recipe(world, "fp8-row", **changes))
+        assert (facts["kind"], facts["name"]) == ("recipe", "fp8-row")
+        found: dict[str, str] = facts["stages"]
+        assert list(found) == [*(f"fp8-row/{name}" for name in ("calibrated", "exported", "plans")), "reference", "fp8-row/validated"]
+        return found
+
+    assert set(states().values()) == {"up to date"}
+    changed = states(export={"beam": [8, 8, 8]})
+    assert changed["fp8-row/calibrated"] == "up to date"
+    assert changed["fp8-row/exported"] == changed["reference"] == "made from another beam"
+    (world / "out/fp8-row/exported/export.json").write_text("{}")
+    assert "does not match its record" in states()["fp8-row/plans"]
+    shutil.rmtree(world / "out/fp8-row/exported")
+    missing = states()
+    assert missing["fp8-row/exported"] == "has not run"
+    assert missing["fp8-row/plans"] != "up to date"
+    assert "fp8-row/exported: has not run" in shown(inspect(world / "fp8-row.yaml"))
 
 
 def test_long_mappings_are_cut_in_the_table_and_say_so() -> None:

@@ -43,12 +43,16 @@ def test_standard_output_on_a_full_disk_is_a_typed_error() -> None:
 
 
 @pytest.mark.parametrize("path", ["folder", "file/x", "a" * 300, "no-permission/x"])
-def test_a_path_the_operating_system_refuses(tmp_path: Path, path: str) -> None:
+def test_a_path_the_operating_system_refuses(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, path: str
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    command = [sys.executable, "-P", "-m", "onerec_trt.tools.cli", "calibrate", str(tmp_path / path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert str(tmp_path / path) in done.stderr
-    assert "to do: " in done.stderr
+    monkeypatch.setattr(sys, "argv", ["onerec-trt", "calibrate", str(tmp_path / path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" not in said
+    assert str(tmp_path / path) in said
+    assert "to do: " in said

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onerec_trt.core.errors import ArtifactError
+from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.core.recipe import load_recipe
 from onerec_trt.core.records import Record, read_record
 from onerec_trt.core.stages import Stage, declare, differences, run_stage
@@ -16,9 +16,10 @@ from onerec_trt.runtime.plan_record import inspect_plan
 from onerec_trt.tools import pipeline
 from onerec_trt.tools.pipeline import STAGES, folders_of, plans, run_stages, stages_of, summarize, validations, whole_run, write_summary
 from onerec_trt.validation.gates import gate
-from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 
 MakeRecipe = Callable[..., Path]
+NOT_KNOWN = ErrorRatios(mean=math.nan, mean_interval=(math.nan, math.nan), typical=math.nan, typical_interval=(math.nan, math.nan))
 
 
 def ran(path: Path) -> list[str]:
@@ -110,7 +111,7 @@ def test_the_summary_holds_recipes_side_by_side(world: Path) -> None:
 
 def test_errors_that_are_not_finite_are_null_in_the_summary(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(world / "fp16.yaml")
-    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0, kl_ratio_interval=(1.0, 1.0))
+    broken = ScoringErrors(engine=math.nan, quantized=0.0, engine_kl=math.nan, quantized_kl=0.0, ratios=NOT_KNOWN, kl_ratios=NOT_KNOWN)
     results = [result.model_copy(update={"scoring": broken}) for result in validations([recipe])]
     monkeypatch.setattr(pipeline, "validations", lambda _: results)
     write_summary(tmp_path / "summary.json", summarize([recipe]))
@@ -132,3 +133,11 @@ def test_a_recipe_without_plans_is_named(world: Path) -> None:
     with pytest.raises(ArtifactError, match="there are no plans") as caught:
         plans([recipe])
     assert caught.value.where == str(folders_of(recipe).plans)
+
+
+def test_held_out_requests_that_are_not_there_are_said_before_hours_of_work(world: Path, make_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_recipe(world, "fp16", name="new", heldout="nowhere.parquet"))
+    with pytest.raises(RequestError, match="request file not found") as caught:
+        next(run_stages(recipe))
+    assert caught.value.where == str(world / "nowhere.parquet")
+    assert not folders_of(recipe).root.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -16,11 +17,12 @@ from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, write_report
 from onerec_trt.tools.report.content import verdict
 from onerec_trt.validation.gates import gate
-from onerec_trt.validation.scoring_parity import ScoringErrors
+from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 
 from .report_runs import load
 
 MakeRun = Callable[..., Path]
+NOT_KNOWN = ErrorRatios(mean=math.nan, mean_interval=(math.nan, math.nan), typical=math.nan, typical_interval=(math.nan, math.nan))
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -243,7 +245,9 @@ def test_errors_that_are_not_finite_are_said(make_run: MakeRun, tmp_path: Path) 
     run = load(make_run("one"))
     nan = float("nan")
     found = run.validation.model_copy(
-        update={"scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015, kl_ratio_interval=(1.0, 1.0))}
+        update={
+            "scoring": ScoringErrors(engine=nan, quantized=0.02, engine_kl=nan, quantized_kl=0.0015, ratios=NOT_KNOWN, kl_ratios=NOT_KNOWN)
+        }
     )
     page = page_of([RecipeRun(**{**vars(run), "validation": found})], tmp_path / "report.html")
     assert page.row("scoring error against FP32") == ["not finite"]

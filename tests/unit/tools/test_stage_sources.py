@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from onerec_trt.core.recipe import BuildOptions, load_recipe
 from onerec_trt.core.sources import Sources
 from onerec_trt.core.stages import Stage, run_stage
 from onerec_trt.export import stage as export
+from onerec_trt.fidelity import reference_data
 from onerec_trt.tools import demo
 from onerec_trt.tools.bench import plans
 from onerec_trt.tools.pipeline import stages_of
 from onerec_trt.validation import fp32_reference, validate
 
 PACKAGE = sources.PACKAGE
-PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "tools", "configs")
+PARTS = ("core", "runtime", "models", "operators", "calibration", "export", "builders", "validation", "fidelity", "tools", "configs")
 NATIVE, PLUGINS = (build.sources(BuildOptions(target="tensorrt", plugins=plugins)) for plugins in (False, True))
 STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
     "data and train": (("models/demo.py",), demo.SOURCES),
@@ -33,18 +35,20 @@ STAGES: dict[str, tuple[tuple[str, ...], Sources]] = {
     "reference": (("validation/fp32_reference.py",), fp32_reference.SOURCES),
     "validate": (("validation/validate.py",), validate.SOURCES),
     "random-checkpoint": (("calibration/random_checkpoint.py",), random_checkpoint.SOURCES),
+    "reference-data": (("fidelity/reference_data.py",), reference_data.SOURCES),
     "random-scales": (("tools/bench/random_scales.py",), plans.SCALES_SOURCES),
 }
 
 
-def imports(file: Path) -> Iterator[Path]:
+@cache
+def imports(file: Path) -> tuple[Path, ...]:
     """The package's own modules that a file imports anywhere in it."""
+    found = []
     for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             module = Path(*file.parts[: len(file.parts) - node.level], *(node.module or "").split("."))
-            for candidate in (module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)):
-                if (PACKAGE / candidate).is_file():
-                    yield candidate
+            found += [module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)]
+    return tuple(candidate for candidate in found if (PACKAGE / candidate).is_file())
 
 
 def reached(files: tuple[str, ...]) -> set[Path]:

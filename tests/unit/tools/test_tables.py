@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onerec_trt.core.records import Record
 from onerec_trt.tools import inspection
 from onerec_trt.tools.formats import bytes_text, number_text, seconds_text, share_text
-from onerec_trt.tools.tables import gates_table, plans_table, recipes_table, stage_line
+from onerec_trt.tools.tables import gates_table, plans_table, recipes_table, stage_line, stage_warnings
 from onerec_trt.tools.terminal import PIPE_WIDTH, results_console
 from onerec_trt.validation.gates import gate
 from rich.console import Console
@@ -123,8 +124,25 @@ def test_plans_say_whether_a_gpu_has_seen_them() -> None:
 
 
 def test_stage_lines() -> None:
-    assert stage_line("fp8-row", "export", True, 75.2).plain == "✓ fp8-row     export       1 min 15 s"
-    assert stage_line("fp8-row", "export", False, 0.01).plain == "✓ fp8-row     export       up to date"
+    assert stage_line("fp8-row", "export", True, 75.2).plain == "✓ fp8-row       export       1 min 15 s"
+    assert stage_line("fp8-row", "export", False, 0.01).plain == "✓ fp8-row       export       up to date"
+    longest = stage_line("fp8-row-block", "validate-tensorrt", True, 75.2).plain
+    assert longest == "✓ fp8-row-block validate-tensorrt   1 min 15 s"
+    longer = stage_line("production-fp8-row", "validate-tensorrt", True, 75.2).plain
+    assert longer == "✓ production-fp8-row validate-tensorrt   1 min 15 s"
+
+
+def test_warnings_of_a_stage_stand_below_it_and_many_are_counted() -> None:
+    def shown(**facts: Any) -> list[str]:
+        made = Record(stage="build", read={}, sources="", options={}, tools={}, wrote={}, facts=facts)
+        return [line.plain for line in stage_warnings(made)]
+
+    assert shown(passed=True, figures={"a": 1}) == []
+    assert shown(warnings=["blocks.0: small [x]"]) == ["! blocks.0: small [x]"]
+    assert shown(**{"a.plan": {"plan": "a.plan", "builder_warnings": ["slow"]}}) == ["! a.plan: slow"]
+    many = shown(warnings=[f"w{number}" for number in range(20)])
+    assert many[-1] == "! 8 more warnings are in the record and in the report"
+    assert len(many) == 13
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from onerec_trt.operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from onerec_trt.operators.beam_step import beam_groups, beam_step
 from onerec_trt.operators.context_attention import context_attention
 from onerec_trt.operators.context_norm import context_norm
+from onerec_trt.operators.moe_route import moe_route
 from onerec_trt.operators.operator import Call, Operator
 from onerec_trt.validation.adversarial import adversarial_calls
 from torch import Tensor
@@ -44,6 +46,43 @@ def test_keys_behind_a_context_are_zero_as_the_contract_says() -> None:
     assert not made["one token"].inputs[1][:, :, 1:].any()
     assert not made["empty contexts"].outputs[0].any()
     assert made["one token"].outputs[0].isfinite().all()
+
+
+def test_a_row_without_probabilities_takes_no_place() -> None:
+    made = by_label(call(beam_step, torch.randn(4, 8).half(), torch.randn(2, 2), **beam_groups(2, 8, 5)))
+    for what in ("a row of NaN", "a row of -inf"):
+        scores, parents, _ = made[what].outputs
+        assert scores.isfinite().all()
+        assert not parents[1].any()  # the other row of that request
+    assert (made["half of the candidates at -inf"].outputs[2] >= 4).all()
+
+
+def test_equal_experts_are_taken_in_order() -> None:
+    x, router, bias = torch.randn(3, 8).half(), torch.randn(4, 8), torch.randn(4)
+    made = by_label(call(moe_route, x, router, bias, top_k=2, shared=1))
+    assert made["all experts equal"].outputs[0].tolist() == [[0, 1, 4]] * 3
+    assert made["all experts but the first equal"].outputs[0].tolist() == [[1, 2, 4]] * 3
+    assert made["tokens of zeros"].outputs[0].tolist() == [[0, 1, 4]] * 3
+    assert torch.equal(made["tokens of zeros"].outputs[1], torch.tensor([[0.5, 0.5, 1.0]] * 3))
+
+
+def test_one_position_takes_all_attention_or_an_equal_share() -> None:
+    qkv, bos, first, parent = (
+        torch.randn(4, 24).half(),
+        torch.randn(2, 24).half(),
+        torch.randn(6, 24).half(),
+        torch.tensor([[2, 1], [0, 0]]),
+    )
+    made = by_label(call(beam_self_attention_2, qkv, bos, first, parent, rows=2, heads=2))
+    value, bos_value, values = qkv[:, 16:].float(), bos[:, 16:].float(), first.view(2, 3, 24)[..., 16:].float()
+    assert torch.allclose(made["its own position far ahead"].outputs[0].float(), value, atol=1e-2)
+    assert not torch.allclose(made["its own position far behind"].outputs[0].float(), value, atol=1e-2)
+    ancestor = values.gather(1, parent[..., None].expand(-1, -1, 8)).flatten(0, 1)
+    mean = (value + bos_value.repeat_interleave(2, 0) + ancestor) / 3
+    assert torch.allclose(made["equal scores"].outputs[0].float(), mean, atol=2e-3)
+    assert made["the last row as every ancestor"].inputs[3].tolist() == [[2, 2], [2, 2]]
+    one_before = by_label(call(beam_self_attention_1, qkv, bos, rows=2, heads=2))
+    assert one_before.keys() == {"equal scores", "its own position far ahead", "its own position far behind"}
 
 
 def test_operators_without_an_edge_are_left_alone() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onerec_trt.core.artifacts import write_json
 from onerec_trt.validation.fp32_reference import Reference
-from onerec_trt.validation.scoring_parity import ScoringErrors, scoring_errors, scoring_gates
+from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors, scoring_errors, scoring_gates
 
 # One request, two paths with probabilities 1/4 and 1/4 in FP32; renormalized over the paths: 1/2 and 1/2.
 FP32 = np.log(np.array([[[0.5, 1.0, 0.5], [0.25, 1.0, 1.0]]], np.float32))
@@ -53,13 +53,45 @@ def test_an_engine_that_errs_where_the_quantized_model_is_exact_fails(reference:
     shifted = FP32.copy()
     shifted[0, 0] += 0.5
     gates = scoring_gates("fp16", scoring_errors(shifted, FP32, reference), 1.1)
-    assert [gate.passed for gate in gates] == [False, False]
+    assert [gate.passed for gate in gates] == [False] * 4
 
 
-@pytest.mark.parametrize(("engine", "passed"), [(0.0109, True), (0.0112, False)])
-def test_the_limit_is_a_ratio(engine: float, passed: bool) -> None:
-    errors = ScoringErrors(engine=engine, quantized=0.01, engine_kl=engine, quantized_kl=0.01, kl_ratio_interval=(engine / 0.01, 2.0))
-    assert [gate.passed for gate in scoring_gates("fp8-row", errors, 1.1)] == [passed, passed]
+@pytest.mark.parametrize(("low", "passed"), [(1.09, True), (1.11, False)])
+def test_the_limit_holds_for_the_lower_end(low: float, passed: bool) -> None:
+    within = ErrorRatios(mean=1.0, mean_interval=(0.9, 1.2), typical=1.0, typical_interval=(0.9, 1.2))
+    for kind in ("mean", "typical"):
+        ratios = within.model_copy(update={kind: 1.2, f"{kind}_interval": (low, 1.3)})
+        errors = ScoringErrors(engine=0.012, quantized=0.01, engine_kl=0.012, quantized_kl=0.01, ratios=ratios, kl_ratios=within)
+        named = {gate.name: gate.passed for gate in scoring_gates("fp8-row", errors, 1.1)}
+        assert named.pop("scoring log-probabilities" + (", mean" if kind == "mean" else "")) is passed
+        assert set(named.values()) == {True}
+
+
+def worse(errors_nW3: np.ndarray, how: str) -> np.ndarray:
+    """Three halves of the errors everywhere, or forty times those of one request in twenty, about three times the mean."""
+    if how == "everywhere":
+        return errors_nW3 * 1.5
+    changed = errors_nW3.copy()
+    changed[::20] *= 40
+    return changed
+
+
+@pytest.mark.parametrize(("how", "gate"), [("everywhere", "scoring KL"), ("somewhere", "scoring log-probabilities, mean")])
+def test_an_engine_that_is_worse_is_told_from_one_that_is_not(
+    make_hand_made_reference: Callable[..., Reference], how: str, gate: str
+) -> None:
+    """Errors with the heavy tails of routers that fall the other way: log-normal."""
+    rng = np.random.default_rng(0)
+    reference = make_hand_made_reference(np.zeros((600, 8, 3)), np.sort(rng.normal(size=(600, 8)))[:, ::-1])
+    engine, quantized = (0.01 * rng.normal(size=(600, 8, 3)) * np.exp(rng.normal(size=(600, 1, 1))) for _ in range(2))
+    fp32_nW3 = reference.scoring_nW3
+
+    def failed(errors_nW3: np.ndarray) -> set[str]:
+        given = [(fp32_nW3 + each).astype(np.float32) for each in (errors_nW3, quantized)]
+        return {each.name for each in scoring_gates("fp8-row", scoring_errors(*given, reference), 1.1) if not each.passed}
+
+    assert failed(engine) == set()
+    assert gate in failed(worse(engine, how))
 
 
 @pytest.mark.parametrize("broken", ["engine", "quantized"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onerec_trt.validation.fp32_reference import Reference
 from onerec_trt.validation.gates import Gate
-from onerec_trt.validation.serving_parity import Found, serving_errors, serving_gates
+from onerec_trt.validation.outputs import Outputs
+from onerec_trt.validation.serving_parity import serving_errors, serving_gates
 
 MakeReference = Callable[..., Reference]
 A, B, C, D, X = (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (3, 3, 3)
@@ -19,13 +20,32 @@ ITEMS, SCORES, LEFT_OUT = "items in range, distinct and in order", "scores are t
 
 def tokens(scores_nW: Any) -> Any:
     """Log-probabilities that add up to these scores, the same at every step."""
-    return np.repeat(np.asarray(scores_nW, np.float32)[..., None] / 3, 3, 2)
+    return np.repeat(np.asarray(scores_nW, np.float32)[..., None] / 3, 3, -1)
 
 
-def gates(reference: Reference, sids: Any, scores: Any, own: Any, along_reference: Any, engine: str = "onnxruntime") -> dict[str, Gate]:
-    found = Found(np.asarray(sids, np.int64), np.asarray(scores, np.float32), tokens(own))
-    errors = serving_errors(found, tokens(along_reference), reference, CODEBOOK, ["r0", "r1"])
-    return {gate.name: gate for gate in serving_gates("fp8-row", errors, engine)}
+def gates(
+    reference: Reference,
+    sids: Any,
+    scores: Any,
+    own: Any,
+    along_reference: Any,
+    engine: str = "onnxruntime",
+    quantized: tuple[Any, Any, Any] | None = None,
+) -> dict[str, Gate]:
+    """`quantized`: the quantized model's beams, its last kept score, and what the engine says of these beams. Default: as the engine."""
+    beams, cutoff, of_beams = quantized or (reference.sids_nW3, np.asarray(own).min(1), along_reference)
+    outputs = Outputs(
+        sids_nW3=np.asarray(sids, np.int64),
+        scores_nW=np.asarray(scores, np.float32),
+        own_nW3=tokens(own),
+        fp32_nW=np.asarray(own, np.float32),
+        scoring_nW3=tokens(along_reference),
+        quantized_nW3=tokens(along_reference),
+        quantized_sids_nW3=np.asarray(beams, np.int64),
+        quantized_cutoffs_n3=tokens(np.asarray(cutoff, np.float32)).cumsum(-1),
+        quantized_own_nW3=tokens(of_beams),
+    )
+    return {gate.name: gate for gate in serving_gates("fp8-row", serving_errors(outputs, reference, CODEBOOK, ["r0", "r1"]), engine)}
 
 
 def failed(found: dict[str, Gate]) -> set[str]:
@@ -75,6 +95,24 @@ def test_a_better_item_that_was_left_out_is_named_with_its_step(reference: Refer
 def test_an_item_that_this_engine_holds_for_worse_may_be_left_out(reference: Reference) -> None:
     found = gates(reference, [[A, B, D]], [[-1.0, -2.0, -3.1]], [[-1.0, -2.0, -3.1]], [[-1.0, -2.0, -3.2]])
     assert failed(found) == set()
+
+
+def test_an_item_of_the_quantized_models_beams_alone_counts_as_well(reference: Reference) -> None:
+    """FP32 has its doubts about X, this engine has none, and keeps something worse instead."""
+    scores, along = [[-1.0, -2.0, -2.9]], [[-1.0, -2.0, -3.0]]
+    left_out = gates(reference, [[A, B, D]], scores, scores, along, quantized=([[A, B, X]], [-2.5], [[-1.0, -2.0, -2.5]]))
+    assert failed(left_out) == {LEFT_OUT}
+    assert "item [3, 3, 3] of the quantized model" in left_out[LEFT_OUT].detail
+    found = gates(reference, [[A, B, X]], scores, scores, along, quantized=([[A, B, X]], [-2.5], [[-1.0, -2.0, -2.5]]))
+    assert failed(found) == set()
+
+
+def test_the_quantized_models_last_beam_bounds_what_may_be_dropped(make_hand_made_reference: MakeReference) -> None:
+    """FP32 errs by 5 nat somewhere, so that its own last beam says nothing; the engine is the quantized model to the bit."""
+    reference = make_hand_made_reference([[A, B, C], [A, B, C]], [[-1.0, -2.0, -3.0], [-6.0, -7.0, -8.0]])
+    along, beams = [[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]], [[A, B, C], [A, B, C]]
+    found = gates(reference, [[A, B, D], [A, B, C]], along, along, along, quantized=(beams, [-3.5, -3.0], along))
+    assert failed(found) == {LEFT_OUT}
 
 
 def test_plans_may_differ_by_the_noise_of_their_engine(reference: Reference) -> None:

@@ -19,6 +19,7 @@ from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onerec_trt.models.checkpoint import open_checkpoint
+from onerec_trt.models.requests import read_requests
 from onerec_trt.tools.pipeline import folders_of, run_stages, validation_job_of
 from onerec_trt.validation import validate as validate_module
 from onerec_trt.validation.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _packed_gate, read_validation
@@ -87,11 +88,12 @@ def test_a_packed_model_further_from_fp32_than_modelopts_fails(finished_recipe: 
     recipe = finished_recipe("fp8-row")
     quantized = folders_of(recipe).calibrated
     serving = ServingModel(open_quantized(quantized), recipe.export.beam).eval()
-    model = open_checkpoint(recipe.checkpoint, recipe.key_map).load_model()
-    assert _packed_gate(validation_job_of(recipe), quantized, serving, model).passed
+    config = open_checkpoint(recipe.checkpoint, recipe.key_map).config
+    calibration = read_requests(recipe.requests, config, max_context=recipe.max_context)
+    assert _packed_gate(validation_job_of(recipe), quantized, serving, calibration).passed
     head = serving.get_submodule("decoder.heads.2")
     head.weight = head.weight * 1.5
-    assert not _packed_gate(validation_job_of(recipe), quantized, serving, model).passed
+    assert not _packed_gate(validation_job_of(recipe), quantized, serving, calibration).passed
 
 
 def test_an_engine_that_gives_nan_fails_and_the_result_is_kept(recipe: Recipe) -> None:

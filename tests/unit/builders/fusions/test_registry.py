@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from onerec_trt.builders.fusions.fusion import Fusion
 from onerec_trt.builders.fusions.registry import FUSIONS
+from onerec_trt.operators.context_attention_quant import THRESHOLD
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.registry import OPERATORS
 
@@ -28,12 +29,18 @@ def test_inputs_and_attributes_are_those_of_the_parts_without_the_edges(fusion: 
     inputs = list(parts[0].input)
     for part, proto in zip(fusion.parts[1:], parts[1:], strict=True):
         inputs += [name for number, name in enumerate(proto.input) if number != part.reads]
-    assert list(fused.input) == inputs
+    if fusion.one_tensor is None:
+        assert list(fused.input) == inputs
+    else:
+        assert len(fused.input) == len(inputs) - 1
     assert set(fused.attribute) == {name for proto in parts for name in proto.attribute}
     assert len(fused.output) == len(parts[-1].output)
 
 
 @by_name
 def test_thresholds_are_those_of_the_parts(fusion: Fusion) -> None:
-    assert fusion.fused.threshold == max(OPERATORS[part.operator].threshold for part in fusion.parts)
+    """Attention allows FP16 results to differ; so their codes may, by what context_attention_quant.py derives from that."""
+    codes_of_attention = [part.operator for part in fusion.parts] == ["ContextAttention", "QuantTensor"]
+    expected = THRESHOLD if codes_of_attention else max(OPERATORS[part.operator].threshold for part in fusion.parts)
+    assert fusion.fused.threshold == expected
     assert fusion.fused.compare is OPERATORS[fusion.parts[-1].operator].compare

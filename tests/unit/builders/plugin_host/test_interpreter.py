@@ -70,10 +70,6 @@ OPERATIONS: list[Callable[[Any, Any], Any]] = [
     maximum,
     Expr.lt,
     Expr.le,
-    Expr.gt,
-    Expr.ge,
-    Expr.eq,
-    Expr.ne,
 ]
 GROWING: list[Callable[[Any, Any], Any]] = [
     lambda a, b: a + b,

@@ -135,12 +135,12 @@ def check(trial: Trial) -> dict:
     The same random inputs whatever other kernels there are.
     """
     torch.manual_seed(0)
-    case, truth = trial.case, OPERATORS[trial.case.operator]
+    case, operator = trial.case, OPERATORS[trial.case.operator]
     inputs = list(trial.inputs) or case.tensors("cpu")
     actual = execute(program_for(trial), trial.given or inputs)
     reference = case.reference(inputs)
     expected = reference[: len(actual)]
-    compare = truth.compare if len(actual) == len(reference) else lambda a, e, *_: max(map(difference, a, e))
+    compare = operator.compare if len(actual) == len(reference) else lambda a, e, *_: max(map(difference, a, e))
     arrays = [[t.float().numpy() for t in tensors] for tensors in (actual, expected)]
     flips = [
         float((a != e).mean()) if not np.isnan(e).any() else float((np.isnan(a) != np.isnan(e)).mean())
@@ -151,7 +151,7 @@ def check(trial: Trial) -> dict:
         "operator": case.operator,
         "agreement": FACTORIES[case.operator].cases.agreement,
         "difference": compare(*arrays, [as_array(t) for t in inputs], case.attributes),
-        "threshold": truth.threshold,
+        "threshold": operator.threshold,
         "unequal": max(flips),
     }
 
@@ -173,6 +173,9 @@ def neighbors_moved(trial: Trial) -> dict:
 def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the kernels of a fusion's parts give, one after the other."""
     waiting, results = list(inputs), list[Tensor]()
+    if fusion.one_tensor is not None:
+        first, second = fusion.one_tensor
+        waiting.insert(second, waiting[first])
     for part in fusion.parts:
         function = OPERATORS[part.operator].function.to_function_proto()
         given = [waiting.pop(0) for _ in range(len(function.input) - len(results[:1]))]

@@ -39,12 +39,12 @@ def exponentials(kernel: Kernel, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_fused_kernel_compiles_in_the_layout_of_the_part(tmp_path, capability):
+def test_the_fused_kernel_compiles_in_the_layout_of_the_part(cubins, tmp_path, capability):
     """In another layout scores would be summed in another order, and some codes would differ from those of the parts."""
     qkv = InputType("float16", (None, 3 * 14 * 128))
     found = []
     for operator in ("BeamSelfAttention1", "BeamSelfAttention1QuantRow"):
-        node = Node(operator, (qkv, qkv), {"rows": 5, "heads": 14}, capability, compile=lambda build: compiled(build, tmp_path))
+        node = Node(operator, (qkv, qkv), {"rows": 5, "heads": 14}, capability, compile=lambda build: compiled(build, cubins))
         program = FACTORIES[operator].program(node)
         assert program is not None
         found.append(exponentials(program.variants[0].launches[0].kernel, tmp_path))

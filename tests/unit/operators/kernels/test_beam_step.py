@@ -108,9 +108,9 @@ def test_logits_of_another_type_are_refused():
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("sizes", [(512, 8192, 512), (7, 33, 130)], ids=str)
-def test_every_compute_capability(tmp_path, capability, sizes):
+def test_every_compute_capability(cubins, capability, sizes):
     def compile_here(build: Build) -> Kernel:
-        return compiled(build, tmp_path)
+        return compiled(build, cubins)
 
     program = beam_step_program(node(*sizes, capability=capability, compile_with=compile_here))
     assert isinstance(program, Program)

@@ -15,17 +15,18 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators import fp8
 from onerec_trt.operators.kernels.fp8_linear import accumulator_loss
 from onerec_trt.operators.kernels.moe_cases import flipped_codes, moe_experts_case, moe_route_case
-from onerec_trt.operators.kernels.moe_experts import moe_experts_program
+from onerec_trt.operators.kernels.moe_experts import Experts, moe_experts_program
 from onerec_trt.operators.kernels.moe_route import moe_route_program
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
+from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
 from onerec_trt.operators.launch.program import InputType, Kernel, evaluated
-from onerec_trt.operators.launch.tiles import ExpertTile, committed_tiles
+from onerec_trt.operators.launch.tiles import ExpertTile, Tiles, committed_tiles
 from onerec_trt.operators.swiglu import swiglu_in_fp32
 from torch import Tensor
 
-FUSED = ("MoeExperts", "MoeExpertsFp8Tensor", "MoeExpertsFp8RowBlock")  # whose up product can compute the activation
+FUSED = ("MoeExperts", "MoeExpertsFp8Tensor", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")  # whose up product can compute the activation
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,12 @@ def remember(build: Build) -> Kernel:
     return Kernel(b"-", build.function, build.warps, 0, 0)
 
 
-def launches(operator: str, rows: int, promotion: int = 0) -> list[str]:
-    case = moe_experts_case(operator, rows, 1408, 1408, promotion=promotion)
-    program = program_of(case, "9.0", compile_with=remember)
+def launches(operator: str, rows: int) -> list[str]:
+    return launches_of(moe_experts_case(operator, rows, 1408, 1408), committed_tiles())
+
+
+def launches_of(case: Case, tiles: Tiles) -> list[str]:
+    program = program_of(case, "9.0", tiles, remember)
     return [each.kernel.entry for each in program.variant([each.shape for each in case.inputs]).launches]
 
 
@@ -72,8 +76,18 @@ def test_the_activation_is_part_of_the_up_product_where_it_can_be(operator):
     assert launches(operator, 32) == ["moe_rank", "moe_place", "moe_gemm", "moe_hidden", "moe_gemm", "moe_combine"]
 
 
-def test_promoted_sums_leave_no_room_for_the_activation():
-    assert "moe_hidden" in launches("MoeExpertsFp8RowBlock", 16384, promotion=128)
+@pytest.mark.parametrize(("up_rows", "activation"), [(128, ["moe_up_sm90"]), (192, ["moe_gemm_sm90", "moe_hidden"])])
+def test_promoted_sums_leave_room_for_the_activation_with_two_consumers(up_rows, activation):
+    case = moe_experts_case("MoeExpertsFp8RowBlock", 16384, 1408, 1408, promotion=128)
+    tiles = committed_tiles().with_entries(case.entries("9.0", ExpertTile(up_rows, 192, 128, 4, 4, 12, 132)))
+    assert launches_of(case, tiles)[2:-2] == activation
+
+
+def test_the_up_product_promotes_channel_scaled_experts(tmp_path):
+    """Those of blocks are among `test_every_compute_capability`."""
+    sizes = Experts(SCHEMES["MoeExpertsFp8RowBlock"], 54, 4, 1408, 1408, 1408, promotion=128)
+    kernel = compiled(sizes.up_build(ExpertTile(128, 192, 128, 4, 4, 12, 132), "9.0"), tmp_path)
+    assert kernel.shared_bytes <= MAX_SHARED["9.0"]
 
 
 @pytest.mark.parametrize("rows", [1, 40, 5000, 16384])
@@ -99,7 +113,7 @@ def test_no_tokens_launch_no_tiles():
 
 @pytest.mark.parametrize("operator", ["MoeRoute", *SCHEMES])
 @pytest.mark.parametrize(("capability", "rows"), [("8.9", 32), ("9.0", 32), ("9.0", 16384), ("12.0", 16384)])
-def test_every_compute_capability(tmp_path, operator, capability, rows):
+def test_every_compute_capability(cubins, operator, capability, rows):
     """The cubins of one variant of each."""
     case = moe_route_case(rows, 1408, 53, 3, 1) if operator == "MoeRoute" else moe_experts_case(operator, rows, 1408, 1408)
     builds: dict[str, Build] = {}
@@ -110,7 +124,7 @@ def test_every_compute_capability(tmp_path, operator, capability, rows):
 
     program = program_of(case, capability, compile_with=note)
     for launch in program.variant([each.shape for each in case.inputs]).launches:
-        kernel = compiled(builds[launch.kernel.entry], tmp_path)
+        kernel = compiled(builds[launch.kernel.entry], cubins)
         assert kernel.cubin.startswith(b"\x7fELF")
         assert kernel.shared_bytes <= MAX_SHARED[capability]
 

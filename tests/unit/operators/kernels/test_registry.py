@@ -104,12 +104,13 @@ def test_heads_that_share_keys_fill_a_tile_together(builds):
         builds.clear()
 
 
-def test_a_warp_specialized_attention_has_a_cta_per_tile_as_long_as_all_run_at_once(builds):
+def test_a_warp_specialized_attention_has_tiles_of_one_warpgroup_as_long_as_all_run_at_once(builds):
     program = context_attention(512, 14, 2)
-    (build,) = builds
-    assert build.function == "attention_sm90"
-    for requests, ctas in ((1, 2 * 28), (3, 132)):
+    assert [(build.function, build.constants["WARPGROUPS"]) for build in builds] == [("attention_sm90", 2), ("attention_sm90", 1)]
+    assert len(program.variants) == 2
+    for requests, variant, ctas in ((1, 0, 14 * 8), (2, 1, 2 * 14 * 4), (3, 1, 132)):
         shapes = [(requests * 512, 14 * 128), (requests, 2, 700, 128), (requests, 2, 700, 128), (requests,)]
+        assert program.variant(shapes) is program.variants[variant]
         (launch,) = program.variant(shapes).launches
         assert evaluated(launch.grid, shapes) == (ctas, 1, 1)
         assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (requests, 700)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import triton
 from onerec_trt.core.errors import ArtifactError, BuildError
-from onerec_trt.operators.kernels.context_attention import attention_build, usable
+from onerec_trt.operators.kernels.context_attention import Attention
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
 from onerec_trt.operators.launch import compile as ahead
@@ -30,8 +30,8 @@ def quant_build(capability: str = "9.0", tile: RowTile = RowTile(4, 256, 4)) -> 
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_compute_capability(tmp_path, capability):
-    row, gemm = (compiled(build, tmp_path) for build in (quant_build(capability), PRODUCT.build(ORDINARY, capability)))
+def test_every_compute_capability(cubins, capability):
+    row, gemm = (compiled(build, cubins) for build in (quant_build(capability), PRODUCT.build(ORDINARY, capability)))
     assert row.cubin.startswith(ELF)
     assert gemm.cubin.startswith(ELF)
     assert (row.entry, row.warps, row.global_scratch_bytes) == ("quant", 4, 0)
@@ -49,18 +49,27 @@ def test_every_compute_capability(tmp_path, capability):
     ],
     ids=str,
 )
-def test_the_warp_specialized_product_fits_and_spills_nothing(tmp_path, tile, product, descriptors):
-    kernel = compiled(product.build(tile, "9.0"), tmp_path)
+def test_the_warp_specialized_product_fits_and_spills_nothing(cubins, tmp_path, tile, product, descriptors):
+    kernel = compiled(product.build(tile, "9.0"), cubins)
     assert kernel.warps == tile.warps
     assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
-@pytest.mark.parametrize("tile", [ATTENTION, replace(ATTENTION, n=64, stages=4)], ids=str)
-@pytest.mark.parametrize(("share", "head"), [(1, 128), (7, 128), (1, 64)])
-def test_the_warp_specialized_attention_fits_and_spills_nothing(tmp_path, tile, share, head):
-    kernel = compiled(attention_build(512, 2, share, head, usable(tile, head), "9.0"), tmp_path)
-    assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 2 * 128), "descriptors of keys and values"
+@pytest.mark.parametrize(
+    ("tile", "attention"),
+    [
+        (ATTENTION, Attention(512, 2, 1, 128, shared=True, codes=True)),
+        (replace(ATTENTION, n=64, stages=4), Attention(512, 2, 7, 128)),
+        (replace(ATTENTION, m=64, warps=8), Attention(512, 2, 1, 128, shared=True)),
+        (ATTENTION, Attention(512, 2, 1, 64, codes=True)),
+    ],
+    ids=str,
+)
+def test_the_warp_specialized_attention_fits_and_spills_nothing(cubins, tmp_path, tile, attention):
+    kernel = compiled(attention.build(attention.usable(tile), "9.0"), cubins)
+    assert kernel.warps == tile.warps
+    assert kernel.global_scratch_bytes == (2 if attention.shared else 3) * 128, "descriptors of queries, keys and values"
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
@@ -73,15 +82,15 @@ def assert_fits_and_spills_nothing(kernel, folder):
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
 
 
-@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=64), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
+@pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
 def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
     with pytest.raises(BuildError, match="no warp-specialized attention"):
-        attention_build(512, 2, 1, 128, tile, capability)
+        Attention(512, 2, 1, 128).build(tile, capability)
 
 
-@pytest.mark.parametrize(("head", "descriptors"), [(48, True), (4, False)])
-def test_other_heads_have_the_other_attention(head, descriptors):
-    tile = usable(ATTENTION, head)
+@pytest.mark.parametrize(("rows", "head", "descriptors"), [(512, 48, True), (512, 4, False), (32, 128, True)])
+def test_other_heads_and_few_beams_have_the_other_attention(rows, head, descriptors):
+    tile = Attention(rows, 2, 7, head).usable(ATTENTION)
     assert (tile.ctas, tile.m, tile.descriptors) == (0, 128, descriptors)
 
 
@@ -96,12 +105,12 @@ def test_without_aligned_strides_there_are_no_descriptors():
     assert (tile.ctas, tile.m, tile.warps) == (0, 128, 8)
 
 
-def test_a_warp_that_owns_its_row_needs_no_shared_memory(tmp_path):
-    assert compiled(quant_build(), tmp_path).shared_bytes == 0
+def test_a_warp_that_owns_its_row_needs_no_shared_memory(cubins):
+    assert compiled(quant_build(), cubins).shared_bytes == 0
 
 
-def test_a_plan_carries_no_line_numbers(tmp_path):
-    cubin = compiled(PRODUCT.build(WARP_SPECIALIZED, "9.0"), tmp_path).cubin
+def test_a_plan_carries_no_line_numbers(cubins):
+    cubin = compiled(PRODUCT.build(WARP_SPECIALIZED, "9.0"), cubins).cubin
     assert b".debug_line" not in cubin
     assert len(cubin) < 64 << 10
 
@@ -136,12 +145,12 @@ def test_what_the_compiler_reads_from_the_environment_changes_its_place(tmp_path
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_promoted_sum_is_added_outside_the_tensor_core(tmp_path, capability):
+def test_a_promoted_sum_is_added_outside_the_tensor_core(cubins, tmp_path, capability):
     """Triton would otherwise make it the tensor core's own."""
     counts = []
     for promotion in (0, 128):
         product = Product("float8_e4m3fn", 1408, 640, promotion=promotion)
-        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(ORDINARY, capability), tmp_path / "cache").cubin)
+        (tmp_path / "kernel.cubin").write_bytes(compiled(product.build(ORDINARY, capability), cubins).cubin)
         command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
         counts.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("FADD"))
     values_of_a_thread = 64 * 64 // 128

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from onerec_trt.models.config import SIZES
-from onerec_trt.tools.bench.roofline import H200, Bits, Gpu, limit_ms, work
+from onerec_trt.tools.bench.roofline import H200, Bits, Gpu, gpu_of, limit_ms, work
 
 MOE, DENSE = SIZES["4B-A0.5B"], SIZES["1B"]
 
@@ -65,6 +65,16 @@ def test_grouped_and_shared_keys_are_read_less_often() -> None:
 
     assert read(g_kv=2) == read() / 7
     assert read(s_kv=2) == 2 * read()
+
+
+def test_one_request_reads_all_weights_and_waits_for_the_memory_of_its_card() -> None:
+    """A table of NVIDIA's data sheets: 3.35 and 4.8 TB/s."""
+    h100, h200 = (
+        limit_ms(MOE, 1, (512,) * 3, 512, linears=8, attention_and_heads=8, gpu=gpu_of(name))
+        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+    )
+    assert h200 < h100 < h200 * 4.8 / 3.35
+    assert gpu_of("NVIDIA L40S") is H200
 
 
 def test_exponentials_and_fp8_products_of_attention_take_about_the_same_time() -> None:

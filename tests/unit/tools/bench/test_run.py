@@ -19,6 +19,7 @@ from onerec_trt.tools.bench import run as benchmark
 from onerec_trt.tools.bench.candidates import shared_items
 from onerec_trt.tools.bench.case import Case, parse_case
 from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
+from onerec_trt.tools.bench.roofline import H200 as H200_RATES
 from onerec_trt.tools.bench.sampling import interleaved_ms, summary
 from onerec_trt.tools.bench.table import terminal_tables
 from onerec_trt.tools.environment import git_commit
@@ -79,7 +80,7 @@ def test_items_in_common() -> None:
 
 def result(engine: Any, recipe: str, milliseconds: float, *, model: str = "0.5B", samples: int = 30) -> Any:
     sha = "0" * 64 if engine == "tensorrt" else None
-    return result_of(model, SIZES[model], parse_case("32x512x512"), Sampled(engine, recipe, sha), [milliseconds] * samples)
+    return result_of(model, SIZES[model], parse_case("32x512x512"), Sampled(engine, recipe, sha), [milliseconds] * samples, H200_RATES)
 
 
 def test_a_result_holds_what_was_measured() -> None:
@@ -88,7 +89,7 @@ def test_a_result_holds_what_was_measured() -> None:
     assert (values["batch"], values["beam"], values["context"]) == (32, 512, 512)
     assert values["latency_ms"] == {"median": 50.0, "p10": 50.0, "p90": 50.0}
     assert values["requests_per_s"] == pytest.approx(640)
-    limits = limits_ms(SIZES["0.5B"], parse_case("32x512x512"))
+    limits = limits_ms(SIZES["0.5B"], parse_case("32x512x512"), H200_RATES)
     assert values["limit_ms"] == limits["fp8"] < limits["fp8, attention and heads in 16-bit"] < limits["16-bit"]
     assert result("tensorrt", "fp8-row+kernels", 50.0).limit_ms == limits["fp8"]
     for engine, recipe in (("tensorrt", "fp16"), ("tensorrt", "fp16+kernels"), ("torch-eager", "bf16")):

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import BuildError, GateError, GpuError
 from onerec_trt.operators.kernels.context_attention import context_attention_case
 from onerec_trt.operators.kernels.linear import linear_add_case
+from onerec_trt.operators.kernels.moe_cases import moe_experts_case, moe_experts_cases
 from onerec_trt.operators.kernels.quant import quant_row_case
 from onerec_trt.operators.kernels.registry import program_of
-from onerec_trt.operators.launch.case import Library, Measurement, TileKey, Tuning
+from onerec_trt.operators.launch.case import Case, Library, Measurement, TileKey, Tuning
 from onerec_trt.operators.launch.program import Kernel
 from onerec_trt.operators.launch.tiles import TABLE, RowTile, committed_tiles, read_tiles
 from onerec_trt.tools.cli import app
@@ -22,6 +24,7 @@ from onerec_trt.tools.tuning import benchmark, parity, tune
 CASE = quant_row_case(64, 256)
 SCHEMA = {
     *("operator", "shape", "variant", "samples_us", "microseconds", "tflops", "gbytes_per_s", "library", "library_microseconds"),
+    "launches",
 }  # fmt: skip
 
 
@@ -43,9 +46,10 @@ def no_gpu(monkeypatch) -> None:
         monkeypatch.setattr(module, "difference_of", lambda *_: 0.0)
         monkeypatch.setattr(module, "this_capability", lambda: "9.0")
         monkeypatch.setattr(module, "new_outputs", lambda _, inputs: inputs[:1])
-        monkeypatch.setattr(module, "bind", lambda program, _, __: program)
+        monkeypatch.setattr(module, "bind", lambda program, *_: program)
         monkeypatch.setattr(module, "captured", lambda runs, *_: Sampler(warps_of(runs[0])))
         monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(benchmark, "new_scratch", lambda *_: [])
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
@@ -112,13 +116,13 @@ def test_candidates_make_programs(capability):
             assert program_of(tuning.case, capability, table, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
-def measured(tmp_path: Path, monkeypatch, call) -> dict:
+def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, **given) -> dict:
     library = Library("torch", lambda _: call)
-    monkeypatch.setattr(benchmark, "measurements", lambda: iter([Measurement(CASE, "row scales", library)]))
+    monkeypatch.setattr(benchmark, "measurements", lambda: iter([Measurement(case, "row scales", library, **given)]))
     monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
     monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.prepare(inputs[0])())
     monkeypatch.setattr(benchmark, "copies_of", lambda _: 2)
-    program = program_of(CASE, "9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
     monkeypatch.setattr(benchmark, "program_of", lambda *_: program)
     out = tmp_path / "operators.json"
     assert benchmark.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
@@ -131,10 +135,29 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
     assert set(result) == SCHEMA
     assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
     assert result["gbytes_per_s"] == pytest.approx(2 * 64 * 256 * 2 / 4e3, abs=0.1)
+    assert result["launches"] == []  # it is one
     assert report["environment"]["differences"][0]["difference"] == 0
     (clock,) = report["environment"]["clocks"]
     assert (clock["operator"], clock["shape"], clock["readings"], clock["mhz"]) == ("QuantRow", "64x256", 0, None)
     assert "us" in benchmark.line(result)
+
+
+def test_each_launch_of_a_program_is_timed(tmp_path, monkeypatch):
+    case = moe_experts_case("MoeExpertsFp8RowBlock", 4, 128, 128, 3, 2)
+    (result,) = measured(tmp_path, monkeypatch, lambda: Sampler(9.0), case, read_bytes=lambda _: 8000 - 4 * 128)["results"]
+    kernels = ["moe_rank", "moe_place", "moe_gemm", "moe_hidden", "moe_gemm", "moe_combine"]
+    assert [each["kernel"] for each in result["launches"]] == kernels
+    assert [each["microseconds"] for each in result["launches"]] == [4, 4, 4, 1, 4, 1]  # warps of their tiles for few rows
+    assert result["gbytes_per_s"] == 2.0
+
+
+def test_weights_of_experts_that_no_token_chose_are_not_read():
+    measurement = next(iter(moe_experts_cases("MoeExpertsFp8Row").measured()))
+    inputs = [torch.empty(each.shape, dtype=DTYPES[each.dtype].torch, device="meta") for each in measurement.case.inputs]
+    inputs[-3] = torch.zeros(32, 4, dtype=torch.int64)
+    one = measurement.read_bytes(inputs)
+    inputs[-3] = torch.arange(54).repeat(3)[:128].view(32, 4)
+    assert measurement.read_bytes(inputs) - one == 53 * 3 * 1408 * (1408 + 4)  # codes and scales of gate, up and down
 
 
 def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):

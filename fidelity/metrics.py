@@ -1,0 +1,131 @@
+"""Metrics of one system beside FP32, one value per request, so that their means can be compared in pairs.
+
+Letters in names: n requests, W beams, k first items, M metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.config import LEVELS
+from ..models.evaluation import hits
+from ..validation.beam_parity import overlap
+from ..validation.fp32_reference import Reference
+from .outputs import EngineOutputs
+
+CUTOFFS = (1, 10, 100, 512)
+MAX_TIE_BAND = 0.02  # nat, as in validation
+
+Values = NDArray[np.float64]
+Sids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric of one system.
+
+    Args:
+        name: Such as `hit@10`.
+        values_n: One value per request that counts.
+        fp32_n: FP32's value of the same requests; None where FP32 has none because the metric is a distance from it.
+        better: Whether more or less of it is better.
+    """
+
+    name: str
+    values_n: Values
+    fp32_n: Values | None
+    better: int
+
+
+def cutoffs(width: int) -> list[int]:
+    """The k of hits and overlaps: the usual ones below the beam width, and the width."""
+    return [k for k in CUTOFFS if k < width] + [width]
+
+
+def tie_band(fp32: Reference) -> float:
+    """Requests whose two best FP32 items lie closer, in nat, are no test of the first place."""
+    return min(2 * fp32.fp16_noise, MAX_TIE_BAND)
+
+
+def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Metric]:
+    """Every metric of a system.
+
+    Args:
+        system: What it gave.
+        fp32: FP32's beams and scores on the same requests.
+        targets_n3: The true next items.
+    """
+    width = system.sids_nW3.shape[1]
+    found = [
+        *(Metric(f"hit@{k}", _hits(system.sids_nW3, targets_n3, k), _hits(fp32.sids_nW3, targets_n3, k), 1) for k in cutoffs(width)),
+        *(
+            Metric(f"NDCG@{k}", ndcg(system.sids_nW3, targets_n3, k), ndcg(fp32.sids_nW3, targets_n3, k), 1)
+            for k in cutoffs(width)
+            if k > 1
+        ),
+        *(Metric(f"overlap@{k}", overlap(system.sids_nW3[:, :k], fp32.sids_nW3[:, :k]), None, 1) for k in cutoffs(width) if k > 1),
+    ]
+    clear_n = _gap(fp32) > tie_band(fp32)
+    same_n = (system.sids_nW3[:, 0] == fp32.sids_nW3[:, 0]).all(-1).astype(np.float64)
+    found.append(Metric("top-1 outside the tie band", same_n[clear_n], None, 1))
+    found.append(Metric(f"score regret@{width}, nat", _regret(system, fp32), None, -1))
+    found.append(
+        Metric("score error, nat", np.abs(system.scoring_nW3.sum(-1) - fp32.scoring_nW3.sum(-1)).mean(1).astype(np.float64), None, -1)
+    )
+    kl_n3 = step_kl(fp32, system)
+    return found + [Metric(f"KL of step {step + 1}, nat", kl_n3[:, step], None, -1) for step in range(LEVELS)]
+
+
+def ndcg(sids_nW3: Sids, targets_n3: Sids, k: int) -> Values:
+    """NDCG with the target as the only relevant item, [n]: 1 / log2(1 + its place), 0 where it is not among the first k."""
+    same_nk = (sids_nW3[:, :k] == targets_n3[:, None]).all(-1)
+    place_n = same_nk.argmax(1) + 1
+    return np.where(same_nk.any(1), 1 / np.log2(1 + place_n), 0.0)
+
+
+def step_kl(fp32: Reference, system: EngineOutputs) -> Values:
+    """KL divergence [n, 3] after each step, in nat, of the system's distribution over FP32's beams from FP32's own.
+
+    After a step, beams that begin alike are one: the distribution is over different prefixes.
+    """
+    result = np.empty((len(fp32.sids_nW3), LEVELS))
+    log_p_nW3, log_q_nW3 = (np.cumsum(scoring.astype(np.float64), -1) for scoring in (fp32.scoring_nW3, system.scoring_nW3))
+    for step in range(LEVELS):
+        first_nW = _first_of_its_prefix(fp32.sids_nW3[..., : step + 1])
+        log_p, log_q = (_log_softmax(np.where(first_nW, score_nW3[..., step], -np.inf)) for score_nW3 in (log_p_nW3, log_q_nW3))
+        with np.errstate(invalid="ignore"):
+            result[:, step] = np.where(first_nW, np.exp(log_p) * (log_p - log_q), 0).sum(1)
+    return np.maximum(result, 0)
+
+
+def _first_of_its_prefix(prefix_nWT: Sids) -> NDArray[np.bool_]:
+    """Which beams [n, W] are the first of their request with their prefix."""
+    base = int(prefix_nWT.max(initial=0)) + 1
+    number_nW = prefix_nWT @ (base ** np.arange(prefix_nWT.shape[-1], dtype=np.int64))
+    first_nW = np.zeros(number_nW.shape, np.bool_)
+    for row, numbers in enumerate(number_nW):
+        first_nW[row, np.unique(numbers, return_index=True)[1]] = True
+    return first_nW
+
+
+def _log_softmax(x_nW: Values) -> Values:
+    shifted = x_nW - x_nW.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)
+
+
+def _hits(sids_nW3: Sids, targets_n3: Sids, k: int) -> Values:
+    return hits(sids_nW3, targets_n3, k).astype(np.float64)
+
+
+def _gap(fp32: Reference) -> Values:
+    """Distance [n] between FP32's two best scores; infinite where there is one item."""
+    scores_nW = fp32.scores_nW.astype(np.float64)
+    return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf)
+
+
+def _regret(system: EngineOutputs, fp32: Reference) -> Values:
+    """FP32 score lost per item, [n]: above 0 where a better item was left out."""
+    return np.asarray(fp32.scores_nW.mean(1, dtype=np.float64) - system.fp32_scores_nW.mean(1, dtype=np.float64))

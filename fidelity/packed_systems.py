@@ -1,0 +1,96 @@
+"""Runs a model in FP32 and its packed forms in PyTorch on one device: what the fidelity table of a trained reference is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.graph_io import Role
+from ..core.progress import tracked
+from ..export.packed import TensorSource
+from ..export.serving import Decoder, ServingModel
+from ..models.beam_search import beam_search, path_log_probabilities
+from ..models.onerec import OneRec
+from ..models.requests import Requests
+from ..validation.fp32_reference import Reference
+from ..validation.requests_feed import run_all
+from ..validation.torch_runner import ScoringTorchRunner, TorchRunner
+from .metrics import Sids
+from .outputs import EngineOutputs, Standing, System
+from .packed_source import PackedSource
+
+Floats = NDArray[np.float32]
+
+
+class Fp32Run(NamedTuple):
+    """The FP32 reference of requests, and the model that gave it, on its device."""
+
+    model: OneRec
+    requests: Requests
+    reference: Reference
+    beam: Sequence[int]
+    batch_size: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.token_embedding.weight.device
+
+
+@torch.no_grad()
+def run_fp32(model: OneRec, requests: Requests, beam: Sequence[int], batch_size: int) -> Fp32Run:
+    """Beams and scores of the FP32 model, and the scores of its FP16 form along them."""
+    device = model.token_embedding.weight.device
+    found: list[list[Tensor]] = [[], [], [], []]
+    for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
+        features_BSF, lengths_B3 = batch.features_BSF.to(device), batch.lengths_B3.to(device)
+        beams = beam_search(model, features_BSF, lengths_B3, beam)
+        scoring = path_log_probabilities(model, features_BSF, lengths_B3, beams.sids_BW3)
+        for part, value in zip(found, (*beams, scoring), strict=True):
+            part.append(value.cpu())
+    sids_nW3, scores_nW, cutoffs_n3, scoring_nW3 = (torch.cat(part).numpy() for part in found)
+    fp16_nW3 = _scoring(PackedSource(model, "fp16", {}), requests, sids_nW3, batch_size, device)
+    return Fp32Run(model, requests, Reference(sids_nW3, scores_nW, cutoffs_n3, scoring_nW3, fp16_nW3), beam, batch_size)
+
+
+def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int | None = None) -> System:
+    """Beams of a packed model, what FP32 says of them, and its scores along FP32's beams.
+
+    Args:
+        fp32: The reference.
+        source: The packed model's tensors.
+        name: Of the system.
+        batch_size: Requests at once. Default: as the reference had.
+    """
+    size = batch_size or fp32.batch_size
+    serving = TorchRunner(ServingModel(source, fp32.beam).to(fp32.device))
+    sids_nW3 = run_all(serving, fp32.requests, size, f"beams, {name}")[Role.FOUND_ITEMS].astype(np.int64)
+    scoring_nW3 = _scoring(source, fp32.requests, fp32.reference.sids_nW3, size, fp32.device)
+    standing: Standing = "quantized" if source.scheme.is_quantized else "noise floor"
+    return System(name, standing, EngineOutputs(sids_nW3, _fp32_scores(fp32, sids_nW3), scoring_nW3))
+
+
+@torch.no_grad()
+def _fp32_scores(fp32: Fp32Run, sids_nW3: Sids) -> Floats:
+    """FP32's score [n, W] of given items."""
+    scores, first = [], 0
+    for batch in fp32.requests.batches(fp32.batch_size):
+        paths = torch.from_numpy(sids_nW3[first : first + len(batch.lengths_B3)]).to(fp32.device)
+        tokens = path_log_probabilities(fp32.model, batch.features_BSF.to(fp32.device), batch.lengths_B3.to(fp32.device), paths)
+        scores.append(tokens.sum(-1).cpu())
+        first += len(paths)
+    return np.asarray(torch.cat(scores).numpy(), np.float32)
+
+
+def _scoring(source: TensorSource, requests: Requests, sids_nW3: Sids, batch_size: int, device: torch.device) -> Floats:
+    runner = ScoringTorchRunner(Decoder(source).to(device), sids_nW3.shape[1])
+    return np.asarray(run_all(runner, requests, batch_size, "scoring", sids_nW3)[Role.TOKEN_SCORES], np.float32)
+
+
+def packed_systems(fp32: Fp32Run, precisions: Iterable[str], input_amax: dict[str, float]) -> list[System]:
+    """The outputs of the model in several precisions."""
+    return [run_packed(fp32, PackedSource(fp32.model, precision, input_amax), precision) for precision in precisions]

@@ -1,0 +1,123 @@
+"""Sensitivity: the score error when one kind of layer at a time is quantized, or one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from ..calibration.targets import Target, quantized_targets
+from ..core.progress import tracked
+from ..models.beam_search import path_log_probabilities
+from ..models.layout import Linear, layout
+from ..models.onerec import OneRec
+from ..models.requests import Requests
+from ..validation.fp32_reference import Reference
+from .simulation import device_of, multiplications, simulated
+
+
+class Probe(NamedTuple):
+    """What errors are measured on: requests, some of FP32's beams of each [n, P, 3] and their FP32 scores [n, P]."""
+
+    model: OneRec
+    requests: Requests
+    sids_nP3: torch.Tensor
+    scores_nP: torch.Tensor
+    input_amax: Mapping[str, float]
+    batch_size: int
+
+
+class UnitError(BaseModel):
+    """A kind of layer, or one layer, quantized alone.
+
+    `error`: mean absolute error of an item's score in nat. `share`: of the multiplications that the precision quantizes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unit: str
+    linears: int
+    error: float
+    share: float
+
+
+class Sensitivity(BaseModel):
+    """Errors of one precision: all that it quantizes at once, then one kind at a time, then one layer at a time, worst first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: str
+    requests: int
+    paths: int
+    all_at_once: float
+    kinds: tuple[UnitError, ...]
+    layers: tuple[UnitError, ...]
+
+
+def make_probe(
+    model: OneRec, requests: Requests, reference: Reference, input_amax: Mapping[str, float], count: int, paths: int, batch_size: int
+) -> Probe:
+    """A probe of the first requests and of beams evenly spread over FP32's, best and worst included."""
+    few = requests.select(slice(count))
+    places = np.unique(np.linspace(0, reference.sids_nW3.shape[1] - 1, paths).round().astype(np.int64))
+    sids_nP3 = torch.from_numpy(reference.sids_nW3[: len(few)][:, places])
+    scores_nP = torch.from_numpy(reference.scores_nW[: len(few)][:, places])
+    return Probe(model, few, sids_nP3, scores_nP, input_amax, batch_size)
+
+
+@torch.no_grad()
+def score_error(probe: Probe, targets: Sequence[Target]) -> float:
+    """Mean absolute error of an item's score in nat with these linears quantized."""
+    device, total, first = device_of(probe.model), 0.0, 0
+    with simulated(probe.model, targets, probe.input_amax):
+        for batch in probe.requests.batches(probe.batch_size):
+            rows = slice(first, first + len(batch.lengths_B3))
+            paths = probe.sids_nP3[rows].to(device)
+            scores_BP = path_log_probabilities(probe.model, batch.features_BSF.to(device), batch.lengths_B3.to(device), paths).sum(-1)
+            total += float((scores_BP.cpu() - probe.scores_nP[rows]).abs().double().sum())
+            first = rows.stop
+    return total / probe.scores_nP.numel()
+
+
+def sensitivity(probe: Probe, precision: str) -> Sensitivity:
+    """Measure every kind and every layer of a precision that quantizes something."""
+    targets = quantized_targets(probe.model.config, precision)
+    by_kind, by_layer = units(probe.model, targets)
+    return Sensitivity(
+        precision=precision,
+        requests=len(probe.requests),
+        paths=probe.sids_nP3.shape[1],
+        all_at_once=score_error(probe, targets),
+        kinds=_errors(probe, targets, by_kind, "kinds"),
+        layers=_errors(probe, targets, by_layer, "layers"),
+    )
+
+
+def units(model: OneRec, targets: Sequence[Target]) -> tuple[dict[str, list[Target]], dict[str, list[Target]]]:
+    """The targets by kind, such as `cross q`, and by block and kind, such as `3 · cross q`; experts of a block are one layer."""
+    known: dict[str, Linear] = {linear.name: linear for linear in layout(model.config).linears}
+    by_kind: dict[str, list[Target]] = {}
+    by_layer: dict[str, list[Target]] = {}
+    for target in targets:
+        linear = known[target.name]
+        by_kind.setdefault(linear.kind, []).append(target)
+        by_layer.setdefault(f"{linear.block} · {linear.kind}", []).append(target)
+    return by_kind, by_layer
+
+
+def _errors(probe: Probe, targets: Sequence[Target], parts: Mapping[str, list[Target]], label: str) -> tuple[UnitError, ...]:
+    work = multiplications(probe.model, targets)
+    whole = sum(work.values())
+    found = [
+        UnitError(
+            unit=name,
+            linears=len(members),
+            error=score_error(probe, members),
+            share=sum(work[member.name] for member in members) / whole,
+        )
+        for name, members in tracked(list(parts.items()), f"sensitivity by {label}")
+    ]
+    return tuple(sorted(found, key=lambda unit: -unit.error))

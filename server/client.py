@@ -1,0 +1,153 @@
+"""A client for served models: contexts in, items and scores out, over HTTP or gRPC, with inputs in shared memory where asked for.
+
+It reads the contract from the served model's configuration, so it spells no names, and fills contexts up where the server wants that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..core.arrays import Array
+from ..core.errors import ArtifactError, RequestError
+from ..core.graph_io import GraphIO, Role
+from .client_memory import SharedInputs
+from .repository.model_config import BUCKETS, IO
+from .triton_api import DATA_TYPES, Protocol, client_module, server_error
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items of one request, best first: semantic IDs int64 [W, 3] and log-probabilities in nat, FP32 [W]."""
+
+    sids_W3: NDArray[np.int64]
+    scores_W: NDArray[np.float32]
+
+
+class Client:
+    """A model on a server. Not for several threads at once: give each its own.
+
+    Args:
+        url: Host and port, such as `127.0.0.1:8000`.
+        model: Its name.
+        protocol: `http` or `grpc`, each at a port of its own.
+        shared_memory: Hand inputs over in /dev/shm. The server must be on this machine and allow it (`serve --shared-memory`).
+        timeout: Seconds until a request is given up.
+
+    Raises:
+        RequestError: The server cannot be reached or does not serve the model.
+        ArtifactError: The model was not put there by `onerec-trt repository`.
+        MissingExtraError: tritonclient is not installed.
+    """
+
+    def __init__(
+        self, url: str, model: str = "onerec", *, protocol: Protocol = "http", shared_memory: bool = False, timeout: float = 60.0
+    ) -> None:
+        self._library, self._protocol, self._model = client_module(protocol), protocol, model
+        self._timeout, self._where = timeout, f"{model} at {url}"
+        limits = {"network_timeout": timeout, "connection_timeout": timeout} if protocol == "http" else {}
+        self._client = self._library.InferenceServerClient(url, **limits)
+        parameters = self._parameters()
+        try:
+            self.io = GraphIO.model_validate_json(parameters.get(IO, ""))
+        except ValidationError:
+            hint = "put it into the repository with `onerec-trt repository`"
+            raise ArtifactError("the served model does not say what its inputs and outputs are", where=self._where, hint=hint) from None
+        self._memory = SharedInputs(self._client) if shared_memory else None
+        self._buckets = tuple(int(tokens) for tokens in parameters.get(BUCKETS, "").split(",") if tokens)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give connection and shared memory back."""
+        if self._memory is not None:
+            self._memory.close()
+        self._client.close()
+
+    def recommend(self, features_SF: Array, lengths_3: Sequence[int] | Array) -> Items:
+        """Items for one context.
+
+        Args:
+            features_SF: FP16 [S, F], tokens in the order static, short-term, long-term.
+            lengths_3: Tokens of each pathway.
+
+        Raises:
+            RequestError: The server refuses the request, or cannot be reached in time.
+        """
+        features_1SF = np.asarray(features_SF)[None]
+        (items,) = self.recommend_batch(features_1SF, np.asarray(lengths_3, np.int64)[None])
+        return items
+
+    def recommend_batch(self, features_BSF: Array, lengths_B3: Array) -> list[Items]:
+        """Items for several contexts, sent together. Padding behind a context may hold anything.
+
+        Raises:
+            RequestError: The server refuses the request, or cannot be reached in time.
+        """
+        features, lengths = self.io.name(Role.CONTEXT_FEATURES), self.io.name(Role.PATHWAY_LENGTHS)
+        found = self.infer({features: features_BSF, lengths: lengths_B3})
+        sids, scores = found[self.io.name(Role.FOUND_ITEMS)], found[self.io.name(Role.ITEM_SCORES)]
+        return [Items(sids_W3, scores_W) for sids_W3, scores_W in zip(sids, scores, strict=True)]
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for inputs by name, as the contract has them.
+
+        Raises:
+            RequestError: The server refuses the request, or cannot be reached in time.
+        """
+        tensors = self._sent(self._filled_up(inputs))
+        limit = {"timeout": int(self._timeout * 1e6)} if self._protocol == "http" else {"client_timeout": self._timeout}
+        answer = self._call(lambda: self._client.infer(self._model, tensors, **limit))
+        return {tensor.name: answer.as_numpy(tensor.name) for tensor in self.io.outputs}
+
+    def _filled_up(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """With a context as long as the next bucket, where the server batches equal shapes only. Longer ones are left to its refusal."""
+        name = self.io.name(Role.CONTEXT_FEATURES)
+        if name not in inputs or inputs[name].ndim != len(self.io.tensor(Role.CONTEXT_FEATURES).axes):
+            return dict(inputs)
+        features_BSF = inputs[name]
+        tokens = features_BSF.shape[1]
+        wanted = next((bucket for bucket in self._buckets if bucket >= tokens), tokens)
+        return {**inputs, name: np.pad(features_BSF, [(0, 0), (0, wanted - tokens), (0, 0)])} if wanted > tokens else dict(inputs)
+
+    def _sent(self, inputs: Mapping[str, Array]) -> list[Any]:
+        """Input tensors of the client library, with their content or the region of shared memory that holds it."""
+        tensors = []
+        for name, array in inputs.items():
+            tensor = self._library.InferInput(name, list(array.shape), DATA_TYPES.get(array.dtype.name, array.dtype.name.upper()))
+            if self._memory is None:
+                tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            else:
+                tensor.set_shared_memory(self._call(partial(self._memory.put, name, array)), array.nbytes)
+            tensors.append(tensor)
+        return tensors
+
+    def _parameters(self) -> dict[str, str]:
+        """Parameters of the served model's configuration."""
+        if self._protocol == "http":
+            config = self._call(lambda: self._client.get_model_config(self._model))
+            return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        config = self._call(lambda: self._client.get_model_config(self._model)).config
+        return {key: value.string_value for key, value in config.parameters.items()}
+
+    def _call(self, call: Any) -> Any:
+        """What a call gives; what the server or the network objects becomes a typed error."""
+        try:
+            return call()
+        except server_error() as error:
+            raise RequestError(f"the server refuses: {error}", where=self._where) from None
+        except (OSError, HTTPException) as error:
+            hint = "look whether the server runs, and at which address and port"
+            raise RequestError(f"the server does not answer: {error}", where=self._where, hint=hint) from None

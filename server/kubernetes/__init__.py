@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes and KServe, derived from a version's description."""

@@ -1,0 +1,1 @@
+"""Starting Triton Inference Server the safe way, and watching over it."""

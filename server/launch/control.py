@@ -1,0 +1,62 @@
+"""The restricted side of a running server: what is loaded, and loading. Only who started the server has the key."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ...core.errors import ArtifactError
+from .flags import CONTROL_HEADER, Endpoints
+
+_TIMEOUT_S = 600.0  # loading a plan of several GB and warming it up
+
+
+class Control:
+    """Calls to one server.
+
+    Args:
+        endpoints: Where it listens.
+        key: Its control key.
+    """
+
+    def __init__(self, endpoints: Endpoints, key: str) -> None:
+        self._endpoints, self._key = endpoints, key
+
+    def live(self) -> bool:
+        """Whether the server answers."""
+        try:
+            return self._call("GET", "/v2/health/live", timeout=1.0)[0] == http.client.OK
+        except OSError:
+            return False
+
+    def load(self, model: str, config: str | None = None) -> None:
+        """Load a model, or load it again; the version that was served goes on serving until the new one is ready, and where that fails.
+
+        Args:
+            model: Its name.
+            config: A configuration as JSON in place of config.pbtxt.
+
+        Raises:
+            ArtifactError: The server cannot load it; quotes the server.
+        """
+        parameters = {} if config is None else {"parameters": {"config": config}}
+        status, answer = self._call("POST", f"/v2/repository/models/{model}/load", parameters)
+        if status != http.client.OK:
+            said = answer.get("error", "") if isinstance(answer, dict) else ""
+            raise ArtifactError(f"the server cannot load the model: {said.strip()}", where=model, hint="look at the server's log")
+
+    def ready(self, model: str) -> bool:
+        """Whether a model answers requests. The server's own readiness stays false for ever once any version has failed to load."""
+        return self._call("GET", f"/v2/models/{model}/ready", timeout=10.0)[0] == http.client.OK
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT_S) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(self._endpoints.address, self._endpoints.http, timeout=timeout)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), {CONTROL_HEADER: self._key})
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        return answer.status, json.loads(content) if content else None

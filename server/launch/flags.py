@@ -1,0 +1,71 @@
+"""The command line that starts the server the safe way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from ..repository.version import VersionDescription
+
+CONTROL_HEADER = "onerec-trt-control"  # a request to a restricted API must bring the key in this header
+# What could change what is served, write files, or read memory of other processes on the machine.
+RESTRICTED = ("model-repository", "trace", "logging")
+SHARED_MEMORY_API = "shared-memory"
+EXIT_TIMEOUT_S = 5  # for requests in flight when a server or an instance ends
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the server listens."""
+
+    address: str
+    http: int
+    grpc: int
+    metrics: int
+
+    @property
+    def url(self) -> str:
+        """Of HTTP, as the client libraries want it."""
+        return f"{self.address}:{self.http}"
+
+
+def server_arguments(repository: PurePath, models: Iterable[VersionDescription]) -> list[str]:
+    """What any way of starting the server needs, a container's included: nothing is loaded that was not asked for by name.
+
+    A plan with kernels carries code, which the stock backend runs only when told so, and then for every plan of that server.
+    """
+    arguments = [f"--model-repository={repository}", "--model-control-mode=explicit", "--disable-auto-complete-config"]
+    if any(model.flavor == "tensorrt" and model.plan is not None and model.plan.plugins for model in models):
+        arguments.append("--backend-config=tensorrt,version-compatible=true")
+    return arguments
+
+
+def launch_line(repository: PurePath, models: Iterable[VersionDescription]) -> str:
+    """The command that serves these models without `onerec-trt serve`, on this machine alone."""
+    models = list(models)
+    loading = [f"--load-model={model.name}" for model in models]
+    listening = [f"--{protocol}-address=127.0.0.1" for protocol in ("http", "grpc", "metrics")]
+    return " ".join(["tritonserver", *server_arguments(repository, models), *loading, *listening])
+
+
+def listening_arguments(endpoints: Endpoints, control_key: str, *, shared_memory: bool) -> list[str]:
+    """Where the server listens, and which of its APIs ask for the control key.
+
+    Args:
+        endpoints: Address and ports.
+        control_key: What a request to a restricted API must bring.
+        shared_memory: Whether clients may register shared memory without it.
+    """
+    restricted = ",".join((*RESTRICTED, *(() if shared_memory else (SHARED_MEMORY_API,))))
+    return [
+        f"--http-address={endpoints.address}",
+        f"--grpc-address={endpoints.address}",
+        f"--metrics-address={endpoints.address}",
+        f"--http-port={endpoints.http}",
+        f"--grpc-port={endpoints.grpc}",
+        f"--metrics-port={endpoints.metrics}",
+        f"--http-restricted-api={restricted}:{CONTROL_HEADER}={control_key}",
+        f"--grpc-restricted-protocol={restricted}:{CONTROL_HEADER}={control_key}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+    ]

@@ -1,0 +1,258 @@
+"""Starts a server on a repository and watches over it: promotions are loaded, bad versions set aside, dead instances replaced."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...core.errors import ArtifactError
+from ..repository.model_config import model_config
+from ..repository.store import Repository
+from ..repository.version import VersionDescription
+from ..triton_api import json_format
+from ..trust import require_trusted, trust_environment
+from .control import Control
+from .flags import EXIT_TIMEOUT_S, Endpoints, listening_arguments, server_arguments
+from .installation import Installation, find_server
+from .processes import end_with_parent, stubs
+from .shared_memory import region_prefix, remove_leftovers
+
+_LOOK_EVERY_S = 0.25
+_START_TIMEOUT_S = 120.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve.
+
+    Args:
+        server: See `find_server`.
+        models: Names. Empty: all of the repository.
+        endpoints: Address and ports; a port of 0 is chosen.
+        shared_memory: Let clients register shared memory.
+        trust: Public keys, one of which must have signed every model. Default: no signature is asked for.
+    """
+
+    server: Path | None
+    models: tuple[str, ...]
+    endpoints: Endpoints
+    shared_memory: bool
+    trust: tuple[Path, ...] = ()
+
+
+class Supervisor:
+    """A running server and what it serves.
+
+    Args:
+        repository: What it serves.
+        process: The server.
+        control: Its restricted side.
+        trust: Keys whose signatures it demands.
+        say: Told what happens.
+    """
+
+    def __init__(
+        self, repository: Repository, process: subprocess.Popen[bytes], control: Control, trust: tuple[Path, ...], say: Say
+    ) -> None:
+        self._repository, self._process, self._control, self._trust, self._say = repository, process, control, trust, say
+        self._served: dict[str, VersionDescription] = {}
+        self._configs: dict[str, bytes] = {}
+        self._instances: dict[str, set[int]] = {}
+        self._retiring: dict[int, float] = {}
+        self._replaced = 0
+
+    def load(self, model: str) -> None:
+        """Serve the promoted version of a model; where it cannot be loaded, set it aside and serve the one before.
+
+        Raises:
+            ArtifactError: No version that was promoted can be loaded.
+        """
+        while True:
+            version = self._repository.promoted(model)[0]
+            self._configs[model] = self._repository.config_path(model).read_bytes()
+            try:
+                description = _opened(self._repository, model, version, self._trust)
+                self._control.load(model)
+            except ArtifactError as error:
+                self._set_aside(model, version, error)
+                continue
+            self._begin(description)
+            return
+
+    def watch(self, stopped: threading.Event) -> None:
+        """Until `stopped`: load what is promoted meanwhile, and replace instances that died.
+
+        Raises:
+            ArtifactError: The server ended by itself, or no version of a model can be loaded any more.
+        """
+        while not stopped.wait(_LOOK_EVERY_S):
+            if (code := self._process.poll()) is not None:
+                hint = "look at its log; start it again"
+                raise ArtifactError(f"the server ended with code {code}", where=str(self._repository.path), hint=hint)
+            for model in list(self._served):
+                if self._changed(model):
+                    self.load(model)
+                elif died := self._instances[model] - stubs(self._process.pid).keys():
+                    self._replace(model, died)
+            self._retire()
+
+    def _begin(self, description: VersionDescription) -> None:
+        """Take note of what is served now."""
+        model, earlier = description.name, self._instances.get(description.name, set())
+        self._served[model] = description
+        folder = str(self._repository.folder(model, description.version))
+        running = {pid for pid, file in stubs(self._process.pid).items() if file.startswith(f"{folder}/")}
+        self._instances[model] = running - earlier  # those of before end once their last request is answered
+        self._say(f"{model}: version {description.version} is ready")
+
+    def _changed(self, model: str) -> bool:
+        """Whether another version was promoted."""
+        try:
+            return self._repository.config_path(model).read_bytes() != self._configs[model]
+        except FileNotFoundError:
+            return False
+
+    def _replace(self, model: str, died: set[int]) -> None:
+        """The server never starts a dead instance again, and sends requests to it; a changed configuration makes new ones."""
+        self._say(f"{model}: {len(died)} instance(s) died; starting new ones")
+        self._replaced += 1
+        remaining = self._instances[model] - died
+        config = model_config(self._served[model], self._repository.promoted(model))
+        config.parameters["replaced"].string_value = str(self._replaced)
+        self._control.load(model, json_format().MessageToJson(config, preserving_proto_field_name=True))
+        self._begin(self._served[model])
+        self._retiring |= dict.fromkeys(remaining, time.monotonic() + EXIT_TIMEOUT_S)
+
+    def _retire(self) -> None:
+        """Beside a dead instance the server unloads no living one, which would keep its memory: end those that were replaced."""
+        over = [pid for pid, deadline in self._retiring.items() if time.monotonic() >= deadline]
+        for pid in [pid for pid in over if pid in stubs(self._process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        for pid in over:
+            del self._retiring[pid]
+
+    def _set_aside(self, model: str, version: int, error: ArtifactError) -> None:
+        earlier = self._repository.set_aside(model, version, str(error))
+        if earlier is None:
+            raise error
+        self._say(f"{model}: version {version} was set aside, it cannot be served: {error}")
+        self._say(f"{model}: back to version {earlier}")
+
+
+def serve(repository: Repository, options: ServeOptions, say: Say, stopped: threading.Event) -> None:
+    """Serve a repository until `stopped`.
+
+    Args:
+        repository: What to serve.
+        options: How.
+        say: Told in lines what happens.
+        stopped: Set by whoever wants it to end.
+
+    Raises:
+        ArtifactError: There is no server, it does not start or ends by itself, or no version of a model can be loaded.
+    """
+    models = options.models or repository.models()
+    served = _checked(repository, models, options.trust, say)
+    remove_leftovers()
+    endpoints, key = _with_ports(options.endpoints), secrets.token_urlsafe()
+    try:
+        with tempfile.TemporaryDirectory(prefix="onerec-trt-serve-") as working:
+            installation = find_server(options.server, Path(working))
+            arguments = [
+                *server_arguments(repository.path, served),
+                *listening_arguments(endpoints, key, shared_memory=options.shared_memory),
+                f"--backend-config=python,shm-region-prefix-name={region_prefix()}",
+                *([f"--backend-directory={installation.backends}"] if installation.backends else []),
+            ]
+            with _started(installation, arguments, trust_environment(options.trust)) as process:
+                control = Control(endpoints, key)
+                _wait_until_live(process, control, stopped)
+                supervisor = Supervisor(repository, process, control, options.trust, say)
+                for model in models:
+                    supervisor.load(model)
+                say(f"serving on {endpoints.address}: HTTP {endpoints.http}, gRPC {endpoints.grpc}, metrics {endpoints.metrics}")
+                supervisor.watch(stopped)
+    finally:
+        remove_leftovers()
+
+
+def _opened(repository: Repository, model: str, version: int, trust: tuple[Path, ...]) -> VersionDescription:
+    """A version whose files are those that were put there, and signed where that is asked for."""
+    description = repository.open(model, version)
+    require_trusted(repository.folder(model, version), description, trust)
+    return description
+
+
+def _checked(repository: Repository, models: tuple[str, ...], trust: tuple[Path, ...], say: Say) -> list[VersionDescription]:
+    """The version of each model to begin with. One whose files were changed is set aside before the server sees it."""
+    served = []
+    for model in models:
+        while True:
+            version = repository.promoted(model)[0]
+            try:
+                served.append(_opened(repository, model, version, trust))
+                break
+            except ArtifactError as error:
+                if repository.set_aside(model, version, str(error)) is None:
+                    raise
+                say(f"{model}: version {version} was set aside: {error}")
+    return served
+
+
+@contextmanager
+def _started(installation: Installation, arguments: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The server; at the end it answers what it has begun, or is killed after a while."""
+    process = subprocess.Popen(
+        [installation.program, *arguments],
+        env={**installation.environment(), **environment},
+        stdin=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(EXIT_TIMEOUT_S + 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_live(process: subprocess.Popen[bytes], control: Control, stopped: threading.Event) -> None:
+    for _ in range(int(_START_TIMEOUT_S / _LOOK_EVERY_S)):
+        if process.poll() is not None:
+            hint = "its log says why: often a port that is in use"
+            raise ArtifactError(f"the server did not start: it ended with code {process.returncode}", where=str(process.args), hint=hint)
+        if control.live() or stopped.wait(_LOOK_EVERY_S):
+            return
+    raise ArtifactError(f"the server does not answer after {_START_TIMEOUT_S:.0f} s", where=str(process.args), hint="look at its log")
+
+
+def _with_ports(endpoints: Endpoints) -> Endpoints:
+    """Ports of 0 become free ones, held together so that they differ."""
+    sockets = [socket.socket() for port in (endpoints.http, endpoints.grpc, endpoints.metrics) if port == 0]
+    try:
+        for each in sockets:
+            each.bind((endpoints.address, 0))
+        free = iter([int(each.getsockname()[1]) for each in sockets])
+        return replace(
+            endpoints,
+            http=endpoints.http or next(free),
+            grpc=endpoints.grpc or next(free),
+            metrics=endpoints.metrics or next(free),
+        )
+    finally:
+        for each in sockets:
+            each.close()

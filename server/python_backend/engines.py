@@ -1,0 +1,73 @@
+"""What runs a version's model in the Python backend: a plan on its GPU, or an exported graph on the CPU. The same calls for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ...core.arrays import Array
+from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
+from ..repository.version import VersionDescription
+from ..trust import require_trusted
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Memory for an input of a batch, to be filled in place; it holds anything."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name, on the CPU."""
+
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Run batches of so many requests and tokens, so that the first real one is as fast as the next."""
+
+
+def load_engine(folder: Path, description: VersionDescription, device: int, trust: Sequence[Path] = ()) -> Engine:
+    """Load the model of a version.
+
+    Args:
+        folder: The version's folder.
+        description: The version's.
+        device: Number of the GPU for a plan.
+        trust: Public keys, one of which must have signed the model. Default: no signature is asked for.
+
+    Raises:
+        ArtifactError: The model was changed, does not fit this machine, or is not signed by a trusted key.
+        GpuError: There is no GPU, or its memory is exhausted.
+        MissingExtraError: What runs the model is not installed beside the server.
+    """
+    model = folder / description.model_file
+    if description.engine == "onnxruntime":
+        require_trusted(folder, description, trust)
+        return OnnxRuntimeEngine(OnnxRuntimeRunner(model), description)
+    from .tensorrt_engine import TensorRtEngine
+
+    return TensorRtEngine(model, description, device, trust)
+
+
+class OnnxRuntimeEngine:
+    """An exported graph on the CPU."""
+
+    def __init__(self, runner: OnnxRuntimeRunner, description: VersionDescription) -> None:
+        self._runner = runner
+        self._dtypes = {tensor.name: tensor.dtype for tensor in description.io.per_request}
+        self._io = description.io
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Pages of zeros cost nothing until they are written."""
+        return np.zeros(shape, self._dtypes[name])
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name."""
+        return self._runner(inputs)
+
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """ONNX Runtime allocates at the first use of a shape."""
+        for batch, context in shapes:
+            inputs = {name: self.room(name, shape) for name, shape in self._io.shapes(batch, context).items()}
+            self.run(inputs)

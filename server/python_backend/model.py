@@ -1,0 +1,101 @@
+"""The model that Triton Inference Server's Python backend loads: checks requests, runs them in batches, and answers each by itself."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.arrays import Array
+from ...core.errors import OnerecTrtError, RequestError
+from ..repository.limits import longest_context, most_requests
+from ..repository.version import open_version
+from ..trust import trusted_keys
+from .checks import check_request
+from .dlpack import Lent, taken
+from .engines import load_engine
+from .metrics import Metrics
+from .orphan_watch import end_with_parent
+from .packing import Group, Sizes, fill, groups, rounded_context
+
+
+class TritonPythonModel:
+    """One instance of a version. The server calls its methods, which have the names and arguments it wants."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the version whose files are those that were put there, and warm it up: the server calls it ready when this returns.
+
+        Raises:
+            OnerecTrtError: The version was changed or does not fit this machine; the server refuses to load it.
+        """
+        end_with_parent()
+        self._utils: Any = importlib.import_module("triton_python_backend_utils")
+        folder = Path(args["model_repository"], args["model_version"])
+        self._version = open_version(folder)
+        self._where = f"{args['model_name']} version {args['model_version']}"
+        self._metrics = Metrics(self._utils, args["model_name"], args["model_version"])
+        self._engine = load_engine(folder, self._version, int(args["model_instance_device_id"]), trusted_keys(os.environ))
+        shapes = self._warm_up_shapes()
+        self._engine.warm_up(shapes)
+        self._metrics.warmed(len(shapes))
+        self._utils.Logger.log_info(f"{self._where}: warmed up with {len(shapes)} batch shapes")
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer each request with items, or with an error of its own."""
+        answers: list[Any] = [None] * len(requests)
+        arrays: dict[int, dict[str, Array]] = {}
+        for place, request in enumerate(requests):
+            try:
+                arrays[place] = self._checked(request)
+            except RequestError as error:
+                answers[place] = self._refusal(error)
+        places = list(arrays)
+        for group in groups(self._version.limits, [self._sizes(arrays[place]) for place in places]):
+            members = [places[position] for position in group.places]
+            for place, answer in zip(members, self._run(group, [arrays[place] for place in members]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _checked(self, request: Any) -> dict[str, Array]:
+        arrays = {tensor.name(): taken(tensor) for tensor in request.inputs()}
+        check_request(self._version.io, self._version.limits, arrays, self._where)
+        return arrays
+
+    def _sizes(self, arrays: Mapping[str, Array]) -> Sizes:
+        return Sizes(*self._version.io.sizes({name: array.shape for name, array in arrays.items()}))
+
+    def _run(self, group: Group, requests: Sequence[Mapping[str, Array]]) -> list[Any]:
+        """The answers of requests that share an execution; the same error for each where that fails."""
+        io = self._version.io
+        try:
+            room = {name: self._engine.room(name, shape) for name, shape in io.shapes(group.rows, group.tokens).items()}
+            fill(io, room, requests)
+            outputs = self._engine.run(room)
+        except OnerecTrtError as error:
+            self._metrics.failed("model", len(requests))
+            failure = self._utils.TritonError(str(error), self._utils.TritonError.INTERNAL)
+            return [self._utils.InferenceResponse(output_tensors=[], error=failure) for _ in requests]
+        answers, first = [], 0
+        for request in requests:
+            last = first + self._sizes(request).contexts
+            answers.append(self._answer({name: array[first:last] for name, array in outputs.items()}))
+            first = last
+        return answers
+
+    def _answer(self, outputs: Mapping[str, Array]) -> Any:
+        tensors = [self._utils.Tensor.from_dlpack(name, Lent(array)) for name, array in outputs.items()]
+        return self._utils.InferenceResponse(output_tensors=tensors)
+
+    def _refusal(self, error: RequestError) -> Any:
+        self._metrics.failed("request")
+        return self._utils.InferenceResponse(
+            output_tensors=[], error=self._utils.TritonError(str(error), self._utils.TritonError.INVALID_ARG)
+        )
+
+    def _warm_up_shapes(self) -> list[tuple[int, int]]:
+        """One request and the largest batch, at the shortest and at the longest context."""
+        limits = self._version.limits
+        contexts = {rounded_context(limits, 1), longest_context(limits)}
+        return sorted({(batch, context) for context in contexts for batch in (1, most_requests(limits, context))})

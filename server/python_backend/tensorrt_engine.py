@@ -1,0 +1,49 @@
+"""A plan on its GPU for the Python backend. Batches are put together in page-locked memory, from which the GPU copies by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ...core.arrays import Array
+from ...core.errors import ArtifactError
+from ...runtime.tensorrt_runner import TensorRtRunner
+from ..repository.version import VersionDescription
+
+GRAPHS = "cuda_graphs"  # parameter: CUDA graphs that an instance keeps
+
+
+class TensorRtEngine:
+    """A plan, loaded on one GPU."""
+
+    def __init__(self, plan: Path, description: VersionDescription, device: int, trust: Sequence[Path]) -> None:
+        torch.cuda.set_device(device)
+        self._runner = TensorRtRunner.load(plan, graphs=_graphs(description), trust=trust)
+        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
+        self._lent: dict[str, torch.Tensor] = {}
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Page-locked memory, which PyTorch keeps for the next batch of this shape."""
+        self._lent[name] = torch.empty(shape, dtype=self._dtypes[name], pin_memory=True)
+        array: Array = self._lent[name].numpy()
+        return array
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name, after waiting for the GPU. `inputs` are the arrays that `room` gave last."""
+        lent = {name: self._lent.pop(name) for name in inputs}
+        outputs: dict[str, Array] = self._runner(lent)
+        return outputs
+
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """TensorRT allocates and loads kernels at the first use of a shape."""
+        for batch, context in shapes:
+            self._runner.warm_up(batch, context)
+
+
+def _graphs(description: VersionDescription) -> int:
+    text = description.parameters.get(GRAPHS, "0")
+    if not text.isdecimal():
+        raise ArtifactError(f"the parameter {GRAPHS} is no number: {text!r}", where=description.name, hint="add the version again")
+    return int(text)

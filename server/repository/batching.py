@@ -1,0 +1,109 @@
+"""How many requests the server puts into a batch: from measured times t(B), or stated as not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...core.artifacts import read_json
+from ...core.errors import ArtifactError
+
+NEARLY_BEST = 0.95  # of the best rate: a batch that reaches it is large enough, and smaller ones answer sooner
+PATIENCE_S = 1.0  # a queue holds what is answered within this time; the server refuses more at once
+
+
+class BatchTimes(BaseModel):
+    """Milliseconds that a batch of so many requests takes, from inputs to items.
+
+    Args:
+        model_sha256: The plan or ONNX file that was timed.
+        context: Tokens of every request.
+        milliseconds: Median by requests of a batch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_sha256: str
+    context: int = Field(ge=1)
+    milliseconds: dict[int, float] = Field(min_length=2)
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """Requests per second by requests of a batch, ascending."""
+        return {batch: batch / self.milliseconds[batch] * 1e3 for batch in sorted(self.milliseconds)}
+
+
+class Batching(BaseModel):
+    """What the dynamic batcher does. It never waits for more requests: beams make one request hundreds of rows, so waiting only delays.
+
+    Args:
+        max_batch: Most requests that a client may send at once, and that a batch may hold.
+        preferred: Requests that a batch is filled to from a longer queue.
+        max_queue: Requests that may wait. 0: any number.
+        why: How this was chosen, for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_batch: int
+    preferred: int
+    max_queue: int
+    why: str
+
+
+def batching(max_batch: int, times: BatchTimes | None) -> Batching:
+    """The smallest batch whose measured rate is nearly the best; the largest that fits where nothing was measured."""
+    rates = {} if times is None else {batch: rate for batch, rate in times.rates.items() if batch <= max_batch}
+    if times is None or not rates:
+        why = (
+            f"not measured: batches of up to {max_batch} requests, any queue; measure with `onerec-trt dev batch-times`, pass it as --times"
+        )
+        return Batching(max_batch=max_batch, preferred=max_batch, max_queue=0, why=why)
+    best = max(rates.values())
+    preferred = next(batch for batch, rate in rates.items() if rate >= NEARLY_BEST * best)
+    queue = max(preferred, math.ceil(rates[preferred] * PATIENCE_S))
+    share = f"{rates[preferred] / best:.0%}".replace("%", " %")
+    why = f"measured with contexts of {times.context}: batches of {preferred} reach {share} of {best:.0f} requests/s, the best rate"
+    return Batching(max_batch=max_batch, preferred=preferred, max_queue=queue, why=why)
+
+
+def read_times(path: Path, model_sha256: str) -> BatchTimes:
+    """Measured times of a model, from what `dev batch-times` or `bench` writes.
+
+    Args:
+        path: The JSON file.
+        model_sha256: The model they must be of.
+
+    Raises:
+        ArtifactError: The file is malformed, is of another model, or has fewer than two batches of it.
+    """
+    values = read_json(path)
+    if isinstance(values, dict) and "results" in values:
+        values = _of_benchmark(values, model_sha256, path)
+    try:
+        times = BatchTimes.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        hint = "give a file of `onerec-trt dev batch-times` or `onerec-trt bench` with at least two batch sizes"
+        raise ArtifactError(f"these are no measured times of batches: {problem}", where=str(path), hint=hint) from None
+    if times.model_sha256 != model_sha256:
+        hint = "measure this model: `onerec-trt dev batch-times`"
+        raise ArtifactError("these times were measured with another model", where=str(path), hint=hint)
+    return times
+
+
+def _of_benchmark(values: Mapping[str, Any], model_sha256: str, path: Path) -> dict[str, Any]:
+    """The longest-measured context among a benchmark's results of the plan, that is the one with most batch sizes."""
+    own = [result for result in values["results"] if result.get("plan_sha256") == model_sha256]
+    by_context: dict[int, dict[int, float]] = {}
+    for result in own:
+        by_context.setdefault(result["context"], {})[result["batch"]] = result["latency_ms"]["median"]
+    if not by_context:
+        raise ArtifactError("the benchmark holds no result of this plan", where=str(path), hint="run `onerec-trt dev batch-times`")
+    context = max(by_context, key=lambda tokens: (len(by_context[tokens]), tokens))
+    return {"model_sha256": model_sha256, "context": context, "milliseconds": by_context[context]}

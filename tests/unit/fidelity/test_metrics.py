@@ -1,0 +1,76 @@
+"""Metrics per request against small cases worked out by hand, and what a system that is FP32 itself gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onerec_trt.fidelity.metrics import cutoffs, metrics, ndcg, step_kl, tie_band
+from onerec_trt.fidelity.outputs import EngineOutputs
+from onerec_trt.validation.fp32_reference import Reference
+
+SIDS = np.array([[[0, 0, 0], [0, 1, 0], [2, 0, 0]], [[1, 1, 1], [1, 1, 2], [0, 0, 3]]])
+LOG_P = np.log(np.array([[[0.6, 0.5, 1.0], [0.6, 0.5, 0.5], [0.4, 0.2, 1.0]], [[0.5, 1.0, 0.6], [0.5, 1.0, 0.4], [0.2, 0.2, 0.2]]]))
+
+
+def reference() -> Reference:
+    scoring = LOG_P.astype(np.float32)
+    return Reference(SIDS, scoring.sum(-1), scoring.cumsum(-1)[:, -1], scoring, scoring + 0.001)
+
+
+def same() -> EngineOutputs:
+    fp32 = reference()
+    return EngineOutputs(SIDS.copy(), fp32.scores_nW.copy(), fp32.scoring_nW3.copy())
+
+
+def by_name(outputs: EngineOutputs, targets: np.ndarray) -> dict[str, np.ndarray]:
+    return {metric.name: metric.values_n for metric in metrics(outputs, reference(), targets)}
+
+
+def test_a_system_that_is_fp32_agrees_in_everything() -> None:
+    targets = SIDS[:, 1]
+    found = {metric.name: metric for metric in metrics(same(), reference(), targets)}
+    assert all(metric.values_n.tolist() == metric.fp32_n.tolist() for metric in found.values() if metric.fp32_n is not None)
+    assert found["overlap@3"].values_n.tolist() == [1, 1]
+    for name in ("score regret@3, nat", "score error, nat", "KL of step 1, nat", "KL of step 3, nat"):
+        assert not found[name].values_n.any()
+
+
+def test_hits_and_ndcg_fall_with_the_place_of_the_target() -> None:
+    targets = np.array([[0, 1, 0], [9, 9, 9]])
+    assert ndcg(SIDS, targets, 3) == pytest.approx([1 / np.log2(3), 0])
+    assert ndcg(SIDS, targets, 1).tolist() == [0, 0]
+    found = by_name(same(), targets)
+    assert (found["hit@1"].tolist(), found["hit@3"].tolist()) == ([0, 0], [1, 0])
+
+
+def test_other_items_cost_overlap_the_first_place_and_regret() -> None:
+    outputs = same()
+    outputs.sids_nW3[0, 0] = [5, 5, 5]
+    outputs.fp32_scores_nW[0, 0] -= 3
+    found = by_name(outputs, SIDS[:, 0])
+    assert found["overlap@3"] == pytest.approx([2 / 3, 1])
+    assert found["top-1 outside the tie band"].tolist() == [0, 1]
+    assert found["score regret@3, nat"] == pytest.approx([1, 0])
+
+
+def test_requests_inside_the_tie_band_are_no_test_of_the_first_place() -> None:
+    fp32 = reference()
+    fp32.scores_nW[0, 1] = fp32.scores_nW[0, 0]
+    assert tie_band(fp32) == pytest.approx(2 * 0.003, rel=0.01)
+    top1 = next(metric for metric in metrics(same(), fp32, SIDS[:, 0]) if metric.name.startswith("top-1"))
+    assert len(top1.values_n) == 1
+
+
+def test_kl_of_a_step_counts_each_prefix_once() -> None:
+    outputs = same()
+    outputs.scoring_nW3[0, :2, 0] += np.log(0.5)  # the first token 0 of request 0, which two beams share
+    kl = step_kl(reference(), outputs)
+    p, q = np.array([0.6, 0.4]), np.array([0.3, 0.4]) / 0.7
+    assert kl[0, 0] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
+    assert kl[1].tolist() == [0, 0, 0]
+
+
+def test_the_width_is_the_last_cutoff() -> None:
+    assert cutoffs(512) == [1, 10, 100, 512]
+    assert cutoffs(64) == [1, 10, 64]
+    assert cutoffs(1) == [1]

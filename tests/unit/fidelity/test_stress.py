@@ -1,0 +1,75 @@
+"""Planted outliers leave FP32 alone, cost a static scale far more than a scale per token, and are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from onerec_trt.fidelity.distributions import analyze_model
+from onerec_trt.fidelity.sensitivity import Probe, make_probe
+from onerec_trt.fidelity.stress import FACTORS, plant_channel, plant_dead_expert
+from onerec_trt.fidelity.stress_measurement import SCALES, Stress, StressRow, measure_stress
+from onerec_trt.fidelity.verdicts import Verdict
+from onerec_trt.models.onerec import OneRec
+
+from .conftest import Trained
+
+STATIC, TOKEN, BLOCKS = SCALES
+
+
+@pytest.fixture(scope="module")
+def stress(trained: Trained) -> Stress:
+    return measure_stress(probe_of(trained, trained.fp32.model), trained.scoring)
+
+
+def probe_of(trained: Trained, model: OneRec) -> Probe:
+    return make_probe(model, trained.heldout, trained.fp32.reference, trained.input_amax, 32, 8, 16)
+
+
+def row(stress: Stress, outlier: str, factor: float = 1.0) -> StressRow:
+    return next(each for each in stress.rows if (each.outlier, each.factor) == (outlier, factor))
+
+
+def test_a_planted_channel_changes_nothing_in_fp32(trained: Trained) -> None:
+    model = trained.model()
+    batch = trained.heldout.batch(range(8))
+    assert batch.targets_B3 is not None
+    inputs = (batch.features_BSF, batch.lengths_B3, batch.targets_B3[:, None, :2])
+    with torch.no_grad():
+        before = model(*inputs)
+        plant_channel(model, "blocks.0.ffn", 3, FACTORS[0])
+        assert torch.equal(model(*inputs), before)
+
+
+def test_tokens_beyond_the_exponents_cost_a_static_scale_and_no_other(stress: Stress) -> None:
+    clean, planted = row(stress, "none"), row(stress, "tokens", FACTORS[-1])
+    assert planted.errors[STATIC] > 5 * clean.errors[STATIC]
+    for scale in (TOKEN, BLOCKS):
+        assert planted.errors[scale] == pytest.approx(clean.errors[scale], rel=0.05)
+    assert planted.judgement.verdict is Verdict.ROW
+
+
+def test_a_channel_beyond_the_exponents_costs_every_scale_but_blocks_the_least(stress: Stress) -> None:
+    clean, planted = row(stress, "none"), row(stress, "channel", FACTORS[-1])
+    assert planted.errors[STATIC] > 5 * clean.errors[STATIC]
+    assert planted.errors[BLOCKS] < 0.7 * min(planted.errors[STATIC], planted.errors[TOKEN])
+
+
+def test_a_thousandfold_outlier_is_held_by_the_exponents_of_e4m3(stress: Stress) -> None:
+    for outlier in ("channel", "tokens"):
+        assert row(stress, outlier, FACTORS[0]).errors[STATIC] < 2 * row(stress, "none").errors[STATIC]
+
+
+def test_the_analysis_names_the_tensor_of_a_planted_channel(trained: Trained) -> None:
+    model = trained.model()
+    name = plant_channel(model, "blocks.0.ffn", 3, FACTORS[-1])
+    assert name not in [tensor.name for tensor in analyze_model(trained.model(), trained.scoring, "clean").worst]
+    worst = analyze_model(model, trained.scoring, "planted").worst
+    assert [tensor.name for tensor in worst if tensor.part == "activation"] == [name]
+
+
+def test_an_expert_that_is_never_routed_to_is_named(trained: Trained, stress: Stress) -> None:
+    assert stress.expert is not None
+    assert stress.expert.named == (stress.expert.expert,)
+    model = trained.model()
+    layer = plant_dead_expert(model, 1, 2)
+    assert [(load.layer, load.never) for load in analyze_model(model, trained.scoring, "planted").experts] == [(layer, (2,))]

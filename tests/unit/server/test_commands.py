@@ -1,0 +1,137 @@
+"""The commands around a repository: versions and how to serve them, measured times, inputs for perf_analyzer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.models.requests import Requests, offsets_of, write_requests
+from onerec_trt.server.repository.add import Options, add_version
+from onerec_trt.server.repository.store import Repository
+from onerec_trt.tools import cli
+from onerec_trt.tools.batch_times import measure
+from onerec_trt.tools.perf_inputs import write_inputs
+
+from .plans import prove, write_plan
+
+WIDTH = 6  # of the tiny graph; plans of tests have 64
+
+
+@pytest.fixture(scope="module")
+def export(make_export: Callable[[Path, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_export(tmp_path_factory.mktemp("export") / "exported", 0)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run the command line in this process; exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onerec-trt", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_plans_are_added_promoted_and_rolled_back(call: Any, tmp_path: Path) -> None:
+    plan, repository = prove(write_plan(tmp_path / "plans")), tmp_path / "repository"
+    code, out, _ = call("repository", plan, plan, "--out", repository, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [(each["version"], each["flavor"], each["served"]) for each in found["versions"]] == [
+        (1, "tensorrt", True),
+        (2, "tensorrt", False),
+    ]
+    assert found["versions"][0]["server_releases"] == ["24.11"]
+    assert "--backend-config=tensorrt,version-compatible=true --load-model=onerec" in found["launch"]
+    assert call("repository", "--out", repository, "--promote", "newest")[0] == 0
+    assert Repository(repository).promoted("onerec") == (2, 1)
+    assert call("repository", "--out", repository, "--rollback")[0] == 0
+    code, out, _ = call("repository", "--out", repository)
+    assert Repository(repository).promoted("onerec") == (1,)
+    assert "24.11" in out
+    assert f"serve it: onerec-trt serve {repository}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--promote", "last"], "not a version: 'last'"),
+        (["--promote", "7"], "the model 'onerec' has no version 7"),
+        (["--rollback", "--promote", "1"], "--rollback goes with neither --promote nor new plans"),
+        (["PLAN", "--parameter", "cuda_graphs"], "not a setting: 'cuda_graphs'"),
+        (["--name", "other"], "no version of the model 'other' is served|file not found"),
+    ],
+)
+def test_wrong_wishes_change_nothing(call: Any, tmp_path: Path, arguments: list[str], said: str) -> None:
+    plan, repository = prove(write_plan(tmp_path / "plans")), tmp_path / "repository"
+    call("repository", plan, "--out", repository)
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    code, out, err = call("repository", *[str(plan) if word == "PLAN" else word for word in arguments], "--out", repository)
+    assert (code, out) == (1, "")
+    assert any(each in err for each in said.split("|")), err
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+
+
+def test_serving_without_a_server_says_so(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repository"
+    call("repository", prove(write_plan(tmp_path / "plans")), "--out", repository)
+    monkeypatch.setenv("PATH", "")
+    code, _, err = call("serve", repository)
+    assert code == 1
+    assert "Triton Inference Server is not installed" in err
+
+
+def test_batch_times_are_what_batching_is_set_by(export: Path, tmp_path: Path) -> None:
+    times = tmp_path / "times.json"
+    measured = measure(export / "model.onnx", times, 8, [4, 1, 2], 3)
+    assert list(measured.milliseconds) == [1, 2, 4]
+    assert all(milliseconds > 0 for milliseconds in measured.milliseconds.values())
+    described = add_version(Repository(tmp_path / "repository"), export, Options("python", times=times))
+    assert described.batching.why.startswith("measured with contexts of 8")
+    with pytest.raises(ArtifactError, match="neither a plan nor an ONNX file"):
+        measure(export, times, 8, [1, 2], 3)
+    with pytest.raises(ArtifactError, match="would replace a file that is not a result of this command"):
+        measure(export / "model.onnx", export / "record.json", 8, [1, 2], 3)
+
+
+def requests(tmp_path: Path, width: int, *tokens: int) -> tuple[Path, Requests]:
+    lengths_n3 = np.array([[1, 0, count - 1] for count in tokens])
+    values_NF = np.random.default_rng(0).standard_normal((int(lengths_n3.sum()), width)).astype(np.float32)
+    made = Requests([f"r{row}" for row in range(len(tokens))], values_NF, offsets_of(lengths_n3), lengths_n3)
+    write_requests(tmp_path / "requests.parquet", made)
+    return tmp_path / "requests.parquet", made
+
+
+def test_inputs_for_perf_analyzer_hold_the_requests(export: Path, tmp_path: Path) -> None:
+    path, made = requests(tmp_path, WIDTH, 3, 5)
+    add_version(Repository(tmp_path / "repository"), export, Options("python"))
+    assert write_inputs(tmp_path / "repository", "onerec", path, tmp_path / "inputs.json", None) == 2
+    first, second = json.loads((tmp_path / "inputs.json").read_text())["data"]
+    assert (first["features"]["shape"], second["features"]["shape"], first["lengths"]["shape"]) == ([3, WIDTH], [5, WIDTH], [3])
+    features = np.frombuffer(base64.b64decode(second["features"]["b64"]), np.float16).reshape(5, WIDTH)
+    np.testing.assert_array_equal(features, made.values_NF[3:].astype(np.float16))
+    assert np.frombuffer(base64.b64decode(second["lengths"]["b64"]), np.int64).tolist() == [1, 0, 4]
+
+
+def test_inputs_for_the_stock_backend_are_filled_up_to_buckets(tmp_path: Path) -> None:
+    path, _ = requests(tmp_path, 64, 3, 300)
+    add_version(Repository(tmp_path / "repository"), prove(write_plan(tmp_path / "plans")), Options("tensorrt"))
+    write_inputs(tmp_path / "repository", "onerec", path, tmp_path / "inputs.json", None)
+    data = json.loads((tmp_path / "inputs.json").read_text())["data"]
+    assert [entry["features"]["shape"] for entry in data] == [[256, 64], [512, 64]]
+    too_long, _ = requests(tmp_path, 64, 3073)
+    with pytest.raises(RequestError):
+        write_inputs(tmp_path / "repository", "onerec", too_long, tmp_path / "inputs.json", None)

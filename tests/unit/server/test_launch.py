@@ -1,0 +1,134 @@
+"""Starting a server: which one, with which arguments, and what earlier ones left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from onerec_trt.core.errors import ArtifactError
+from onerec_trt.server.launch.flags import Endpoints, launch_line, listening_arguments, server_arguments
+from onerec_trt.server.launch.installation import find_server
+from onerec_trt.server.launch.processes import end_with_parent, stubs
+from onerec_trt.server.launch.shared_memory import region_prefix, remove_leftovers
+from onerec_trt.server.python_backend import orphan_watch
+from onerec_trt.server.repository.add import Options, add_version
+from onerec_trt.server.repository.store import Repository
+
+from .plans import prove, write_plan
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    path.chmod(stat.S_IRWXU)
+    return path
+
+
+def wheel(folder: Path, version: str) -> Path:
+    program(folder / "pytriton/tritonserver/bin/tritonserver")
+    program(folder / "pytriton/tritonserver/backends/python/libtriton_python.so")
+    program(folder / f"pytriton/tritonserver/python_backend_stubs/{version}/triton_python_backend_stub")
+    return folder
+
+
+def test_a_server_is_found_on_path_or_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(ArtifactError, match="Triton Inference Server is not installed"):
+        find_server(None, tmp_path)
+    there = program(tmp_path / "bin" / "tritonserver")
+    assert find_server(None, tmp_path).program == there
+    assert find_server(there, tmp_path).environment()["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), str(tmp_path / "bin")]
+    with pytest.raises(ArtifactError, match="this is no Triton Inference Server"):
+        find_server(tmp_path / "bin", tmp_path)
+
+
+def test_a_wheels_python_backend_is_put_beside_its_stub(tmp_path: Path) -> None:
+    found = find_server(wheel(tmp_path / "wheel", f"{sys.version_info.major}.{sys.version_info.minor}"), tmp_path / "working")
+    assert found.backends is not None
+    assert sorted(path.name for path in (found.backends / "python").iterdir()) == ["libtriton_python.so", "triton_python_backend_stub"]
+    assert str(tmp_path / "wheel" / "nvidia_pytriton.libs") in found.environment()["LD_LIBRARY_PATH"].split(os.pathsep)
+    with pytest.raises(ArtifactError, match="no Python backend for Python"):
+        find_server(wheel(tmp_path / "other", "2.7"), tmp_path / "elsewhere")
+
+
+def test_a_plan_with_kernels_may_run_its_code_only_in_the_stock_backend(tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    plans = {name: prove(write_plan(tmp_path / name, plugins=name == "kernels")) for name in ("kernels", "native")}
+    stock, native, python = (
+        add_version(repository, plans[plan], Options(flavor, name=name))  # type: ignore[arg-type]
+        for name, plan, flavor in (("a", "kernels", "tensorrt"), ("b", "native", "tensorrt"), ("c", "kernels", "python"))
+    )
+    allowed = "--backend-config=tensorrt,version-compatible=true"
+    assert allowed in server_arguments(repository.path, [native, stock])
+    assert allowed not in server_arguments(repository.path, [native, python])
+    line = launch_line(Path("/models"), [stock, native])
+    assert line == (
+        "tritonserver --model-repository=/models --model-control-mode=explicit --disable-auto-complete-config "
+        f"{allowed} --load-model=a --load-model=b --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1"
+    )
+
+
+def test_apis_that_change_a_server_are_restricted() -> None:
+    endpoints = Endpoints("127.0.0.1", 1, 2, 3)
+    closed = listening_arguments(endpoints, "secret", shared_memory=False)
+    assert "--http-restricted-api=model-repository,trace,logging,shared-memory:onerec-trt-control=secret" in closed
+    assert "--grpc-restricted-protocol=model-repository,trace,logging,shared-memory:onerec-trt-control=secret" in closed
+    assert "--http-restricted-api=model-repository,trace,logging:onerec-trt-control=secret" in listening_arguments(
+        endpoints, "secret", shared_memory=True
+    )
+    assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(closed)
+
+
+def test_shared_memory_of_servers_that_are_gone_is_removed_and_no_other(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = region_prefix()
+    gone, alive = mine.replace(str(os.getpid()), str(ended.pid)), mine.replace(str(os.getpid()), str(os.getppid()))
+    for name in (f"{mine}a", f"{gone}b", f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"):
+        (tmp_path / name).touch()
+    assert remove_leftovers(tmp_path) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"}
+
+
+def test_processes_that_are_no_stubs_do_not_count() -> None:
+    child = subprocess.Popen(["sleep", "20"])
+    try:
+        assert stubs(os.getpid()) == {}
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("watched", ["the kernel", "a thread"])
+def test_a_child_ends_with_its_parent(watched: str) -> None:
+    """The parent starts a child that sleeps for long, says its number, and is killed."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def child() -> None:
+        end_with_parent() if watched == "the kernel" else orphan_watch.end_with_parent()
+        there.send(os.getpid())
+        time.sleep(60)
+
+    def parent() -> None:
+        process = context.Process(target=child)
+        process.start()
+        process.join()
+
+    process = context.Process(target=parent)
+    process.start()
+    pid = here.recv()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline, "it outlives its parent"
+        time.sleep(0.02)

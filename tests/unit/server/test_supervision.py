@@ -1,0 +1,231 @@
+"""A real server in trouble: bad versions, killed instances, a killed server. What was served goes on, and nothing hangs or stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.runtime.signature import new_key, sign
+from onerec_trt.server.launch import processes
+from onerec_trt.server.launch.shared_memory import SHARED_MEMORY, region_prefix
+from onerec_trt.server.repository.store import Repository
+
+VERSIONS = (0, 1)  # seeds of version 1 and 2
+BROKEN = "raise RuntimeError('this version does not load')\n"
+SLOW = """
+import time
+from pathlib import Path
+from onerec_trt.server.python_backend.model import TritonPythonModel as Whole
+
+
+class TritonPythonModel(Whole):
+    def initialize(self, args):
+        super().initialize(args)
+        time.sleep(0.5)
+        Path(args["model_repository"], "warm").touch()
+"""
+
+
+@pytest.fixture(scope="module")
+def exports(make_export: Callable[[Path, int], Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    return [make_export(folder / str(seed), seed) for seed in VERSIONS]
+
+
+@pytest.fixture
+def repository(exports: list[Path], add: Any, tmp_path: Path) -> Repository:
+    """Two versions; the first is served, by two instances."""
+    made = Repository(tmp_path / "repository")
+    for export in exports:
+        add(made, export, instances=2)
+    return made
+
+
+class Traffic:
+    """A client that asks the same all the time; each answer is that of a version, or an error."""
+
+    def __init__(self, running: Any, asked: Any, expected: list[Any]) -> None:
+        self.served: list[int] = []
+        self.errors: list[str] = []
+        self._running, self._asked, self._ended = running, asked, threading.Event()
+        self._scores = [each(asked)["scores"][0] for each in expected]
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        with self._running.client() as client:
+            while not self._ended.is_set():
+                try:
+                    scores_W = client.recommend(self._asked.features_SF, self._asked.lengths_3).scores_W
+                except RequestError as error:
+                    self.errors.append(str(error))
+                    time.sleep(0.01)
+                    continue
+                self.served.append(next(number for number, known in enumerate(self._scores, 1) if np.array_equal(known, scores_W)))
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "a request hangs"
+
+
+@pytest.fixture
+def traffic(asking: Any, reference: Any, exports: list[Path]) -> Callable[[Any], Any]:
+    @contextmanager
+    def flowing(running: Any) -> Iterator[Traffic]:
+        traffic = Traffic(running, asking(np.random.default_rng(0), 9), [reference(export) for export in exports])
+        running.wait_for(lambda: len(traffic.served) > 2)
+        try:
+            yield traffic
+        finally:
+            traffic.end()
+
+    return flowing
+
+
+def said(running: Any, text: str) -> Callable[[], bool]:
+    return lambda: any(text in line for line in running.said)
+
+
+def server_of(running: Any) -> int:
+    """Process number of the server: the one child of this process that has instances."""
+    mine = os.getpid()
+    children = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal() and parent_of(each) == mine]
+    (server,) = [child for child in children if processes.stubs(child)]
+    return server
+
+
+def parent_of(folder: Path) -> int | None:
+    try:
+        return int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return None
+
+
+def runs(pid: int) -> bool:
+    """Whether a process has not ended; whoever inherits it may be slow to take note."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def regions() -> list[str]:
+    return [each.name for each in SHARED_MEMORY.iterdir() if each.name.startswith(region_prefix())]
+
+
+def test_versions_change_under_traffic_without_a_lost_request(repository: Repository, start: Any, traffic: Any, rewrite: Any) -> None:
+    with start(repository) as running, traffic(running) as flow:
+        repository.promote("onerec", 2)
+        running.wait_for(lambda: 2 in flow.served)
+        assert repository.rollback("onerec") == 1
+        running.wait_for(lambda: flow.served[-1] == 1)
+        (repository.path / "onerec" / "7").mkdir()  # half-written, by whoever
+        rewrite(repository.folder("onerec", 2), "model.py", SLOW)
+        repository.promote("onerec", 2)
+        while running.status("/v2/models/onerec/versions/2/ready") != 200:
+            time.sleep(0.01)
+        assert (repository.path / "onerec" / "warm").exists(), "it was ready before it was warm"
+        flow.end()
+        assert not flow.errors
+        assert re.sub(r"(.)\1+", r"\1", "".join(map(str, flow.served))) == "121" or flow.served[-1] == 2
+
+
+def test_a_version_that_does_not_load_is_set_aside_and_the_good_one_serves_on(
+    repository: Repository, start: Any, traffic: Any, rewrite: Any
+) -> None:
+    rewrite(repository.folder("onerec", 2), "model.py", BROKEN)
+    with start(repository) as running, traffic(running) as flow:
+        repository.promote("onerec", 2)
+        running.wait_for(said(running, "onerec: back to version 1"))
+        running.wait_for(lambda: len(flow.served) > 20)
+        assert running.status("/v2/models/onerec/ready") == 200
+        assert not flow.errors
+        assert set(flow.served) == {1}
+    assert "this version does not load" in (repository.path / "onerec" / "failed-2" / "why.txt").read_text()
+    assert repository.promoted("onerec") == repository.versions("onerec") == (1,)
+
+
+def test_a_version_that_was_changed_is_set_aside_before_the_server_starts(
+    repository: Repository, start: Any, traffic: Any, rewrite: Any
+) -> None:
+    repository.promote("onerec", 2)
+    model = repository.folder("onerec", 2) / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    with start(repository) as running, traffic(running) as flow:
+        assert running.said[0].startswith("onerec: version 2 was set aside: the file does not match the version's description")
+        running.wait_for(lambda: len(flow.served) > 5)
+        assert set(flow.served) == {1}
+
+
+def test_a_model_whose_only_version_does_not_load_ends_the_server_and_is_kept(
+    exports: list[Path], add: Any, start: Any, rewrite: Any, tmp_path: Path
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    add(repository, exports[0])
+    rewrite(repository.folder("onerec", 1), "model.py", BROKEN)
+    with pytest.raises(AssertionError, match="the server cannot load the model"), start(repository):
+        pass
+    assert repository.promoted("onerec") == (1,)
+
+
+def test_a_server_that_demands_signatures_serves_what_is_signed_and_nothing_else(
+    make_export: Callable[[Path, int], Path], add: Any, start: Any, tmp_path: Path
+) -> None:
+    export, repository = make_export(tmp_path / "exported", 0), Repository(tmp_path / "repository")
+    trusted, stranger = new_key(tmp_path / "key"), new_key(tmp_path / "other")
+    sign(export / "model.onnx", tmp_path / "key")
+    add(repository, export)
+    with start(repository, (trusted,)) as running:
+        assert running.status("/v2/models/onerec/ready") == 200
+    with pytest.raises(AssertionError, match="signed by another key"), start(repository, (stranger,)):
+        pass
+    assert repository.promoted("onerec") == (1,)
+
+
+def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Repository, start: Any, traffic: Any) -> None:
+    with start(repository) as running, traffic(running) as flow:
+        server = server_of(running)
+        victim = min(processes.stubs(server))
+        os.kill(victim, signal.SIGKILL)
+        running.wait_for(said(running, "1 instance(s) died; starting new ones"))
+        running.wait_for(lambda: sum("version 1 is ready" in line for line in running.said) == 2)
+        running.wait_for(lambda: len(processes.stubs(server)) == 2)
+        assert victim not in processes.stubs(server)
+        failed, served = len(flow.errors), len(flow.served)
+        running.wait_for(lambda: len(flow.served) > served + 50)
+        assert len(flow.errors) == failed <= 2, "one client has one request in flight at a time"
+        repository.promote("onerec", 2)  # what replaced the instance does not stand in the way of the next version
+        running.wait_for(lambda: flow.served[-1] == 2)
+
+
+def test_a_killed_server_leaves_nothing_behind_and_no_request_hanging(repository: Repository, start: Any, traffic: Any) -> None:
+    with start(repository) as running:
+        with traffic(running) as flow:
+            server = server_of(running)
+            orphans = list(processes.stubs(server))
+            assert len(orphans) == 2
+            assert regions()
+            os.kill(server, signal.SIGKILL)
+            running.thread.join(20)
+            assert not running.thread.is_alive()
+            flow.end()
+            assert flow.errors
+        (error,) = running.error
+        assert isinstance(error, ArtifactError)
+        assert "the server ended with code -9" in error.what
+        deadline = time.monotonic() + 10
+        while any(runs(pid) for pid in orphans):
+            assert time.monotonic() < deadline, "an instance outlives its server"
+            time.sleep(0.05)
+    assert not regions()

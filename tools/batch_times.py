@@ -1,0 +1,68 @@
+"""Measures how long batches of several sizes take: what a server's batching is set by."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..core.arrays import Array
+from ..core.artifacts import sha256, write_json
+from ..core.graph_io import GraphIO, Role
+from ..models.config import PATHWAYS
+from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
+from ..runtime.tensorrt_runner import TensorRtRunner
+from ..server.repository.batching import BatchTimes
+from .outputs import require_own_json
+from .recommend import open_runner
+
+_WARM_UP = 3
+
+
+def measure(model: Path, out: Path, context: int, batches: Sequence[int], samples: int) -> BatchTimes:
+    """Time batches from inputs in memory to items in memory, and write the medians as JSON.
+
+    Args:
+        model: A plan, whose record lies beside it, or an exported `model.onnx`.
+        out: The file to write.
+        context: Tokens of every request.
+        batches: Requests of each batch.
+        samples: Of each batch; they take turns, so that a change of the clock meets all of them.
+
+    Raises:
+        ArtifactError: The model does not load, or `out` is another kind of file.
+        RequestError: A batch is beyond every profile.
+        GpuError: A plan finds no GPU, or its memory is exhausted.
+    """
+    require_own_json(out, ("model_sha256", "milliseconds"))
+    runner = open_runner(model)
+    inputs = {batch: random_inputs(runner.io, batch, context) for batch in sorted(set(batches))}
+    for given in inputs.values():
+        for _ in range(_WARM_UP):
+            _seconds(runner, given)
+    taken: dict[int, list[float]] = {batch: [] for batch in inputs}
+    for _ in range(samples):
+        for batch, given in inputs.items():
+            taken[batch].append(_seconds(runner, given))
+    milliseconds = {batch: statistics.median(seconds) * 1e3 for batch, seconds in taken.items()}
+    times = BatchTimes(model_sha256=sha256(model), context=context, milliseconds=milliseconds)
+    write_json(out, times.model_dump(mode="json"))
+    return times
+
+
+def random_inputs(io: GraphIO, batch: int, context: int) -> dict[str, Array]:
+    """Random features, and all tokens in the last pathway."""
+    shapes = io.shapes(batch, context)
+    features, lengths = io.name(Role.CONTEXT_FEATURES), io.name(Role.PATHWAY_LENGTHS)
+    lengths_B3 = np.zeros((batch, len(PATHWAYS)), np.int64)
+    lengths_B3[:, -1] = context
+    return {features: np.random.default_rng(0).standard_normal(shapes[features]).astype(np.float16), lengths: lengths_B3}
+
+
+def _seconds(runner: OnnxRuntimeRunner | TensorRtRunner, inputs: dict[str, Array]) -> float:
+    before = time.perf_counter()
+    runner(inputs)
+    return time.perf_counter() - before

@@ -1,0 +1,1 @@
+"""Fidelity on the command line: training of references, analysis of distributions, tables and pages."""

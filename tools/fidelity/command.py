@@ -1,0 +1,148 @@
+"""What the commands about fidelity do: they read the options, call the package, and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ...core.artifacts import write_json
+from ...core.errors import RecipeError
+from ...core.recipe import Recipe, load_recipe
+from ...fidelity.analysis import analyze as analyze_checkpoint
+from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
+from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
+from ...fidelity.reference_measurement import measure_reference as measure
+from ...fidelity.reference_run import train_reference as train
+from ...fidelity.table import FidelityTable
+from ...validation.backends import EngineName
+from ...validation.gates import require
+from ..outputs import require_own_json, require_own_page
+from ..pipeline import folders_of, reference_job_of
+from ..tables import gates_table
+from ..terminal import print_results
+from .analysis_page import write_analysis
+from .analysis_tables import analysis_tables
+from .fidelity_page import write_fidelity
+from .sensitivity_tables import sensitivity_tables
+from .tables import fidelity_text
+
+_SHOWN_LOSSES = 12
+
+
+def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, limit: int, as_json: bool) -> None:
+    require_own_page(out)
+    found = analyze_checkpoint(checkpoint, requests, key_map, limit)
+    write_analysis(found, out)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results(analysis_tables(found))
+    typer.echo(f"with plots: {out}", err=True)
+
+
+def sensitivity(
+    checkpoint: Path, requests: Path, precision: str, target: float | None, key_map: Path | None, limit: int, device: str, as_json: bool
+) -> None:
+    found = checkpoint_sensitivity(checkpoint, requests, precision, target, limit, chosen_device(device), key_map)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results(sensitivity_tables(found))
+
+
+def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:
+    table = compare([load_recipe(path) for path in recipe_files], out, engine, [load_recipe(path) for path in again])
+    if as_json:
+        typer.echo(json.dumps(table.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
+        return
+    print_results([fidelity_text(table)])
+
+
+def compare(recipes: Sequence[Recipe], out: Path, engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
+    """Write the fidelity table of validated recipes as a JSON file, and its page beside it.
+
+    Raises:
+        ArtifactError: A recipe was not validated, something else lies in the place of the files, or the disk is full.
+        RecipeError: One was validated against another reference, or a repeated recipe has no partner.
+    """
+    require_own_fidelity(out)
+    table = table_of(recipes, engine, again)
+    write_json(out, table.model_dump(mode="json"))
+    write_fidelity(table, page := out.with_suffix(".html"))
+    typer.echo(f"fidelity: {page}", err=True)
+    return table
+
+
+def require_own_fidelity(out: Path) -> None:
+    """Check that the JSON file and its page would replace nothing but another fidelity table.
+
+    Raises:
+        ArtifactError: Something else lies there.
+    """
+    require_own_json(out, ("model", "engine", "rows"))
+    require_own_page(out.with_suffix(".html"))
+
+
+def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
+    """The fidelity table of validated recipes.
+
+    Raises:
+        ArtifactError: One was not validated.
+        RecipeError: One was validated against another reference, or a repeated recipe has no partner.
+    """
+    repeated = {recipe.name: folders_of(recipe).validated_by(engine) for recipe in again}
+    for name in repeated.keys() - {recipe.name for recipe in recipes}:
+        raise RecipeError(f"there is no recipe {name} to compare its repetition with", where="--again", hint="give both, under one name")
+    validated = [
+        ValidatedRecipe(recipe.name, recipe.scheme.is_quantized, folders_of(recipe).validated_by(engine), repeated.get(recipe.name))
+        for recipe in recipes
+    ]
+    first = recipes[0]
+    return recipes_fidelity(first.checkpoint.name, engine, validated, reference_job_of(first), folders_of(first).reference)
+
+
+def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
+    figures = train(size, seed, state, minutes, chosen_device(device), lambda line: typer.echo(line, err=True))
+    typer.echo(_training_text(figures))
+
+
+def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, device: str) -> None:
+    require_own_json(out, ("training", "table", "bars"))
+    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True))
+    write_json(out, measured.model_dump(mode="json"))
+    print_results([fidelity_text(measured.table), gates_table(measured.bars)])
+    require(measured.bars, where=str(out))
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name; without a name a GPU if there is one.
+
+    Raises:
+        RecipeError: PyTorch knows no such device, or has none.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise RecipeError(f"the device cannot be used: {first}", where="--device", hint="choose cuda, cuda:N or cpu") from None
+    return device
+
+
+def _training_text(figures: dict[str, Any]) -> str:
+    """The figures of a training in a few lines."""
+    every = max(1, len(figures["losses"]) // _SHOWN_LOSSES)
+    losses = " ".join(f"{loss:.3f}" for loss in figures["losses"][::every])
+    state = "finished" if figures["finished"] else "to be continued"
+    lines = [
+        f"{figures['reference']}, seed {figures['seed']}: step {figures['steps']} of {figures['of_steps']}, {state}",
+        f"loss on {figures['device']}: {losses}{', flat' if figures['flat'] else ''}",
+    ]
+    if figures["finished"]:
+        lines.append(f"held-out loss {figures['heldout_loss']:.4f}, checkpoint {figures['checkpoint_sha256'][:16]}")
+    return "\n".join(lines)

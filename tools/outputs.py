@@ -1,0 +1,60 @@
+"""Files that commands write beside the stages: each takes the place of one of its own kind, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.errors import ArtifactError
+
+# What templates/base.html has among its first lines. Pages of earlier revisions have the policy alone.
+PAGE_MARK = '<meta name="generator" content="onerec-trt">'
+_EARLIER_MARK = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+_FIRST = 1024
+
+
+def require_own_page(path: Path) -> None:
+    """Check that an HTML page would replace nothing but one of ours.
+
+    Raises:
+        ArtifactError: Something else lies there; nothing was changed.
+    """
+    _require(path, lambda: any(mark.encode() in _first(path) for mark in (PAGE_MARK, _EARLIER_MARK)), "an HTML page of onerec-trt")
+
+
+def require_own_json(path: Path, keys: Iterable[str]) -> None:
+    """Likewise for a JSON file with these keys at least."""
+
+    def is_ours() -> bool:
+        value = json.loads(path.read_bytes())
+        return isinstance(value, dict) and set(keys) <= value.keys()
+
+    _require(path, is_ours, "a result of this command")
+
+
+def require_own_table(path: Path, columns: Iterable[str]) -> None:
+    """Likewise for a Parquet file with exactly these columns."""
+    _require(path, lambda: set(pq.read_schema(path).names) == set(columns), "a result of this command")
+
+
+def _require(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:
+    if not path.is_symlink() and not path.exists():
+        return
+    hint = "move it away, or choose another output path; nothing was changed"
+    try:
+        if path.is_dir():
+            raise ArtifactError("the command would replace a folder by a file", where=str(path), hint=hint)
+        if path.is_file() and (path.stat().st_size == 0 or is_ours()):
+            return
+    except (OSError, ValueError, RecursionError, pa.ArrowException):
+        pass  # it cannot be read as one of ours
+    raise ArtifactError(f"the command would replace a file that is not {wanted}", where=str(path), hint=hint)
+
+
+def _first(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(_FIRST)

@@ -1,0 +1,41 @@
+"""Would the gates say the same of other requests? Judges samples of the requests that a validation recorded; nothing is run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from ..core.recipe import Recipe
+from ..core.records import read_record
+from ..models.checkpoint import open_checkpoint
+from ..validation.fp32_reference import heldout_requests, read_reference
+from ..validation.judgement import Case, judge
+from ..validation.outputs import outputs_file, read_outputs
+from .pipeline import folders_of
+
+_SEED = 20261126  # fixed, so that the same outputs give the same samples
+
+
+def resample(recipe: Recipe, requests: int, times: int) -> dict[str, int]:
+    """How often each gate on outputs failed, over samples with replacement of what ONNX Runtime gave.
+
+    Args:
+        recipe: It has been validated.
+        requests: Of a sample.
+        times: Samples.
+
+    Raises:
+        ArtifactError: It has not been validated, or an artifact was changed.
+    """
+    folders = folders_of(recipe)
+    read_record(folders.validated)
+    outputs = read_outputs(folders.validated / outputs_file(""))
+    case = Case(outputs, read_reference(folders.reference), heldout_requests(recipe))
+    codebook = open_checkpoint(recipe.checkpoint, recipe.key_map).config.codebook
+    rng, failed = np.random.default_rng(_SEED), Counter[str]()
+    for _ in range(times):
+        sample = case.select(rng.integers(0, len(case.requests), requests))
+        gates = judge(sample, recipe, "onnxruntime", "", codebook).gates
+        failed.update({gate.name: int(not gate.passed) for gate in gates})
+    return dict(failed)

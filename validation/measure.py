@@ -1,0 +1,108 @@
+"""Runs the models and an engine on all requests: what the gates on outputs judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.graph_io import Role
+from ..export.serving import ServingModel
+from ..models.beam_search import path_log_probabilities
+from ..models.onerec import OneRec
+from ..models.requests import Requests
+from ..runtime.item_index import ItemIndex
+from .backends import Trial
+from .device import on_compute_device
+from .fp32_reference import Reference
+from .outputs import Outputs, Sids
+from .path_scores import Floats, path_scores
+from .requests_feed import Runner, run_all
+from .serving_parity import in_range
+from .torch_runner import FoundBeams, ScoringTorchRunner, torch_beams
+
+Ints = NDArray[np.int64]
+
+
+def quantized_outputs(
+    serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int, index: ItemIndex | None = None
+) -> tuple[Floats, FoundBeams]:
+    """The quantized PyTorch model: log-probabilities [n, W, 3] along FP32's beams, and its own beams.
+
+    `index`: the catalogue, which a model that follows one needs.
+    """
+    with on_compute_device(serving):
+        runner = ScoringTorchRunner(serving.decoder, fp32.sids_nW3.shape[1])
+        along = run_all(runner, requests, batch_size, "scoring, quantized PyTorch", fp32.sids_nW3)[Role.TOKEN_SCORES]
+        return _floats(along), torch_beams(serving, requests, batch_size, "beams, quantized PyTorch", index)
+
+
+def engine_outputs(
+    trial: Trial, engine: str, model: OneRec, requests: Requests, fp32: Reference, quantized: tuple[Floats, FoundBeams], batch_size: int
+) -> Outputs:
+    """Both forms of an engine on all requests.
+
+    The scoring graph runs along FP32's beams, and then along those items of the engine and of the quantized model that FP32 does not
+    have. The FP32 model scores the same way.
+
+    Args:
+        trial: How the engine is run.
+        engine: Its name, for progress bars.
+        model: In FP32.
+        requests: All of them.
+        fp32: FP32's beams.
+        quantized: What `quantized_outputs` gave.
+        batch_size: Requests per batch of the FP32 model.
+    """
+    label = " ".join(filter(None, (engine, trial.label)))
+    scorer, (along_nW3, beams) = trial.scoring(), quantized
+    scoring_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES])
+    found = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")
+    sids_nW3 = found[Role.FOUND_ITEMS].astype(np.int64)
+    width = sids_nW3.shape[1]
+    valid_nW3 = in_range(sids_nW3, model.config.codebook)
+    own_nM3 = _engine_scores(scorer, trial, requests, np.concatenate([valid_nW3, beams.sids_nW3], 1), fp32, scoring_nW3, label)
+    return Outputs(
+        sids_nW3=sids_nW3,
+        scores_nW=_floats(found[Role.ITEM_SCORES]),
+        own_nW3=own_nM3[:, :width],
+        fp32_nW=_fp32_scores(model, requests, valid_nW3, fp32, batch_size).sum(-1),
+        scoring_nW3=scoring_nW3,
+        quantized_nW3=along_nW3,
+        quantized_sids_nW3=beams.sids_nW3,
+        quantized_cutoffs_n3=beams.cutoffs_n3,
+        quantized_own_nW3=own_nM3[:, width:],
+    )
+
+
+def _engine_scores(
+    scorer: Runner, trial: Trial, requests: Requests, sids_nM3: Sids, fp32: Reference, scoring_nW3: Floats, label: str
+) -> Floats:
+    def score(rows: Ints, items_rW3: Ints) -> Floats:
+        outputs = run_all(scorer, requests.select(rows), trial.batch_size, f"scoring its beams, {label}", items_rW3)
+        return _floats(outputs[Role.TOKEN_SCORES])
+
+    return path_scores(sids_nM3, fp32.sids_nW3, scoring_nW3, fp32.sids_nW3.shape[1], score)
+
+
+def _fp32_scores(model: OneRec, requests: Requests, sids_nW3: Sids, fp32: Reference, batch_size: int) -> Floats:
+    """The FP32 model's log-probabilities [n, W, 3] of the items an engine found."""
+    slots = -(-fp32.sids_nW3.shape[1] // 4)  # FP32 knows most of them
+    with on_compute_device(model) as device:
+
+        def score(rows: Sequence[int] | Ints, items_rs3: Ints) -> Floats:
+            scores, first = [], 0
+            for batch in requests.select(rows).batches(batch_size):
+                items_Bs3 = torch.from_numpy(items_rs3[first : first + len(batch.lengths_B3)])
+                inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, items_Bs3))
+                scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
+                first += len(items_Bs3)
+            return np.concatenate(scores)
+
+        return path_scores(sids_nW3, fp32.sids_nW3, fp32.scoring_nW3, slots, score)
+
+
+def _floats(array: NDArray[np.generic]) -> Floats:
+    return array.astype(np.float32)
