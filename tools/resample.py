@@ -12,7 +12,7 @@ from ..models.checkpoint import open_checkpoint
 from ..validation.fp32_reference import heldout_requests, read_reference
 from ..validation.judgement import Case, judge
 from ..validation.outputs import outputs_file, read_outputs
-from .pipeline import folders_of
+from .pipeline import folders_of, reference_job_of
 
 _SEED = 20261126  # fixed, so that the same outputs give the same samples
 
@@ -31,11 +31,11 @@ def resample(recipe: Recipe, requests: int, times: int) -> dict[str, int]:
     folders = folders_of(recipe)
     read_record(folders.validated)
     outputs = read_outputs(folders.validated / outputs_file(""))
-    case = Case(outputs, read_reference(folders.reference), heldout_requests(recipe))
+    case = Case(outputs, read_reference(folders.reference), heldout_requests(reference_job_of(recipe)))
     codebook = open_checkpoint(recipe.checkpoint, recipe.key_map).config.codebook
     rng, failed = np.random.default_rng(_SEED), Counter[str]()
     for _ in range(times):
         sample = case.select(rng.integers(0, len(case.requests), requests))
-        gates = judge(sample, recipe, "onnxruntime", "", codebook).gates
+        gates = judge(sample, recipe.name, recipe.validation, "onnxruntime", "", codebook).gates
         failed.update({gate.name: int(not gate.passed) for gate in gates})
     return dict(failed)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -212,12 +212,17 @@ def _checked(repository: Repository, models: tuple[str, ...], trust: tuple[Path,
 
 @contextmanager
 def _started(installation: Installation, arguments: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server; at the end it answers what it has begun, or is killed after a while."""
+    """The server, in a process group of its own; at the end it answers what it has begun, or is killed after a while.
+
+    Whatever it leaves goes with it: a stub of the Python backend that had not begun to run its model when the server was killed
+    waits for it for ever.
+    """
     process = subprocess.Popen(
         [installation.program, *arguments],
         env={**installation.environment(), **environment},
         stdin=subprocess.DEVNULL,
         preexec_fn=end_with_parent,
+        process_group=0,
     )
     try:
         yield process
@@ -228,6 +233,8 @@ def _started(installation: Installation, arguments: list[str], environment: Mapp
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_until_live(process: subprocess.Popen[bytes], control: Control, stopped: threading.Event) -> None:
