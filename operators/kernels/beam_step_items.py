@@ -17,7 +17,7 @@ from ...runtime.item_index import CODE_BITS, WORD, words_of
 from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
-from ..launch.program import Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
+from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
 from .attention import exp2
 from .beam_kernels import TILE, UNIT
 from .beam_select import as_signed, key_of
@@ -272,5 +272,5 @@ def _third(node: Node, shape: BeamShape, mask: Mask) -> Launch:
     types = ("*fp16", "*i64", "*i64", *["*i32"] * 9, "i32")
     kernel = node.compile(Build(__name__, "items_mask_3", types, constants, node.capability, THIRD_WARPS))
     rows = dim(0, 0)
-    arguments = (Input(0), *map(Input, range(2, 11)), mask.bits, mask.valid, Int32(rows))
+    arguments: tuple[Argument, ...] = (Input(0), *map(Input, range(2, 11)), mask.bits, mask.valid, Int32(rows))
     return Launch(kernel, (cdiv(rows, THIRD_ROWS), 1, 1), arguments)

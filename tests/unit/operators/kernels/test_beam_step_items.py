@@ -1,4 +1,4 @@
-"""The kernels that follow a catalogue without a GPU: launches, cubins for every compute capability, refusals. Results: test_reference."""
+"""The kernels that follow a catalogue, without a GPU: launches, cubins for every compute capability, refusals."""
 
 from __future__ import annotations
 
