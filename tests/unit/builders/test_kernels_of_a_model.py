@@ -86,17 +86,22 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
 
 
 def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], kernels: Kernels) -> None:
-    """A build takes attention and quantization of steps 1 and 2 together; the quantization of the rest, and all of FP16, stays."""
+    """A build takes attention and quantization together where one kernel can; keys of the model are its values."""
     fused = prepare(path, [Profile(batch=(1, 2, 4), context=(2, 4, 8))], without_block_scales, kernels)
     quant = "QuantTensor" if precision == "fp8-static" else "QuantRow"
     layers = CONFIG.n_layers
-    expected = {} if precision == "fp16" else {f"BeamSelfAttention{history}{quant}": layers for history in (1, 2)}
+    beams = {} if precision == "fp16" else {f"BeamSelfAttention{history}{quant}": layers for history in (1, 2)}
+    with_codes = precision in ("fp8-static", "fp8-row-block")
+    contexts = {"SharedContextAttentionQuantTensor" if with_codes else "SharedContextAttention": 3 * layers}
     counts = Counter(node.operator for node in fused.kernel_nodes)
-    assert {name: count for name, count in counts.items() if name.startswith("BeamSelfAttention")} == (
-        expected or {"BeamSelfAttention1": layers, "BeamSelfAttention2": layers}
-    )
-    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - sum(expected.values())
-    assert counts[quant] == before[quant] - sum(expected.values())
-    places = {node.name for node in fused.kernel_nodes if node.operator in expected}
-    assert places == {f"step{step}.blocks.{layer}.self.attention" for step in (1, 2) for layer in range(layers) if expected}
+    assert {name: count for name, count in counts.items() if "Attention" in name} == {
+        **(beams or {"BeamSelfAttention1": layers, "BeamSelfAttention2": layers}),
+        **contexts,
+    }
+    quantized = sum(beams.values()) + with_codes * 3 * layers
+    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - quantized
+    assert counts["QuantTensor"] + counts["QuantRow"] == before["QuantTensor"] + before["QuantRow"] - quantized
+    places = {f"step{step}.blocks.{layer}.self.attention" for step in (1, 2) for layer in range(layers) if beams}
+    places |= {f"step{step}.blocks.{layer}.cross.attention" for step in range(3) for layer in range(layers)}
+    assert {node.name for node in fused.kernel_nodes if node.operator in beams | contexts} == places
     assert {node.name for node in fused.fused_nodes} == places
