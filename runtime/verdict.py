@@ -89,22 +89,29 @@ def inspect_with_verdict(plan: Path, content: bytes | None = None) -> PlanRecord
         content: What the caller has read of the plan and is about to use. Default: the file as it is.
 
     Raises:
-        ArtifactError: The plan does not match its record, or a verdict on it was edited or is malformed.
+        ArtifactError: The plan does not match its record, its record was changed after its validation, or a verdict on it was edited or is
+            malformed.
     """
     record = inspect_plan(plan, content)
     verdicts = _verdicts_on(plan, record.sha256)
     if not verdicts:
         reason = NOT_YET_VALIDATED if record.target == "tensorrt" else NOT_VALIDATED
         return record.model_copy(update={"reason": reason})
-    record_sha256 = sha256(record_path(plan))
-    objections = [said for verdict in verdicts if (said := _objection(verdict, record, record_sha256))]
+    _require_record(plan, verdicts)
+    objections = [said for verdict in verdicts if (said := _objection(verdict, record))]
     return record.model_copy(update={"validated": not objections, "reason": objections[0] if objections else ""})
 
 
-def _objection(verdict: Verdict, record: PlanRecord, record_sha256: str) -> str:
+def _require_record(plan: Path, verdicts: list[Verdict]) -> None:
+    """Refuse a record that is not the one whose hash the verdicts hold."""
+    path = record_path(plan)
+    if any(verdict.record_sha256 != sha256(path) for verdict in verdicts):
+        hint = "copy plan, record and verdict again, or run `onerec-trt validate --engine tensorrt` again"
+        raise ArtifactError("the plan's record was changed after its validation", where=str(path), hint=hint)
+
+
+def _objection(verdict: Verdict, record: PlanRecord) -> str:
     """Why a plan does not count as validated by a verdict; empty where it does."""
-    if verdict.record_sha256 != record_sha256:
-        return "its record was changed after its validation"
     if unseen := sorted(set(range(len(record.profiles))) - set(verdict.profiles_seen)):
         return f"no request of its validation took its profile {' or '.join(map(str, unseen))}"
     if not verdict.gates:

@@ -18,7 +18,7 @@ _SEED = 20261126  # fixed, so that the same outputs give the same samples
 
 
 def resample(recipe: Recipe, requests: int, times: int) -> dict[str, int]:
-    """How often each gate on outputs failed, over samples with replacement of what ONNX Runtime gave.
+    """How often each gate on outputs failed, over samples with replacement of what ONNX Runtime gave. *Share of valid items* is left out.
 
     Args:
         recipe: It has been validated.

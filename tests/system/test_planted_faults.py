@@ -34,6 +34,7 @@ ITEMS, SCORES, LEFT_OUT = "items in range, distinct and in order", "scores are t
 SCORING_GATES = tuple(f"scoring {what}{of}" for what in ("log-probabilities", "KL") for of in ("", ", mean"))
 ORDER, TOP_1, HITS = "order outside the tie band", "top-1 outside the tie band", "hits within the paired interval of FP32"
 REGRET = "score regret@16"
+STOP_FAULTS_ELSEWHERE = {"FP16 underflow", "share of valid items"}  # in tests/unit/validation
 DOCS = Path(__file__).parents[2] / "docs" / "validation.md"
 WIDTH = 16
 
@@ -392,5 +393,6 @@ def test_the_docs_show_what_every_fault_fails_and_what_every_gate_stops(finished
     assert faults_table in shown, f"docs/validation.md must show:\n{faults_table}"
     assert counts_table in shown, f"docs/validation.md must show:\n{counts_table}"
     gates = {gate.name for gate in read_validation(folders_of(finished_recipe("fp8-row")).validated).gates}
-    assert {gate for gate in gates if not gate.startswith("operator ")} <= counts.keys(), "no planted fault fails these gates"
+    idle = {gate for gate in gates if not gate.startswith("operator ")} - counts.keys() - STOP_FAULTS_ELSEWHERE
+    assert idle == set(), "no planted fault fails these gates"
     assert counts.keys() <= gates

@@ -78,11 +78,27 @@ def test_a_verdict_on_another_plan_says_nothing(plan: Path, tmp_path: Path) -> N
     assert "the gates have not run on it yet" in inspect_with_verdict(plan).reason
 
 
-def test_a_changed_record_takes_the_proof_away(plan: Path) -> None:
-    prove(plan)
-    write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), "precision": "fp16", "validated": True})
-    record = inspect_with_verdict(plan)
-    assert (record.validated, record.reason) == (False, "its record was changed after its validation")
+@pytest.mark.parametrize("change", [{"precision": "fp16"}, {"validated": True, "reason": ""}])
+def test_a_record_changed_after_its_validation_is_refused(plan: Path, change: dict[str, Any]) -> None:
+    prove(plan, GOOD, BAD)
+    write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), **change})
+    with pytest.raises(ArtifactError, match="changed after its validation") as caught:
+        inspect_with_verdict(plan)
+    assert caught.value.where == str(record_path(plan))
+
+
+def test_validated_typed_into_a_record_proves_nothing(plan: Path) -> None:
+    write_json(record_path(plan), {**json.loads(record_path(plan).read_text()), "validated": True, "reason": ""})
+    assert not inspect_with_verdict(plan).validated
+
+
+def test_a_stale_plan_takes_no_verdict_from_the_one_in_its_place(plan: Path, tmp_path: Path) -> None:
+    """An earlier plan with its own record is put back under the name of the plan that passed."""
+    earlier = {path.name: path.read_bytes() for path in (plan, record_path(plan))}
+    prove(write_plan(tmp_path, b"rebuilt"))
+    for name, content in earlier.items():
+        (tmp_path / name).write_bytes(content)
+    assert not inspect_with_verdict(plan).validated
 
 
 def test_two_verdicts_must_agree(plan: Path) -> None:

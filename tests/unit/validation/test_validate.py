@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.artifacts import sha256
-from onerec_trt.core.errors import ArtifactError, GateError
+from onerec_trt.core.errors import ArtifactError, GateError, RecipeError, RequestError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE
@@ -113,6 +113,14 @@ def test_a_reference_runner_that_cannot_be_trusted_stops_the_stage(recipe: Recip
     with pytest.raises(GateError, match="E4M3"):
         run(recipe)
     assert (folders_of(recipe).validated / VALIDATION_FILE).read_bytes() == before
+
+
+def test_too_few_requests_are_refused_whichever_way_they_become_few(world: Path, make_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"validate.max_requests: Input should be greater than or equal to 64"):
+        load_recipe(make_recipe(world, "fp16", validate={"max_requests": 1}))
+    recipe = load_recipe(make_recipe(world, "fp16", heldout="calibration.parquet"))  # 32 of them
+    with pytest.raises(RequestError, match="32 held-out requests are too few to judge by; 64 are the least"):
+        run(recipe)
 
 
 def test_nothing_is_done_twice(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
