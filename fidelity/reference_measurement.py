@@ -56,7 +56,10 @@ class Layers(BaseModel):
 
 
 class ReferenceMeasurement(BaseModel):
-    """What was measured on one trained reference. `training`: as in its training.json. `device`: what packed models ran on."""
+    """What was measured on one trained reference.
+
+    `training`: as in its training.json. `device`: what packed models ran on. `layers`, `stress`: None where only the table was measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,12 +68,19 @@ class ReferenceMeasurement(BaseModel):
     table: FidelityTable
     bars: tuple[Gate, ...]
     analysis: Analyzed
-    layers: Layers
-    stress: Stress
+    layers: Layers | None
+    stress: Stress | None
 
 
 def measure_reference(
-    size: str, seed: int, root: Path, requests: int, batch_size: int, device: torch.device, say: Callable[[str], None]
+    size: str,
+    seed: int,
+    root: Path,
+    requests: int,
+    batch_size: int,
+    device: torch.device,
+    say: Callable[[str], None],
+    table_only: bool = False,
 ) -> ReferenceMeasurement:
     """Measure a reference whose training is finished. Each part is kept as soon as it is done; the next call goes on.
 
@@ -80,6 +90,7 @@ def measure_reference(
         batch_size: Requests at once.
         device: Where the packed models run in PyTorch.
         say: Gets a line of progress now and then.
+        table_only: Leave out sensitivity and stress.
 
     Raises:
         ArtifactError: The training is not finished.
@@ -92,8 +103,8 @@ def measure_reference(
     subject = _Subject(size, folders, requests, batch_size, device)
     analyzed = parts.get("analysis", Analyzed, subject.analyzed)
     table = parts.get("table", FidelityTable, lambda: subject.table(analyzed.input_amax))
-    layers = parts.get("layers", Layers, lambda: subject.layers(analyzed.input_amax))
-    stress = parts.get("stress", Stress, lambda: subject.stress(analyzed.input_amax))
+    layers = None if table_only else parts.get("layers", Layers, lambda: subject.layers(analyzed.input_amax))
+    stress = None if table_only else parts.get("stress", Stress, lambda: subject.stress(analyzed.input_amax))
     return ReferenceMeasurement(
         training=training, device=name, table=table, bars=tuple(bars(table)), analysis=analyzed, layers=layers, stress=stress
     )

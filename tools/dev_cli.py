@@ -137,12 +137,13 @@ def measure_reference(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/fidelity.json"),
     requests: Annotated[int, typer.Option(min=1, help="Held-out requests.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Leave out sensitivity and stress.")] = False,
     device: DeviceName = "",
 ) -> None:
     """Measure a trained reference in every precision against FP32; exits with 2 when a bar is missed."""
     from .fidelity.command import measure_reference as measure
 
-    measure(size, seed, state, out, requests, batch_size, device)
+    measure(size, seed, state, out, requests, batch_size, table_only, device)
 
 
 @app.command("reference-results")

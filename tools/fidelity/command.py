@@ -111,9 +111,9 @@ def train_reference(size: str, seed: int, state: Path, minutes: float, device: s
     typer.echo(_training_text(figures))
 
 
-def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, device: str) -> None:
+def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, table_only: bool, device: str) -> None:
     require_own_json(out, ("training", "table", "bars"))
-    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True))
+    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True), table_only)
     write_json(out, measured.model_dump(mode="json"))
     print_results([fidelity_text(measured.table), gates_table(measured.bars)])
     require(measured.bars, where=str(out))

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ...core.artifacts import read_json, write_json, write_text
 from ...core.errors import ArtifactError
 from ...fidelity.distributions import PARTS
-from ...fidelity.reference_measurement import ReferenceMeasurement
+from ...fidelity.reference_measurement import Layers, ReferenceMeasurement
 from ...fidelity.sensitivity import UnitError
-from ...fidelity.stress_measurement import SCALES
+from ...fidelity.stress_measurement import SCALES, Stress
 from ...fidelity.table import Cell, FidelityTable, Row
 from .svg import Bars, write_bars
 
@@ -47,7 +47,10 @@ def write_results(measurements: Sequence[ReferenceMeasurement], folder: Path) ->
     write_text(written[1], "\n".join(_page(measurements)) + "\n")
     for measured in measurements:
         name = measured.table.model
-        for slug, bars in (("kinds", _kinds(measured)), ("spread", _spread(measured))):
+        plots = {"spread": _spread(measured)}
+        if measured.layers is not None:
+            plots["kinds"] = _kinds(name, measured.layers)
+        for slug, bars in plots.items():
             written.append(folder / IMAGES / f"fidelity-{slug}-{name}.svg")
             write_bars(bars, written[-1])
     return written
@@ -80,10 +83,12 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
     yield ""
     yield from _fidelity(table)
     yield ""
-    yield from _sensitivity(measured)
-    yield ""
-    yield from _stress(measured)
-    yield ""
+    if measured.layers is not None:
+        yield from _sensitivity(table.model, measured.layers)
+        yield ""
+    if measured.stress is not None:
+        yield from _stress(measured.stress)
+        yield ""
     yield from _distributions(measured)
 
 
@@ -106,29 +111,26 @@ def _cell_text(cell: Cell | None) -> str:
     if cell is None:
         return "—"
     low, high = cell.interval
-    return f"{cell.value:.4g} [{low:.2g}, {high:.2g}]"
+    return f"{cell.value:.4g} [{low:.3g}, {high:.3g}]"
 
 
-def _sensitivity(measured: ReferenceMeasurement) -> Iterator[str]:
+def _sensitivity(model: str, layers: Layers) -> Iterator[str]:
     yield "Score error in nat with one kind of layer quantized:"
     yield ""
-    yield f"| precision | all | {' | '.join(_sorted_kinds(measured))} | half of it by keeping in FP16 | products take |"
-    yield "| --- |" * 1 + " --- |" * (len(_sorted_kinds(measured)) + 3)
-    for found, mixed in zip(measured.layers.sensitivity, measured.layers.mixed, strict=True):
+    columns = [unit.unit for unit in layers.sensitivity[0].kinds]  # in one order for every precision
+    yield f"| precision | all | {' | '.join(columns)} | half of it by keeping in FP16 | products take |"
+    yield "| --- |" + " --- |" * (len(columns) + 3)
+    for found, mixed in zip(layers.sensitivity, layers.mixed, strict=True):
         errors = {unit.unit: unit.error for unit in found.kinds}
-        kinds = " | ".join(f"{errors[kind]:.4f}" for kind in _sorted_kinds(measured))
+        kinds = " | ".join(f"{errors[kind]:.4f}" for kind in columns)
         kept = f"{len(mixed.kept)} of {len(found.layers)} layers: {', '.join(mixed.kept[:4])}{' ...' if len(mixed.kept) > 4 else ''}"
         yield f"| {found.precision} | {found.all_at_once:.4f} | {kinds} | {kept} | x {mixed.slower:.2f} |"
     yield ""
-    yield f"![Score error by kind of layer]({IMAGES}/fidelity-kinds-{measured.table.model}.svg)"
+    yield f"![Score error by kind of layer]({IMAGES}/fidelity-kinds-{model}.svg)"
 
 
-def _sorted_kinds(measured: ReferenceMeasurement) -> list[str]:
-    return [unit.unit for unit in measured.layers.sensitivity[0].kinds]
-
-
-def _stress(measured: ReferenceMeasurement) -> Iterator[str]:
-    rows = measured.stress.rows
+def _stress(stress: Stress) -> Iterator[str]:
+    rows = stress.rows
     yield f"Outliers planted into `{rows[0].tensor}`, score error in nat with its product quantized:"
     yield ""
     scales = list(SCALES)
@@ -137,8 +139,8 @@ def _stress(measured: ReferenceMeasurement) -> Iterator[str]:
     for row in rows:
         errors = " | ".join(f"{row.errors[scale]:.5f}" for scale in scales)
         yield f"| {row.outlier} | {row.factor:g} | {errors} | {row.judgement.verdict.value}: {row.judgement.reason} |"
-    if measured.stress.expert is not None:
-        expert = measured.stress.expert
+    if stress.expert is not None:
+        expert = stress.expert
         yield ""
         yield f"Expert {expert.expert} of `{expert.layer}` kept from every token: the analysis names {', '.join(map(str, expert.named))}."
 
@@ -157,11 +159,11 @@ def _distributions(measured: ReferenceMeasurement) -> Iterator[str]:
     yield f"![Variance by kind of tensor, beside the ranking model]({IMAGES}/fidelity-spread-{measured.table.model}.svg)"
 
 
-def _kinds(measured: ReferenceMeasurement) -> Bars:
-    found = measured.layers.sensitivity[-1]
+def _kinds(model: str, layers: Layers) -> Bars:
+    found = layers.sensitivity[-1]
     units: Sequence[UnitError] = found.kinds
     rows = [("all at once", found.all_at_once), *((unit.unit, unit.error) for unit in units)]
-    return Bars(f"{measured.table.model}, {found.precision}: score error in nat, one kind of layer quantized", rows)
+    return Bars(f"{model}, {found.precision}: score error in nat, one kind of layer quantized", rows)
 
 
 def _spread(measured: ReferenceMeasurement) -> Bars:

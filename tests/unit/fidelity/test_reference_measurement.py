@@ -29,8 +29,10 @@ def test_it_holds_every_precision_and_every_part(measured: ReferenceMeasurement)
     systems = [row.system for row in measured.table.rows]
     assert systems == ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block", "fp16, another batch"]
     assert {gate.recipe for gate in measured.bars} == set(systems[1:-1])
+    assert measured.layers is not None
     assert [found.precision for found in measured.layers.sensitivity] == [recipe.precision for recipe in measured.layers.mixed]
     assert measured.training["finished"]
+    assert measured.stress is not None
     assert measured.stress.expert is not None
 
 
@@ -53,6 +55,17 @@ def test_the_page_shows_the_numbers_of_the_file(measured: ReferenceMeasurement, 
     assert all((tmp_path / "results" / link).is_file() for link in (path.relative_to(tmp_path / "results") for path in written))
 
 
+def test_the_table_alone_gives_a_page_without_layers_and_outliers(measured: ReferenceMeasurement, trained: Trained, tmp_path: Path) -> None:
+    alone = measure_reference(SIZE, SEED, trained.root, 24, 8, CPU, lambda _: None, table_only=True)
+    assert alone == measured.model_copy(update={"layers": None, "stress": None})
+    written = write_results([alone], tmp_path)
+    page = written[1].read_text()
+    assert "overlap@16" in page
+    assert "Outliers planted" not in page
+    assert "fidelity-kinds" not in page
+    assert [path.name for path in written[2:]] == [f"fidelity-spread-{SIZE}.svg"]
+
+
 def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"training": {}})
     with pytest.raises(ArtifactError, match="malformed"):
@@ -70,7 +83,7 @@ def test_the_command_writes_the_file_before_a_missed_bar_ends_it(
     gate = measured.bars[0].model_copy(update={"value": 2.0, "passed": False})
     monkeypatch.setattr(command, "measure", lambda *_: measured.model_copy(update={"bars": (gate,)}))
     with pytest.raises(GateError, match="1 of 1 gates failed"):
-        command.measure_reference(SIZE, SEED, tmp_path, tmp_path / "out.json", 24, 8, "cpu")
+        command.measure_reference(SIZE, SEED, tmp_path, tmp_path / "out.json", 24, 8, False, "cpu")
     assert (tmp_path / "out.json").is_file()
     assert "fp8-row-block" in capsys.readouterr().out
 
