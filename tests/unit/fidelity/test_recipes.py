@@ -25,7 +25,8 @@ def test_the_table_says_what_validation_said(finished_recipe: Callable[[str], Re
     (result,) = validations(recipes[:1])
     row = table.rows[1]
     assert row.cell(f"hit@{result.beams.k}").value == pytest.approx(result.beams.hit)
-    assert row.cell(f"hit@{result.beams.k}").interval == pytest.approx(result.beams.hit_interval)
+    low, high = row.cell(f"hit@{result.beams.k}").interval  # a bootstrap's, beside the gate's exact one
+    assert low <= result.beams.hit - result.beams.hit_fp32 <= high
     assert row.cell(f"overlap@{result.beams.width}").value == pytest.approx(result.beams.overlap_W)
     assert row.cell("top-1 outside the tie band").value == pytest.approx(result.beams.top1)
 
