@@ -83,7 +83,7 @@ def test_files_that_cannot_be_written_whole(
     before = tree(world)
     ended = run(stage, recipe, file_limit=FILE_LIMIT[stage])
     assert (ended.code, ended.out) == (1, ""), ended.err
-    assert ended.err.startswith("ArtifactError: a file is too large for the disk or for the process")
+    assert "\nArtifactError: a file is too large for the disk or for the process" in ended.err  # below the line that the stage began
     assert "to do: " in ended.err
     assert "Traceback" not in ended.err
     assert tree(world) == before
@@ -106,7 +106,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(run: Run, world: Path, tiny_disk: Path, make_recipe: Callable[..., Path], partials: Partials) -> None:
     ended = run("calibrate", make_recipe(world, "fp16", output=str(tiny_disk)))
     assert ended.code == 1
-    assert ended.err.startswith("ArtifactError: the disk is full\n  where: ")
+    assert "\nArtifactError: the disk is full\n  where: " in ended.err
     assert "to do: free space" in ended.err
     assert partials(tiny_disk) == []
     assert not (tiny_disk / "fp16" / "calibrated").exists()
