@@ -137,6 +137,7 @@ def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) ->
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     recipe = (OUT / "recipes" / "fp16.yaml").read_text()
     assert "max_requests: 640" in recipe
+    recipe = recipe.replace("../data/catalogue.parquet", str(OUT / "data" / "catalogue.parquet"))
     (tmp_path / "few.yaml").write_text(recipe.replace("max_requests: 640", "max_requests: 320"))  # the demo had all
     places = {
         "recipe.yaml": tmp_path / "few.yaml",
