@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...operators.beam_self_attention_quant import (
     beam_self_attention_1_quant_row,
     beam_self_attention_1_quant_tensor,
     beam_self_attention_2_quant_row,
     beam_self_attention_2_quant_tensor,
 )
-from .fusion import Fusion, Part, Shape
-
-
-def _one_scale(shapes: Sequence[Shape | None]) -> bool:
-    """The kernel reads one number; the operator would take a scale of any shape that broadcasts."""
-    return shapes[-1] == (1,)
-
+from .fusion import Fusion, Part, one_scale
 
 beam_self_attention_1_quant_row_fusion = Fusion(
     name="beam-self-attention-1-quant-row",
@@ -32,11 +24,11 @@ beam_self_attention_1_quant_tensor_fusion = Fusion(
     name="beam-self-attention-1-quant-tensor",
     parts=(Part("BeamSelfAttention1"), Part("QuantTensor")),
     fused=beam_self_attention_1_quant_tensor,
-    fits=_one_scale,
+    fits=one_scale,
 )
 beam_self_attention_2_quant_tensor_fusion = Fusion(
     name="beam-self-attention-2-quant-tensor",
     parts=(Part("BeamSelfAttention2"), Part("QuantTensor")),
     fused=beam_self_attention_2_quant_tensor,
-    fits=_one_scale,
+    fits=one_scale,
 )

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...operators.context_attention_quant import context_attention_quant_tensor, shared_context_attention_quant_tensor
 from ...operators.shared_context_attention import shared_context_attention
-from .fusion import Fusion, Part, Shape
+from .fusion import Fusion, Part, one_scale
 
 KEY_AND_VALUE = (1, 2)  # inputs of ContextAttention
-
-
-def _one_scale(shapes: Sequence[Shape | None]) -> bool:
-    """The kernel reads one number; the operator would take a scale of any shape that broadcasts."""
-    return shapes[-1] == (1,)
 
 
 shared_context_attention_quant_tensor_fusion = Fusion(
     name="shared-context-attention-quant-tensor",
     parts=(Part("ContextAttention"), Part("QuantTensor")),
     fused=shared_context_attention_quant_tensor,
-    fits=_one_scale,
+    fits=one_scale,
     one_tensor=KEY_AND_VALUE,
 )
 context_attention_quant_tensor_fusion = Fusion(
     name="context-attention-quant-tensor",
     parts=(Part("ContextAttention"), Part("QuantTensor")),
     fused=context_attention_quant_tensor,
-    fits=_one_scale,
+    fits=one_scale,
 )
 shared_context_attention_fusion = Fusion(
     name="shared-context-attention",

@@ -23,6 +23,11 @@ def any_shapes(_shapes: Sequence[Shape | None]) -> bool:
     return True
 
 
+def one_scale(shapes: Sequence[Shape | None]) -> bool:
+    """The condition of one whose kernel reads a single number as the scale; the operator would take any shape that broadcasts."""
+    return shapes[-1] == (1,)
+
+
 @dataclass(frozen=True)
 class Part:
     """An operator of a chain.
