@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 
 from ..core.errors import BuildError
@@ -44,7 +42,7 @@ def _require_possible(number: int, profile: Profile, io: GraphIO) -> None:
     where, hint = f"build.profiles[{number}]", "lower the maxima to the largest batch and context that are served"
     if max(batch, context) > MAX_DIMENSION:
         raise BuildError(f"no plan has a batch of {batch} and a context of {context}", where=where, hint=hint)
-    needed = sum(math.prod(tensor.shape(batch, context)) * np.dtype(tensor.dtype).itemsize for tensor in (*io.inputs, *io.outputs))
+    needed = sum(tensor.nbytes(batch, context) for tensor in (*io.inputs, *io.outputs))
     if needed > MAX_BYTES:
         what = f"inputs and outputs alone would take {needed / 1e12:.3g} TB at a batch of {batch} and a context of {context}"
         raise BuildError(what, where=where, hint=hint)

@@ -6,10 +6,12 @@ asks the contract for a role and spells no name of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ArtifactError
@@ -78,6 +80,10 @@ class GraphTensor(BaseModel):
         """The shape for a batch of requests whose longest context has so many tokens."""
         sizes = {BATCH: batch, CONTEXT: context}
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+    def nbytes(self, batch: int, context: int) -> int:
+        """Bytes for a batch of requests whose longest context has so many tokens."""
+        return math.prod(self.shape(batch, context)) * np.dtype(self.dtype).itemsize
 
 
 class GraphIO(BaseModel):

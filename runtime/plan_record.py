@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.artifacts import read_json, sha256
@@ -171,8 +169,7 @@ def _gpu_memory(plan: int, scratch: int | None, io: GraphIO, profiles: Sequence[
     if scratch is None:
         return None
     sizes = [io.sizes({tensor.name: profile[tensor.name][2] for tensor in io.per_request}) for profile in profiles]
-    largest = {each: max(math.prod(each.shape(*size)) for size in sizes) for each in (*io.inputs, *io.outputs)}
-    tensors = sum(np.dtype(each.dtype).itemsize * elements for each, elements in largest.items())
+    tensors = sum(max(each.nbytes(*size) for size in sizes) for each in (*io.inputs, *io.outputs))
     return GpuMemory(plan=plan, scratch=scratch, tensors=tensors, peak=plan + scratch + tensors)
 
 

@@ -5,7 +5,6 @@ The server's configuration, the Python backend and manifests for clusters are al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core.artifacts import files_in, read_json, sha256, write_json
-from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError
 from ...core.graph_io import GraphIO
 from .batching import Batching
@@ -100,7 +98,7 @@ class VersionDescription(_Part):
 def shared_memory_bytes(io: GraphIO, limits: tuple[Limits, ...], max_batch: int, instances: int) -> int:
     """Bytes of /dev/shm that instances of the Python backend take: for each its own, and inputs and outputs of the largest batch."""
     tensors = (*io.per_request, *io.outputs)
-    payload = sum(math.prod(tensor.shape(max_batch, longest_context(limits))) * DTYPES[tensor.dtype].bytes for tensor in tensors)
+    payload = sum(tensor.nbytes(max_batch, longest_context(limits)) for tensor in tensors)
     return instances * (_STUB_BYTES + payload)
 
 
