@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core.artifacts import read_json, write_json
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, first_problem
 from ..core.precision import Granularity
 from ..core.recipe import PrecisionName
 from ..models.config import OneRecConfig
@@ -139,6 +139,4 @@ def read_summary(folder: Path) -> QuantizationSummary:
     try:
         return QuantizationSummary.model_validate(read_json(path))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ArtifactError(f"malformed: {where}: {problem['msg']}", where=str(path), hint="run the stage 'calibrate' again") from None
+        raise ArtifactError(f"malformed: {first_problem(error)}", where=str(path), hint="run the stage 'calibrate' again") from None

@@ -5,6 +5,11 @@ Invariants of our own code are asserts; everything a user can cause is one of th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class OnerecTrtError(Exception):
     """Base of every error a user can cause or fix.
@@ -31,6 +36,12 @@ class OnerecTrtError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.hint))
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where a file that pydantic read is first wrong, and how: the path of the key, and what pydantic says of it."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _rebuild(kind: type[OnerecTrtError], what: str, where: str, hint: str) -> OnerecTrtError:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .artifacts import files_in, read_json, restore_interrupted_swap, sha256
-from .errors import ArtifactError
+from .errors import ArtifactError, first_problem
 
 RECORD_NAME = "record.json"
 # Of files that later steps lay beside the plans or graphs of a stage, whose record does not know them.
@@ -52,10 +52,10 @@ def read_record(folder: Path) -> Record:
     try:
         record = Record.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         hint = "run its stage again"
-        raise ArtifactError(f"the record is malformed or of an earlier version: {problem}", where=str(path), hint=hint) from None
+        raise ArtifactError(
+            f"the record is malformed or of an earlier version: {first_problem(error)}", where=str(path), hint=hint
+        ) from None
     present = {
         str(p.relative_to(folder)): p for p in files_in(folder) if p != path and not p.name.endswith((VERDICT_ENDING, SIGNATURE_ENDING))
     }

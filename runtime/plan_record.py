@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.artifacts import read_json, sha256
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, first_problem
 from ..core.graph_io import GraphIO
 from .tensorrt_api import ShapeRange, Target
 
@@ -216,9 +216,9 @@ def inspect_plan(plan: Path, content: bytes | None = None) -> PlanRecord:
     try:
         record = PlanRecord.model_validate(_stored(read_json(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise ArtifactError(f"the plan's record is malformed: {problem}", where=str(path), hint="build the plan again") from None
+        raise ArtifactError(
+            f"the plan's record is malformed: {first_problem(error)}", where=str(path), hint="build the plan again"
+        ) from None
     size = plan.stat().st_size if content is None else len(content)
     if size != record.bytes:
         problem = f"the plan has {size} bytes, its record says {record.bytes}"

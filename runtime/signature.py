@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core.artifacts import read_json, sha256, write_json
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, first_problem
 from ..core.extras import optional
 from ..core.records import SIGNATURE_ENDING, VERDICT_ENDING
 from .plan_record import record_path
@@ -159,7 +159,7 @@ def _signature_of(artifact: Path, hashes: dict[str, str]) -> tuple[Signature, st
     try:
         return Signature.model_validate(read_json(found[0])), str(found[0])
     except ValidationError as error:
-        problem = f"the signature is malformed: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        problem = f"the signature is malformed: {first_problem(error)}"
         raise ArtifactError(problem, where=str(found[0]), hint=_SIGN_AGAIN) from None
 
 

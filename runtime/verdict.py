@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core.artifacts import read_json, sha256, write_json
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, first_problem
 from ..core.records import VERDICT_ENDING
 from .plan_record import PlanRecord, inspect_plan, record_path
 
@@ -151,7 +151,7 @@ def _checked(values: dict[str, Any], path: Path) -> Verdict:
     try:
         verdict = Verdict.model_validate(values)
     except ValidationError as error:
-        problem = f"the plan's verdict is malformed: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        problem = f"the plan's verdict is malformed: {first_problem(error)}"
         raise ArtifactError(problem, where=str(path), hint=_AGAIN) from None
     if verdict.digest != _digest({key: value for key, value in values.items() if key != "digest"}):
         raise ArtifactError("the plan's verdict was edited: it does not match its own digest", where=str(path), hint=_AGAIN)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...core.artifacts import read_json
-from ...core.errors import ArtifactError
+from ...core.errors import ArtifactError, first_problem
 
 NEARLY_BEST = 0.95  # of the best rate: a batch that reaches it is large enough, and smaller ones answer sooner
 PATIENCE_S = 1.0  # a queue holds what is answered within this time; the server refuses more at once
@@ -87,10 +87,8 @@ def read_times(path: Path, model_sha256: str) -> BatchTimes:
     try:
         times = BatchTimes.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         hint = "give a file of `onerec-trt dev batch-times` or `onerec-trt bench` with at least two batch sizes"
-        raise ArtifactError(f"these are no measured times of batches: {problem}", where=str(path), hint=hint) from None
+        raise ArtifactError(f"these are no measured times of batches: {first_problem(error)}", where=str(path), hint=hint) from None
     if times.model_sha256 != model_sha256:
         hint = "measure this model: `onerec-trt dev batch-times`"
         raise ArtifactError("these times were measured with another model", where=str(path), hint=hint)

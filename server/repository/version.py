@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core.artifacts import files_in, read_json, sha256, write_json
-from ...core.errors import ArtifactError
+from ...core.errors import ArtifactError, first_problem
 from ...core.graph_io import GraphIO
 from .batching import Batching
 from .limits import Limits, longest_context
@@ -117,9 +117,7 @@ def read_description(folder: Path) -> VersionDescription:
     try:
         return VersionDescription.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise ArtifactError(f"the version's description is malformed: {problem}", where=str(path), hint=_AGAIN) from None
+        raise ArtifactError(f"the version's description is malformed: {first_problem(error)}", where=str(path), hint=_AGAIN) from None
 
 
 def open_version(folder: Path) -> VersionDescription:

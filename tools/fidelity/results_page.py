@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...core.artifacts import read_json, write_json, write_text
-from ...core.errors import ArtifactError
+from ...core.errors import ArtifactError, first_problem
 from ...fidelity.distributions import PARTS
 from ...fidelity.reference_measurement import Layers, ReferenceMeasurement
 from ...fidelity.sensitivity import UnitError
@@ -30,9 +30,7 @@ def read_measurement(path: Path) -> ReferenceMeasurement:
     try:
         return ReferenceMeasurement.model_validate(read_json(path))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ArtifactError(f"malformed: {where}: {problem['msg']}", where=str(path), hint="measure the reference again") from None
+        raise ArtifactError(f"malformed: {first_problem(error)}", where=str(path), hint="measure the reference again") from None
 
 
 def write_results(measurements: Sequence[ReferenceMeasurement], folder: Path) -> list[Path]:
