@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,9 +36,13 @@ def require_own_json(path: Path, keys: Iterable[str]) -> None:
     _require(path, is_ours, "a result of this command")
 
 
-def require_own_table(path: Path, columns: Iterable[str]) -> None:
-    """Likewise for a Parquet file with exactly these columns."""
-    _require(path, lambda: set(pq.read_schema(path).names) == set(columns), "a result of this command")
+def require_own_table(path: Path, columns: Collection[str], optional: Collection[str] = ()) -> None:
+    """Likewise for a Parquet file with exactly these columns, and any of the optional ones."""
+
+    def is_ours() -> bool:
+        return set(columns) <= set(pq.read_schema(path).names) <= {*columns, *optional}
+
+    _require(path, is_ours, "a result of this command")
 
 
 def _require(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:

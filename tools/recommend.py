@@ -94,7 +94,7 @@ def recommend(
         GpuError: A plan finds no GPU, or its memory is exhausted.
         MissingExtraError: The library that runs the model is not installed.
     """
-    require_own_table(out, COLUMNS)
+    require_own_table(out, COLUMNS, optional=(ITEM_COLUMN,))
     runner = open_runner(model, trust)
     runner.io.tensor(Role.FOUND_ITEMS)  # a scoring graph finds none: said before the requests are read
     feature_width = runner.io.tensor(Role.CONTEXT_FEATURES).dims[-1]

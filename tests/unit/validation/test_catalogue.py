@@ -68,6 +68,8 @@ def test_recommended_are_items(followed: Path, tmp_path: Path) -> None:
     assert places == sorted(places)
     assert {row["rank"] for row in rows} == set(range(1, BEAM + 1))
     assert len(rows) == 20 * BEAM + sum(row["item_id"] >= 1000 for row in rows)
+    again = recommend(model, requests, tmp_path / "found.parquet", limit=1, catalogue=tmp_path / "twins.index")  # its own is replaced
+    assert again.requests == 1
 
 
 def test_a_catalogue_that_fills_no_beams_is_refused(followed: Path, tmp_path: Path) -> None:
