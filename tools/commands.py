@@ -23,7 +23,7 @@ from . import export_trial as trial
 from . import inspection, pipeline, signing
 from . import recommend as recommendation
 from .fidelity.command import compare
-from .outputs import require_own_page
+from .outputs import require_own_index, require_own_page
 from .pipeline import StageResult
 from .report import load_run, require_current, write_report
 from .tables import gates_table, plans_table, recipes_table, stage_line, stage_warnings
@@ -77,6 +77,7 @@ def recommend(model: Path, requests: Path, out: Path, as_json: bool, **options: 
 
 
 def catalogue(items: Path, out: Path, codebook: int, classes: int, as_json: bool) -> None:
+    require_own_index(out)
     facts = build_catalogue(items, out, codebook, classes).model_dump(mode="json")
     _print(facts, [inspection.table({"kind": "catalogue", **facts})], as_json)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import ArtifactError
+from ..runtime.item_index import is_index
 
 # What templates/base.html has among its first lines. Pages of earlier revisions have the policy alone.
 PAGE_MARK = '<meta name="generator" content="onerec-trt">'
@@ -43,6 +44,11 @@ def require_own_table(path: Path, columns: Collection[str], optional: Collection
         return set(columns) <= set(pq.read_schema(path).names) <= {*columns, *optional}
 
     _require(path, is_ours, "a result of this command")
+
+
+def require_own_index(path: Path) -> None:
+    """Likewise for the index of a catalogue."""
+    _require(path, lambda: is_index(path), "an index of a catalogue")
 
 
 def _require(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:

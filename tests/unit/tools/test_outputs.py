@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.tools.outputs import PAGE_MARK, require_own_json, require_own_page, require_own_table
+from onerec_trt.runtime.item_index import MAGIC
+from onerec_trt.tools.outputs import PAGE_MARK, require_own_index, require_own_json, require_own_page, require_own_table
 
 CHECKS: dict[str, Callable[[Path], None]] = {
     "page": require_own_page,
     "json": lambda path: require_own_json(path, ("gates", "plans")),
     "table": lambda path: require_own_table(path, ("request", "rank")),
+    "index": require_own_index,
 }
 
 
@@ -27,6 +29,7 @@ OWN: dict[str, Callable[[Path], object]] = {
     "page": lambda path: path.write_text(f"<!doctype html>\n{PAGE_MARK}"),
     "json": lambda path: path.write_text(json.dumps({"gates": [], "plans": [], "recipes": {}})),
     "table": lambda path: write_table(path, "request", "rank"),
+    "index": lambda path: path.write_bytes(MAGIC + bytes(8)),
 }
 
 
