@@ -153,6 +153,15 @@ def read_json(path: Path) -> Any:
     raise ArtifactError(f"not valid JSON: {problem}", where=str(path), hint="delete it and run its stage again")
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None where it holds no such thing. For looking through files that may be anybody's."""
+    try:
+        values = read_json(path)
+    except ArtifactError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):

@@ -1,9 +1,9 @@
-"""What a stage may replace: its own result, and nothing that somebody else put in its place."""
+"""What a stage or a command may replace: its own result, and nothing that somebody else put in its place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .artifacts import PARTIAL
@@ -35,6 +35,30 @@ def require_replaceable(stage: str, folder: Path) -> None:
         if (owner := stage_of(parent)) is not None:
             what = f"the result of the stage '{stage}' would lie inside the result of the stage '{owner}'"
             raise ArtifactError(what, where=str(folder), hint="choose another output folder or another name; nothing was changed")
+
+
+def require_own_file(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:
+    """Check that a command takes nothing away when it writes a file.
+
+    Args:
+        path: Where the file goes. What lies there may be absent, empty, or a file of the command's own kind.
+        is_ours: Whether the content is of that kind. What it cannot read (`OSError`, `ValueError`, `RecursionError`) is not.
+        wanted: That kind, for the error.
+
+    Raises:
+        ArtifactError: Something else lies there.
+    """
+    if not path.is_symlink() and not path.exists():
+        return
+    hint = "move it away, or choose another output path; nothing was changed"
+    if path.is_dir():
+        raise ArtifactError("the command would replace a folder by a file", where=str(path), hint=hint)
+    try:
+        ours = path.is_file() and (path.stat().st_size == 0 or is_ours())
+    except (OSError, ValueError, RecursionError):
+        ours = False
+    if not ours:
+        raise ArtifactError(f"the command would replace a file that is not {wanted}", where=str(path), hint=hint)
 
 
 def require_kept(stage: str, folder: Path, inputs: Iterable[Path]) -> None:

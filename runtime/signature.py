@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core.artifacts import read_json, sha256, write_json
+from ..core.artifacts import json_object, read_json, sha256, write_json
 from ..core.errors import ArtifactError, first_problem
 from ..core.extras import optional
-from ..core.records import SIGNATURE_ENDING, VERDICT_ENDING
+from ..core.records import SIGNATURE_ENDING
 from .plan_record import record_path
-from .verdict import inspect_with_verdict
+from .verdict import inspect_with_verdict, verdict_files
 
 PUBLIC_ENDING = ".pub"
 _CONTEXT = b"onerec-trt signature 1\n"  # what is signed cannot be mistaken for a message of another program
@@ -144,8 +144,7 @@ def _hashes(artifact: Path, content: bytes | None) -> dict[str, str]:
         return {"graph": _hash(artifact), "weights": _hash(artifact.with_name("weights.data"))}
     plan = _hash(artifact) if content is None else digest_of(content).hexdigest()
     hashes = {"plan": plan, "record": _hash(record_path(artifact))}
-    verdicts = [path for path in artifact.absolute().parent.glob(f"*{VERDICT_ENDING}") if _content(path).get("plan_sha256") == plan]
-    return hashes | {"verdict": ",".join(sorted(map(_hash, verdicts)))}
+    return hashes | {"verdict": ",".join(sorted(map(_hash, verdict_files(artifact, plan))))}
 
 
 def _signature_of(artifact: Path, hashes: dict[str, str]) -> tuple[Signature, str]:
@@ -164,16 +163,8 @@ def _signature_of(artifact: Path, hashes: dict[str, str]) -> tuple[Signature, st
 
 
 def _signs(path: Path, part: str, expected: str) -> bool:
-    values = _content(path).get("sha256")
-    return isinstance(values, dict) and values.get(part) == expected
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        values = read_json(path)
-    except ArtifactError:
-        return {}
-    return values if isinstance(values, dict) else {}
+    hashes = (json_object(path) or {}).get("sha256")
+    return isinstance(hashes, dict) and hashes.get(part) == expected
 
 
 def _hash(path: Path) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core.artifacts import read_json, sha256, write_json
+from ..core.artifacts import json_object, sha256, write_json
 from ..core.errors import ArtifactError, first_problem
 from ..core.records import VERDICT_ENDING
 from .plan_record import PlanRecord, inspect_plan, record_path
@@ -123,28 +124,24 @@ def _objection(verdict: Verdict, record: PlanRecord) -> str:
 
 def verdict_files(plan: Path, plan_sha256: str) -> list[Path]:
     """Files in the plan's folder that hold a verdict on it, under any name: what travels with it."""
-    paths = sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}"))
-    return [path for path in paths if isinstance(values := _values(path), dict) and values.get("plan_sha256") == plan_sha256]
+    return [path for path, values in _beside(plan) if values is not None and values.get("plan_sha256") == plan_sha256]
 
 
 def _verdicts_on(plan: Path, plan_sha256: str) -> list[Verdict]:
     """Verdicts in the plan's folder that name it, and the one of its name whatever it holds."""
     found = []
-    for path in sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}")):
-        values = _values(path)
-        if isinstance(values, dict) and values.get("plan_sha256") == plan_sha256:
-            found.append(_checked(values, path))
-        elif not isinstance(values, dict) and path.name == verdict_path(plan).name:
+    for path, values in _beside(plan):
+        if values is None and path.name == verdict_path(plan).name:
             raise ArtifactError("the plan's verdict is no verdict", where=str(path), hint=_AGAIN)
+        if values is not None and values.get("plan_sha256") == plan_sha256:
+            found.append(_checked(values, path))
     return found
 
 
-def _values(path: Path) -> Any:
-    """What a file holds as JSON; None where it is none."""
-    try:
-        return read_json(path)
-    except ArtifactError:
-        return None
+def _beside(plan: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Verdicts in the plan's folder, on whatever plan; None where one is no JSON object."""
+    for path in sorted(plan.absolute().parent.glob(f"*{VERDICT_ENDING}")):
+        yield path, json_object(path)
 
 
 def _checked(values: dict[str, Any], path: Path) -> Verdict:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.errors import ArtifactError
+from ..core.ownership import require_own_file
 from ..runtime.item_index import is_index
 
 # What templates/base.html has among its first lines. Pages of earlier revisions have the policy alone.
@@ -24,7 +24,7 @@ def require_own_page(path: Path) -> None:
     Raises:
         ArtifactError: Something else lies there; nothing was changed.
     """
-    _require(path, lambda: any(mark.encode() in _first(path) for mark in (PAGE_MARK, _EARLIER_MARK)), "an HTML page of onerec-trt")
+    require_own_file(path, lambda: any(mark.encode() in _first(path) for mark in (PAGE_MARK, _EARLIER_MARK)), "an HTML page of onerec-trt")
 
 
 def require_own_json(path: Path, keys: Iterable[str]) -> None:
@@ -34,35 +34,25 @@ def require_own_json(path: Path, keys: Iterable[str]) -> None:
         value = json.loads(path.read_bytes())
         return isinstance(value, dict) and set(keys) <= value.keys()
 
-    _require(path, is_ours, "a result of this command")
+    require_own_file(path, is_ours, "a result of this command")
 
 
 def require_own_table(path: Path, columns: Collection[str], optional: Collection[str] = ()) -> None:
     """Likewise for a Parquet file with exactly these columns, and any of the optional ones."""
 
     def is_ours() -> bool:
-        return set(columns) <= set(pq.read_schema(path).names) <= {*columns, *optional}
+        try:
+            names = set(pq.read_schema(path).names)
+        except pa.ArrowException:
+            return False
+        return set(columns) <= names <= {*columns, *optional}
 
-    _require(path, is_ours, "a result of this command")
+    require_own_file(path, is_ours, "a result of this command")
 
 
 def require_own_index(path: Path) -> None:
     """Likewise for the index of a catalogue."""
-    _require(path, lambda: is_index(path), "an index of a catalogue")
-
-
-def _require(path: Path, is_ours: Callable[[], bool], wanted: str) -> None:
-    if not path.is_symlink() and not path.exists():
-        return
-    hint = "move it away, or choose another output path; nothing was changed"
-    try:
-        if path.is_dir():
-            raise ArtifactError("the command would replace a folder by a file", where=str(path), hint=hint)
-        if path.is_file() and (path.stat().st_size == 0 or is_ours()):
-            return
-    except (OSError, ValueError, RecursionError, pa.ArrowException):
-        pass  # it cannot be read as one of ours
-    raise ArtifactError(f"the command would replace a file that is not {wanted}", where=str(path), hint=hint)
+    require_own_file(path, lambda: is_index(path), "an index of a catalogue")
 
 
 def _first(path: Path) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...core.artifacts import write_text
 from ...core.errors import ArtifactError
 from ...core.extras import optional
+from ...core.ownership import require_own_file
 from ..repository.store import Repository
 from ..repository.version import VersionDescription
 from .cluster import cluster_manifests
@@ -44,7 +46,7 @@ def write_manifests(
     contents = {KUBERNETES_FILE: cluster_manifests(version, options), KSERVE_FILE: kserve_manifests(version, options, newer)}
     paths = [out / file for file in contents]
     for path in paths:
-        _require_ours(path)
+        require_own_file(path, partial(_begins_as_ours, path), "one that `onerec-trt manifests` wrote")
     for path, manifests in zip(paths, contents.values(), strict=True):
         write_text(path, text(manifests, version))
     return paths
@@ -65,9 +67,5 @@ def _only_model(store: Repository) -> str:
     return models[0]
 
 
-def _require_ours(path: Path) -> None:
-    """Refuse to replace what somebody else wrote."""
-    if not path.exists():
-        return
-    if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE):
-        raise ArtifactError("a file that `manifests` did not write lies there", where=str(path), hint="move it away; nothing was changed")
+def _begins_as_ours(path: Path) -> bool:
+    return path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE)

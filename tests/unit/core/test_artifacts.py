@@ -21,6 +21,7 @@ from onerec_trt.core.artifacts import (
     atomic_file,
     atomic_folder,
     files_in,
+    json_object,
     read_json,
     restore_interrupted_swap,
     sha256,
@@ -388,6 +389,14 @@ def test_bad_json_is_an_artifact_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ArtifactError, match="not valid JSON"):
         read_json(tmp_path / "a.json")
+    assert json_object(tmp_path / "a.json") is None
+
+
+@pytest.mark.parametrize(("content", "found"), [('{"a": 1}', {"a": 1}), ("[1]", None), ("null", None)])
+def test_of_json_that_may_be_anybodys_objects_alone_are_read(tmp_path: Path, content: str, found: dict[str, int] | None) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert json_object(tmp_path / "a.json") == found
+    assert json_object(tmp_path / "absent.json") is None
 
 
 def test_absent_json_is_an_artifact_error(tmp_path: Path) -> None:

@@ -223,6 +223,6 @@ def test_the_promoted_version_is_written_and_nothing_of_others_replaced(make_exp
     write_manifests(repository.path, None, OPTIONS, tmp_path / "out")  # its own are replaced
     paths[1].write_text("mine")
     before = paths[0].read_bytes()
-    with pytest.raises(ArtifactError, match="did not write"):
+    with pytest.raises(ArtifactError, match="would replace a file that is not one that `onerec-trt manifests` wrote"):
         write_manifests(repository.path, None, replace(OPTIONS, claim="other"), tmp_path / "out")
     assert (paths[0].read_bytes(), paths[1].read_text()) == (before, "mine")
