@@ -1,4 +1,4 @@
-"""The proof that ONNX Runtime's E4M3 rounding can be trusted, which everything it says about FP8 rests on."""
+"""Checks that ONNX Runtime rounds to E4M3 as the contract says: everything it says about FP8 rests on that."""
 
 from __future__ import annotations
 

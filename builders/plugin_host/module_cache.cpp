@@ -33,7 +33,7 @@ public:
 
     Driver const& driver;
     CUcontext const context;
-    std::string const content; // equal hashes are no proof
+    std::string const content; // equal hashes do not mean equal contents
     CUmodule handle = nullptr;
     std::mutex mutex; // of what is set on its functions
 };

@@ -1,4 +1,4 @@
-"""Frozen weights against ModelOpt's: equal up to values that lie halfway between two codes, and nothing else passes."""
+"""Quantized weights against ModelOpt's: equal up to values that lie halfway between two codes, and nothing else passes."""
 
 from __future__ import annotations
 

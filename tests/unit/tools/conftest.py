@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,46 @@ def plan_record(plan: Path, capability: str) -> PlanRecord:
     )
 
 
+def write_calibrated(folder: Path, precision: str, warnings: tuple[str, ...]) -> dict[str, Any]:
+    write_summary(folder, quantization(precision, warnings))
+    return {}
+
+
+def write_exported(folder: Path, findings: tuple[Finding, ...], weight_bytes: int = 5120) -> dict[str, Any]:
+    description = Description(
+        widths=[8, 8, 8],
+        paths=8,
+        feature_width=64,
+        quantized_gemms=18,
+        weight_bytes=weight_bytes,
+        nodes={},
+        findings=list(findings),
+        io={"model.onnx": serving_io(64, 8), "scoring.onnx": scoring_io(64, 8)},
+    )
+    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+    return {}
+
+
+def write_plans(folder: Path) -> dict[str, Any]:
+    for capability in ("8.9", "12.0"):
+        plan = folder / f"sm{capability.replace('.', '')}.plan"
+        plan.write_bytes(f"{capability:4}".encode() * 3000)
+        write_json(record_path(plan), plan_record(plan, capability).model_dump(mode="json"))
+    return {}
+
+
+def write_validated(folder: Path, found: Validation) -> dict[str, Any]:
+    write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
+    return {}
+
+
+def write_verdicts(plans: Path, gates: list[Gate]) -> None:
+    kept = set(GateResult.model_fields)
+    results = tuple(GateResult.model_validate(each.model_dump(include=kept)) for each in gates)
+    for plan in plans.glob("*.plan"):
+        write_verdict(plan, results, (0,), {})
+
+
 def write_run(
     root: Path,
     name: str,
@@ -169,58 +210,21 @@ def write_run(
     write_json(root.with_suffix(".yaml"), values)
     stages = {stage.name: stage for stage in stages_of(parse_recipe(values))}
 
-    def calibrated(folder: Path) -> dict[str, Any]:
-        write_summary(folder, quantization(precision, warnings))
-        return {}
-
-    def exported(folder: Path, weight_bytes: int = 5120) -> dict[str, Any]:
-        io = {"model.onnx": serving_io(64, 8), "scoring.onnx": scoring_io(64, 8)}
-        description = Description(
-            widths=[8, 8, 8],
-            paths=8,
-            feature_width=64,
-            quantized_gemms=18,
-            weight_bytes=weight_bytes,
-            nodes={},
-            findings=list(findings),
-            io=io,
-        )
-        write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
-        return {}
-
-    def plans(folder: Path) -> dict[str, Any]:
-        for capability in ("8.9", "12.0"):
-            plan = folder / f"sm{capability.replace('.', '')}.plan"
-            plan.write_bytes(f"{capability:4}".encode() * 3000)
-            write_json(record_path(plan), plan_record(plan, capability).model_dump(mode="json"))
-        return {}
-
-    def checked(folder: Path) -> dict[str, Any]:
-        found = validation(name, precision, good_gates(name) if gates is None else gates)
-        write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
-        return {}
-
-    run_stage(replace(stages["calibrate"], body=calibrated))
-    run_stage(replace(stages["export"], body=exported))
-    run_stage(replace(stages["build"], body=plans))
-    run_stage(replace(stages["validate"], body=checked, check=None, needs=()))
+    found = validation(name, precision, good_gates(name) if gates is None else gates)
+    export = partial(write_exported, findings=findings)
+    run_stage(replace(stages["calibrate"], body=partial(write_calibrated, precision=precision, warnings=warnings)))
+    run_stage(replace(stages["export"], body=export))
+    run_stage(replace(stages["build"], body=write_plans))
+    run_stage(replace(stages["validate"], body=partial(write_validated, found=found), check=None, needs=()))
     if validated or on_gpu is not None:
-        kept = set(GateResult.model_fields)
-        results = tuple(GateResult.model_validate(each.model_dump(include=kept)) for each in on_gpu or good_gates(name))
-        for plan in (root / "plans").glob("*.plan"):
-            write_verdict(plan, results, (0,), {})
+        write_verdicts(root / "plans", on_gpu or good_gates(name))
     if on_gpu is not None:
-        plans_by_name = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
-
-        def on_gpu_body(folder: Path) -> dict[str, Any]:
-            found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans_by_name})
-            write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
-            return {}
-
-        inputs = stages["validate"].inputs
-        run_stage(replace(stages["validate-tensorrt"], body=on_gpu_body, inputs=inputs, machine=None, check=None, needs=(), after=None))
+        plans = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
+        found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans})
+        body, inputs = partial(write_validated, found=found), stages["validate"].inputs
+        run_stage(replace(stages["validate-tensorrt"], body=body, inputs=inputs, machine=None, check=None, needs=(), after=None))
     if change_exported:
-        run_stage(replace(stages["export"], options={"again": True}, body=lambda folder: exported(folder, 1)))
+        run_stage(replace(stages["export"], options={"again": True}, body=partial(export, weight_bytes=1)))
     return root
 
 
