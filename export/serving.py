@@ -56,12 +56,12 @@ class ContextEncoder(nn.Module):
         placed, start_B1 = [], torch.zeros_like(ends_B3[:, :1])
         for pathway in range(len(PATHWAYS)):
             end_B1 = ends_B3[:, pathway : pathway + 1]
-            inside_BS1 = ((position_S >= start_B1) & (position_S < end_B1))[..., None]
+            inside_BS1 = torch.logical_and(position_S >= start_B1, position_S < end_B1)[..., None]
             placed.append(F.pad(torch.where(inside_BS1, features_BSF, torch.zeros((), dtype=features_BSF.dtype)), (0, self.padding)))
             start_B1 = end_B1
         with scope("linear"):
-            (projected_NX,) = linear(torch.cat(placed, -1).flatten(0, 1), self.weight)
-        chunks = projected_NX.unflatten(0, features_BSF.shape[:2]).split(self.config.d_kv, -1)
+            (projected_NX,) = linear(torch.cat(placed, -1).view(-1, self.weight.shape[1]), self.weight)
+        chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
         return [self._key_value(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
 
     def _key_value(self, chunks: Sequence[Tensor], index: int, lengths_B: Tensor) -> KeyValue:
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
     def later_tokens(self, step: int, sids_BR: Tensor) -> Tensor:
         """Token numbers of the semantic IDs chosen at the step before."""
-        return (sids_BR + (1 + (step - 1) * self.config.codebook)).flatten()
+        return (sids_BR + (1 + (step - 1) * self.config.codebook)).view(-1)
 
     def logits(
         self,

@@ -59,7 +59,14 @@ class Untranslatable(nn.Module):
         return torch.linalg.eigvals(x)
 
 
-@pytest.mark.parametrize("module", [Branching(), Untranslatable()], ids=["branching", "untranslatable"])
+class Writing(nn.Module):
+    """An operation that changes its input, which the exporter would take for one that gives a new tensor."""
+
+    def forward(self, x):
+        return x.clone().add_(1)
+
+
+@pytest.mark.parametrize("module", [Branching(), Untranslatable(), Writing()], ids=["branching", "untranslatable", "writing"])
 def test_what_cannot_be_traced_is_an_export_error(module):
     with pytest.raises(ExportError, match="exporter refused"):
         export_graph(module, IO, (torch.ones(3, 4, 4),))
