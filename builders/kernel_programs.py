@@ -5,7 +5,7 @@ Operators without a kernel keep their function and are built natively. Runs befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ from onnx import helper
 from ..core.dtypes import FROM_ONNX, DType
 from ..core.errors import BuildError
 from ..core.recipe import Fp8Accumulation
+from ..operators.launch.compile import Build, compile_many
 from ..operators.launch.encoding import encode
 from ..operators.launch.node import Node
-from ..operators.launch.program import InputType, Program
+from ..operators.launch.program import InputType, Kernel, Program
 from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins
 OP_TYPE, PLUGIN_VERSION = "KernelProgram", "1"
 FP8: DType = "float8_e4m3fn"
 
+Compile = Callable[[Build], Kernel]
 _MULTIPLICATIONS = ("MatMul", "Gemm")
 
 
@@ -73,12 +75,11 @@ def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, .
         BuildError: A factory refuses a node, or its program does not fit the node; names the node.
     """
     graph = _Graph(model)
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in kernels.factories]
+    compile_ = _compiled_together(graph, nodes, kernels)
     replaced = []
-    for node in model.graph.node:
-        factory = kernels.factories.get(node.op_type) if node.domain == DOMAIN else None
-        if factory is None:
-            continue
-        program = _program(graph, node, factory, tuple(map(graph.input_type, node.input)), kernels)
+    for node in nodes:
+        program = _program(graph, node, kernels, compile_)
         if program is None:
             continue
         made = _node(node, program)
@@ -87,12 +88,34 @@ def use_kernels(model: onnx.ModelProto, kernels: Kernels) -> tuple[KernelNode, .
     return tuple(replaced)
 
 
-def _program(graph: _Graph, node: onnx.NodeProto, factory: KernelFactory, types: tuple[InputType, ...], kernels: Kernels) -> Program | None:
-    """The factory's program, checked against the node."""
+def _compiled_together(graph: _Graph, nodes: Iterable[onnx.NodeProto], kernels: Kernels) -> Compile:
+    """What gives every kernel that the factories ask for at these nodes: they are asked once before, and all kernels compiled at once."""
+    wanted: dict[str, Build] = {}
+
+    def note(build: Build) -> Kernel:
+        wanted[repr(build)] = build
+        return Kernel(b"not compiled yet", build.function, build.warps, 0, 0)
+
+    for node in nodes:
+        _program(graph, node, kernels, note)
+    made = dict(zip(wanted, compile_many(wanted.values()).values(), strict=True))
+
+    def give(build: Build) -> Kernel:
+        kernel = made[repr(build)]
+        if isinstance(kernel, BuildError):
+            raise kernel
+        return kernel
+
+    return give
+
+
+def _program(graph: _Graph, node: onnx.NodeProto, kernels: Kernels, compile_: Compile) -> Program | None:
+    """The program of the operator's factory, checked against the node."""
+    factory, types = kernels.factories[node.op_type], tuple(map(graph.input_type, node.input))
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     read = tuple(output in graph.read for output in node.output)
     try:
-        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, kernels.tiles))
+        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, kernels.tiles, compile_))
     except BuildError as error:
         raise _refusal(node, error.what, error.hint) from error
     if program is None:

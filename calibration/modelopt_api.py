@@ -65,10 +65,12 @@ def insert_quantizers(model: OneRec, precision: str, forward_loop: Callable[[nn.
     Without a loop only the weights are calibrated.
     """
     import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.extensions import get_cuda_ext_fp8
     from modelopt.torch.quantization.nn import register_quant_backend
     from modelopt.torch.quantization.nn.modules.tensor_quantizer import is_registered_quant_backend
 
     _quieten()
+    get_cuda_ext_fp8.extension = None  # on a GPU it would compile its own kernel first, for minutes; PyTorch's casts give the same
     if not is_registered_quant_backend(ROW_BLOCKS):
         register_quant_backend(ROW_BLOCKS, _fake_quantize_row_blocks)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantizers it inserted

@@ -121,9 +121,9 @@ def _set_all(model: nn.Module, targets: Sequence[Target], imported: Mapping[str,
     for target in targets:
         amax, held = imported[target.name], amax_of(model, target.name, "weight")
         assert held is not None
-        set_amax(model, target.name, "weight", amax.weight.reshape(held.shape))
+        set_amax(model, target.name, "weight", amax.weight.to(held.device).reshape(held.shape))
         if amax.input is not None:
-            set_amax(model, target.name, "input", torch.tensor(amax.input))
+            set_amax(model, target.name, "input", torch.tensor(amax.input, device=held.device))
 
 
 def _to_fp16(model: OneRec) -> None:

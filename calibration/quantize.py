@@ -20,6 +20,7 @@ from ..core.artifacts import write_json
 from ..core.errors import CheckpointError
 from ..core.precision import Granularity
 from ..core.progress import tracked
+from ..core.threads import ahead
 from ..models.checkpoint import INDEX_NAME
 from ..models.config import OneRecConfig
 from ..models.layout import layout
@@ -46,6 +47,9 @@ class Amax:
 
     weight: Tensor
     input: float | None = None
+
+    def on(self, device: torch.device) -> Amax:
+        return Amax(self.weight.to(device), self.input)
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,18 @@ def quantize(source: TensorSource, targets: Sequence[Target], amax_of: AmaxOf, f
     weight_map: dict[str, str] = {}
     warnings: list[str] = []
     total = 0
+
+    def read(name: str) -> tuple[Tensor, list[str], QuantizedWeight | None, dict[str, Tensor]]:
+        tensor = source.tensor(name)
+        found = _check_values(name, tensor, in_fp32=name in fp32)
+        return tensor, found, *stored_tensors(name, tensor, name in fp32, by_name.get(name), amax_of)
+
     for number, names in tracked(list(enumerate(shards, 1)), "quantizing"):
         tensors: dict[str, Tensor] = {}
-        for name in names:
-            tensor = source.tensor(name)
-            warnings += _check_values(name, tensor, in_fp32=name in fp32)
-            quantized, parts = stored_tensors(name, tensor, name in fp32, by_name.get(name), amax_of)
+        for name, (tensor, found, quantized, parts) in zip(names, ahead(read, names), strict=True):
+            warnings += found
             on_weight(name, tensor, quantized)
-            tensors |= parts
+            tensors |= {stored: value.cpu() for stored, value in parts.items()}
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)

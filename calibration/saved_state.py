@@ -75,7 +75,7 @@ class SavedState:
             if name not in names:
                 continue
             stored = self._tensors[name]
-            if not torch.equal(stored, source.tensor(f"{target.name}.weight").to(stored.dtype)):
+            if not torch.equal(stored, source.tensor(f"{target.name}.weight").to(stored.dtype).cpu()):
                 hint = "give the checkpoint this state was calibrated from, or calibrate again"
                 raise CalibrationError(
                     "the saved state belongs to another checkpoint: weights differ", where=f"{self.path}: {name}", hint=hint

@@ -69,16 +69,16 @@ class ScoreErrors:
 
 
 def _rows_and_gradients(model: OneRec, scoring: ScoringRequests) -> dict[str, _Seen]:
-    (batch,) = ScoringRequests(scoring.requests, scoring.sids_n13, len(scoring)).batches()
+    (batch,) = ScoringRequests(scoring.requests, scoring.sids_n13, len(scoring)).batches_for(model)
     with _recording(model) as (inputs, outputs):
         logits = model(batch.features_BSF, batch.lengths_B3, batch.sids_B13[..., : LEVELS - 1])
         chosen = logits.float().log_softmax(-1).gather(-1, batch.sids_B13[..., None])
         gradients = torch.autograd.grad(chosen.sum(), list(outputs.values()), allow_unused=True)
     seen = {name: _some(inputs[name], gradient) for name, gradient in zip(outputs, gradients, strict=True) if gradient is not None}
     if "token_embedding" in seen:  # the position's row is added to the token's, so the gradient is the same
-        places = torch.arange(LEVELS).expand(outputs["token_embedding"].shape[:-1])
         gradient = gradients[list(outputs).index("token_embedding")]
         assert gradient is not None
+        places = torch.arange(LEVELS, device=gradient.device).expand(outputs["token_embedding"].shape[:-1])
         seen["position_embedding"] = _some(places, gradient)
     return seen
 

@@ -50,16 +50,22 @@ class ScoringRequests:
             yield ScoringBatch(batch.features_BSF, batch.lengths_B3, self.sids_n13[first : first + len(batch.lengths_B3)])
             first += len(batch.lengths_B3)
 
+    def batches_for(self, model: OneRec) -> Iterator[ScoringBatch]:
+        """The batches where the model lies."""
+        device = model.token_embedding.weight.device
+        return (ScoringBatch(*(tensor.to(device) for tensor in batch)) for batch in self.batches())
+
     def run(self, model: OneRec, label: str) -> None:
         """Feed every request through the model, for what its hooks and quantizers see."""
         with torch.no_grad():
-            for batch in tracked(self.batches(), label, -(-len(self) // self.batch_size)):
+            for batch in tracked(self.batches_for(model), label, -(-len(self) // self.batch_size)):
                 model(batch.features_BSF, batch.lengths_B3, batch.sids_B13[..., : LEVELS - 1])
 
     def log_probabilities(self, model: OneRec) -> Tensor:
-        """Log-probability of each token of each path, FP32 [n, 1, 3]."""
+        """Log-probability of each token of each path, FP32 [n, 1, 3], on the CPU."""
         dtype = model.token_embedding.weight.dtype
-        return torch.cat([path_log_probabilities(model, b.features_BSF.to(dtype), b.lengths_B3, b.sids_B13) for b in self.batches()])
+        batches = self.batches_for(model)
+        return torch.cat([path_log_probabilities(model, b.features_BSF.to(dtype), b.lengths_B3, b.sids_B13) for b in batches]).cpu()
 
 
 def with_paths(model: OneRec, requests: Requests, batch_size: int) -> ScoringRequests:
@@ -69,8 +75,9 @@ def with_paths(model: OneRec, requests: Requests, batch_size: int) -> ScoringReq
     if requests.targets_n3 is not None:
         return ScoringRequests(requests, torch.from_numpy(requests.targets_n3)[:, None], batch_size)
     batches = tracked(requests.batches(batch_size), "greedy paths", -(-len(requests) // batch_size))
-    paths = [beam_search(model, batch.features_BSF, batch.lengths_B3, (1,) * LEVELS).sids_BW3 for batch in batches]
-    return ScoringRequests(requests, torch.cat(paths), batch_size)
+    device = model.token_embedding.weight.device
+    paths = [beam_search(model, batch.features_BSF.to(device), batch.lengths_B3.to(device), (1,) * LEVELS).sids_BW3 for batch in batches]
+    return ScoringRequests(requests, torch.cat(paths).cpu(), batch_size)
 
 
 class Reference(NamedTuple):

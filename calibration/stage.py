@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,8 @@ from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
 from ..core.text_files import require_no_folder
-from ..models.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
+from ..models.checkpoint import Checkpoint, checkpoint_files, expected_shapes, open_checkpoint
+from ..models.device import compute_device, release_memory
 from ..models.key_map import read_key_map
 from ..models.requests import read_requests, request_files
 from ..operators import fp8
@@ -43,6 +45,7 @@ from .summary import Checks, QuantizationSummary, TensorSummary, summarize_layer
 from .targets import Target, quantized_targets
 from .weights import WeightWatcher
 
+_BYTES_PER_WEIGHT = 8  # of GPU memory: half of it for the model in FP32, half for what is kept of its activations and gradients
 SOURCES = Sources(("core", "runtime/item_index.py", "models", "operators/fp8.py", "calibration"))
 
 
@@ -100,11 +103,14 @@ def calibrate_stage(job: Calibration, folder: Path) -> Stage:
         options={"precision": job.precision, "max_context": job.max_context, **options},
         inputs=job.inputs,
         body=partial(_write, job),
+        after=lambda _: release_memory(),
     )
 
 
 def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    weights = sum(map(math.prod, expected_shapes(checkpoint.config).values()))
+    checkpoint = checkpoint.on(device := compute_device(weights * _BYTES_PER_WEIGHT))
     targets = quantized_targets(checkpoint.config, job.precision)
     imported = imported_amax(job, checkpoint, targets)
     requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
@@ -149,6 +155,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
         "quantized_linears": len(targets),
         "unquantized_linears": len(summary.unquantized),
         "modelopt_scoring_error": reference.mean_error,
+        "device": device.type,
         "warnings": warnings,
     }
 

@@ -60,20 +60,21 @@ class TensorStatistics:
             CalibrationError: It holds NaN or infinity.
         """
         rows_NK = x.detach().reshape(-1, x.shape[-1]).float()
-        magnitude_NK = rows_NK.abs()
-        row_max_N = magnitude_NK.amax(1)
-        if not bool(row_max_N.isfinite().all()):
+        if not rows_NK.numel():
+            return
+        row_max_N = rows_NK.abs().amax(1)
+        # Two transfers for each piece: a model of experts has thousands of tensors, and a GPU waits at each one.
+        largest, filled = torch.stack([row_max_N.max().double(), row_max_N.count_nonzero().double()]).tolist()
+        if not math.isfinite(largest):
             raise CalibrationError(
                 "a tensor holds NaN or infinity", where=self.name, hint="check the checkpoint's weights and the features of the requests"
             )
-        filled_N = row_max_N > 0
-        if not bool(filled_N.all()):
-            rows_NK, magnitude_NK = rows_NK[filled_N], magnitude_NK[filled_N]
+        if filled < len(rows_NK):
+            rows_NK = rows_NK[row_max_N > 0]
         if rows_NK.numel():
-            self.absmax = max(self.absmax, float(row_max_N.max()))
-            self._merge_moments(rows_NK)
-            self._add_fp16_error(rows_NK)
-            self._histogram += _log10_histogram(magnitude_NK).cpu()
+            self.absmax = max(self.absmax, largest)
+            self._merge_sums(rows_NK)
+            self._histogram = self._histogram.to(rows_NK.device) + _log10_histogram(rows_NK.abs())
             self.sample.add(rows_NK)
 
     @property
@@ -107,19 +108,19 @@ class TensorStatistics:
             fp16_error=self.fp16_error,
         )
 
-    def _add_fp16_error(self, rows_NK: Tensor) -> None:
-        inside_NK = rows_NK.clamp(-FP16_MAX, FP16_MAX)  # what lies beyond is refused by its AbsMax
-        self._fp16_noise += float((inside_NK.half().double() - inside_NK).square().sum())
-        self._fp16_signal += float(rows_NK.double().square().sum())
-
-    def _merge_moments(self, rows_NK: Tensor) -> None:
-        """Chan's formula for the variance of two parts, in FP64."""
+    def _merge_sums(self, rows_NK: Tensor) -> None:
+        """Sums in FP64: Chan's formula for the variance of two parts, and the error of FP16."""
         count, values = rows_NK.numel(), rows_NK.double()
-        mean = float(values.mean())
-        squares, delta, total = float((values - mean).square().sum()), mean - self._mean, self._count + count
+        inside_NK = rows_NK.clamp(-FP16_MAX, FP16_MAX)  # what lies beyond is refused by its AbsMax
+        noise, signal = (inside_NK.half().double() - inside_NK).square().sum(), values.square().sum()
+        center = values.mean()
+        mean, squares, noise, signal = torch.stack([center, (values - center).square().sum(), noise, signal]).tolist()
+        delta, total = mean - self._mean, self._count + count
         self._squares += squares + delta * delta * self._count * count / total
         self._mean += delta * count / total
         self._count = total
+        self._fp16_noise += noise
+        self._fp16_signal += signal
 
 
 def _log10_histogram(magnitude: Tensor) -> Tensor:

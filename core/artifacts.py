@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and the hashes that name them.
+"""Files and folders that appear whole or not at all.
 
 A writer works on a hidden temporary sibling and renames it at the end; a killed process leaves
 only such a sibling behind, which the next writer of the same artifact removes.
@@ -23,40 +23,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import ArtifactError
+from .hashing import Files as Files
+from .hashing import files_in as files_in
+from .hashing import sha256 as sha256
+from .hashing import sha256_of as sha256_of
 from .paths import absolute
-from .text_files import read_bytes, reason
+from .text_files import read_bytes
 
 PARTIAL = ".partial-"  # begins the names of temporary siblings
-_CHUNK = 1 << 22
-_OF_DESKTOPS = ("Thumbs.db", "desktop.ini")
-
-
-Files = tuple[Path, ...]  # some files of one folder, sorted: what is read of it
-
-
-def sha256(path: Path | Files) -> str:
-    """SHA-256 of a file, or of a folder's files or some of them with their relative names, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    if isinstance(path, tuple) or path.is_dir():
-        folder, files = (path[0].parent, path) if isinstance(path, tuple) else (path, files_in(path))
-        for file in files:
-            digest.update(f"{file.relative_to(folder)}\0{sha256(file)}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except FileNotFoundError:
-        raise ArtifactError("file not found", where=str(path), hint="correct the path, or run the stage that writes it") from None
-    except OSError as error:
-        raise ArtifactError(f"the file cannot be read: {reason(error)}", where=str(path), hint="give a file that you may read") from None
-    return digest.hexdigest()
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted, without hidden ones: those of unfinished writers, and what desktops leave behind."""
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in _OF_DESKTOPS)
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .artifacts import files_in, read_json, restore_interrupted_swap, sha256
+from .artifacts import files_in, read_json, restore_interrupted_swap, sha256_of
 from .errors import ArtifactError, first_problem
 
 RECORD_NAME = "record.json"
@@ -62,11 +62,13 @@ def read_record(folder: Path) -> Record:
     for name in sorted(present.keys() ^ record.wrote.keys()):
         problem = "missing" if name in record.wrote else "not in the record"
         raise ArtifactError(f"file {problem}", where=str(folder / name), hint=f"run the stage '{record.stage}' again")
-    for name, expected in record.wrote.items():
+    for name in record.wrote:
         if present[name].is_symlink():
             hint = "put the file itself there; a link to the whole folder is fine"
             raise ArtifactError("the file is a link, which ONNX Runtime refuses to follow", where=str(folder / name), hint=hint)
-        if sha256(present[name]) != expected:
+    found = sha256_of(present)
+    for name, expected in record.wrote.items():
+        if found[name] != expected:
             hint = f"run the stage '{record.stage}' again"
             raise ArtifactError("the file does not match its record", where=str(folder / name), hint=hint)
     return record

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .artifacts import Files, atomic_folder, files_in, remove_leftovers, restore_interrupted_swap, sha256, write_json
+from .artifacts import Files, atomic_folder, files_in, remove_leftovers, restore_interrupted_swap, sha256_of, write_json
 from .errors import ArtifactError
 from .ownership import require_kept, require_replaceable
 from .records import RECORD_NAME, Record, read_record, tool_version
@@ -104,7 +104,7 @@ def require_places(*stages: Stage) -> None:
 def _run(stage: Stage, declared: Record) -> Record:
     with atomic_folder(stage.folder) as temporary:
         facts = stage.body(temporary)
-        wrote = {str(p.relative_to(temporary)): sha256(p) for p in files_in(temporary)}
+        wrote = sha256_of({str(p.relative_to(temporary)): p for p in files_in(temporary)})
         record = declared.model_copy(update={"wrote": wrote, "facts": facts, "ran": True})
         write_json(temporary / RECORD_NAME, record.model_dump(mode="json"))
     return record
@@ -120,7 +120,7 @@ def declare(stage: Stage) -> Record:
     require_kept(stage.name, stage.folder, (file for path in inputs.values() for file in (path if isinstance(path, tuple) else (path,))))
     return Record(
         stage=stage.name,
-        read={name: sha256(path) for name, path in sorted(inputs.items())},
+        read=sha256_of(dict(sorted(inputs.items()))),
         sources=stage.sources.sha256(),
         options=dict(stage.options),
         tools={name: tool_version(name) for name in sorted(("onerec-trt", *stage.tools))},

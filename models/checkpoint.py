@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's default
 SOURCE_TYPES = ("F32", "F16", "BF16")
+_CPU = torch.device("cpu")
 _SHOWN = 5  # names listed in an error
 
 
@@ -108,19 +109,32 @@ class _Source:
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint. `names` are our names of its tensors, in the model's order; `unread` says what in the folder is not read."""
+    """An opened checkpoint.
+
+    Args:
+        folder: It lies there.
+        config: The model.
+        names: Our names of its tensors, in the model's order.
+        unread: What in the folder is not read.
+        device: Where tensors go. Default: the CPU.
+    """
 
     folder: Path
     config: OneRecConfig
     names: tuple[str, ...]
     _sources: dict[str, _Source]
     unread: tuple[str, ...] = ()
+    device: torch.device = _CPU
     _open: dict[Path, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> list[Path]:
         """The weight files, sorted."""
         return sorted({source.file for source in self._sources.values()})
+
+    def on(self, device: torch.device) -> Checkpoint:
+        """The same checkpoint with its tensors on a device, where they are checked and converted, too."""
+        return replace(self, device=device)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in FP32, read from disk now.
@@ -131,7 +145,7 @@ class Checkpoint:
         source = self._sources[name]
         with _corruption_named(source.file):
             stored: Tensor = self._handle(source.file).get_tensor(source.name)
-            value = stored.to(torch.float32, copy=True)  # a copy: the file may be replaced
+            value = stored.to(self.device).to(torch.float32, copy=True)  # a copy: the file may be replaced
         self._check_values(name, value)
         return value
 

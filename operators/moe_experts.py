@@ -40,11 +40,12 @@ def moe_experts_reference(
 def gated_sum(expert: Expert, index_NK: Tensor, weight_NK: Tensor, residual_ND: Tensor, experts: int) -> tuple[Tensor]:
     """residual + sum of weight * expert over a token's experts, in expert order, FP32 until the end."""
     total_ND = torch.zeros_like(residual_ND, dtype=torch.float32)
-    for number in range(experts):
-        hit_NK = index_NK == number
-        rows = hit_NK.any(1).nonzero()[:, 0]
-        gate = torch.where(hit_NK[rows], weight_NK[rows], 0).sum(1, keepdim=True)
-        total_ND[rows] += expert(number, rows) * gate
+    none_EN = torch.zeros(experts, len(index_NK), device=index_NK.device)
+    gate_EN = none_EN.scatter_add(0, index_NK.T, weight_NK.T)
+    hit_EN = none_EN.bool().scatter(0, index_NK.T, torch.ones_like(index_NK.T, dtype=torch.bool))
+    counts = hit_EN.sum(1).tolist()  # at once, since a GPU waits here
+    for number, rows in enumerate(hit_EN.nonzero()[:, 1].split(counts)):
+        total_ND[rows] += expert(number, rows) * gate_EN[number, rows, None]
     return ((total_ND + residual_ND.float()).half(),)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,14 +84,13 @@ def tensorrt_under_test(exported: Path, plans: Path, precision: str, max_context
         problem = f"no plan takes {max_context} tokens, the longest context of the recipe"
         raise ArtifactError(problem, where=str(plans), hint="run `onerec-trt build RECIPE.yaml --target tensorrt` again")
     ran: set[tuple[str, int]] = set()
+
+    @cache
+    def load(form: str) -> PlanSet:  # once for all trials: a plan of several GB takes seconds
+        return PlanSet(list(serving if form == "serving" else scoring), ran, index)
+
     trials = tuple(
-        Trial(
-            f"batch {batch}" if len(batches) > 1 else "",
-            batch,
-            lambda: PlanSet(list(serving), ran, index),
-            lambda: PlanSet(list(scoring), ran, index),
-        )
-        for batch in batches
+        Trial(f"batch {batch}" if len(batches) > 1 else "", batch, partial(load, "serving"), partial(load, "scoring")) for batch in batches
     )
     return UnderTest("tensorrt", trials, {path.name: record for path, record in (serving | scoring).items()}, ran)
 

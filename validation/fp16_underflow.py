@@ -114,11 +114,13 @@ def _flush_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
 
 def _error(model: OneRec, requests: Requests, fp32: Reference, batch_size: int) -> float:
     values_NF = without_subnormals(torch.from_numpy(requests.values_NF)).numpy()
+    device = model.token_embedding.weight.device
     scores: list[NDArray[np.float32]] = []
     first = 0
     with torch.no_grad():
         for batch in replace(requests, values_NF=values_NF).batches(batch_size):
             paths = torch.from_numpy(fp32.sids_nW3[first : first + len(batch.lengths_B3)])
-            scores.append(path_log_probabilities(model, batch.features_BSF, batch.lengths_B3, paths).numpy())
+            inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, paths))
+            scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
             first += len(paths)
     return float(np.abs(np.concatenate(scores) - fp32.scoring_nW3).mean())

@@ -21,16 +21,16 @@ from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.checkpoint import checkpoint_files, open_checkpoint
+from ..models.device import compute_device
 from ..models.requests import Requests, read_requests, request_files
 from .catalogue import open_index
-from .device import on_compute_device
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
 from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
 # Of this folder, which is mostly about gates.
-_HERE = ("catalogue", "device", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
+_HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
         *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export"),
@@ -163,12 +163,13 @@ def _require_full(sids_nW3: NDArray[np.int64], requests: Requests, job: Referenc
 
 
 def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
-    checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    device = compute_device()
+    checkpoint = open_checkpoint(job.checkpoint, job.key_map).on(device)
     requests, batch_size = heldout_requests(job), job.batch_size
     model = checkpoint.load_model()
     index = None if job.followed is None else open_index(job.followed, model.config.codebook)
     sids, scores, cutoffs, scoring = [], [], [], []
-    with torch.no_grad(), on_compute_device(model) as device:
+    with torch.no_grad():
         for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
             features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
             beams = beam_search(model, features, lengths, job.beam, index)
@@ -178,10 +179,9 @@ def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
             scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3.clamp(min=0)).cpu().numpy())
     sids_nW3 = np.concatenate(sids)
     _require_full(sids_nW3, requests, job)
-    decoder = Decoder(Fp16Source(checkpoint))
-    with on_compute_device(decoder):
-        runner = ScoringTorchRunner(decoder, sids_nW3.shape[1])
-        fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
+    del model  # on a GPU it takes the memory that the next one needs
+    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
+    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, job.heldout)
     save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)

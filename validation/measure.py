@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from ..core.graph_io import Role
 from ..export.serving import ServingModel
 from ..models.beam_search import path_log_probabilities
+from ..models.device import on_compute_device
 from ..models.onerec import OneRec
 from ..models.requests import Requests
 from ..runtime.item_index import ItemIndex
 from .backends import Trial
-from .device import on_compute_device
 from .fp32_reference import Reference
 from .outputs import Outputs, Sids
 from .path_scores import Floats, path_scores
@@ -50,7 +50,7 @@ def engine_outputs(
     Args:
         trial: How the engine is run.
         engine: Its name, for progress bars.
-        model: In FP32.
+        model: In FP32, where it is to compute.
         requests: All of them.
         fp32: FP32's beams.
         quantized: What `quantized_outputs` gave.
@@ -90,18 +90,18 @@ def _engine_scores(
 def _fp32_scores(model: OneRec, requests: Requests, sids_nW3: Sids, fp32: Reference, batch_size: int) -> Floats:
     """The FP32 model's log-probabilities [n, W, 3] of the items an engine found."""
     slots = -(-fp32.sids_nW3.shape[1] // 4)  # FP32 knows most of them
-    with on_compute_device(model) as device:
+    device = model.token_embedding.weight.device
 
-        def score(rows: Sequence[int] | Ints, items_rs3: Ints) -> Floats:
-            scores, first = [], 0
-            for batch in requests.select(rows).batches(batch_size):
-                items_Bs3 = torch.from_numpy(items_rs3[first : first + len(batch.lengths_B3)])
-                inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, items_Bs3))
-                scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
-                first += len(items_Bs3)
-            return np.concatenate(scores)
+    def score(rows: Sequence[int] | Ints, items_rs3: Ints) -> Floats:
+        scores, first = [], 0
+        for batch in requests.select(rows).batches(batch_size):
+            items_Bs3 = torch.from_numpy(items_rs3[first : first + len(batch.lengths_B3)])
+            inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, items_Bs3))
+            scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
+            first += len(items_Bs3)
+        return np.concatenate(scores)
 
-        return path_scores(sids_nW3, fp32.sids_nW3, fp32.scoring_nW3, slots, score)
+    return path_scores(sids_nW3, fp32.sids_nW3, fp32.scoring_nW3, slots, score)
 
 
 def _floats(array: NDArray[np.generic]) -> Floats:

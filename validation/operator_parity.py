@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from ..core.arrays import Array
 from ..core.difference import difference
 from ..core.progress import tracked
+from ..core.threads import usable_cores
 from ..export.passes import LARGEST_FOLDED
 from ..export.serving import ServingModel
 from ..export.weights import WEIGHTS_FILE
@@ -28,6 +31,9 @@ from .fused_parity import fused_calls
 from .gates import Gate, gate
 from .requests_feed import feeds
 from .single_step import threshold_of, without_single_step
+
+_THREADS = 8  # nodes at once, each on one core; the experts of a published size take some 5 GB each
+_stdout = Lock()
 
 
 class OperatorResult(BaseModel):
@@ -73,7 +79,9 @@ def operator_results(
         if fused and len(shared) == len(calls) == len(nodes):
             graph, more = fused_calls(exported, calls)
             compared += [(call, graph) for call in more]
-    results = [_compare(call, model) for call, model in tracked(compared, "operators")]
+    with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
+        found = pool.map(lambda each: _compare(*each), compared)
+        results = list(tracked(found, "operators", len(compared)))
     recorded = [call for call, model in compared if model is exported]
     return results + [_compare(each.call, exported, exact=each.exact) for each in adversarial_calls(recorded)]
 
@@ -106,7 +114,7 @@ def _explanation(actual: list[Array], expected: list[Array]) -> str:
     names = [f"output_{number}" for number in range(len(actual))]
     sides = {"ONNX": actual, "torch": expected}
     results = [IterationResult(dict(zip(names, arrays, strict=True)), runner_name=side) for side, arrays in sides.items()]
-    with redirect_stdout(StringIO()):  # its log goes there, where the command's result belongs
+    with _stdout, redirect_stdout(StringIO()):  # its log goes there, where the command's result belongs
         compared = CompareFunc.simple(fail_fast=False)(*results)
     worst = max(names, key=lambda name: difference(actual[names.index(name)], expected[names.index(name)]))
     found = compared[worst]

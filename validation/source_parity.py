@@ -16,7 +16,9 @@ from ..calibration.stage import Calibration, imported_amax
 from ..calibration.targets import Target
 from ..core.precision import Granularity
 from ..core.progress import tracked
+from ..core.threads import ahead
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..models.device import compute_device
 from ..models.layout import layout
 from ..models.requests import read_requests
 from .gates import Gate, gate
@@ -35,16 +37,19 @@ def source_gate(recipe: str, job: Calibration, quantized: QuantizedCheckpoint) -
         job: What the quantized checkpoint was made from, and how.
         quantized: The checkpoint.
     """
-    checkpoint = open_checkpoint(job.checkpoint, job.key_map)
+    checkpoint = open_checkpoint(job.checkpoint, job.key_map).on(compute_device())
     amax = source_amax(job, checkpoint, quantized.settings)
     targets = {f"{target.name}.weight": target for target in quantized.settings}
     fp32 = layout(checkpoint.config).fp32
+
+    def differing(name: str) -> tuple[int, list[str]]:
+        _, expected = stored_tensors(name, checkpoint.tensor(name), name in fp32, targets.get(name), amax)
+        return len(expected), [stored for stored, value in expected.items() if not _same(stored, quantized.tensor(stored), value)]
+
     compared, wrong = 0, []
-    for name in tracked(checkpoint.names, "sources", len(checkpoint.names)):
-        tensor, target = checkpoint.tensor(name), targets.get(name)
-        _, expected = stored_tensors(name, tensor, name in fp32, target, amax)
-        compared += len(expected)
-        wrong += [stored for stored, value in expected.items() if not _same(stored, quantized.tensor(stored), value)]
+    for count, names in tracked(ahead(differing, checkpoint.names), "sources", len(checkpoint.names)):
+        compared += count
+        wrong += names
     detail = f"{compared} tensors compared" + (f"; first that differs: {wrong[0]}" if wrong else "")
     return gate("quantized checkpoint from its sources", recipe, len(wrong) if compared else float("inf"), "<=", 0, detail)
 
@@ -52,7 +57,7 @@ def source_gate(recipe: str, job: Calibration, quantized: QuantizedCheckpoint) -
 def source_amax(job: Calibration, checkpoint: Checkpoint, targets: list[Target]) -> Callable[[Target, Tensor], Amax]:
     """The amax of a target, given its weight."""
     if (imported := imported_amax(job, checkpoint, targets)) is not None:
-        return lambda target, _: imported[target.name]
+        return lambda target, weight_NK: imported[target.name].on(weight_NK.device)
     inputs = _input_amax(job, checkpoint, targets)
     return lambda target, weight_NK: Amax(weight_amax(weight_NK, target.granularity), inputs.get(target.name))
 
@@ -84,7 +89,8 @@ def _largest(seen: dict[str, float], name: str) -> Callable[[nn.Module, tuple[An
 
 
 def _same(name: str, stored: Tensor, expected: Tensor) -> bool:
-    """Equal in type, shape and every bit; an input scale, which a forward pass on another CPU rounds otherwise, nearly."""
+    """Equal in type, shape and every bit; an input scale, which a forward pass on another machine rounds otherwise, nearly."""
+    stored = stored.to(expected.device)
     if (stored.dtype, stored.shape) != (expected.dtype, expected.shape):
         return False
     if name.endswith(".input_scale"):

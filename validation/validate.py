@@ -26,6 +26,7 @@ from ..core.stages import Stage
 from ..export.serving import ScoringModel, ServingModel, serving_model
 from ..export.stage import SCORING_FILE, SERVING_FILE
 from ..models.checkpoint import open_checkpoint
+from ..models.device import compute_device, on_compute_device, release_memory
 from ..models.requests import Requests, read_requests, request_files
 from ..runtime.item_index import ItemIndex
 from ..runtime.machine import this_machine
@@ -34,7 +35,6 @@ from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics
 from .catalogue import open_index
-from .device import on_compute_device
 from .e4m3 import e4m3_self_test
 from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
@@ -214,8 +214,7 @@ def _write(
     _require_enough(requests, job.reference.heldout)
     serving = serving_model(source, job.export).eval()
     graph = onnx.load(exported / SERVING_FILE, load_external_data=False)
-    checkpoint = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map)
-    model = checkpoint.load_model()
+    model = open_checkpoint(job.calibration.checkpoint, job.calibration.key_map).on(compute_device()).load_model()
 
     calibration = read_requests(
         job.calibration.requests, model.config, max_context=job.calibration.max_context, limit=job.calibration.options.max_requests
@@ -226,6 +225,7 @@ def _write(
     quantized_model = quantized_outputs(serving, requests, fp32, batch_size, index)
     scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
     judgements = []
+    release_memory()
     for trial in under_test.trials:
         outputs = engine_outputs(trial, under_test.engine, model, requests, fp32, quantized_model, batch_size)
         write_outputs(outputs, folder / outputs_file(trial.label))

@@ -25,6 +25,7 @@ from .program import Kernel
 
 FORMAT = 3  # of the files in the cache
 WARP = 32
+_PER_PROCESS = 4  # kernels: starting a process takes the time of some
 MAX_SHARED = {
     "8.9": 101376,
     "9.0": 232448,
@@ -71,7 +72,7 @@ def compiled(build: Build, cache: Path | None = None) -> Kernel:
         ArtifactError: The cache cannot be written.
     """
     source = _source(build)
-    path = (cache or default_cache()) / f"{_fingerprint(build, source)}.json"
+    path = _cached(build, source, cache)
     if path.exists():
         return _read(path)
     kernel = _compile(build, source)
@@ -80,14 +81,26 @@ def compiled(build: Build, cache: Path | None = None) -> Kernel:
 
 
 def compile_many(builds: Iterable[Build], cache: Path | None = None, workers: int | None = None) -> dict[int, Kernel | BuildError]:
-    """Compile in parallel processes; by position, each kernel, or why it is none."""
-    numbered = list(enumerate(builds))
-    if not numbered:
-        return {}
-    count = min(len(numbered), workers or usable_cores())
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        futures = {number: pool.submit(_attempt, build, cache) for number, build in numbered}
-        return {number: future.result() for number, future in futures.items()}
+    """Compile in parallel processes what the cache does not hold; by position, each kernel, or why it is none.
+
+    `workers`: processes. Default: as many as pay off, up to one for each core; a few kernels are compiled in this process.
+    """
+    found: dict[int, Kernel | BuildError] = {}
+    missing: dict[int, Build] = {}
+    for number, build in enumerate(builds):
+        path = _cached(build, _source(build), cache)
+        if path.exists():
+            found[number] = _read(path)
+        else:
+            missing[number] = build
+    count = workers or min(len(missing) // _PER_PROCESS, usable_cores())
+    if count > 1:
+        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+            futures = {number: pool.submit(_attempt, build, cache) for number, build in missing.items()}
+            found |= {number: future.result() for number, future in futures.items()}
+    else:
+        found |= {number: _attempt(build, cache) for number, build in missing.items()}
+    return dict(sorted(found.items()))
 
 
 def _attempt(build: Build, cache: Path | None) -> Kernel | BuildError:
@@ -95,6 +108,10 @@ def _attempt(build: Build, cache: Path | None) -> Kernel | BuildError:
         return compiled(build, cache)
     except BuildError as error:
         return error
+
+
+def _cached(build: Build, source: Any, cache: Path | None) -> Path:
+    return (cache or default_cache()) / f"{_fingerprint(build, source)}.json"
 
 
 def _source(build: Build) -> Any:
