@@ -28,10 +28,12 @@ from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
 from .fidelity_page import write_fidelity
+from .mixed_recipe import require_mixed_recipe, write_mixed_recipe
 from .sensitivity_tables import sensitivity_tables
 from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
+_PRECISION = "fp8-paper"  # of sensitivity, where none is given
 
 
 def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, limit: int, as_json: bool) -> None:
@@ -46,13 +48,33 @@ def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, l
 
 
 def sensitivity(
-    checkpoint: Path, requests: Path, precision: str, target: float | None, key_map: Path | None, limit: int, device: str, as_json: bool
+    checkpoint: Path,
+    requests: Path,
+    as_json: bool,
+    *,
+    precision: str = "",
+    target: float | None = None,
+    key_map: Path | None = None,
+    limit: int = 64,
+    device: str = "cpu",
+    recipe_file: Path | None = None,
+    out: Path | None = None,
 ) -> None:
-    found = checkpoint_sensitivity(checkpoint, requests, precision, target, limit, chosen_device(device), key_map)
+    """`recipe_file` and `out`: a recipe to start from, and the mixed one to write. Without a precision it is the recipe's."""
+    base = None if recipe_file is None else load_recipe(recipe_file)
+    if (base is None) != (out is None):
+        raise RecipeError("a mixed recipe needs a recipe to start from and a file", where="--recipe, --out", hint="give both, or none")
+    if base is not None and out is not None:
+        require_mixed_recipe(base, checkpoint, out)
+        precision, key_map = precision or base.precision, key_map or base.key_map
+    found = checkpoint_sensitivity(checkpoint, requests, precision or _PRECISION, target, limit, chosen_device(device), key_map)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
-        return
-    print_results(sensitivity_tables(found))
+    else:
+        print_results(sensitivity_tables(found))
+    if base is not None and out is not None:
+        write_mixed_recipe(base, found.mixed, len(found.sensitivity.layers), out)
+        typer.echo(f"recipe: {out}", err=True)
 
 
 def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:
