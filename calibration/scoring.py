@@ -51,10 +51,12 @@ class ScoringRequests:
             first += len(batch.lengths_B3)
 
     def run(self, model: OneRec, label: str) -> None:
-        """Feed every request through the model, for what its hooks and quantizers see."""
+        """Feed every request through the model, wherever it lies, for what its hooks and quantizers see."""
+        device = model.token_embedding.weight.device
         with torch.no_grad():
             for batch in tracked(self.batches(), label, -(-len(self) // self.batch_size)):
-                model(batch.features_BSF, batch.lengths_B3, batch.sids_B13[..., : LEVELS - 1])
+                features_BSF, lengths_B3, sids_B13 = (tensor.to(device) for tensor in batch)
+                model(features_BSF, lengths_B3, sids_B13[..., : LEVELS - 1])
 
     def log_probabilities(self, model: OneRec) -> Tensor:
         """Log-probability of each token of each path, FP32 [n, 1, 3]."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -16,14 +15,10 @@ from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
 from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
 from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
-from ...fidelity.reference_measurement import measure_reference as measure
-from ...fidelity.reference_run import train_reference as train
 from ...fidelity.table import FidelityTable
 from ...validation.backends import EngineName
-from ...validation.gates import require
 from ..outputs import require_own_json, require_own_page
 from ..pipeline import folders_of, reference_job_of
-from ..tables import gates_table
 from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
@@ -32,7 +27,6 @@ from .mixed_recipe import require_mixed_recipe, write_mixed_recipe
 from .sensitivity_tables import sensitivity_tables
 from .tables import fidelity_text
 
-_SHOWN_LOSSES = 12
 _PRECISION = "fp8-paper"  # of sensitivity, where none is given
 
 
@@ -128,19 +122,6 @@ def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Reci
     return recipes_fidelity(first.checkpoint.name, engine, validated, reference_job_of(first), folders_of(first).reference)
 
 
-def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
-    figures = train(size, seed, state, minutes, chosen_device(device), lambda line: typer.echo(line, err=True))
-    typer.echo(_training_text(figures))
-
-
-def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, table_only: bool, device: str) -> None:
-    require_own_json(out, ("training", "table", "bars"))
-    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True), table_only)
-    write_json(out, measured.model_dump(mode="json"))
-    print_results([fidelity_text(measured.table), gates_table(measured.bars)])
-    require(measured.bars, where=str(out))
-
-
 def chosen_device(name: str) -> torch.device:
     """The device of a name; without a name a GPU if there is one.
 
@@ -154,17 +135,3 @@ def chosen_device(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise RecipeError(f"the device cannot be used: {first}", where="--device", hint="choose cuda, cuda:N or cpu") from None
     return device
-
-
-def _training_text(figures: dict[str, Any]) -> str:
-    """The figures of a training in a few lines."""
-    every = max(1, len(figures["losses"]) // _SHOWN_LOSSES)
-    losses = " ".join(f"{loss:.3f}" for loss in figures["losses"][::every])
-    state = "finished" if figures["finished"] else "to be continued"
-    lines = [
-        f"{figures['reference']}, seed {figures['seed']}: step {figures['steps']} of {figures['of_steps']}, {state}",
-        f"loss on {figures['device']}: {losses}{', flat' if figures['flat'] else ''}",
-    ]
-    if figures["finished"]:
-        lines.append(f"held-out loss {figures['heldout_loss']:.4f}, checkpoint {figures['checkpoint_sha256'][:16]}")
-    return "\n".join(lines)
