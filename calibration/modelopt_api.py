@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ..core.precision import PRECISIONS, Granularity
 from ..models.config import OneRecConfig
-from ..models.layout import layout
+from ..models.layout import layout, of_all_experts
 from ..models.onerec import OneRec
 from ..operators import fp8
-from .targets import Target
+from .targets import Target, targets_of
 
 ROW_BLOCKS = "onerec_fp8_1x128"  # name of our quantization backend
 SMALLEST_AMAX = 2.0**-24  # ModelOpt's FP8 emulation takes a smaller amax for zero (tensor_quant.py, _fp8_eager)
@@ -40,8 +40,8 @@ _INPUT: dict[Granularity, dict[str, Any]] = {
 }
 
 
-def modelopt_config(config: OneRecConfig, precision: str) -> dict[str, Any]:
-    """ModelOpt's configuration: everything off, then by name what the precision quantizes.
+def modelopt_config(config: OneRecConfig, precision: str, keep_fp16: Iterable[str] = ()) -> dict[str, Any]:
+    """ModelOpt's configuration: everything off, then by name what the precision quantizes, then off again what stays in FP16.
 
     ModelOpt's presets switch layers off by name (`*router*`, `output.*`, ...); none of them is used here.
     Later entries win, and `*` matches dots too.
@@ -55,10 +55,15 @@ def modelopt_config(config: OneRecConfig, precision: str) -> dict[str, Any]:
         if each is not Granularity.NONE:
             entries.append({"quantizer_name": f"{pattern}.weight_quantizer", "cfg": _E4M3 | _WEIGHT[each]})
             entries.append({"quantizer_name": f"{pattern}.input_quantizer", "cfg": _E4M3 | _INPUT[each]})
+    targets = targets_of(config, precision, keep_fp16)
+    kept = dict.fromkeys(of_all_experts(target.name) for target in targets if target.granularity is Granularity.NONE)
+    entries += [{"quantizer_name": f"{pattern}.{role}_quantizer", "enable": False} for pattern in kept for role in ("weight", "input")]
     return {"quant_cfg": entries, "algorithm": "max"}
 
 
-def insert_quantizers(model: OneRec, precision: str, forward_loop: Callable[[nn.Module], None] | None) -> None:
+def insert_quantizers(
+    model: OneRec, precision: str, forward_loop: Callable[[nn.Module], None] | None, keep_fp16: Iterable[str] = ()
+) -> None:
     """Put ModelOpt's quantizers into the model, in place, and calibrate their amax ("max" algorithm).
 
     While `forward_loop` runs, the quantizers only watch: the model computes as before.
@@ -74,7 +79,7 @@ def insert_quantizers(model: OneRec, precision: str, forward_loop: Callable[[nn.
     if not is_registered_quant_backend(ROW_BLOCKS):
         register_quant_backend(ROW_BLOCKS, _fake_quantize_row_blocks)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how many quantizers it inserted
-        mtq.quantize(model, modelopt_config(model.config, precision), forward_loop)
+        mtq.quantize(model, modelopt_config(model.config, precision, keep_fp16), forward_loop)
 
 
 def enabled_quantizers(model: nn.Module) -> set[str]:

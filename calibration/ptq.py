@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CalibrationError
-from ..core.precision import PRECISIONS, Granularity
+from ..core.precision import Granularity
 from ..models.layout import layout
 from ..models.onerec import OneRec
 from .modelopt_api import amax_of, enabled_quantizers, insert_quantizers, set_amax
@@ -31,7 +31,13 @@ class Calibrated:
 
 
 @torch.no_grad()
-def calibrate_model(model: OneRec, precision: str, scoring: ScoringRequests, imported: Mapping[str, Amax] | None = None) -> Calibrated:
+def calibrate_model(
+    model: OneRec,
+    precision: str,
+    scoring: ScoringRequests,
+    imported: Mapping[str, Amax] | None = None,
+    keep_fp16: Sequence[str] = (),
+) -> Calibrated:
     """Quantize a model in place and observe it while the requests run through it in FP32.
 
     Args:
@@ -39,26 +45,28 @@ def calibrate_model(model: OneRec, precision: str, scoring: ScoringRequests, imp
         precision: One of PRECISIONS.
         scoring: Calibration requests.
         imported: Amax values to use instead of calibrating. Default: calibrate.
+        keep_fp16: Patterns of layers that stay in FP16. Default: none.
 
     Raises:
+        RecipeError: A pattern matches no layer, or nothing is left in FP8.
         CalibrationError: An activation holds NaN, an amax is missing, or other layers were quantized than the precision says.
     """
     observation = Observation()
 
     def forward_loop(watched: nn.Module) -> None:
         assert isinstance(watched, OneRec)
-        with observing(watched, targets_of(watched.config, precision), observation):
+        with observing(watched, targets_of(watched.config, precision, keep_fp16), observation):
             scoring.run(watched, f"calibrating {precision}")
 
-    targets = quantized_targets(model.config, precision)
-    if not PRECISIONS[precision].is_quantized:
+    targets = quantized_targets(model.config, precision, keep_fp16)
+    if not targets:
         forward_loop(model)
         _to_fp16(model)
     elif imported is None:
-        insert_quantizers(model, precision, forward_loop)
+        insert_quantizers(model, precision, forward_loop, keep_fp16)
     else:
         forward_loop(model)  # before the quantizers go in, so that the statistics are those of FP32
-        insert_quantizers(model, precision, None)
+        insert_quantizers(model, precision, None, keep_fp16)
         _set_all(model, targets, imported)
     if targets:
         check_quantized(model, targets)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.artifacts import read_json
 from ..core.dtypes import FROM_SAFETENSORS
 from ..core.errors import CheckpointError
-from ..core.precision import PRECISIONS, Granularity, Precision
+from ..core.precision import Granularity, Precision, precision_of
 from ..core.records import read_record
 from ..models.checkpoint import INDEX_NAME, expected_shapes
 from ..models.config import OneRecConfig, parse_config
@@ -51,7 +51,7 @@ class QuantizedCheckpoint:
 
     @property
     def scheme(self) -> Precision:
-        return PRECISIONS[self.summary.precision]
+        return precision_of(self.summary.precision, self.summary.keep_fp16)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored (E4M3, FP16 or FP32), read from disk now."""
@@ -84,7 +84,7 @@ def open_quantized(folder: Path) -> QuantizedCheckpoint:
     read_record(folder)
     config = parse_config(read_json(folder / "config.json"), where=str(folder / "config.json"))
     summary = read_summary(folder)
-    settings = quantized_targets(config, summary.precision)
+    settings = quantized_targets(config, summary.precision, summary.keep_fp16)
     weight_map = read_json(folder / INDEX_NAME)["weight_map"]
     checkpoint = QuantizedCheckpoint(folder, config, summary, tuple(weight_map), settings, weight_map)
     _check_layers(checkpoint)

@@ -56,7 +56,7 @@ class ScoringRequests:
         return (ScoringBatch(*(tensor.to(device) for tensor in batch)) for batch in self.batches())
 
     def run(self, model: OneRec, label: str) -> None:
-        """Feed every request through the model, for what its hooks and quantizers see."""
+        """Feed every request through the model, wherever it lies, for what its hooks and quantizers see."""
         with torch.no_grad():
             for batch in tracked(self.batches_for(model), label, -(-len(self) // self.batch_size)):
                 model(batch.features_BSF, batch.lengths_B3, batch.sids_B13[..., : LEVELS - 1])

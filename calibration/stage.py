@@ -13,7 +13,7 @@ import torch
 
 from ..core.artifacts import Files
 from ..core.errors import CalibrationError
-from ..core.precision import PRECISIONS, Precision
+from ..core.precision import Granularity
 from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
@@ -60,6 +60,7 @@ class Calibration:
         checkpoint: Folder with config.json and safetensors.
         requests: Parquet file of calibration requests; targets are used as paths where present.
         key_map: YAML file that says how the checkpoint names its tensors. Default: as this package does.
+        keep_fp16: Patterns of layers that stay in FP16. Default: none.
     """
 
     precision: PrecisionName
@@ -68,10 +69,7 @@ class Calibration:
     checkpoint: Path
     requests: Path
     key_map: Path | None = None
-
-    @property
-    def scheme(self) -> Precision:
-        return PRECISIONS[self.precision]
+    keep_fp16: tuple[str, ...] = ()
 
     def inputs(self) -> dict[str, Path | Files]:
         """The files that are read, by name.
@@ -92,6 +90,7 @@ def calibrate_stage(job: Calibration, folder: Path) -> Stage:
 
     Running it raises:
         CheckpointError, RequestError: An input is malformed.
+        RecipeError: A pattern of layers to keep in FP16 matches none, or nothing is left in FP8.
         CalibrationError: Calibration saw too little, or values that FP16 or FP8 cannot hold.
     """
     options = job.options.model_dump(mode="json", exclude={"saved_state"})
@@ -100,7 +99,7 @@ def calibrate_stage(job: Calibration, folder: Path) -> Stage:
         folder=folder,
         sources=SOURCES,
         tools=("torch", "nvidia-modelopt", "safetensors"),
-        options={"precision": job.precision, "max_context": job.max_context, **options},
+        options={"precision": job.precision, "keep_fp16": list(job.keep_fp16), "max_context": job.max_context, **options},
         inputs=job.inputs,
         body=partial(_write, job),
         after=lambda _: release_memory(),
@@ -111,7 +110,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(job.checkpoint, job.key_map)
     weights = sum(map(math.prod, expected_shapes(checkpoint.config).values()))
     checkpoint = checkpoint.on(device := compute_device(weights * _BYTES_PER_WEIGHT))
-    targets = quantized_targets(checkpoint.config, job.precision)
+    targets = quantized_targets(checkpoint.config, job.precision, job.keep_fp16)
     imported = imported_amax(job, checkpoint, targets)
     requests = read_requests(job.requests, checkpoint.config, max_context=job.max_context, limit=job.options.max_requests)
     model = checkpoint.load_model()
@@ -119,9 +118,10 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     log_probs_fp32 = scoring.first(REFERENCE_REQUESTS).log_probabilities(model)
     errors = ScoreErrors(model, scoring)
 
-    calibrated = calibrate_model(model, job.precision, scoring, imported)
+    calibrated = calibrate_model(model, job.precision, scoring, imported, job.keep_fp16)
     experts = coverage(calibrated.observation.routed)
-    refuse = job.scheme.needs_activation_amax and imported is None
+    static_experts = any(target.kind == "expert" and target.granularity is Granularity.TENSOR for target in targets)
+    refuse = static_experts and imported is None
     warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)]
     warnings += _range_warnings(calibrated.observation) + _outlier_warnings(calibrated.observation, targets)
     reference = _reference(calibrated, scoring, log_probs_fp32)
@@ -134,6 +134,7 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
     warnings += underflow_warnings(watcher.fp16_losses)
     summary = QuantizationSummary(
         precision=job.precision,
+        keep_fp16=job.keep_fp16,
         layers=summarize_layers(targets, _input_scales(calibrated.amax)),
         unquantized=unquantized(checkpoint.config, targets),
         experts=experts,

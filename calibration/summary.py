@@ -88,10 +88,11 @@ class Checks(_Part):
 class QuantizationSummary(_Part):
     """Everything in quantization.json. A checkpoint of random weights has no statistics, coverage or checks.
 
-    `fp16_losses`: what FP16 leaves of every tensor that is stored in it.
+    `keep_fp16`: the recipe's patterns of layers that stay in FP16. `fp16_losses`: what FP16 leaves of every tensor that is stored in it.
     """
 
     precision: PrecisionName
+    keep_fp16: tuple[str, ...] = ()
     layers: tuple[LayerSummary, ...]
     unquantized: tuple[str, ...]
     experts: tuple[ExpertCoverage, ...] = ()

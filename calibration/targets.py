@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ..core.precision import BLOCK, PRECISIONS, Granularity
+from ..core.errors import RecipeError
+from ..core.precision import BLOCK, Granularity, Precision, precision_of
 from ..models.config import OneRecConfig
-from ..models.layout import Linear, Scheme, layout
+from ..models.layout import Layout, Linear, Scheme, layout, within_block
 
 
 @dataclass(frozen=True)
@@ -40,27 +43,68 @@ class Target:
         return (outputs, -(-inputs // BLOCK) * BLOCK) if self.granularity is Granularity.BLOCK else (outputs, inputs)
 
 
-def targets_of(config: OneRecConfig, precision: str) -> list[Target]:
-    """Every linear that some precision quantizes, in the model's order, with its granularity in this one."""
-    scheme = PRECISIONS[precision]
+@lru_cache
+def granularities(config: OneRecConfig, scheme: Precision) -> Mapping[str, Granularity]:
+    """How each linear that some precision quantizes is quantized in this one, by name; NONE: it stays in FP16.
 
-    def granularity(linear: Linear) -> Granularity:
-        if linear.scheme == "linear":
-            return scheme.linears
-        return scheme.hidden if linear.kind == "expert down" else scheme.experts
+    Raises:
+        RecipeError: A pattern of layers to keep in FP16 matches none, or all of them together leave nothing in FP8.
+    """
+    known = layout(config)
+    found = {linear.name: _granularity(linear, scheme) for linear in known.quantizable()}
+    for pattern in scheme.keep_fp16:
+        kept = known.quantizable(pattern)
+        if not kept:
+            raise _no_layer(pattern, known)
+        found |= {linear.name: Granularity.NONE for linear in kept}
+    if scheme.keep_fp16 and set(found.values()) == {Granularity.NONE}:
+        raise RecipeError("the patterns leave no layer in FP8", where="keep_fp16", hint="choose precision: fp16, or keep fewer layers")
+    return found
 
+
+def targets_of(config: OneRecConfig, precision: str, keep_fp16: Iterable[str] = ()) -> list[Target]:
+    """Every linear that some precision quantizes, in the model's order, with its granularity in this one.
+
+    Args:
+        config: The model.
+        precision: One of PRECISIONS.
+        keep_fp16: Patterns of layers that stay in FP16. Default: none.
+
+    Raises:
+        RecipeError: A pattern matches no layer, or nothing is left in FP8.
+    """
+    granularity = granularities(config, precision_of(precision, keep_fp16))
     return [
-        Target(linear.name, linear.input, linear.scheme, linear.shape, granularity(linear))
+        Target(linear.name, linear.input, linear.scheme, linear.shape, granularity[linear.name])
         for linear in layout(config).linears
         if linear.scheme is not None
     ]
 
 
-def quantized_targets(config: OneRecConfig, precision: str) -> list[Target]:
-    """The targets that the precision really quantizes; none for fp16."""
-    return [target for target in targets_of(config, precision) if target.granularity is not Granularity.NONE]
+def quantized_targets(config: OneRecConfig, precision: str, keep_fp16: Iterable[str] = ()) -> list[Target]:
+    """The targets that the precision really quantizes; none for fp16. Arguments and errors are those of `targets_of`."""
+    return [target for target in targets_of(config, precision, keep_fp16) if target.granularity is not Granularity.NONE]
+
+
+def quantized_products(config: OneRecConfig, scheme: Precision) -> set[str]:
+    """Nodes of the graph, step included, that multiply by quantized weights."""
+    granularity = granularities(config, scheme)
+    quantized = [linear for linear in layout(config).quantizable() if granularity[linear.name] is not Granularity.NONE]
+    return {node for linear in quantized for node in linear.nodes}
 
 
 def linear_names(config: OneRecConfig) -> list[str]:
     """Every linear of the model, quantized or not, in the model's order."""
     return [linear.name for linear in layout(config).linears]
+
+
+def _granularity(linear: Linear, scheme: Precision) -> Granularity:
+    if linear.scheme == "linear":
+        return scheme.linears
+    return scheme.hidden if linear.kind == "expert down" else scheme.experts
+
+
+def _no_layer(pattern: str, known: Layout) -> RecipeError:
+    places = dict.fromkeys(within_block(linear.place) for linear in known.quantizable())
+    hint = f"a pattern matches {', '.join(places)}; or one block's, blocks.0 to blocks.{known.blocks - 1}, such as blocks.0.*"
+    return RecipeError(f"'{pattern}' is none of the layers that FP8 touches", where="keep_fp16", hint=hint)

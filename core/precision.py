@@ -5,7 +5,8 @@ Source: arXiv 2603.11486, section on FP8 post-training quantization; `fp8-static
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 E4M3_MAX = 448.0
@@ -37,12 +38,14 @@ class Precision:
         expert_down: Of their down product. Default: as the others of experts.
         context_o: Of the o product behind the attention to the context, in the exported graphs. Default: as the other linears.
             Quantized checkpoints do not know it: they hold no scale for it either way.
+        keep_fp16: Patterns of layers that stay in FP16 all the same; `models/layout.py` says what they match. Default: none.
     """
 
     linears: Granularity
     experts: Granularity
     expert_down: Granularity | None = None
     context_o: Granularity | None = None
+    keep_fp16: tuple[str, ...] = ()
 
     @property
     def attended(self) -> Granularity:
@@ -70,3 +73,8 @@ PRECISIONS = {
     "fp8-paper": Precision(Granularity.ROW, Granularity.BLOCK),
     "fp8-row-block": Precision(Granularity.ROW, Granularity.ROW, Granularity.ROW_BLOCK, Granularity.BOUND),
 }
+
+
+def precision_of(name: str, keep_fp16: Iterable[str] = ()) -> Precision:
+    """The precision of a name, but for layers that stay in FP16: a mixed one."""
+    return replace(PRECISIONS[name], keep_fp16=tuple(keep_fp16))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 
 from .errors import RecipeError
 from .paths import lies_in, located, written_in_utf_8
-from .precision import PRECISIONS, Precision
+from .precision import Precision, precision_of
 from .strict_yaml import read_yaml
 
 MIN_REQUESTS = 64  # held-out requests; a share of 0.97 is not to be told from 1 by fewer
@@ -36,6 +36,7 @@ def _given(value: Any) -> Any:
 
 
 GivenPath = Annotated[Path, BeforeValidator(_given)]
+LayerPattern = Annotated[str, Strict(), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -150,10 +151,12 @@ class Recipe(Section):
     """Everything one run needs. `requests`: calibration requests; `heldout`: requests with targets to validate on.
 
     `catalogue`: the items, as Parquet, that found semantic IDs are looked up in, and that beams follow where `export.items` says so.
+    `keep_fp16`: layers that stay in FP16, by their place in the graph: `cross.o`, `blocks.0.*`. Calibration refuses what matches none.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     precision: PrecisionName
+    keep_fp16: tuple[LayerPattern, ...] = ()
     checkpoint: GivenPath
     requests: GivenPath
     heldout: GivenPath
@@ -180,6 +183,8 @@ class Recipe(Section):
             raise ValueError("build.fp16_baseline: an fp16 recipe is its own baseline")
         if self.build.fp8_accumulation == "promoted" and not self.scheme.is_quantized:
             raise ValueError("build.fp8_accumulation: an fp16 recipe has no FP8 products to promote")
+        if self.keep_fp16 and not self.scheme.is_quantized:
+            raise ValueError("keep_fp16: an fp16 recipe keeps every layer in FP16")
         return self
 
     @model_validator(mode="after")
@@ -190,7 +195,7 @@ class Recipe(Section):
 
     @property
     def scheme(self) -> Precision:
-        return PRECISIONS[self.precision]
+        return precision_of(self.precision, self.keep_fp16)
 
     @property
     def max_context(self) -> int:

@@ -9,9 +9,9 @@ from typing import Literal
 import onnx
 from pydantic import BaseModel
 
-from ..core.precision import Granularity, Precision
+from ..calibration.targets import quantized_products
+from ..core.precision import Precision
 from ..models.config import LEVELS, OneRecConfig
-from ..models.layout import layout
 from ..operators.operator import DOMAIN
 
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
@@ -47,9 +47,7 @@ def lint(model: onnx.ModelProto, config: OneRecConfig, precision: Precision, fol
 
 def expected_quantized_gemms(config: OneRecConfig, precision: Precision) -> int:
     """Quantized matrix multiplication nodes in one graph: those of the layout that the precision quantizes."""
-    linears = layout(config).products("linear") if precision.linears is not Granularity.NONE else ()
-    experts = layout(config).products("expert") if precision.experts is not Granularity.NONE else ()
-    return len(linears) + len(experts)
+    return len(quantized_products(config, precision))
 
 
 def _operator_nodes(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[onnx.NodeProto]:
@@ -116,13 +114,16 @@ def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _quantized_gemms(model: onnx.ModelProto, config: OneRecConfig, precision: Precision) -> Iterator[Finding]:
-    expected, found = expected_quantized_gemms(config, precision), len(_operator_nodes(model, _QUANTIZED_GEMMS))
+    expected, quantized = quantized_products(config, precision), _operator_nodes(model, _QUANTIZED_GEMMS)
     for node in _operator_nodes(model, _UNQUANTIZED_GEMMS):
-        kind = precision.experts if node.op_type == "MoeExperts" else precision.linears
-        if ".blocks." in node.name and kind is not Granularity.NONE:
+        if node.name in expected:
             yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what=f"{node.op_type} runs in FP16, not in FP8")
-    if expected != found:
-        yield Finding(rule="gemm-not-quantized", severity="error", where="graph", what=f"{found} of {expected} matrix products are in FP8")
+    for node in quantized:
+        if node.name not in expected:
+            yield Finding(rule="gemm-quantized", severity="error", where=node.name, what=f"{node.op_type} runs in FP8, not in FP16")
+    if len(expected) != len(quantized):
+        what = f"{len(quantized)} of {len(expected)} matrix products are in FP8"
+        yield Finding(rule="gemm-not-quantized", severity="error", where="graph", what=what)
     types = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
     for node in _operator_nodes(model, _QUANTIZED_GEMMS):
         if not any(types.get(name) == _FP8 for name in node.input):

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..calibration.targets import granularities
 from ..core.precision import BLOCK, Granularity, Precision
 from ..models.config import NORM_EPSILON, OneRecConfig
-from ..models.layout import layout
+from ..models.layout import Kind, layout
 from ..operators import fp8
 from ..operators.fp8_linear import fp8_linear, fp8_linear_add
 from ..operators.linear import linear, linear_add
@@ -47,6 +48,11 @@ class Activation(NamedTuple):
 
     values: Tensor
     scale: Tensor | None
+
+
+def granularity_of(source: TensorSource, kind: Kind, layer: int) -> Granularity:
+    """How linears of a kind in a block are quantized; NONE: they stay in FP16."""
+    return granularities(source.config, source.scheme)[layout(source.config).names(kind, layer)[0]]
 
 
 def _shared_input_scale(source: TensorSource, names: Sequence[str]) -> Tensor:
@@ -160,12 +166,13 @@ class PackedFfn(nn.Module):
 
     def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
-        granularity, linears = source.scheme.linears, layout(source.config)
+        linears = layout(source.config)
         gate_up, down = linears.names("ffn gate_up", layer), linears.names("ffn down", layer)
-        self.norm = PackedNorm(source, f"blocks.{layer}.ffn_norm", granularity, gate_up)
-        self.gate_up = PackedLinear(source, gate_up, granularity)
-        self.activation = PackedSwiGlu(source, granularity, down)
-        self.down = PackedLinear(source, down, granularity)
+        inward, outward = granularity_of(source, "ffn gate_up", layer), granularity_of(source, "ffn down", layer)
+        self.norm = PackedNorm(source, f"blocks.{layer}.ffn_norm", inward, gate_up)
+        self.gate_up = PackedLinear(source, gate_up, inward)
+        self.activation = PackedSwiGlu(source, outward, down)
+        self.down = PackedLinear(source, down, outward)
 
     def forward(self, h_ND: Tensor) -> Tensor:
         with scope("norm"):
@@ -202,7 +209,8 @@ class PackedMoe(nn.Module):
         super().__init__()
         moe, linears = source.config.moe, layout(source.config)
         assert moe is not None
-        self.moe, self.granularity, self.hidden = moe, source.scheme.experts, source.scheme.hidden
+        self.moe = moe
+        self.granularity, self.hidden = granularity_of(source, "expert gate_up", layer), granularity_of(source, "expert down", layer)
         gate_up, downs = linears.names("expert gate_up", layer), linears.names("expert down", layer)
         self.experts = len(downs)
         (router,) = linears.names("router", layer)

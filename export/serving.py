@@ -27,7 +27,7 @@ from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
 from .contracts import ItemSizes, item_serving_io, scoring_io, serving_io
-from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource, attended_bound
+from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource, attended_bound, granularity_of
 
 FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
 KeyValue = tuple[Tensor, Tensor]  # FP16 [B, G, S, d] each
@@ -80,19 +80,22 @@ class PackedBlock(nn.Module):
 
     def __init__(self, source: TensorSource, layer: int) -> None:
         super().__init__()
-        config, granularity, block = source.config, source.scheme.linears, f"blocks.{layer}"
+        config, block = source.config, f"blocks.{layer}"
         linears = layout(config)
         self.kv_set, self.heads = config.kv_set(layer), config.n_heads
         cross_q, cross_o = linears.names("cross q", layer), linears.names("cross o", layer)
-        self.cross_norm = PackedNorm(source, f"{block}.cross_norm", granularity, cross_q)
-        self.cross_q = PackedLinear(source, cross_q, granularity)
-        self.cross_quantizer = PackedQuantizer(source, source.scheme.attended, cross_o, attended_bound(source, self.kv_set))
-        self.cross_o = PackedLinear(source, cross_o, granularity)
+        query, out = granularity_of(source, "cross q", layer), granularity_of(source, "cross o", layer)
+        attended = out if out is Granularity.NONE else source.scheme.attended
+        self.cross_norm = PackedNorm(source, f"{block}.cross_norm", query, cross_q)
+        self.cross_q = PackedLinear(source, cross_q, query)
+        self.cross_quantizer = PackedQuantizer(source, attended, cross_o, attended_bound(source, self.kv_set))
+        self.cross_o = PackedLinear(source, cross_o, out)
         self_qkv, self_o = linears.names("self qkv", layer), linears.names("self o", layer)
-        self.self_norm = PackedNorm(source, f"{block}.self_norm", granularity, self_qkv)
-        self.self_qkv = PackedLinear(source, self_qkv, granularity)
-        self.self_quantizer = PackedQuantizer(source, granularity, self_o)
-        self.self_o = PackedLinear(source, self_o, granularity)
+        projected, out = granularity_of(source, "self qkv", layer), granularity_of(source, "self o", layer)
+        self.self_norm = PackedNorm(source, f"{block}.self_norm", projected, self_qkv)
+        self.self_qkv = PackedLinear(source, self_qkv, projected)
+        self.self_quantizer = PackedQuantizer(source, out, self_o)
+        self.self_o = PackedLinear(source, self_o, out)
         self.ffn = PackedMoe(source, layer) if config.is_moe(layer) else PackedFfn(source, layer)
 
     def forward(

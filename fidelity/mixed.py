@@ -19,8 +19,9 @@ FP8_SPEEDUP = 2.0  # of Hopper's tensor core over FP16: 1979 to 989.5 TFLOP/s (N
 class MixedRecipe(BaseModel):
     """Which layers stay in FP16, and what it costs.
 
-    `error`: mean absolute error of an item's score in nat. `slower`: time of the quantized products against all of them in FP8, at the
-    tensor core's rates: 1.1 is a tenth more. `reached`: whether the target was; with every layer in FP16 it always is.
+    `kept`: their places in the graph, as `keep_fp16` of a recipe has them. `error`: mean absolute error of an item's score in nat.
+    `slower`: time of the quantized products against all of them in FP8, at the tensor core's rates: 1.1 is a tenth more. `reached`:
+    whether the target was; with every layer in FP16 it always is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

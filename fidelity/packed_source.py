@@ -6,7 +6,7 @@ calibration requests showed. ModelOpt's "max" algorithm gives the same amax.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..calibration.quantize import Amax, stored_tensors, weight_amax
 from ..calibration.scoring import ScoringRequests
 from ..calibration.statistics import SAMPLE_VALUES
 from ..calibration.targets import Target, quantized_targets, targets_of
-from ..core.precision import PRECISIONS, Granularity, Precision
+from ..core.precision import Granularity, Precision, precision_of
 from ..models.config import OneRecConfig
 from ..models.layout import layout
 from ..models.onerec import OneRec
@@ -29,11 +29,12 @@ class PackedSource:
         model: In FP32.
         precision: One of PRECISIONS.
         input_amax: AbsMax of what each group of linears reads, by the group's name; needed where activations are static.
+        keep_fp16: Patterns of layers that stay in FP16. Default: none.
     """
 
-    def __init__(self, model: OneRec, precision: str, input_amax: Mapping[str, float]) -> None:
-        self._config, self._scheme = model.config, PRECISIONS[precision]
-        by_name = {f"{target.name}.weight": target for target in quantized_targets(model.config, precision)}
+    def __init__(self, model: OneRec, precision: str, input_amax: Mapping[str, float], keep_fp16: Sequence[str] = ()) -> None:
+        self._config, self._scheme = model.config, precision_of(precision, keep_fp16)
+        by_name = {f"{target.name}.weight": target for target in quantized_targets(model.config, precision, keep_fp16)}
         fp32 = layout(model.config).fp32
 
         def amax_of(target: Target, weight_NK: Tensor) -> Amax:

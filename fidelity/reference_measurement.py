@@ -1,18 +1,21 @@
-"""Everything that is measured on a trained reference: the fidelity table in every precision, distributions, sensitivity, stress."""
+"""Everything that is measured on a trained reference: the fidelity table in every precision, layers, distributions, stress.
+
+It is measured part by part, and what is there so far is a valid result: the caller gets it after each part.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from ..calibration.scoring import with_paths
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import read_json
 from ..core.errors import ArtifactError
 from ..core.precision import PRECISIONS
 from ..models.checkpoint import open_checkpoint
@@ -20,19 +23,30 @@ from ..models.onerec import OneRec
 from ..models.requests import Requests, read_requests
 from ..validation.gates import Gate
 from .distributions import Summary, analyze_model, summarize
+from .measurement_parts import MeasurementParts
 from .mixed import MixedRecipe, search
-from .packed_source import PackedSource
-from .packed_systems import Fp32Run, packed_systems, run_fp32, run_packed
+from .packed_source import PackedSource, input_amax, observe
+from .packed_systems import Fp32Run, run_fp32, run_packed
 from .ranker import train_ranker
 from .reference_data import request_file
-from .reference_run import ReferenceFolders, reference_folders, reference_model
+from .reference_run import ReferenceFolders, reference_folders
+from .references import reference_model
 from .sensitivity import Probe, Sensitivity, make_probe, sensitivity
 from .stress_measurement import Stress, measure_stress
 from .table import FidelityTable, bars, fidelity_table
 
+LAYERS_OF = ("fp8-row-block", "fp8-static")  # precisions whose layers are measured, the fastest first
 _CALIBRATION_BATCH = 64
 _PROBE_REQUESTS, _PROBE_PATHS = 128, 16
 _STRESS_REQUESTS, _STRESS_PATHS = 48, 8
+
+
+class InputAmax(BaseModel):
+    """AbsMax of what each group of linears reads, by the group's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    groups: dict[str, float]
 
 
 class Analyzed(BaseModel):
@@ -46,6 +60,15 @@ class Analyzed(BaseModel):
     input_amax: dict[str, float]
 
 
+class LayersOf(BaseModel):
+    """What the layers of one precision cost, and the mixed recipe that follows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sensitivity: Sensitivity
+    mixed: MixedRecipe
+
+
 class Layers(BaseModel):
     """What layers cost, by precision, and the mixed recipes that follow."""
 
@@ -56,126 +79,166 @@ class Layers(BaseModel):
 
 
 class ReferenceMeasurement(BaseModel):
-    """What was measured on one trained reference.
+    """What was measured on one trained reference. A part that is None, or a precision without a row, was not measured.
 
-    `training`: as in its training.json. `device`: what packed models ran on. `layers`, `stress`: None where only the table was measured.
+    `training`: as in its training.json. `device`: what packed models ran on; `table` and `bars` are theirs.
+    `engine_table`: the table of recipes that went through the pipeline, as their engine answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     training: dict[str, Any]
     device: str
-    table: FidelityTable
-    bars: tuple[Gate, ...]
-    analysis: Analyzed
-    layers: Layers | None
-    stress: Stress | None
+    table: FidelityTable | None = None
+    bars: tuple[Gate, ...] = ()
+    analysis: Analyzed | None = None
+    layers: Layers | None = None
+    stress: Stress | None = None
+    engine_table: FidelityTable | None = None
 
 
-def measure_reference(
-    size: str,
-    seed: int,
-    root: Path,
-    requests: int,
-    batch_size: int,
-    device: torch.device,
-    say: Callable[[str], None],
-    table_only: bool = False,
-) -> ReferenceMeasurement:
-    """Measure a reference whose training is finished. Each part is kept as soon as it is done; the next call goes on.
+@dataclass(frozen=True)
+class MeasurementJob:
+    """What is measured, and how long.
 
     Args:
         size, seed, root: As `train_reference` had them.
         requests: Held-out requests, the first ones.
         batch_size: Requests at once.
-        device: Where the packed models run in PyTorch.
+        device: Where PyTorch computes.
+        deadline: On the clock of `time.monotonic`; no part begins after it.
         say: Gets a line of progress now and then.
-        table_only: Leave out sensitivity and stress.
+    """
+
+    size: str
+    seed: int
+    root: Path
+    requests: int
+    batch_size: int
+    device: torch.device
+    deadline: float
+    say: Callable[[str], None]
+
+
+def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
+    """Measure a reference whose training is finished: what is known of it, again after each part.
+
+    Each part is kept as soon as it is done; the next call goes on.
 
     Raises:
         ArtifactError: The training is not finished.
         RecipeError: There is no such reference.
     """
-    started, folders = time.monotonic(), reference_folders(size, seed, root)
+    folders = reference_folders(job.size, job.seed, job.root)
     training = _finished_training(folders)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    parts = _Parts(folders.state / f"measured-{training['checkpoint_sha256'][:16]}-{requests}-{name.replace(' ', '-')}", say, started)
-    subject = _Subject(size, folders, requests, batch_size, device)
-    analyzed = parts.get("analysis", Analyzed, subject.analyzed)
-    table = parts.get("table", FidelityTable, lambda: subject.table(analyzed.input_amax))
-    layers = None if table_only else parts.get("layers", Layers, lambda: subject.layers(analyzed.input_amax))
-    stress = None if table_only else parts.get("stress", Stress, lambda: subject.stress(analyzed.input_amax))
-    return ReferenceMeasurement(
-        training=training, device=name, table=table, bars=tuple(bars(table)), analysis=analyzed, layers=layers, stress=stress
-    )
+    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
+    folder = folders.state / f"measured-{training['checkpoint_sha256'][:16]}-{job.requests}-{name.replace(' ', '-')}"
+    parts, subject = MeasurementParts(folder, job.deadline, job.say), _Subject(job, folders)
+    found = ReferenceMeasurement(training=training, device=name)
+    amax = parts.get("input-amax", InputAmax, subject.input_amax)
+    if amax is None:
+        yield found
+        return
+    for table in _tables(parts, subject, amax):
+        yield (found := found.model_copy(update={"table": table, "bars": tuple(bars(table))}))
+    for layers in _layers(parts, subject, amax):
+        yield (found := found.model_copy(update={"layers": layers}))
+    yield (found := found.model_copy(update={"analysis": parts.get("analysis", Analyzed, lambda: subject.analyzed(amax))}))
+    yield found.model_copy(update={"stress": parts.get("stress", Stress, lambda: subject.stress(amax))})
 
 
-Model = TypeVar("Model", bound=BaseModel)
+def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iterator[FidelityTable]:
+    """The table with one more precision each time; the row of what was run again comes last."""
+    first = parts.get("table-fp16", FidelityTable, subject.noise_floor)
+    if first is None:
+        return
+    rows = [first.rows[0]]
+    yield first
+    for precision in (name for name, scheme in PRECISIONS.items() if scheme.is_quantized):
+        one = parts.get(f"table-{precision}", FidelityTable, lambda name=precision: subject.quantized(name, amax))  # type: ignore[misc]
+        if one is None:
+            return
+        rows += one.rows
+        yield first.model_copy(update={"rows": (*rows, *first.rows[1:])})
 
 
-class _Parts:
-    """Parts of a measurement as files of a folder: what is there is not measured again."""
-
-    def __init__(self, folder: Path, say: Callable[[str], None], started: float) -> None:
-        self._folder, self._say, self._started = folder, say, started
-
-    def get(self, name: str, kind: type[Model], measure: Callable[[], Model]) -> Model:
-        path = self._folder / f"{name}.json"
-        if path.exists():
-            return kind.model_validate(read_json(path))
-        found = measure()
-        write_json(path, found.model_dump(mode="json"))
-        self._say(f"{name} after {time.monotonic() - self._started:.0f} s")
-        return found
+def _layers(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iterator[Layers]:
+    """What layers cost, with one more precision each time."""
+    found: list[LayersOf] = []
+    for precision in LAYERS_OF:
+        one = parts.get(f"layers-{precision}", LayersOf, lambda name=precision: subject.layers(name, amax))  # type: ignore[misc]
+        if one is None:
+            return
+        found.append(one)
+        yield Layers(sensitivity=tuple(each.sensitivity for each in found), mixed=tuple(each.mixed for each in found))
 
 
 class _Subject:
-    """A trained reference in memory, its requests, and FP32's answers, which are computed when they are first needed."""
+    """A trained reference on its device, its requests, and FP32's answers; each is made when it is first needed."""
 
-    def __init__(self, size: str, folders: ReferenceFolders, requests: int, batch_size: int, device: torch.device) -> None:
-        self._size, self._batch_size, self._device = size, batch_size, device
-        self._model = open_checkpoint(folders.checkpoint).load_model()
-        self._heldout = _requests(folders, "heldout", self._model)
-        self._few = self._heldout.select(slice(requests))
-        self._scoring = with_paths(self._model, _requests(folders, "calibration", self._model), _CALIBRATION_BATCH)
+    def __init__(self, job: MeasurementJob, folders: ReferenceFolders) -> None:
+        self._job, self._folders = job, folders
+
+    @cached_property
+    def _model(self) -> OneRec:
+        return open_checkpoint(self._folders.checkpoint).load_model().to(self._job.device)
+
+    @cached_property
+    def _heldout(self) -> Requests:
+        return self._requests("heldout")
 
     @cached_property
     def _fp32(self) -> Fp32Run:
-        """On the device; so is the model from then on."""
-        return run_fp32(self._model.to(self._device), self._few, reference_model(self._size).beam, self._batch_size)
+        few, beam = self._heldout.select(slice(self._job.requests)), reference_model(self._job.size).beam
+        return run_fp32(self._model, few, beam, self._job.batch_size)
 
-    def analyzed(self) -> Analyzed:
-        found, ranker = analyze_model(self._model, self._scoring, self._size), train_ranker(self._heldout, self._model.config.codebook)
-        amax = {t.name.removesuffix(".input"): t.absmax for t in found.tensors if t.name.endswith(".input")}
-        return Analyzed(model=summarize(found), ranking=summarize(ranker.distributions), ranking_auc=ranker.auc, input_amax=amax)
+    def input_amax(self) -> InputAmax:
+        scoring = with_paths(self._model, self._requests("calibration"), _CALIBRATION_BATCH)
+        return InputAmax(groups=input_amax(observe(self._model, scoring)))
 
-    def table(self, input_amax: dict[str, float]) -> FidelityTable:
-        systems = packed_systems(self._fp32, PRECISIONS, input_amax)
-        fp16 = PackedSource(self._model, "fp16", {})
-        again = run_packed(self._fp32, fp16, "fp16, another batch", max(1, self._batch_size // 2 - 1))
-        assert self._few.targets_n3 is not None
-        return fidelity_table(self._size, "pytorch", systems, self._fp32.reference, self._few.targets_n3, [(systems[0], again)])
+    def noise_floor(self) -> FidelityTable:
+        """FP16 beside FP32, and FP16 in batches of another size beside it."""
+        source = PackedSource(self._model, "fp16", {})
+        system = run_packed(self._fp32, source, "fp16")
+        again = run_packed(self._fp32, source, "fp16, another batch", max(1, self._job.batch_size // 2 - 1))
+        return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets, [(system, again)])
 
-    def layers(self, input_amax: dict[str, float]) -> Layers:
-        probe = self._probe(input_amax, _PROBE_REQUESTS, _PROBE_PATHS)
-        found = tuple(sensitivity(probe, precision) for precision in ("fp8-static", "fp8-paper"))
-        return Layers(sensitivity=found, mixed=tuple(search(probe, each) for each in found))
+    def quantized(self, precision: str, amax: InputAmax) -> FidelityTable:
+        """One precision beside FP32."""
+        system = run_packed(self._fp32, PackedSource(self._model, precision, amax.groups), precision)
+        return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets)
 
-    def stress(self, input_amax: dict[str, float]) -> Stress:
-        probe = self._probe(input_amax, _STRESS_REQUESTS, _STRESS_PATHS)
-        return measure_stress(probe._replace(model=self._model.cpu()), self._scoring.first(_STRESS_REQUESTS))
+    def layers(self, precision: str, amax: InputAmax) -> LayersOf:
+        probe = self._probe(amax, _PROBE_REQUESTS, _PROBE_PATHS)
+        found = sensitivity(probe, precision)
+        return LayersOf(sensitivity=found, mixed=search(probe, found))
 
-    def _probe(self, input_amax: dict[str, float], requests: int, paths: int) -> Probe:
-        return make_probe(self._fp32.model, self._few, self._fp32.reference, input_amax, requests, paths, self._batch_size)
+    def analyzed(self, amax: InputAmax) -> Analyzed:
+        scoring = with_paths(self._model, self._requests("calibration"), _CALIBRATION_BATCH)
+        found, ranker = analyze_model(self._model, scoring, self._job.size), train_ranker(self._heldout, self._model.config.codebook)
+        ranking = summarize(ranker.distributions)
+        return Analyzed(model=summarize(found), ranking=ranking, ranking_auc=ranker.auc, input_amax=amax.groups)
+
+    def stress(self, amax: InputAmax) -> Stress:
+        scoring = with_paths(self._model, self._requests("calibration"), _CALIBRATION_BATCH)
+        return measure_stress(self._probe(amax, _STRESS_REQUESTS, _STRESS_PATHS), scoring.first(_STRESS_REQUESTS))
+
+    @property
+    def _targets(self) -> Any:
+        assert self._fp32.requests.targets_n3 is not None
+        return self._fp32.requests.targets_n3
+
+    def _probe(self, amax: InputAmax, requests: int, paths: int) -> Probe:
+        fp32 = self._fp32
+        return make_probe(fp32.model, fp32.requests, fp32.reference, amax.groups, requests, paths, self._job.batch_size)
+
+    def _requests(self, split: str) -> Requests:
+        return read_requests(request_file(self._folders.data, split), self._model.config, need_targets=True)
 
 
 def _finished_training(folders: ReferenceFolders) -> dict[str, Any]:
     training: dict[str, Any] = read_json(folders.figures) if folders.figures.exists() else {"finished": False}
     if not training["finished"]:
-        hint = "run `onerec-trt dev train-reference` with the same size, seed and state until it says finished"
+        hint = "run `onerec-trt dev reference` with the same size, seed and state until it says finished"
         raise ArtifactError("this reference is not trained to the end", where=str(folders.state), hint=hint)
     return training
-
-
-def _requests(folders: ReferenceFolders, split: str, model: OneRec) -> Requests:
-    return read_requests(request_file(folders.data, split), model.config, need_targets=True)

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ..core.artifacts import read_json, sha256, write_json
-from ..core.errors import RecipeError
+from ..core.errors import ArtifactError
 from ..core.stages import run_stage
 from ..models.checkpoint import checkpoint_files, save_checkpoint
 from ..models.log_batches import LogBatches
 from ..models.requests import read_requests
 from .reference_data import catalogue_of, data_stage, read_log, request_file
-from .reference_training import ReferenceTraining, heldout_loss
-from .references import REFERENCES, ReferenceModel
+from .reference_training import ReferenceTraining, heldout_loss, is_flat
+from .references import ReferenceModel
 
 FIGURES_FILE = "training.json"
 _HELDOUT_BATCH = 64
@@ -34,17 +34,6 @@ class ReferenceFolders:
     figures: Path
 
 
-def reference_model(size: str) -> ReferenceModel:
-    """The reference of a name.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if size not in REFERENCES:
-        raise RecipeError(f"there is no reference {size!r}", where="--size", hint=f"choose one of {', '.join(REFERENCES)}")
-    return REFERENCES[size]
-
-
 def reference_folders(size: str, seed: int, root: Path) -> ReferenceFolders:
     """The folders of a reference."""
     world = "toy" if size.startswith("toy") else "full"
@@ -52,11 +41,14 @@ def reference_folders(size: str, seed: int, root: Path) -> ReferenceFolders:
     return ReferenceFolders(root / f"data-{world}-seed{seed}", own, own / "checkpoint", own / FIGURES_FILE)
 
 
-def train_reference(size: str, seed: int, root: Path, minutes: float, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+def train_reference(
+    size: str, reference: ReferenceModel, seed: int, root: Path, minutes: float, device: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Train for some minutes, data included; a training that is finished is left alone.
 
     Args:
-        size: A name in REFERENCES.
+        size: The name of the reference.
+        reference: Of that name, with the wanted schedule.
         seed: Of world, users and weights.
         root: Folder of data, states and checkpoints.
         minutes: Of this part, counted from the call; with 0 only the data are made.
@@ -67,12 +59,11 @@ def train_reference(size: str, seed: int, root: Path, minutes: float, device: to
         The figures, as in training.json: losses, digests and whether the training is finished.
 
     Raises:
-        RecipeError: There is no such reference.
         ArtifactError: A state is damaged or another training's, the training diverged, or the disk is full.
     """
-    started, reference, folders = time.monotonic(), reference_model(size), reference_folders(size, seed, root)
-    if folders.figures.exists() and read_json(folders.figures)["finished"]:
-        return _read(folders)
+    started, folders = time.monotonic(), reference_folders(size, seed, root)
+    if (figures := _finished(folders, reference)) is not None:
+        return figures
     record = run_stage(data_stage(reference, seed, folders.data))
     say(f"data ready after {time.monotonic() - started:.0f} s")
     folders.state.mkdir(parents=True, exist_ok=True)
@@ -97,11 +88,12 @@ def _figures(size: str, training: ReferenceTraining, data: dict[str, str]) -> di
         "device": device,
         "steps": progress.step,
         "of_steps": schedule.steps,
+        "decay": schedule.decay,
         "batch_size": schedule.batch_size,
         "seconds": progress.seconds,
         "loss_steps": schedule.loss_steps,
         "losses": progress.losses,
-        "flat": progress.is_flat(),
+        "flat": is_flat(progress.losses),
         "finished": training.finished,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "data_sha256": data,
@@ -117,6 +109,18 @@ def _finish(training: ReferenceTraining, folders: ReferenceFolders) -> dict[str,
     return {"heldout_loss": loss, "checkpoint_sha256": sha256(checkpoint_files(folders.checkpoint))}
 
 
-def _read(folders: ReferenceFolders) -> dict[str, Any]:
-    figures: dict[str, Any] = read_json(folders.figures)
+def _finished(folders: ReferenceFolders, reference: ReferenceModel) -> dict[str, Any] | None:
+    """The figures of a training that is finished; None where it is not.
+
+    Raises:
+        ArtifactError: It had another schedule.
+    """
+    figures: dict[str, Any] = read_json(folders.figures) if folders.figures.exists() else {"finished": False}
+    if not figures["finished"]:
+        return None
+    schedule = reference.schedule
+    if (figures["of_steps"], figures["decay"]) != (schedule.steps, schedule.decay):
+        had = f"{figures['of_steps']} steps, {figures['decay']}"
+        hint = "choose another folder, or the same --steps and --decay"
+        raise ArtifactError(f"the training that is there had another schedule: {had}", where=str(folders.state), hint=hint)
     return figures

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..models.experts_at_once import experts_at_once
 from ..models.log_batches import LogBatches
 from ..models.onerec import OneRec
 from ..models.requests import Requests
-from ..models.training import balance_experts, initialized, learning_rate_factor, next_item_loss, parameter_groups
+from ..models.training import balance_experts, initialized, next_item_loss, parameter_groups
 from .references import ReferenceModel
 
 STATE_FILE = "training.pt"
@@ -38,11 +38,17 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
-    def is_flat(self) -> bool:
-        """Whether the loss has stopped falling: its last tenth lies less than FLAT below the tenth before."""
-        tenth = max(1, len(self.losses) // 10)
-        before, last = self.losses[-2 * tenth : -tenth], self.losses[-tenth:]
-        return bool(before) and sum(last) / len(last) > (1 - FLAT) * sum(before) / len(before)
+
+def late_fall(losses: Sequence[float]) -> float:
+    """How far the mean of the last tenth of the losses lies below that of the tenth before, as a share; 1 where there are too few."""
+    tenth = max(1, len(losses) // 10)
+    before, last = losses[-2 * tenth : -tenth], losses[-tenth:]
+    return 1 - (sum(last) / len(last)) / (sum(before) / len(before)) if before else 1.0
+
+
+def is_flat(losses: Sequence[float]) -> bool:
+    """Whether a loss has stopped falling."""
+    return late_fall(losses) < FLAT
 
 
 class ReferenceTraining:
@@ -94,7 +100,7 @@ class ReferenceTraining:
 
     def _learn(self, batches: LogBatches, users_B: Tensor) -> Tensor:
         schedule, step = self.reference.schedule, self.progress.step
-        factor = learning_rate_factor(step, schedule.steps, schedule.warmup_steps)
+        factor = schedule.factor(step)
         for group in self._optimizer.param_groups:
             group["lr"] = schedule.learning_rate * factor
         mixed = torch.autocast(self.device.type, torch.bfloat16) if self.device.type == "cuda" else nullcontext()

@@ -5,21 +5,28 @@ The worlds are chosen so that hit rates lie well inside 0 and 1 and that likelih
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from ..core.errors import RecipeError
 from ..models.config import SIZES, MoeConfig, OneRecConfig, parse_config
 from ..models.synthetic import World
+from ..models.training import learning_rate_factor
+
+Decay = Literal["square", "cosine"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a reference learns: linear warm-up, then half a cosine down to zero.
+    """How a reference learns: linear warm-up, then down to zero.
 
     Args:
         steps, batch_size: Of the whole training; users are drawn anew, without replacement, in every epoch.
         balancing_rate: Step of an expert's selection bias after each batch (arXiv 2412.19437, section 2.1.2); it falls with the
             learning rate.
         loss_steps: Steps whose mean is one loss in the figures; between two of them a training may stop.
+        decay: Of the learning rate: the square of what is left of the training, or half a cosine. The square is small for longer, so
+            that the loss is flat at the end.
     """
 
     steps: int
@@ -30,6 +37,13 @@ class Schedule:
     clip_norm: float = 1.0
     balancing_rate: float = 0.003
     loss_steps: int = 50
+    decay: Decay = "square"
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate at a step."""
+        if self.decay == "cosine" or step < self.warmup_steps:
+            return learning_rate_factor(step, self.steps, self.warmup_steps)
+        return (1 - (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)) ** 2
 
 
 @dataclass(frozen=True)
@@ -90,3 +104,23 @@ REFERENCES: dict[str, ReferenceModel] = {
         (16, 16, 16),
     ),
 }
+
+
+def reference_model(size: str, steps: int | None = None, decay: Decay | None = None) -> ReferenceModel:
+    """The reference of a name, with another schedule if wanted.
+
+    Args:
+        size: A name in REFERENCES.
+        steps: Of the training. Default: the reference's own.
+        decay: Of the learning rate. Default: the reference's own.
+
+    Raises:
+        RecipeError: There is none of this name, or the steps are no whole number of those that make one loss.
+    """
+    if size not in REFERENCES:
+        raise RecipeError(f"there is no reference {size!r}", where="--size", hint=f"choose one of {', '.join(REFERENCES)}")
+    reference = REFERENCES[size]
+    schedule = replace(reference.schedule, steps=steps or reference.schedule.steps, decay=decay or reference.schedule.decay)
+    if schedule.steps % schedule.loss_steps:
+        raise RecipeError(f"{steps} steps are too odd", where="--steps", hint=f"choose a multiple of {schedule.loss_steps}")
+    return replace(reference, schedule=schedule)

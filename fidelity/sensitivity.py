@@ -31,7 +31,7 @@ class Probe(NamedTuple):
 
 
 class UnitError(BaseModel):
-    """A kind of layer, or one layer, quantized alone.
+    """A kind of layer, or one layer, quantized alone. A layer goes by its place in the graph, as `keep_fp16` of a recipe has it.
 
     `error`: mean absolute error of an item's score in nat. `share`: of the multiplications that the precision quantizes.
     """
@@ -97,14 +97,14 @@ def sensitivity(probe: Probe, precision: str) -> Sensitivity:
 
 
 def units(model: OneRec, targets: Sequence[Target]) -> tuple[dict[str, list[Target]], dict[str, list[Target]]]:
-    """The targets by kind, such as `cross q`, and by block and kind, such as `3 · cross q`; experts of a block are one layer."""
+    """The targets by kind, such as `cross q`, and by their place in the graph, such as `blocks.3.cross.q`, which is one layer."""
     known: dict[str, Linear] = {linear.name: linear for linear in layout(model.config).linears}
     by_kind: dict[str, list[Target]] = {}
     by_layer: dict[str, list[Target]] = {}
     for target in targets:
         linear = known[target.name]
         by_kind.setdefault(linear.kind, []).append(target)
-        by_layer.setdefault(f"{linear.block} · {linear.kind}", []).append(target)
+        by_layer.setdefault(linear.place, []).append(target)
     return by_kind, by_layer
 
 

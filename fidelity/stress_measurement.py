@@ -62,7 +62,7 @@ def measure_stress(probe: Probe, scoring: ScoringRequests) -> Stress:
     """Plant each outlier into the first SwiGLU of a model, which stays as it is.
 
     Args:
-        probe: Its model lies on the CPU.
+        probe: Of the model, on any device.
         scoring: Calibration requests; a few dozen do.
     """
     swiglu = next(name for name, module in probe.model.named_modules() if isinstance(module, SwiGlu))

@@ -79,9 +79,13 @@ def judge_weight(weight_MK: Tensor, sample_NK: Tensor) -> Judgement:
 
 
 def product_db(exact_NM: Tensor, actual_NM: Tensor) -> float:
-    """Signal-to-noise ratio in dB: of the noise share of each row, the mean. Every output channel counts alike, rows of zeros do not."""
+    """Signal-to-noise ratio in dB: of the noise share of each row, the mean. Every output channel counts alike, rows of zeros do not.
+
+    A channel's size is what it has of the rows' sizes, so that no row decides alone which channels count.
+    """
     exact, actual = exact_NM.double(), actual_NM.double()
-    size_M = exact.square().mean(0).sqrt()
+    size_N1 = exact.square().mean(1, keepdim=True).sqrt()
+    size_M = (exact / size_N1.where(size_N1 > 0, 1.0)).square().mean(0).sqrt()
     filled_M = size_M > 0
     exact, actual = exact[:, filled_M] / size_M[filled_M], actual[:, filled_M] / size_M[filled_M]
     signal_N, noise_N = exact.square().sum(1), (actual - exact).square().sum(1)

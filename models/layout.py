@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -102,6 +103,11 @@ class Linear:
         return f"{self.name}.weight"
 
     @property
+    def nodes(self) -> tuple[str, ...]:
+        """Nodes of the graph that multiply by it, one for each step."""
+        return tuple(f"step{step}.{self.place}" for step in self.steps)
+
+    @property
     def parameters(self) -> int:
         return self.shape[0] * self.shape[1]
 
@@ -146,9 +152,14 @@ class Layout:
             shards[0 if block is None else block + 1].append(name)
         return shards
 
-    def products(self, scheme: Scheme) -> set[str]:
-        """Nodes of the graph, step included, that multiply by weights of a part of a precision."""
-        return {f"step{step}.{linear.place}" for linear in self.linears if linear.scheme == scheme for step in linear.steps}
+    def quantizable(self, pattern: str = "*") -> list[Linear]:
+        """Linears that some precision quantizes, at places that match a shell pattern.
+
+        A place is matched as a whole, `blocks.3.cross.o`, or without its block, `cross.o`. Linears of one place are one product, or one
+        operator of experts, and are quantized together or not at all.
+        """
+        found = [linear for linear in self.linears if linear.scheme is not None]
+        return [each for each in found if fnmatchcase(each.place, pattern) or fnmatchcase(within_block(each.place), pattern)]
 
     def patterns(self, scheme: Scheme) -> list[str]:
         """Names of the linears of a part of a precision, with `*` in place of every number."""

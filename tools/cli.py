@@ -305,7 +305,9 @@ def sensitivity(
         Path, typer.Argument(parser=located, metavar="CHECKPOINT", help="Folder with config.json and safetensors.", show_default=False)
     ],
     requests: Annotated[Path, typer.Argument(parser=located, metavar="REQUESTS.parquet", help="Some requests.", show_default=False)],
-    precision: Annotated[str, typer.Option(help="Whose layers are quantized.")] = "fp8-paper",
+    precision: Annotated[
+        str, typer.Option(help="Whose layers are quantized. Default: that of --recipe, else fp8-paper.", show_default=False)
+    ] = "",
     target: Annotated[
         float | None, typer.Option(min=0, help="Score error in nat that a mixed recipe is to reach. Default: half.", show_default=False)
     ] = None,
@@ -314,12 +316,31 @@ def sensitivity(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Take the first requests only.")] = 64,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu.")] = "cpu",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="RECIPE.yaml", help="The recipe that --out starts from.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="PATH", help="The mixed recipe to write, named after its file.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which layers cost most in FP8, and which to keep in FP16 to reach a target."""
     from .fidelity import command
 
-    command.sensitivity(checkpoint, requests, precision, target, key_map, limit, device, as_json)
+    command.sensitivity(
+        checkpoint,
+        requests,
+        as_json,
+        precision=precision,
+        target=target,
+        key_map=key_map,
+        limit=limit,
+        device=device,
+        recipe_file=recipe,
+        out=out,
+    )
 
 
 @app.command()

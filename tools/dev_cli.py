@@ -6,7 +6,7 @@ What the commands do stands in modules that are imported when one runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,11 +17,8 @@ app = typer.Typer(
     help="For people who change onerec-trt: kernels, exports, trained references, how steady the gates are.",
     no_args_is_help=True,
 )
-ReferenceSize = Annotated[str, typer.Option(help="0.1B or 0.1B-moe; toy and toy-moe take seconds on a CPU.")]
-ReferenceSeed = Annotated[int, typer.Option(min=0, help="Of the world, its users and the first weights.")]
-ReferenceState = Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Keeps data, saved state and checkpoint.")]
-DeviceName = Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.", show_default=False)]
 Commit = Annotated[str, typer.Option(help="Commit to write into the result. Default: read from git.", show_default=False)]
+Decay = Literal["square", "cosine"]  # of a reference's learning rate
 
 
 @app.command("export-trial")
@@ -115,51 +112,28 @@ def perf_inputs(
     typer.echo(f"{write_inputs(repository, model, requests, out, limit)} requests: perf_analyzer -m {model} --input-data {out}")
 
 
-@app.command("train-reference")
-def train_reference(
-    size: ReferenceSize = "0.1B",
-    seed: ReferenceSeed = 1,
-    state: ReferenceState = Path("out/references"),
-    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many; the next call goes on. 0: make the data only.")] = 9,
-    device: DeviceName = "",
-) -> None:
-    """Train a reference model on the synthetic world at full size, in parts of some minutes."""
-    from .fidelity.command import train_reference as train
-
-    train(size, seed, state, minutes, device)
-
-
-@app.command("measure-reference")
-def measure_reference(
-    size: ReferenceSize = "0.1B",
-    seed: ReferenceSeed = 1,
-    state: ReferenceState = Path("out/references"),
-    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/fidelity.json"),
-    requests: Annotated[int, typer.Option(min=1, help="Held-out requests.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
-    table_only: Annotated[bool, typer.Option("--table-only", help="Leave out sensitivity and stress.")] = False,
-    device: DeviceName = "",
-) -> None:
-    """Measure a trained reference in every precision against FP32; exits with 2 when a bar is missed."""
-    from .fidelity.command import measure_reference as measure
-
-    measure(size, seed, state, out, requests, batch_size, table_only, device)
-
-
-@app.command("reference-results")
-def reference_results(
-    files: Annotated[
-        list[Path], typer.Argument(parser=located, metavar="FILE.json...", help="What measure-reference wrote.", show_default=False)
-    ],
+@app.command()
+def reference(
+    size: Annotated[str, typer.Option(help="0.1B or 0.1B-moe; toy and toy-moe take seconds on a CPU.")] = "0.1B",
+    seed: Annotated[int, typer.Option(min=0, help="Of the world, its users and the first weights.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=2, help="Of the training. Default: the reference's.", show_default=False)] = None,
+    decay: Annotated[Decay | None, typer.Option(help="Of the learning rate. Default: the reference's.", show_default=False)] = None,
+    state: Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Keeps data, saved state, checkpoint and parts.")] = Path(
+        "out/references"
+    ),
     out: Annotated[Path, typer.Option(parser=located, metavar="DIR", help="Gets fidelity.json, fidelity.md and its plots.")] = Path(
         "out/results"
     ),
+    minutes: Annotated[float, typer.Option(min=0, help="After so many no part begins; the next call goes on.")] = 9,
+    requests: Annotated[int, typer.Option(min=1, help="Held-out requests that are measured.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of them, at once.")] = 32,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.", show_default=False)] = "",
 ) -> None:
-    """Write measured references as one JSON file and as the page of the docs."""
-    from .fidelity.results_page import read_measurement, write_results
+    """Train a reference model on the synthetic world and measure it in every precision; exits with 2 when a bar is missed."""
+    from .fidelity.command import chosen_device
+    from .fidelity.reference_command import ReferenceOptions, run_reference
 
-    for path in write_results([read_measurement(file) for file in files], out):
-        typer.echo(path)
+    run_reference(ReferenceOptions(size, seed, steps, decay, state, out, minutes, requests, batch_size, chosen_device(device)))
 
 
 @app.command("serving-load")

@@ -67,7 +67,8 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe's stages in the order they run, by their folders."""
     stages = [each for stage in stages_of(recipe) if stage.name in whole_run(recipe) for each in (*stage.needs, stage)]
     states = {str(stage.folder.relative_to(recipe.output)): _state(stage) for stage in stages}
-    return {"kind": "recipe", "name": recipe.name, "precision": recipe.precision, "output": str(recipe.output), "stages": states}
+    kept = {"keep_fp16": list(recipe.keep_fp16)} if recipe.keep_fp16 else {}
+    return {"kind": "recipe", "name": recipe.name, "precision": recipe.precision, **kept, "output": str(recipe.output), "stages": states}
 
 
 def _state(stage: Stage) -> str:

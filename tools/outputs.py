@@ -15,6 +15,7 @@ from ..runtime.item_index import is_index
 # What templates/base.html has among its first lines. Pages of earlier revisions have the policy alone.
 PAGE_MARK = '<meta name="generator" content="onerec-trt">'
 _EARLIER_MARK = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+RECIPE_MARK = "# Written by onerec-trt sensitivity"  # begins a recipe that a command wrote
 _FIRST = 1024
 
 
@@ -25,6 +26,11 @@ def require_own_page(path: Path) -> None:
         ArtifactError: Something else lies there; nothing was changed.
     """
     require_own_file(path, lambda: any(mark.encode() in _first(path) for mark in (PAGE_MARK, _EARLIER_MARK)), "an HTML page of onerec-trt")
+
+
+def require_own_recipe(path: Path) -> None:
+    """Likewise for a recipe that a command wrote."""
+    _require(path, lambda: _first(path).startswith(RECIPE_MARK.encode()), "a recipe that this command wrote")
 
 
 def require_own_json(path: Path, keys: Iterable[str]) -> None:

@@ -93,7 +93,15 @@ def whole_run(recipe: Recipe) -> tuple[str, ...]:
 
 def calibration_of(recipe: Recipe) -> Calibration:
     """What a recipe quantizes, and how."""
-    return Calibration(recipe.precision, recipe.max_context, recipe.calibration, recipe.checkpoint, recipe.requests, recipe.key_map)
+    return Calibration(
+        precision=recipe.precision,
+        max_context=recipe.max_context,
+        options=recipe.calibration,
+        checkpoint=recipe.checkpoint,
+        requests=recipe.requests,
+        key_map=recipe.key_map,
+        keep_fp16=recipe.keep_fp16,
+    )
 
 
 def reference_job_of(recipe: Recipe) -> ReferenceJob:
@@ -129,7 +137,8 @@ def _fp16_baseline(recipe: Recipe, folder: Path) -> tuple[Stage, ...]:
     if not recipe.build.fp16_baseline or recipe.build.target != "tensorrt":
         return ()
     options = recipe.calibration.model_copy(update={"saved_state": None})
-    calibrated = calibrate_stage(replace(calibration_of(recipe), precision="fp16", options=options), folder / "calibrated")
+    calibration = replace(calibration_of(recipe), precision="fp16", keep_fp16=(), options=options)
+    calibrated = calibrate_stage(calibration, folder / "calibrated")
     return calibrated, export_stage(recipe.export, calibrated.folder, folder / "exported")
 
 

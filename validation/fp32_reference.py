@@ -33,7 +33,7 @@ REFERENCE_FILE = "reference.safetensors"
 _HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
-        *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "export"),
+        *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "calibration/targets.py", "export"),
         *(f"validation/{name}.py" for name in _HERE),
     ),
     without=("operators/kernels", "operators/launch"),

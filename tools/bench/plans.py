@@ -25,7 +25,7 @@ SEED = 0  # of weights and features: the PyTorch baseline runs the same model
 MAX_CONTEXT = 3072
 AMAX_FILE = "amax.json"
 SCALES_SOURCES = Sources(
-    ("core", "runtime/item_index.py", "models", "operators", "export", "tools/bench/random_scales.py"),
+    ("core", "runtime/item_index.py", "models", "operators", "calibration/targets.py", "export", "tools/bench/random_scales.py"),
     without=("operators/kernels", "operators/launch"),
 )
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan

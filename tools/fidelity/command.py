@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -16,22 +15,19 @@ from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
 from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
 from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
-from ...fidelity.reference_measurement import measure_reference as measure
-from ...fidelity.reference_run import train_reference as train
 from ...fidelity.table import FidelityTable
 from ...validation.backends import EngineName
-from ...validation.gates import require
 from ..outputs import require_own_json, require_own_page
 from ..pipeline import folders_of, reference_job_of
-from ..tables import gates_table
 from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
 from .fidelity_page import write_fidelity
+from .mixed_recipe import require_mixed_recipe, write_mixed_recipe
 from .sensitivity_tables import sensitivity_tables
 from .tables import fidelity_text
 
-_SHOWN_LOSSES = 12
+_PRECISION = "fp8-paper"  # of sensitivity, where none is given
 
 
 def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, limit: int, as_json: bool) -> None:
@@ -46,13 +42,33 @@ def analyze(checkpoint: Path, requests: Path, out: Path, key_map: Path | None, l
 
 
 def sensitivity(
-    checkpoint: Path, requests: Path, precision: str, target: float | None, key_map: Path | None, limit: int, device: str, as_json: bool
+    checkpoint: Path,
+    requests: Path,
+    as_json: bool,
+    *,
+    precision: str = "",
+    target: float | None = None,
+    key_map: Path | None = None,
+    limit: int = 64,
+    device: str = "cpu",
+    recipe_file: Path | None = None,
+    out: Path | None = None,
 ) -> None:
-    found = checkpoint_sensitivity(checkpoint, requests, precision, target, limit, chosen_device(device), key_map)
+    """`recipe_file` and `out`: a recipe to start from, and the mixed one to write. Without a precision it is the recipe's."""
+    base = None if recipe_file is None else load_recipe(recipe_file)
+    if (base is None) != (out is None):
+        raise RecipeError("a mixed recipe needs a recipe to start from and a file", where="--recipe, --out", hint="give both, or none")
+    if base is not None and out is not None:
+        require_mixed_recipe(base, checkpoint, out)
+        precision, key_map = precision or base.precision, key_map or base.key_map
+    found = checkpoint_sensitivity(checkpoint, requests, precision or _PRECISION, target, limit, chosen_device(device), key_map)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
-        return
-    print_results(sensitivity_tables(found))
+    else:
+        print_results(sensitivity_tables(found))
+    if base is not None and out is not None:
+        write_mixed_recipe(base, found.mixed, len(found.sensitivity.layers), out)
+        typer.echo(f"recipe: {out}", err=True)
 
 
 def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again: Sequence[Path], as_json: bool) -> None:
@@ -106,19 +122,6 @@ def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Reci
     return recipes_fidelity(first.checkpoint.name, engine, validated, reference_job_of(first), folders_of(first).reference)
 
 
-def train_reference(size: str, seed: int, state: Path, minutes: float, device: str) -> None:
-    figures = train(size, seed, state, minutes, chosen_device(device), lambda line: typer.echo(line, err=True))
-    typer.echo(_training_text(figures))
-
-
-def measure_reference(size: str, seed: int, state: Path, out: Path, requests: int, batch_size: int, table_only: bool, device: str) -> None:
-    require_own_json(out, ("training", "table", "bars"))
-    measured = measure(size, seed, state, requests, batch_size, chosen_device(device), lambda line: typer.echo(line, err=True), table_only)
-    write_json(out, measured.model_dump(mode="json"))
-    print_results([fidelity_text(measured.table), gates_table(measured.bars)])
-    require(measured.bars, where=str(out))
-
-
 def chosen_device(name: str) -> torch.device:
     """The device of a name; without a name a GPU if there is one.
 
@@ -132,17 +135,3 @@ def chosen_device(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise RecipeError(f"the device cannot be used: {first}", where="--device", hint="choose cuda, cuda:N or cpu") from None
     return device
-
-
-def _training_text(figures: dict[str, Any]) -> str:
-    """The figures of a training in a few lines."""
-    every = max(1, len(figures["losses"]) // _SHOWN_LOSSES)
-    losses = " ".join(f"{loss:.3f}" for loss in figures["losses"][::every])
-    state = "finished" if figures["finished"] else "to be continued"
-    lines = [
-        f"{figures['reference']}, seed {figures['seed']}: step {figures['steps']} of {figures['of_steps']}, {state}",
-        f"loss on {figures['device']}: {losses}{', flat' if figures['flat'] else ''}",
-    ]
-    if figures["finished"]:
-        lines.append(f"held-out loss {figures['heldout_loss']:.4f}, checkpoint {figures['checkpoint_sha256'][:16]}")
-    return "\n".join(lines)

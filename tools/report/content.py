@@ -111,6 +111,7 @@ def comparison(runs: Sequence[RecipeRun]) -> list[Measure]:
         ("root KL against FP32", "mean of sqrt(2 KL) over each request's paths", lambda r: _nat(r.validation.scoring.engine_kl)),
         ("root KL ratio", "to the quantized PyTorch model", lambda r: number_text(r.validation.scoring.kl_ratio, ".3f")),
         ("linears in FP8", "of all linears of the model", _quantized),
+        *([("kept in FP16", "layers that the recipe names", _kept)] if any(run.quantization.keep_fp16 for run in runs) else []),
         ("weights", "both forms of the graph share them", lambda r: bytes_text(r.description.weight_bytes)),
         *((f"plan, compute capability {c}", "size; GEMMs in FP8, found of expected", _plan_of(c)) for c in _capabilities(runs)),
     ]
@@ -194,6 +195,10 @@ def _tie_band(run: RecipeRun) -> str:
 def _quantized(run: RecipeRun) -> str:
     quantized, others = len(run.quantization.layers), len(run.quantization.unquantized)
     return f"{quantized} of {quantized + others}"
+
+
+def _kept(run: RecipeRun) -> str:
+    return ", ".join(run.quantization.keep_fp16) or MISSING
 
 
 def _plan_of(capability: str) -> Callable[[RecipeRun], str]:

@@ -30,6 +30,15 @@ def test_exactly_the_targets_are_quantized(model: OneRec, config: OneRecConfig, 
     assert enabled_quantizers(model) == {f"{name}.{role}_quantizer" for name in names for role in ("weight", "input")}
 
 
+def test_layers_that_stay_in_fp16_have_no_quantizers(model: OneRec, config: OneRecConfig) -> None:
+    keep = ("cross.q", "blocks.2.ffn.*")
+    insert_quantizers(model, "fp8-row", _feed, keep)
+    names = {target.name for target in quantized_targets(config, "fp8-row", keep)}
+    assert "blocks.1.ffn.experts.3.down" in names
+    assert not names & {"blocks.2.ffn.experts.3.down", "blocks.2.ffn.shared.0.gate", "blocks.0.cross_attention.q"}
+    assert enabled_quantizers(model) == {f"{name}.{role}_quantizer" for name in names for role in ("weight", "input")}
+
+
 def test_inserting_prints_nothing(model: OneRec, capsys: pytest.CaptureFixture[str]) -> None:
     insert_quantizers(model, "fp8-row", _feed)
     assert capsys.readouterr() == ("", "")

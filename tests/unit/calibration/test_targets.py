@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from onerec_trt.calibration.targets import linear_names, quantized_targets, targets_of
-from onerec_trt.core.precision import Granularity
+from onerec_trt.calibration.targets import linear_names, quantized_products, quantized_targets, targets_of
+from onerec_trt.core.errors import RecipeError
+from onerec_trt.core.precision import Granularity, precision_of
 from onerec_trt.models.config import SIZES, OneRecConfig
 from onerec_trt.models.onerec import OneRec
 from torch import nn
@@ -59,3 +60,32 @@ def test_block_shapes_are_rounded_up(config: OneRecConfig) -> None:
     down, query = targets["blocks.1.ffn.experts.0.down"], targets["blocks.1.cross_attention.q"]
     assert (down.shape, down.stored_shape, down.weight_scale_shape) == ((96, 160), (96, 256), (1, 2))
     assert (query.shape, query.stored_shape, query.weight_scale_shape) == ((96, 96), (96, 96), (96,))
+
+
+def test_kept_layers_are_no_targets_and_groups_stay_whole(config: OneRecConfig) -> None:
+    keep = ("self.qkv", "blocks.1.ffn.experts", "blocks.0.ffn.down")
+    kept = {target.name for target in targets_of(config, "fp8-static")} - {t.name for t in quantized_targets(config, "fp8-static", keep)}
+    assert {f"blocks.{block}.self_attention.{part}" for block in range(3) for part in "qkv"} < kept
+    assert {f"blocks.1.ffn.experts.{expert}.{part}" for expert in range(4) for part in ("gate", "up", "down")} < kept
+    assert len(kept) == 9 + 3 * 5 + 1
+    for target in targets_of(config, "fp8-static", keep):
+        assert (target.granularity is Granularity.NONE) == (target.name in kept)
+    nodes = quantized_products(config, precision_of("fp8-static", keep))
+    assert len(nodes) == len(quantized_products(config, precision_of("fp8-static"))) - 3 * (3 + 1 + 1)
+    assert "step0.blocks.2.ffn.experts" in nodes
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (["cross.o", "blocks.7.cross.o"], "'blocks.7.cross.o' is none of the layers"),
+        (["heads.0"], "'heads.0' is none of the layers"),
+        (["blocks.1.ffn.experts.0.down"], "is none of the layers"),  # experts of a block are one operator
+        (["cross.*", "self.*", "ffn.*"], "leave no layer in FP8"),
+    ],
+)
+def test_a_pattern_that_keeps_nothing_and_patterns_that_keep_all_are_refused(config: OneRecConfig, keep: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        targets_of(config, "fp8-row", keep)
+    assert caught.value.where == "keep_fp16"
+    assert caught.value.hint

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from onerec_trt.core.errors import RecipeError
-from onerec_trt.core.precision import PRECISIONS
+from onerec_trt.core.precision import PRECISIONS, precision_of
 from onerec_trt.core.recipe import Recipe, load_recipe, parse_recipe, with_build_options
 
 MINIMAL: dict[str, Any] = {
@@ -94,6 +94,24 @@ def test_an_output_inside_the_checkpoint_is_refused(tmp_path: Path, output: str)
 def test_an_output_whose_recipe_folder_is_the_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="would lie inside the checkpoint"):
         parse_recipe(MINIMAL | {"output": ".", "name": "checkpoint"}, base=tmp_path)
+
+
+def test_a_mixed_recipe_has_its_patterns_in_its_precision() -> None:
+    recipe = parse_recipe(MINIMAL | {"keep_fp16": ["cross.o", "blocks.0.*"]})
+    assert recipe.scheme == precision_of("fp8-row", ["cross.o", "blocks.0.*"])
+    assert recipe.scheme != PRECISIONS["fp8-row"]
+    assert recipe.scheme.is_quantized
+
+
+@pytest.mark.parametrize("patterns", ["cross.o", [""], [3], {"cross.o": True}])
+def test_patterns_are_a_list_of_texts(patterns: Any) -> None:
+    with pytest.raises(RecipeError, match="keep_fp16"):
+        parse_recipe(MINIMAL | {"keep_fp16": patterns})
+
+
+def test_an_fp16_recipe_has_nothing_to_keep() -> None:
+    with pytest.raises(RecipeError, match="keeps every layer"):
+        parse_recipe(MINIMAL | {"precision": "fp16", "keep_fp16": ["cross.o"]})
 
 
 def test_one_beam_width_means_the_same_for_all_steps() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from onerec_trt.core.precision import PRECISIONS
+from onerec_trt.core.precision import PRECISIONS, precision_of
 from onerec_trt.export.lint import TENSORRT_MAX_TOPK, lint
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onnx import TensorProto, helper
@@ -113,6 +113,15 @@ def test_fp16_graph_linted_as_fp8(exported):
     places = {finding.where for finding in found}
     assert {"graph", "step0.blocks.0.cross.q", "step2.blocks.1.ffn.experts"} <= places
     assert not {"context.linear", "step0.head"} & places, "context and heads stay in FP16"
+
+
+def test_layers_to_keep_that_are_quantized_all_the_same(exported):
+    export = exported("fp8-row")
+    found = lint(export.proto(), export.packed.config, precision_of("fp8-row", ["blocks.0.ffn.down"]))
+    assert {(finding.rule, finding.where) for finding in found} == {
+        *(("gemm-quantized", f"step{step}.blocks.0.ffn.down") for step in range(3)),
+        ("gemm-not-quantized", "graph"),
+    }
 
 
 def test_operator_without_reference(model, findings):

@@ -11,7 +11,8 @@ from onerec_trt.calibration.scoring import ScoringRequests, with_paths
 from onerec_trt.fidelity.packed_source import input_amax, observe
 from onerec_trt.fidelity.packed_systems import Fp32Run, run_fp32
 from onerec_trt.fidelity.reference_data import request_file
-from onerec_trt.fidelity.reference_run import reference_folders, reference_model, train_reference
+from onerec_trt.fidelity.reference_run import reference_folders, train_reference
+from onerec_trt.fidelity.references import reference_model
 from onerec_trt.models.checkpoint import open_checkpoint
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Requests, read_requests
@@ -38,7 +39,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("references")
-    train_reference(SIZE, SEED, root, 1.0, torch.device("cpu"), lambda _: None)
+    train_reference(SIZE, reference_model(SIZE), SEED, root, 1.0, torch.device("cpu"), lambda _: None)
     folders = reference_folders(SIZE, SEED, root)
     model = open_checkpoint(folders.checkpoint).load_model()
     calibration, heldout = (

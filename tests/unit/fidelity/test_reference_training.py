@@ -8,8 +8,8 @@ import pytest
 import torch
 from onerec_trt.core.errors import ArtifactError, RecipeError
 from onerec_trt.fidelity.reference_run import reference_folders, train_reference
-from onerec_trt.fidelity.reference_training import Progress, ReferenceTraining
-from onerec_trt.fidelity.references import REFERENCES, TOY_WORLD
+from onerec_trt.fidelity.reference_training import ReferenceTraining, is_flat, late_fall
+from onerec_trt.fidelity.references import REFERENCES, TOY_WORLD, Schedule, reference_model
 from onerec_trt.models.checkpoint import open_checkpoint
 from onerec_trt.models.log_batches import LogBatches, compact
 from onerec_trt.models.synthetic import make_catalogue, make_log
@@ -51,20 +51,45 @@ def test_the_state_of_another_seed_is_refused(batches: LogBatches, tmp_path: Pat
 
 
 def test_a_finished_training_has_a_checkpoint_with_its_digest_and_is_left_alone(tmp_path: Path) -> None:
-    figures = train_reference("toy", 3, tmp_path, 1.0, CPU, silent)
+    figures = train_reference("toy", REFERENCES["toy"], 3, tmp_path, 1.0, CPU, silent)
     assert figures["finished"]
     assert figures["losses"][-1] < figures["losses"][0]
     assert figures["heldout_loss"] < figures["losses"][0]
     assert open_checkpoint(reference_folders("toy", 3, tmp_path).checkpoint).config == REFERENCES["toy"].config
-    assert train_reference("toy", 3, tmp_path, 1.0, CPU, silent) == figures
+    assert train_reference("toy", REFERENCES["toy"], 3, tmp_path, 1.0, CPU, silent) == figures
+    with pytest.raises(ArtifactError, match="another schedule: 12 steps, square"):
+        train_reference("toy", reference_model("toy", decay="cosine"), 3, tmp_path, 1.0, CPU, silent)
 
 
-def test_an_unknown_reference_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_reference_is_refused() -> None:
     with pytest.raises(RecipeError, match="no reference '9B'"):
-        train_reference("9B", 1, tmp_path, 1.0, CPU, silent)
+        reference_model("9B")
+
+
+def test_another_schedule_keeps_to_whole_losses() -> None:
+    schedule = reference_model("toy", steps=20, decay="cosine").schedule
+    assert (schedule.steps, schedule.decay, schedule.batch_size) == (20, "cosine", REFERENCES["toy"].schedule.batch_size)
+    with pytest.raises(RecipeError, match="too odd"):
+        reference_model("toy", steps=21)
+
+
+@pytest.mark.parametrize("decay", ["square", "cosine"])
+def test_the_learning_rate_rises_and_falls_to_zero(decay: str) -> None:
+    schedule = Schedule(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, decay=decay)
+    factors = [schedule.factor(step) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[100] == pytest.approx(0)
+
+
+def test_the_square_is_small_for_longer() -> None:
+    square, cosine = (Schedule(100, 1, 1.0, 0, decay=decay) for decay in ("square", "cosine"))
+    assert square.factor(80) < 0.5 * cosine.factor(80)
 
 
 def test_a_loss_is_flat_when_its_last_tenth_hardly_falls() -> None:
-    assert not Progress(losses=[1.0]).is_flat()
-    assert not Progress(losses=[10.0 - step / 10 for step in range(100)]).is_flat()
-    assert Progress(losses=[10.0 - step / 10 for step in range(80)] + [2.0] * 20).is_flat()
+    assert not is_flat([1.0])
+    assert not is_flat([10.0 - step / 10 for step in range(100)])
+    assert is_flat([10.0 - step / 10 for step in range(80)] + [2.0] * 20)
+    assert late_fall([3.0] * 80 + [2.0] * 10 + [1.9] * 10) == pytest.approx(0.05)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from onerec_trt.fidelity.distributions import analyze_model
 from onerec_trt.fidelity.sensitivity import Probe, make_probe
-from onerec_trt.fidelity.stress import FACTORS, plant_channel, plant_dead_expert
+from onerec_trt.fidelity.stress import FACTORS, plant_channel, plant_dead_expert, planted_token
 from onerec_trt.fidelity.stress_measurement import SCALES, Stress, StressRow, measure_stress
 from onerec_trt.fidelity.verdicts import Verdict
+from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.onerec import OneRec
+from onerec_trt.tools.fidelity import command
 
 from .conftest import Trained
 
@@ -18,7 +24,7 @@ STATIC, TOKEN, BLOCKS = SCALES
 
 @pytest.fixture(scope="module")
 def stress(trained: Trained) -> Stress:
-    return measure_stress(probe_of(trained, trained.fp32.model), trained.scoring)
+    return measure_stress(probe_of(trained, trained.fp32.model), replace(trained.scoring, batch_size=64))  # AbsP99 needs more than 100 rows
 
 
 def probe_of(trained: Trained, model: OneRec) -> Probe:
@@ -54,17 +60,39 @@ def test_a_channel_beyond_the_exponents_costs_every_scale_but_blocks_the_least(s
     assert planted.errors[BLOCKS] < 0.7 * min(planted.errors[STATIC], planted.errors[TOKEN])
 
 
-def test_a_thousandfold_outlier_is_held_by_the_exponents_of_e4m3(stress: Stress) -> None:
+def test_a_thousandfold_outlier_is_held_by_the_exponents_of_e4m3_and_named_all_the_same(stress: Stress) -> None:
     for outlier in ("channel", "tokens"):
-        assert row(stress, outlier, FACTORS[0]).errors[STATIC] < 2 * row(stress, "none").errors[STATIC]
+        planted = row(stress, outlier, FACTORS[0])
+        assert planted.errors[STATIC] < 2 * row(stress, "none").errors[STATIC]
+        assert planted.judgement.outlier
+        assert "x AbsP99" in planted.judgement.reason
 
 
-def test_the_analysis_names_the_tensor_of_a_planted_channel(trained: Trained) -> None:
+@pytest.mark.parametrize("outlier", ["channel", "tokens"])
+@pytest.mark.parametrize("factor", [FACTORS[0], FACTORS[-1]])
+def test_the_analysis_names_the_planted_tensor_and_no_other_activation(trained: Trained, outlier: str, factor: float) -> None:
+    model, scoring = trained.model(), replace(trained.scoring, batch_size=64)
+    assert not [tensor for tensor in analyze_model(model, scoring, "clean").worst if tensor.part == "activation"]
+    planted = planted_token(model, "blocks.0.ffn.down", factor) if outlier == "tokens" else nullcontext()
+    if outlier == "channel":
+        plant_channel(model, "blocks.0.ffn", 3, factor)
+    with planted:
+        worst = analyze_model(model, scoring, "planted").worst
+    assert [tensor.name for tensor in worst if tensor.part == "activation"] == ["blocks.0.ffn.down.input"]
+
+
+def test_the_command_names_tensor_and_expert_in_the_terminal_and_on_the_page(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = trained.model()
-    name = plant_channel(model, "blocks.0.ffn", 3, FACTORS[-1])
-    assert name not in [tensor.name for tensor in analyze_model(trained.model(), trained.scoring, "clean").worst]
-    worst = analyze_model(model, trained.scoring, "planted").worst
-    assert [tensor.name for tensor in worst if tensor.part == "activation"] == [name]
+    name, layer = plant_channel(model, "blocks.0.ffn", 3, FACTORS[0]), plant_dead_expert(model, 1, 2)
+    save_checkpoint(model, tmp_path / "planted")
+    command.analyze(tmp_path / "planted", trained.calibration_file, tmp_path / "page.html", None, None, as_json=False)
+    printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    assert "0 · ffn down input" in printed
+    assert name in page
+    for text in (printed, page):
+        assert f"{layer}: no token was sent to expert 2" in text
 
 
 def test_an_expert_that_is_never_routed_to_is_named(trained: Trained, stress: Stress) -> None:

@@ -73,3 +73,22 @@ def test_rows_and_channels_of_zeros_do_not_count() -> None:
     noise = torch.tensor([[9.0, 0.0], [0.1, 5.0], [0.1, 0.0]])
     assert product_db(exact, exact + noise) == pytest.approx(20)
     assert product_db(torch.zeros(1, 2), torch.ones(1, 2)) == product_db(exact, exact)
+
+
+@pytest.mark.parametrize("outlier", ["channel", "token"])
+def test_a_thousandfold_outlier_in_a_widely_spread_tensor_costs_a_static_scale_and_no_other(
+    rows_NK: torch.Tensor, weight_MK: torch.Tensor, outlier: str
+) -> None:
+    """Tokens of very different sizes, as behind a SwiGLU, take up the exponents that hold the outlier otherwise."""
+    rows_NK *= torch.logspace(-1.5, 1.5, len(rows_NK))[:, None]
+    before = judged(rows_NK, weight_MK)
+    assert before.verdict is Verdict.TENSOR
+    if outlier == "channel":
+        rows_NK[:, 7] *= 1024
+        weight_MK[:, 7] /= 1024
+    else:
+        rows_NK[-1] *= 1024
+    judgement = judged(rows_NK, weight_MK)
+    assert judgement.tensor_db < before.tensor_db - 6
+    assert judgement.verdict is not Verdict.TENSOR
+    assert min(judgement.row_db, judgement.block_db) > SAFE_DB

@@ -117,11 +117,27 @@ def test_places_are_the_nodes_of_an_exported_graph(finished_world: Path) -> None
     assert all(any(place.startswith(known) for known in PLACES) for place in places)
 
 
-def test_products_count_each_node_of_each_step_once() -> None:
-    table = layout(SMALL)
-    assert len(table.products("linear")) == LEVELS * (3 * 4 + 2)
-    assert len(table.products("expert")) == LEVELS * 2
-    assert "step2.blocks.0.self.qkv" in table.products("linear")
+def test_each_place_is_a_node_of_each_step() -> None:
+    nodes = {node for linear in layout(SMALL).quantizable() for node in linear.nodes}
+    assert len(nodes) == LEVELS * (3 * 4 + 2 + 2)
+    assert {"step2.blocks.0.self.qkv", "step0.blocks.1.ffn.experts"} <= nodes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "places"),
+    [
+        ("cross.o", ["blocks.0.cross.o", "blocks.1.cross.o", "blocks.2.cross.o"]),
+        ("blocks.0.ffn.*", ["blocks.0.ffn.gate_up", "blocks.0.ffn.down"]),
+        ("blocks.2.*.o", ["blocks.2.cross.o", "blocks.2.self.o"]),
+        ("blocks.1.ffn.experts", ["blocks.1.ffn.experts"]),
+        ("ffn", []),
+        ("heads.*", []),
+        ("*router*", []),
+        ("blocks.3.*", []),
+    ],
+)
+def test_a_pattern_matches_places_of_what_can_be_quantized(pattern: str, places: list[str]) -> None:
+    assert list(dict.fromkeys(linear.place for linear in layout(SMALL).quantizable(pattern))) == places
 
 
 def test_the_first_shard_holds_what_is_outside_the_blocks_then_comes_one_per_block(config: OneRecConfig) -> None:

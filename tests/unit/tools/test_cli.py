@@ -46,9 +46,7 @@ COMMANDS = (
     "repository",
     "serve",
     "manifests",
-    "dev train-reference",
-    "dev measure-reference",
-    "dev reference-results",
+    "dev reference",
 )
 SUMMARY_GATE = {"name", "recipe", "value", "threshold", "passed"}
 

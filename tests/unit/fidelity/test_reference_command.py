@@ -1,0 +1,114 @@
+"""`dev reference`: from nothing to results at toy size, in parts; the page, what stays of other references, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from onerec_trt.core.artifacts import read_json, write_json
+from onerec_trt.core.errors import ArtifactError, GateError
+from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement
+from onerec_trt.fidelity.references import REFERENCES
+from onerec_trt.tools.fidelity import reference_command
+from onerec_trt.tools.fidelity.reference_command import ReferenceOptions, run_reference, unfinished
+from onerec_trt.tools.fidelity.results_page import merged, read_results, write_results
+from onerec_trt.tools.fidelity.svg import Bars, bars_svg
+
+from .conftest import SEED, SIZE, Trained
+
+DOCS = Path(__file__).parents[3] / "docs" / "measurements"
+
+
+@pytest.fixture
+def options(trained: Trained, tmp_path: Path) -> ReferenceOptions:
+    """Those of the shared reference, whose training is done and whose parts another test may have measured."""
+    cpu = torch.device("cpu")
+    return ReferenceOptions(SIZE, SEED, None, None, trained.root, tmp_path / "results", 9.0, 24, 8, cpu)
+
+
+def whole(options: ReferenceOptions) -> ReferenceMeasurement:
+    """All of it; bars of a toy mean nothing."""
+    with suppress(GateError):
+        run_reference(options)
+    (found,) = read_results(options.out)
+    return found
+
+
+def test_the_page_and_the_file_say_the_same(options: ReferenceOptions) -> None:
+    found = whole(options)
+    assert unfinished(found) == []
+    assert found.table is not None
+    page = (options.out / "fidelity.md").read_text()
+    overlap = found.table.rows[1].cell("overlap@16")
+    assert f"{overlap.value:.4g} [" in page
+    assert found.training["checkpoint_sha256"][:16] in page
+    assert found.stress is not None
+    assert found.stress.expert is not None
+    assert f"Expert {found.stress.expert.expert} of `{found.stress.expert.layer}`" in page
+    images = [f"images/fidelity-{slug}-{SIZE}.svg" for slug in ("kinds", "spread")]
+    assert all((options.out / link).is_file() and link in page for link in images)
+
+
+def test_training_that_is_not_done_gives_a_result_and_the_next_call_goes_on(options: ReferenceOptions, tmp_path: Path) -> None:
+    first = replace(options, state=tmp_path / "state", minutes=0.0, size="toy")
+    run_reference(first)
+    (found,) = read_results(options.out)
+    assert (found.training["steps"], found.table, unfinished(found)) == (0, None, ["training", "measurement"])
+    assert "0 of 12 steps" in (options.out / "fidelity.md").read_text()
+
+
+def test_results_of_other_references_stay(options: ReferenceOptions) -> None:
+    found = whole(options)
+    other = found.model_copy(update={"training": found.training | {"reference": "other"}})
+    write_results([other, *read_results(options.out)], options.out)
+    changed = found.model_copy(update={"device": "another"})
+    assert merged(changed, options.out) == [other, changed]
+
+
+def test_a_missed_bar_ends_the_command_after_the_results_are_written(
+    options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = whole(options)
+    gate = found.bars[0].model_copy(update={"value": 2.0, "passed": False})
+    monkeypatch.setattr(reference_command, "measure_reference", lambda _: iter([found.model_copy(update={"bars": (gate,)})]))
+    with pytest.raises(GateError, match="1 of 1 gates failed"):
+        run_reference(options)
+    assert read_results(options.out)[0].bars == (gate,)
+    assert "fp8-row-block" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("file", "text"), [("fidelity.json", '{"mine": 1}'), ("fidelity.md", "# Mine\n")])
+def test_files_of_somebody_else_are_not_replaced(options: ReferenceOptions, file: str, text: str) -> None:
+    options.out.mkdir()
+    (options.out / file).write_text(text)
+    with pytest.raises(ArtifactError, match="would replace"):
+        run_reference(options)
+    assert (options.out / file).read_text() == text
+
+
+def test_results_that_are_malformed_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "fidelity.json", {"references": [{"training": {}}]})
+    with pytest.raises(ArtifactError, match="malformed"):
+        read_results(tmp_path)
+
+
+def test_the_page_of_the_docs_is_made_from_its_file(tmp_path: Path) -> None:
+    results = read_results(DOCS)
+    assert {each.training["reference"] for each in results} <= REFERENCES.keys()
+    for path in write_results(results, tmp_path):
+        committed = DOCS / path.relative_to(tmp_path)
+        if path.suffix == ".json":
+            assert read_json(path) == json.loads(committed.read_text())
+        else:
+            assert path.read_text() == committed.read_text(), path.name
+
+
+def test_bars_are_as_long_as_their_logarithms() -> None:
+    picture = bars_svg(Bars("a < b", [("ten", 10.0), ("hundred", 100.0), ("thousand", 1000.0), ("zero", 0.0)]))
+    assert "a &lt; b" in picture
+    widths = [float(line.split('width="')[1].split('"')[0]) for line in picture.splitlines() if line.startswith("<rect")]
+    assert widths == [0.0, 210.0, 420.0, 0.0]

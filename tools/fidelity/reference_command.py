@@ -1,0 +1,118 @@
+"""What `dev reference` does: a trained reference from its data to its results, in parts of some minutes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ...fidelity.reference_measurement import MeasurementJob, ReferenceMeasurement, measure_reference
+from ...fidelity.reference_run import train_reference
+from ...fidelity.reference_training import late_fall
+from ...fidelity.references import Decay, reference_model
+from ...validation.gates import require
+from ..tables import gates_table
+from ..terminal import print_results
+from .results_page import JSON_FILE, merged, require_own_results, write_results
+from .tables import fidelity_text
+
+_SHOWN_LOSSES = 12
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Which reference, where its state lies, where its results go, and how long this part may take.
+
+    Args:
+        size: A name in REFERENCES.
+        seed: Of world, users and weights.
+        steps, decay: Of the training. Default: the reference's own.
+        state: Folder of data, states and checkpoints.
+        out: Folder of results; those of other references stay in them.
+        minutes: After them no part begins; the next call goes on.
+        requests: Held-out requests that are measured.
+        batch_size: Of them, at once.
+        device: Where PyTorch computes.
+    """
+
+    size: str
+    seed: int
+    steps: int | None
+    decay: Decay | None
+    state: Path
+    out: Path
+    minutes: float
+    requests: int
+    batch_size: int
+    device: torch.device
+
+
+def run_reference(options: ReferenceOptions) -> None:
+    """Train, measure and write results until all is done or the time is over.
+
+    Raises:
+        RecipeError: There is no such reference.
+        ArtifactError: A state is damaged or another training's, or something else lies in the place of the results.
+        GateError: All is measured, and a bar is missed.
+    """
+    deadline = time.monotonic() + 60 * options.minutes
+    require_own_results(options.out)
+    reference = reference_model(options.size, options.steps, options.decay)
+    figures = train_reference(options.size, reference, options.seed, options.state, options.minutes, options.device, _say)
+    typer.echo(_training_text(figures))
+    found = ReferenceMeasurement(training=figures, device="")
+    if figures["finished"]:
+        found = _measured(options, deadline)
+    else:
+        write_results(merged(found, options.out), options.out)
+    missing = unfinished(found)
+    if missing:
+        typer.echo(f"not done yet: {', '.join(missing)}; the same command goes on")
+    typer.echo(f"results: {options.out / JSON_FILE}", err=True)
+    if not missing:
+        require(found.bars, where=str(options.out / JSON_FILE))
+
+
+def _measured(options: ReferenceOptions, deadline: float) -> ReferenceMeasurement:
+    """Measure what is left, and write the results after each part."""
+    job = MeasurementJob(options.size, options.seed, options.state, options.requests, options.batch_size, options.device, deadline, _say)
+    found = None
+    for found in measure_reference(job):
+        write_results(merged(found, options.out), options.out)
+    assert found is not None
+    if found.table is not None:
+        print_results([fidelity_text(found.table), gates_table(found.bars)])
+    return found
+
+
+def unfinished(found: ReferenceMeasurement) -> list[str]:
+    """Parts of a reference that are still to come."""
+    if not found.training["finished"]:
+        return ["training", "measurement"]
+    parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress}
+    return [name for name, part in parts.items() if part is None]
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _training_text(figures: dict[str, Any]) -> str:
+    """The figures of a training in a few lines."""
+    losses = figures["losses"]
+    shown = " ".join(f"{loss:.3f}" for loss in losses[:: max(1, len(losses) // _SHOWN_LOSSES)])
+    lines = [
+        f"{figures['reference']}, seed {figures['seed']}: step {figures['steps']} of {figures['of_steps']} in {figures['seconds']:.0f} s",
+        f"losses: {shown}",
+    ]
+    if figures["finished"]:
+        flat = "flat" if figures["flat"] else "not flat"
+        lines.append(
+            f"held-out loss {figures['heldout_loss']:.4f} nat; over the last tenth the loss fell by {late_fall(losses):.2%}: {flat}"
+        )
+        lines.append(f"finished: checkpoint {figures['checkpoint_sha256'][:16]}")
+    return "\n".join(lines)
