@@ -157,7 +157,8 @@ class MixtureOfExperts(nn.Module):
 def places_by_expert(index_NK: Tensor, experts: int) -> tuple[Tensor, ...]:
     """For each expert the places, row * K + rank, where it was selected: in ascending order. A GPU is waited for once, not per expert."""
     flat = index_NK.flatten()
-    return flat.argsort(stable=True).split(torch.bincount(flat, minlength=experts).tolist())
+    places: tuple[Tensor, ...] = flat.argsort(stable=True).split(torch.bincount(flat, minlength=experts).tolist())
+    return places
 
 
 class Block(nn.Module):

@@ -30,7 +30,7 @@ def require_own_page(path: Path) -> None:
 
 def require_own_recipe(path: Path) -> None:
     """Likewise for a recipe that a command wrote."""
-    _require(path, lambda: _first(path).startswith(RECIPE_MARK.encode()), "a recipe that this command wrote")
+    require_own_file(path, lambda: _first(path).startswith(RECIPE_MARK.encode()), "a recipe that this command wrote")
 
 
 def require_own_json(path: Path, keys: Iterable[str]) -> None:
