@@ -61,8 +61,11 @@ def failed_gates(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
-def test_a_planted_fault_fails_the_gates_that_see_it(failed_gates: Callable[[Fault], dict[str, Gate]], fault: Fault) -> None:
+def test_a_planted_fault_fails_the_gates_that_see_it(
+    failed_gates: Callable[[Fault], dict[str, Gate]], fault: Fault, capfd: pytest.CaptureFixture[str]
+) -> None:
     failed = failed_gates(fault)
+    assert capfd.readouterr().out == ""  # where the command's result belongs
     assert set(fault.gates) <= failed.keys(), [gate.sentence() for gate in failed.values()]
     assert fault.place in failed[fault.gates[0]].sentence()
     if fault.files and "weights" not in fault.gates[0] and fault.elsewhere is None:
