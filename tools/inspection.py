@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from ..calibration.summary import SUMMARY_NAME, read_summary
 from ..core.errors import ArtifactError
 from ..core.recipe import Recipe, load_recipe
 from ..core.records import RECORD_NAME, read_record
@@ -22,6 +23,7 @@ from ..runtime.plan_record import PlanLayer
 from ..runtime.signature import require_signature
 from ..runtime.verdict import inspect_with_verdict
 from .pipeline import stages_of, whole_run
+from .report.layers import layer_rows
 
 _RECIPES = (".yaml", ".yml")
 _ROWS = 12  # of a long mapping or list, the rest is in --json
@@ -50,7 +52,7 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
     if is_index(path):
         return {"kind": "catalogue", **summary_of_index(ItemIndex.load(path)).model_dump(mode="json")}
     if (path / RECORD_NAME).is_file():
-        return {"kind": "stage", **read_record(path).model_dump(mode="json")}
+        return {"kind": "stage", **read_record(path).model_dump(mode="json"), **_rounding(path)}
     if (path / CONFIG_NAME).is_file():
         checkpoint = open_checkpoint(path)
         config = checkpoint.config
@@ -61,6 +63,15 @@ def inspect(path: Path, trust: Sequence[Path] = ()) -> dict[str, Any]:
         where=str(path),
         hint="give a .plan file, an index, a folder with record.json, a checkpoint folder with config.json, or a recipe",
     )
+
+
+def _rounding(folder: Path) -> dict[str, Any]:
+    """What rounding does to scores, by layer, the largest predicted error first; nothing where the folder holds no statistics."""
+    if not (folder / SUMMARY_NAME).is_file():
+        return {}
+    rows = [row for row in layer_rows(read_summary(folder).weights) if row.score_error is not None]
+    worst_first = sorted(rows, key=lambda row: -(row.score_error or 0.0))
+    return {"rounding": [{"layer": row.label, "score_error": row.score_error, "snr_db": row.snr_db} for row in worst_first]}
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:
@@ -90,8 +101,16 @@ def table(facts: dict[str, Any]) -> Table:
     shown.add_column("value", overflow="fold")
     for key, value in facts.items():
         if key != "kind":
-            shown.add_row(escape(key), escape(_layers(value) if key == "layers" else _text(value)))
+            shown.add_row(escape(key), escape(_WORDS.get(key, _text)(value)))
     return shown
+
+
+def _rounding_lines(rows: list[dict[str, Any]]) -> str:
+    def line(row: dict[str, Any]) -> str:
+        ratio = "in FP16" if row["snr_db"] is None else f"SNR {row['snr_db']:.1f} dB"
+        return f"{row['layer']}: {row['score_error']:.2g} nat, {ratio}"
+
+    return _lines([line(row) for row in rows])
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
@@ -109,3 +128,6 @@ def _text(value: Any) -> str:
 def _lines(lines: list[str]) -> str:
     more = [f"... {len(lines) - _ROWS} more (--json shows all)"] if len(lines) > _ROWS else []
     return "\n".join(lines[:_ROWS] + more)
+
+
+_WORDS: dict[str, Callable[[Any], str]] = {"layers": _layers, "rounding": _rounding_lines}  # of facts that are no plain values

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
-from ..core.artifacts import write_json
+from ..core.artifacts import sha256, write_json
 from ..core.errors import ArtifactError, RequestError
 from ..core.progress import announce
 from ..core.recipe import Recipe
-from ..core.records import Record
+from ..core.records import RECORD_NAME, Record
 from ..core.stages import Stage, require_places, run_stage
 from ..export.stage import export_stage
+from ..runtime.plan_record import PlanRecord
 from ..runtime.verdict import inspect_with_verdict
 from ..validation.backends import EngineName
 from ..validation.fp32_reference import ReferenceJob, reference_stage
@@ -178,26 +179,45 @@ def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -
     """What the validate stage found for each recipe with an engine.
 
     Raises:
-        ArtifactError: A recipe was not validated.
+        ArtifactError: A recipe was not validated, or its artifacts are others than those that were.
     """
-    return [read_validation(folders_of(recipe).validated_by(engine)) for recipe in recipes]
+    return [_validation(folders_of(recipe), engine) for recipe in recipes]
+
+
+def _validation(places: Folders, engine: EngineName) -> Validation:
+    return read_validation(places.validated_by(engine), of=(places.calibrated, places.exported))
 
 
 def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     """Every plan of the recipes: path, target and whether it was seen passing the gates on its GPU.
 
     Raises:
-        ArtifactError: There are no plans, or one does not match its record.
+        ArtifactError: There are no plans, or one does not match its record or was made from another export.
     """
     found = []
     for recipe in recipes:
-        files = sorted(folders_of(recipe).plans.glob("*.plan"))
-        if not files:
-            raise ArtifactError("there are no plans", where=str(folders_of(recipe).plans), hint="run the stage 'build'")
-        for file in files:
-            record = inspect_with_verdict(file)
+        for file, record in plan_records(recipe, folders_of(recipe).plans):
             path = str(file.relative_to(recipe.output))
             found.append({"path": path, "target": f"{record.target} sm {record.compute_capability}", "validated": record.validated})
+    return found
+
+
+def plan_records(recipe: Recipe, folder: Path) -> list[tuple[Path, PlanRecord]]:
+    """The plans in one of a recipe's folders, with their records.
+
+    Raises:
+        ArtifactError: There are no plans, or one does not match its record or was made from another export.
+    """
+    places = folders_of(recipe)
+    exports = [path / RECORD_NAME for path in (places.exported, places.baseline / "exported")]
+    digests = {sha256(record) for record in exports if record.is_file()}
+    found = [(path, inspect_with_verdict(path)) for path in sorted(folder.glob("*.plan"))]
+    if not found:
+        raise ArtifactError("there are no plans", where=str(folder), hint="run `onerec-trt build` with this recipe")
+    for path, plan in found:
+        if plan.made_from.get(RECORD_NAME) not in digests:
+            problem = "the plan was made from another export than that beside it"
+            raise ArtifactError(problem, where=str(path), hint="run `onerec-trt build` with this recipe")
     return found
 
 
@@ -225,7 +245,7 @@ def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> li
     gates = [*extra_gates, *(gate for result in validations(recipes) for gate in result.gates)]
     for recipe in recipes:
         if recipe.build.target == "tensorrt":
-            gates += read_validation(folders_of(recipe).validated_tensorrt).marked_gates
+            gates += _validation(folders_of(recipe), "tensorrt").marked_gates
     return gates
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.99  # five recipes are judged at once; at 95 % each, one in four runs would fail by chance
-_FLOOR = 0.01  # of the reference's mean error: an error that is 0 by chance would decide a geometric mean alone
+ERROR_FLOOR = 0.01  # of the reference's mean error: an error that is 0 by chance would decide a geometric mean alone
 _SHARE_ROUNDING = 1e-9
 _SEED = 20260311  # fixed, so that the same results give the same interval
 
@@ -67,7 +67,7 @@ def error_ratios(actual: NDArray[np.generic], reference: NDArray[np.generic]) ->
         unknown = Interval(np.nan, np.nan)
         return Ratios(np.nan, unknown, np.nan, unknown)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logarithms = np.log(np.maximum(pairs, _FLOOR * pairs[:, 1].mean()))
+        logarithms = np.log(np.maximum(pairs, ERROR_FLOOR * pairs[:, 1].mean()))
         each = np.where(np.isneginf(logarithms[:, 0]), -np.inf, logarithms[:, 0] - logarithms[:, 1])
         columns = np.column_stack([pairs, each])
         means = np.stack([columns.mean(0), *(columns[chosen].mean(0) for chosen in _resamples(len(columns)))])

@@ -10,6 +10,7 @@ from ..core.recipe import ValidateOptions
 from ..models.requests import Requests
 from ..runtime.item_index import ItemIndex
 from .beam_parity import BeamMetrics, beam_gates, beam_metrics
+from .few_requests import few_requests_gate
 from .fp32_reference import Reference
 from .gates import Gate
 from .item_validity import ItemValidity, item_validity, validity_gate
@@ -68,6 +69,7 @@ def judge(case: Case, recipe: str, options: ValidateOptions, engine: str, label:
     validity = None if case.index is None else item_validity(outputs.sids_nW3, case.index)
     gates = [
         *scoring_gates(recipe, errors, options.scoring_error_ratio),
+        few_requests_gate(recipe, outputs.scoring_nW3, outputs.quantized_nW3, fp32, case.requests.ids),
         *serving_gates(recipe, served, engine),
         *([validity_gate(recipe, validity)] if validity and case.follows else []),
         *beam_gates(recipe, beams, noise, options),

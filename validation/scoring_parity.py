@@ -51,7 +51,7 @@ class ScoringErrors(BaseModel):
 def scoring_errors(engine_nW3: Floats, quantized_nW3: Floats, reference: Reference) -> ScoringErrors:
     """Errors of the engine and of the quantized PyTorch model, along the FP32 model's own beams."""
     fp32_nW3 = reference.scoring_nW3
-    engine_n, quantized_n = (_log_probability_error(scores_nW3, fp32_nW3) for scores_nW3 in (engine_nW3, quantized_nW3))
+    engine_n, quantized_n = (log_probability_errors(scores_nW3, fp32_nW3) for scores_nW3 in (engine_nW3, quantized_nW3))
     engine_kl_n, quantized_kl_n = (_kl(fp32_nW3, scores_nW3) for scores_nW3 in (engine_nW3, quantized_nW3))
     return ScoringErrors(
         engine=float(engine_n.mean()),
@@ -86,7 +86,7 @@ def scoring_gates(recipe: str, errors: ScoringErrors, limit: float) -> list[Gate
     return gates
 
 
-def _log_probability_error(actual_nW3: Floats, fp32_nW3: Floats) -> NDArray[np.float64]:
+def log_probability_errors(actual_nW3: Floats, fp32_nW3: Floats) -> NDArray[np.float64]:
     """Mean error of each request's tokens in nat, [n]."""
     error_n: NDArray[np.float64] = np.abs(actual_nW3.astype(np.float64) - fp32_nW3).mean((1, 2))
     return error_n

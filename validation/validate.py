@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,11 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..calibration.stage import Calibration
-from ..core.artifacts import Files, read_json, write_json
-from ..core.errors import RequestError
+from ..core.artifacts import Files, read_json, sha256, write_json
+from ..core.errors import ArtifactError, RequestError
 from ..core.graph_io import GraphIO, Role
 from ..core.recipe import MIN_REQUESTS, ExportOptions, ValidateOptions
-from ..core.records import Record, read_record
+from ..core.records import RECORD_NAME, Record, read_record
 from ..core.sources import Sources
 from ..core.stages import Stage
 from ..export.serving import ScoringModel, ServingModel, serving_model
@@ -91,6 +92,7 @@ class Validation(BaseModel):
     `plans`: SHA-256 of the plans that took part. They run at the largest batch of every profile that takes the longest context;
     `beams`, `scoring`, `serving` and `validity` are those of the last; without a catalogue there is no `validity`.
     `unseen`: numbers of the profiles of a plan that no batch took. `outputs`: the file of what the last gave.
+    `judged`: SHA-256 of the records of the quantized checkpoint and of the exported graphs, by the name of their folder.
     `warnings`: what makes the gates say less than they seem to.
     """
 
@@ -108,6 +110,7 @@ class Validation(BaseModel):
     plans: dict[str, str] = {}
     unseen: dict[str, list[int]] = {}
     outputs: str = ""
+    judged: dict[str, str] = {}
     warnings: list[str] = []
 
     @property
@@ -195,14 +198,24 @@ def _write_verdicts(validation: Validation, record: Record, plans: Path) -> None
         write_verdict(plans / name, gates, seen, versions)
 
 
-def read_validation(folder: Path) -> Validation:
+def read_validation(folder: Path, of: Sequence[Path] = ()) -> Validation:
     """Read and verify a validation result.
 
+    Args:
+        folder: Of the validate stage.
+        of: Folders of the artifacts that it must have judged. Default: any.
+
     Raises:
-        ArtifactError: It is missing or was changed.
+        ArtifactError: It is missing, was changed, or judged other artifacts.
     """
     read_record(folder)
-    return Validation.model_validate(read_json(folder / VALIDATION_FILE))
+    validation = Validation.model_validate(read_json(folder / VALIDATION_FILE))
+    for judged in of:
+        if validation.judged.get(judged.name) != sha256(judged / RECORD_NAME):
+            problem = f"this validation, of the recipe '{validation.recipe}', judged other artifacts than those in {judged.name}/"
+            hint = f"run `onerec-trt validate --engine {validation.engine}` with this recipe"
+            raise ArtifactError(problem, where=str(folder / VALIDATION_FILE), hint=hint)
+    return validation
 
 
 def _write(
@@ -256,6 +269,7 @@ def _write(
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
         unseen=under_test.unseen,
         outputs=outputs_file(under_test.trials[-1].label),
+        judged={judged.name: sha256(judged / RECORD_NAME) for judged in (quantized, exported)},
         warnings=overlap_warnings(requests, calibration),
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))

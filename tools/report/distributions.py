@@ -1,23 +1,22 @@
-"""Plots of what calibration saw: weights, activations, quantization error, expert coverage."""
+"""Plots of what calibration saw: weights, activations, expert coverage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ...core.precision import FP16_MAX, FP16_WARN
 from ...models.layout import label_of
-from .layers import LayerRow, distinct, layer_rows, of_recipes
+from .layers import LayerRow, Part, distinct, of_recipes, rows_of
 from .plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import LIMIT_COLOR, colors, label, symbols
+from .theme import LIMIT_COLOR, label
 
-Part = Literal["weights", "activations"]
 _VISIBLE_SHARE = 1e-6  # the axis starts where a layer has this share of its values; smaller values can be reached by zooming out
 
 
@@ -30,43 +29,6 @@ def distribution_plots(runs: Sequence[RecipeRun], part: Part) -> list[Plot]:
     return plots
 
 
-def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
-    """Signal-to-noise ratio of what is quantized, weights and activations side by side, all recipes in one figure."""
-    parts: tuple[Part, Part] = ("weights", "activations")
-    found = {part: {run.name: [row for row in _rows_of(run, part)[1] if row.snr_db is not None] for run in runs} for part in parts}
-    longest = max(len(rows) for by_run in found.values() for rows in by_run.values())
-    if not longest:
-        return []
-    figure = make_subplots(1, 2, subplot_titles=[f"{part} in FP8" for part in parts], horizontal_spacing=0.16)
-    color, symbol = colors(runs), symbols(runs)
-    for column, part in enumerate(parts, 1):
-        for name, rows in found[part].items():
-            figure.add_scatter(
-                x=[row.snr_db for row in rows],
-                y=[label(row.label) for row in rows],
-                mode="markers",
-                orientation="h",
-                name=label(name),
-                legendgroup=label(name),
-                showlegend=column == 1 and bool(rows),
-                marker={"color": color[name], "symbol": symbol[name], "size": 7},
-                hovertemplate="%{y}<br>%{x:.1f} dB<extra>%{fullData.name}</extra>",
-                row=1,
-                col=column,
-            )
-    ratios = [row.snr_db for by_run in found.values() for rows in by_run.values() for row in rows if row.snr_db is not None]
-    figure.update_xaxes(title_text="signal-to-noise ratio, dB", range=(min(ratios) - 1, max(ratios) + 1))
-    for column, part in enumerate(parts, 1):
-        figure.update_yaxes(rows_axis(max(len(rows) for rows in found[part].values())), row=1, col=column)
-    figure.update_layout(height=rows_height(longest), legend={"y": 1.0, "yanchor": "top", "yref": "container"}, margin={"t": 80})
-    # Rounding to 3 mantissa bits: noise step^2 / 12 with a step of 1/8, signal 7/3 on average over a binade: 7/3 * 12 * 64 = 32.5 dB.
-    caption = (
-        "Quantized against exact values, experts by the worst of their block. E4M3's three mantissa bits give evenly spread values "
-        "about 32 dB; beyond that, a few large values carry the signal."
-    )
-    return [Plot("snr", "Quantization signal-to-noise ratio per layer", caption, figure)]
-
-
 def coverage_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     """Tokens the router sent to each expert during calibration, per group of recipes that saw the same."""
     plots = []
@@ -76,15 +38,10 @@ def coverage_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     return plots
 
 
-def _rows_of(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
-    tensors = run.quantization.weights if part == "weights" else run.quantization.activations
-    return run.quantization.histogram_log10_edges, layer_rows(tensors)
-
-
 def _seen(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
     """What there was to quantize; how well that went differs between recipes, the values do not."""
-    edges, rows = _rows_of(run, part)
-    return edges, [replace(row, snr_db=None) for row in rows]
+    edges, rows = rows_of(run, part)
+    return edges, [replace(row, snr_db=None, score_error=None) for row in rows]
 
 
 def _distribution(slug: str, part: Part, recipes: str, edges: tuple[float, ...], rows: Sequence[LayerRow]) -> Plot:

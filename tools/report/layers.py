@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from ...calibration.summary import TensorSummary
 from ...models.layout import block_of, label_of, of_all_experts
 from .run import RecipeRun
 
+Part = Literal["weights", "activations"]
 Value = TypeVar("Value")
 
 
@@ -18,6 +20,7 @@ class LayerRow:
     """One row of a plot: a tensor, or the same tensor of all experts of a block.
 
     Experts are merged on the cautious side: largest AbsMax and AbsP99, lowest signal-to-noise ratio, mean variance, summed histograms.
+    Their predicted score errors count as independent, as rows do: squares add up.
     """
 
     label: str
@@ -26,6 +29,7 @@ class LayerRow:
     absmax: float
     absp99: float
     snr_db: float | None
+    score_error: float | None
     histogram: tuple[int, ...]
 
 
@@ -35,6 +39,12 @@ def layer_rows(tensors: Sequence[TensorSummary]) -> list[LayerRow]:
     for tensor in tensors:
         groups.setdefault(of_all_experts(tensor.name), []).append(tensor)
     return [_merged(name, groups[name]) for name in sorted(groups, key=_place)]
+
+
+def rows_of(run: RecipeRun, part: Part) -> tuple[tuple[float, ...], list[LayerRow]]:
+    """Edges of the histograms in log10 |x|, and the rows of a recipe's weights or activations."""
+    tensors = run.quantization.weights if part == "weights" else run.quantization.activations
+    return run.quantization.histogram_log10_edges, layer_rows(tensors)
 
 
 def distinct(runs: Sequence[RecipeRun], value_of: Callable[[RecipeRun], Value]) -> list[tuple[list[RecipeRun], Value]]:
@@ -57,6 +67,7 @@ def of_recipes(members: Sequence[RecipeRun], runs: Sequence[RecipeRun]) -> str:
 
 def _merged(name: str, tensors: Sequence[TensorSummary]) -> LayerRow:
     ratios = [tensor.snr_db for tensor in tensors if tensor.snr_db is not None]
+    errors = [tensor.score_error for tensor in tensors if tensor.score_error is not None]
     return LayerRow(
         label=label_of(name),
         tensors=len(tensors),
@@ -64,6 +75,7 @@ def _merged(name: str, tensors: Sequence[TensorSummary]) -> LayerRow:
         absmax=max(tensor.absmax for tensor in tensors),
         absp99=max(tensor.absp99 for tensor in tensors),
         snr_db=min(ratios, default=None),
+        score_error=math.hypot(*errors) if errors else None,
         histogram=_summed(tensor.histogram for tensor in tensors),
     )
 

@@ -10,8 +10,9 @@ from ...core.artifacts import write_text
 from ...core.errors import ArtifactError
 from ...validation.gates import Gate
 from . import content
-from .distributions import coverage_plots, distribution_plots, snr_plots
+from .distributions import coverage_plots, distribution_plots
 from .plot import Plot
+from .rounding import score_error_plots, snr_plots
 from .run import RecipeRun
 from .shell import page
 from .theme import colors
@@ -65,7 +66,7 @@ def _plots(runs: Sequence[RecipeRun]) -> dict[str, list[Plot]]:
         "operators": [*operator_plot(runs), *layer_error_plot(runs)],
         "weights": distribution_plots(runs, "weights"),
         "activations": distribution_plots(runs, "activations"),
-        "quantization": snr_plots(runs),
+        "quantization": [*score_error_plots(runs), *snr_plots(runs)],
         "experts": coverage_plots(runs),
         "sizes": size_plot(runs),
     }

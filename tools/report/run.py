@@ -19,10 +19,9 @@ from ...core.records import RECORD_NAME, Record, read_record
 from ...core.stages import Difference, Stage, declare, differences
 from ...export.stage import DESCRIPTION_FILE, Description
 from ...runtime.plan_record import PlanRecord
-from ...runtime.verdict import inspect_with_verdict
 from ...validation.gates import Gate
 from ...validation.validate import VALIDATE, Validation, read_validation
-from ..pipeline import folders_of, stages_of
+from ..pipeline import folders_of, plan_records, stages_of
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,19 @@ def load_run(recipe: Recipe) -> RecipeRun:
     outdated = tuple(_outdated(stages, records))
     if on_gpu is not None:
         records[on_gpu_stage.folder.name] = on_gpu
-    validation = read_validation(validated.folder)
+    judged = (calibrated.folder, exported.folder)
+    validation = read_validation(validated.folder, of=judged)
     return RecipeRun(
         name=validation.recipe,
         precision=validation.precision,
         folder=folders_of(recipe).root,
         quantization=read_summary(calibrated.folder),
         description=_description(exported.folder),
-        plans={name: plan for build in builds for name, plan in _plans(build.folder).items()},
+        plans={name: plan for build in builds for name, plan in _plans(recipe, build.folder).items()},
         validation=validation,
         records=records,
         outdated=outdated,
-        on_gpu=read_validation(on_gpu_stage.folder) if on_gpu else None,
+        on_gpu=read_validation(on_gpu_stage.folder, of=judged) if on_gpu else None,
     )
 
 
@@ -175,12 +175,10 @@ def _description(folder: Path) -> Description:
         raise ArtifactError(f"malformed: {error.errors()[0]['msg']}", where=str(path), hint="run `onerec-trt export` again") from None
 
 
-def _plans(folder: Path) -> dict[str, PlanRecord]:
+def _plans(recipe: Recipe, folder: Path) -> dict[str, PlanRecord]:
     """Plans by file name, oldest GPU generation first; those of TensorRT with their folder before it."""
     prefix = "" if folder.name == PLAN_FOLDERS["tensorrt-rtx"] else f"{folder.name}/"
-    plans = [(prefix + path.name, inspect_with_verdict(path)) for path in sorted(folder.glob("*.plan"))]
-    if not plans:
-        raise ArtifactError("no plan was built", where=str(folder), hint="run `onerec-trt build` with this recipe")
+    plans = [(prefix + path.name, plan) for path, plan in plan_records(recipe, folder)]
     return dict(sorted(plans, key=lambda plan: capability_order(plan[1].compute_capability)))
 
 

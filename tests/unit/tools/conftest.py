@@ -23,6 +23,7 @@ from onerec_trt.calibration.summary import (
 from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.precision import PRECISIONS, Granularity
 from onerec_trt.core.recipe import parse_recipe
+from onerec_trt.core.records import RECORD_NAME
 from onerec_trt.core.stages import run_stage
 from onerec_trt.export.contracts import scoring_io, serving_io
 from onerec_trt.export.lint import Finding
@@ -41,7 +42,7 @@ RATIOS = ErrorRatios(mean=1.0123, mean_interval=(1.0, 1.02), typical=1.01, typic
 ROLES = ("self_attention.q", "ffn.experts.0.gate", "ffn.experts.1.gate")
 
 
-def tensor(name: str, place: int, quantized: bool) -> TensorSummary:
+def tensor(name: str, place: int, quantized: bool, score_error: float | None = None) -> TensorSummary:
     middle = 20 + place
     histogram = tuple(int(1000 * math.exp(-((bin - middle) ** 2) / 8)) for bin in range(HISTOGRAM_BINS))
     absmax = 0.25 + 0.125 * place
@@ -54,6 +55,7 @@ def tensor(name: str, place: int, quantized: bool) -> TensorSummary:
         absp99=absmax / 2,
         snr_db=snr,
         cosine=cosine,
+        score_error=score_error,
         histogram=histogram,
         fp16_ok=True,
     )
@@ -71,7 +73,7 @@ def quantization(precision: Any, warnings: tuple[str, ...]) -> QuantizationSumma
         layers=tuple(layers) if quantized else (),
         unquantized=("heads.0",) if quantized else ("heads.0", *names),
         experts=(ExpertCoverage(layer="blocks.1.ffn", routed_tokens=(41, 3)),),
-        weights=tuple(tensor(f"{name}.weight", place, quantized) for place, name in enumerate(names)),
+        weights=tuple(tensor(f"{name}.weight", place, quantized, 0.001 * (place + 1)) for place, name in enumerate(names)),
         activations=tuple(tensor(f"{name}.input", place, quantized) for place, name in enumerate(names)),
         histogram_log10_edges=HISTOGRAM_LOG10_EDGES,
         warnings=warnings,
@@ -123,7 +125,7 @@ def validation(recipe: str, precision: str, gates: list[Gate]) -> Validation:
     )
 
 
-def plan_record(plan: Path, capability: str) -> PlanRecord:
+def plan_record(plan: Path, capability: str, exported: Path) -> PlanRecord:
     return PlanRecord(
         plan=plan.name,
         sha256=sha256(plan),
@@ -140,6 +142,7 @@ def plan_record(plan: Path, capability: str) -> PlanRecord:
         weight_bytes=WeightBytes(graph={"fp8": 4096, "other": 1024, "with_fp16_instead": 9216}, plan=None),
         build_seconds=0.5,
         peak_memory_bytes=1,
+        made_from={RECORD_NAME: sha256(exported / RECORD_NAME)},
     )
 
 
@@ -163,16 +166,17 @@ def write_exported(folder: Path, findings: tuple[Finding, ...], weight_bytes: in
     return {}
 
 
-def write_plans(folder: Path) -> dict[str, Any]:
+def write_plans(folder: Path, exported: Path) -> dict[str, Any]:
     for capability in ("8.9", "12.0"):
         plan = folder / f"sm{capability.replace('.', '')}.plan"
         plan.write_bytes(f"{capability:4}".encode() * 3000)
-        write_json(record_path(plan), plan_record(plan, capability).model_dump(mode="json"))
+        write_json(record_path(plan), plan_record(plan, capability, exported).model_dump(mode="json"))
     return {}
 
 
-def write_validated(folder: Path, found: Validation) -> dict[str, Any]:
-    write_json(folder / VALIDATION_FILE, found.model_dump(mode="json"))
+def write_validated(folder: Path, found: Validation, of: tuple[Path, ...]) -> dict[str, Any]:
+    judged = {each.name: sha256(each / RECORD_NAME) for each in of}
+    write_json(folder / VALIDATION_FILE, found.model_copy(update={"judged": judged}).model_dump(mode="json"))
     return {}
 
 
@@ -214,14 +218,15 @@ def write_run(
     export = partial(write_exported, findings=findings)
     run_stage(replace(stages["calibrate"], body=partial(write_calibrated, precision=precision, warnings=warnings)))
     run_stage(replace(stages["export"], body=export))
-    run_stage(replace(stages["build"], body=write_plans))
-    run_stage(replace(stages["validate"], body=partial(write_validated, found=found), check=None, needs=()))
+    run_stage(replace(stages["build"], body=partial(write_plans, exported=stages["export"].folder)))
+    write = partial(write_validated, of=(stages["calibrate"].folder, stages["export"].folder))
+    run_stage(replace(stages["validate"], body=partial(write, found=found), check=None, needs=()))
     if validated or on_gpu is not None:
         write_verdicts(root / "plans", on_gpu or good_gates(name))
     if on_gpu is not None:
         plans = {path.name: sha256(path) for path in (root / "plans").glob("*.plan")}
         found = validation(name, precision, on_gpu).model_copy(update={"engine": "tensorrt", "plans": plans})
-        body, inputs = partial(write_validated, found=found), stages["validate"].inputs
+        body, inputs = partial(write, found=found), stages["validate"].inputs
         run_stage(replace(stages["validate-tensorrt"], body=body, inputs=inputs, machine=None, check=None, needs=(), after=None))
     if change_exported:
         run_stage(replace(stages["export"], options={"again": True}, body=partial(export, weight_bytes=1)))

@@ -38,6 +38,18 @@ def test_a_stage_tells_what_it_read_and_wrote(finished_world: Path) -> None:
     assert facts["wrote"].keys() == {"model.onnx", "scoring.onnx", "weights.data", "export.json"}
 
 
+def test_calibration_tells_what_rounding_does_to_scores_worst_first(finished_world: Path) -> None:
+    facts = inspect(finished_world / "out" / "fp8-row" / "calibrated")
+    rows = facts["rounding"]
+    assert {"token_embedding", "0 · self v", "1 · ffn experts down"} <= {row["layer"] for row in rows}
+    errors = [row["score_error"] for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] > 0
+    text = shown(facts)
+    assert f"{rows[0]['layer']}: {errors[0]:.2g} nat, SNR {rows[0]['snr_db']:.1f} dB" in text
+    assert "rounding" not in inspect(finished_world / "out" / "fp8-row" / "exported")
+
+
 def test_a_plan_tells_that_it_was_not_validated(finished_world: Path) -> None:
     facts = inspect(finished_world / "out" / "fp8-row" / "plans" / "sm89-b1-16-s2-16.plan")
     assert (facts["kind"], facts["compute_capability"], facts["validated"]) == ("plan", "8.9", False)

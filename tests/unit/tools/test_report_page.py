@@ -190,7 +190,7 @@ def test_nothing_is_loaded_from_anywhere(two_pages: Page) -> None:
 def test_every_plot_has_its_place_its_data_and_the_inputs(two_pages: Page) -> None:
     places = {value.removeprefix("plot-") for tag, name, value in two_pages.attributes if tag == "div" and name == "id" and value}
     assert places == set(two_pages.plots)
-    assert {"gates-plot", "operators", "layers", "weights-0", "activations-0", "snr", "coverage-0", "sizes"} <= places
+    assert {"gates-plot", "operators", "layers", "weights-0", "activations-0", "score-error", "snr", "coverage-0", "sizes"} <= places
     coverage = two_pages.plots["coverage-0"]["data"][0]
     assert coverage["z"] == [[41, 3]]
     assert coverage["text"] == [["41", "3 ▾"]]
@@ -210,6 +210,14 @@ def test_experts_are_one_row_on_the_cautious_side(two_pages: Page) -> None:
     by_name = {(trace["name"], trace["xaxis"]): trace for trace in two_pages.plots["snr"]["data"]}
     assert by_name["second", "x"]["x"] == [31.0, 29.0, 28.0, 26.0]
     assert by_name["first", "x"]["x"] == []
+
+
+def test_what_rounding_does_to_scores_stands_before_the_signal_to_noise_ratio(two_pages: Page) -> None:
+    places = [value for tag, name, value in two_pages.attributes if tag == "div" and name == "id" and value]
+    assert places.index("plot-score-error") + 1 == places.index("plot-snr")
+    for trace in two_pages.plots["score-error"]["data"]:  # of the recipe in FP16, too
+        assert trace["y"] == ["0 · self q", "0 · ffn experts gate", "1 · self q", "1 · ffn experts gate"]
+        assert trace["x"] == pytest.approx([0.001, math.hypot(0.002, 0.003), 0.004, math.hypot(0.005, 0.006)])
 
 
 def test_warnings_findings_and_hashes_are_told(make_run: MakeRun, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_samples_of_a_good_run_pass(finished_recipe: Callable[[str], Recipe]) ->
     """Of few and untrained requests: shares of them, such as *top-1*, may fail by one request drawn twice."""
     failed = resample(finished_recipe("fp8-row"), requests=64, times=3)
     steady = {name for name in failed if name.startswith(("scoring", "items", "scores", "no better", "overlap", "hits"))}
-    assert len(steady) == 10
+    assert len(steady) == 11
     assert {failed[name] for name in steady} == {0}
 
 

@@ -18,7 +18,7 @@ from onerec_trt.tools.pipeline import folders_of, reference_job_of, run_stages, 
 from onerec_trt.tools.recommend import recommend
 from onerec_trt.validation.catalogue import open_index
 from onerec_trt.validation.fp32_reference import make_reference, read_reference
-from onerec_trt.validation.item_validity import item_validity
+from onerec_trt.validation.item_validity import item_validity, validity_gate
 
 CODEBOOK, BEAM, REQUESTS = 32, 16, 64  # of the finished world
 ITEMS = {"beam": [8, 16, BEAM], "items": "catalogue", "item_capacity": 100, "max_excluded": 8, "category_classes": 40}
@@ -48,6 +48,16 @@ def test_open_beams_find_what_no_item_has(finished_world: Path) -> None:
     validity = item_validity(read_reference(finished_world / "out" / "reference").sids_nW3, index)
     assert (validity.found, validity.share < 0.5) == (REQUESTS * BEAM, True)
     assert validity.first.startswith("no item has [")
+
+
+def test_an_item_that_nobody_offers_fails_by_name(followed: Path) -> None:
+    folders, index = folders_of(load_recipe(followed / "fp16.yaml")), open_index(followed / "catalogue.parquet", CODEBOOK)
+    sids_nW3 = read_reference(folders.reference).sids_nW3.copy()
+    assert validity_gate("fp16", item_validity(sids_nW3, index)).passed
+    sids_nW3[3, 5, 2] = next(token for token in range(CODEBOOK) if index.entries_of(np.array([[*sids_nW3[3, 5, :2], token]]))[0] < 0)
+    found = validity_gate("fp16", item_validity(sids_nW3, index))
+    assert not found.passed
+    assert found.detail == f"no item has {sids_nW3[3, 5].tolist()}"
 
 
 def test_recommended_are_items(followed: Path, tmp_path: Path) -> None:

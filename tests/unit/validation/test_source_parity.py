@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,21 +13,22 @@ from onerec_trt.calibration.quantized import QuantizedCheckpoint, open_quantized
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.tools.pipeline import calibration_of, folders_of, run_stages
 from onerec_trt.validation.source_parity import source_gate
+from safetensors.torch import save_file
 from torch import Tensor
 
 PRECISIONS = ("fp16", "fp8-static", "fp8-row", "fp8-paper")
 
 
 @pytest.fixture(scope="module")
-def calibrated(finished_world: Path, make_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipe]:
+def calibrated(finished_world: Path, make_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
     """Recipes that are calibrated, by precision."""
     folder = tmp_path_factory.mktemp("calibrated")
     for name in ("checkpoint", "calibration.parquet", "heldout.parquet"):
         source = finished_world / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
 
-    def recipe(precision: str) -> Recipe:
-        found = load_recipe(make_recipe(folder, precision))
+    def recipe(precision: str, **changes: Any) -> Recipe:
+        found = load_recipe(make_recipe(folder, precision, **changes))
         list(run_stages(found, ["calibrate"]))
         return found
 
@@ -83,3 +85,21 @@ def test_one_changed_tensor_is_named(
     found = source_gate(recipe.name, calibration_of(recipe), changed(quantized, name, change))
     assert (found.passed, found.value) == (False, 1)
     assert f"first that differs: {name}" in found.detail
+
+
+def test_scales_of_a_saved_state_are_held_by_it(calibrated: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Another state than the one that calibration imported gives other scales, of weights and of inputs."""
+    own = open_quantized(folders_of(calibrated("fp8-static")).calibrated)
+    state = {f"{each.name}.weight_quantizer._amax": own.tensor(f"{each.name}.weight_scale")[:, None] * 448 for each in own.settings}
+    state |= {f"{each.name}.input_quantizer._amax": own.tensor(f"{each.name}.input_scale") * 2 * 448 for each in own.settings}
+    save_file(state, tmp_path / "state.safetensors")
+    recipe = calibrated("fp8-static", name="imported", calibration={"saved_state": str(tmp_path / "state.safetensors")})
+    quantized = open_quantized(folders_of(recipe).calibrated)
+    found = source_gate(recipe.name, calibration_of(recipe), quantized)
+    assert found.passed, found.sentence()
+    for kind in ("weight", "input"):
+        name = f"blocks.1.self_attention.o.{kind}_quantizer._amax"
+        save_file(state | {name: state[name] * 1.5}, tmp_path / "state.safetensors")
+        found = source_gate(recipe.name, calibration_of(recipe), quantized)
+        assert not found.passed
+        assert f"first that differs: blocks.1.self_attention.o.{'weight' if kind == 'weight' else 'input_scale'}" in found.detail
