@@ -88,7 +88,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def whole_run(recipe: Recipe) -> tuple[str, ...]:
     """Names of the stages that `onerec-trt run` runs: plans built on their GPU are validated there, too."""
-    return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
+    stages = STAGES if recipe.validation.onnxruntime else STAGES[:-1]
+    return (*stages, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else stages
+
+
+def first_engine(recipe: Recipe) -> EngineName:
+    """The engine whose results stand for a recipe's: ONNX Runtime, unless the recipe leaves it out."""
+    return "onnxruntime" if recipe.validation.onnxruntime else "tensorrt"
 
 
 def calibration_of(recipe: Recipe) -> Calibration:
@@ -174,13 +180,13 @@ def timed(recipe: str, stage: Stage) -> StageResult:
     return StageResult(recipe, stage.name, record, time.monotonic() - started)
 
 
-def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -> list[Validation]:
-    """What the validate stage found for each recipe with an engine.
+def validations(recipes: Sequence[Recipe], engine: EngineName | None = None) -> list[Validation]:
+    """What the validate stage found for each recipe with an engine. Default: the recipe's first.
 
     Raises:
         ArtifactError: A recipe was not validated.
     """
-    return [read_validation(folders_of(recipe).validated_by(engine)) for recipe in recipes]
+    return [read_validation(folders_of(recipe).validated_by(engine or first_engine(recipe))) for recipe in recipes]
 
 
 def plans(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
@@ -222,7 +228,8 @@ def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
 
 def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> list[Gate]:
     """The extra gates, then those of every recipe, then those of plans that ran on their GPU."""
-    gates = [*extra_gates, *(gate for result in validations(recipes) for gate in result.gates)]
+    judged = [recipe for recipe in recipes if recipe.validation.onnxruntime]
+    gates = [*extra_gates, *(gate for result in validations(judged) for gate in result.gates)]
     for recipe in recipes:
         if recipe.build.target == "tensorrt":
             gates += read_validation(folders_of(recipe).validated_tensorrt).marked_gates
