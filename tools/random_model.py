@@ -35,7 +35,7 @@ GAINS = {
     ".self_attention.o.weight": 0.05,
     ".down.weight": 0.05,
 }
-HEADS, SPREAD = 0.4, 1.0  # of rows in the heads: their typical gain, and the standard deviation of its logarithm
+HEADS, SPREAD = 0.2, 1.0  # of rows in the heads: their typical gain, and the standard deviation of its logarithm
 LONGEST = (16, 112, 896)  # tokens of each pathway; half of that on average
 _BATCH = 64
 
