@@ -127,13 +127,15 @@ class BuildOptions(Section):
 
 
 class ValidateOptions(Section):
-    """Thresholds of the gates. They may be tightened, never loosened: the defaults are the bounds.
+    """What is judged, and the thresholds of the gates. They may be tightened, never loosened: the defaults are the bounds.
 
+    `onnxruntime`: whether a run judges the exported graphs in ONNX Runtime, beside plans on their GPU; a published size takes days there.
     `max_requests`: held-out requests used. `top_k`: the k of overlap@k and hit@k. `overlap` holds at k and at the whole width.
     `order`: share of clear pairs of items in FP32's order. `score_regret`: FP32 score lost per item, in mean errors of the quantized model.
     `tie_band_nat`: upper bound of the tie band in nat; `tie_band_share`: share of requests that may lie inside it.
     """
 
+    onnxruntime: Flag = True
     max_requests: Integer = Field(512, ge=MIN_REQUESTS)
     batch_size: Integer = Field(32, ge=1)
     operator_requests: Integer = Field(4, ge=1)
@@ -185,6 +187,12 @@ class Recipe(Section):
             raise ValueError("build.fp8_accumulation: an fp16 recipe has no FP8 products to promote")
         if self.keep_fp16 and not self.scheme.is_quantized:
             raise ValueError("keep_fp16: an fp16 recipe keeps every layer in FP16")
+        return self
+
+    @model_validator(mode="after")
+    def _is_judged(self) -> Recipe:
+        if not self.validation.onnxruntime and self.build.target != "tensorrt":
+            raise ValueError("validate.onnxruntime: false leaves no gates: only plans of the target tensorrt are judged by a run, too")
         return self
 
     @model_validator(mode="after")

@@ -39,6 +39,23 @@ def export_trial(
     commands.export_trial(size, precision, beam, out, record)
 
 
+@app.command("random-model")
+def random_model(
+    size: Annotated[str, typer.Argument(help="A published size, such as 4B-A0.5B.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(parser=located, metavar="DIR", help="Folder for checkpoint, calibration.parquet and heldout.parquet.")
+    ] = Path("out/random-model"),
+    requests: Annotated[int, typer.Option(min=1, help="In each of both files.")] = 512,
+    layers: Annotated[int, typer.Option(min=0, help="Cut the model to this many layers; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and requests.")] = 0,
+) -> None:
+    """Write a checkpoint of random weights that ranks items as clearly as a trained one, and requests for a recipe."""
+    from .random_model import write_random_model
+
+    write_random_model(size, out, requests, layers, seed)
+    typer.echo(out)
+
+
 @app.command("bench-operators")
 def bench_operators(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/operators.json"),

@@ -89,7 +89,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def whole_run(recipe: Recipe) -> tuple[str, ...]:
     """Names of the stages that `onerec-trt run` runs: plans built on their GPU are validated there, too."""
-    return (*STAGES, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else STAGES
+    stages = STAGES if recipe.validation.onnxruntime else STAGES[:-1]
+    return (*stages, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else stages
+
+
+def first_engine(recipe: Recipe) -> EngineName:
+    """The engine whose results stand for a recipe's: ONNX Runtime, unless the recipe leaves it out."""
+    return "onnxruntime" if recipe.validation.onnxruntime else "tensorrt"
 
 
 def calibration_of(recipe: Recipe) -> Calibration:
@@ -175,13 +181,13 @@ def timed(recipe: str, stage: Stage) -> StageResult:
     return StageResult(recipe, stage.name, record, time.monotonic() - started)
 
 
-def validations(recipes: Sequence[Recipe], engine: EngineName = "onnxruntime") -> list[Validation]:
-    """What the validate stage found for each recipe with an engine.
+def validations(recipes: Sequence[Recipe], engine: EngineName | None = None) -> list[Validation]:
+    """What the validate stage found for each recipe with an engine. Default: the recipe's first.
 
     Raises:
         ArtifactError: A recipe was not validated, or its artifacts are others than those that were.
     """
-    return [_validation(folders_of(recipe), engine) for recipe in recipes]
+    return [_validation(folders_of(recipe), engine or first_engine(recipe)) for recipe in recipes]
 
 
 def _validation(places: Folders, engine: EngineName) -> Validation:
@@ -242,7 +248,8 @@ def summarize(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> di
 
 def all_gates(recipes: Sequence[Recipe], extra_gates: Sequence[Gate] = ()) -> list[Gate]:
     """The extra gates, then those of every recipe, then those of plans that ran on their GPU."""
-    gates = [*extra_gates, *(gate for result in validations(recipes) for gate in result.gates)]
+    judged = [recipe for recipe in recipes if recipe.validation.onnxruntime]
+    gates = [*extra_gates, *(gate for result in validations(judged) for gate in result.gates)]
     for recipe in recipes:
         if recipe.build.target == "tensorrt":
             gates += _validation(folders_of(recipe), "tensorrt").marked_gates

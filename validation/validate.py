@@ -176,7 +176,7 @@ def validate_stage(
         folder=folder,
         sources=SOURCES,
         tools=("torch", "onnxruntime", "polygraphy"),
-        options=job.options.model_dump(mode="json") | {"recipe": job.recipe, "fused_operators": job.fused},
+        options=job.options.model_dump(mode="json", exclude={"onnxruntime"}) | {"recipe": job.recipe, "fused_operators": job.fused},
         inputs=inputs,
         body=body,
         machine=None if plans is None else lambda: asdict(this_machine("tensorrt")),

@@ -21,7 +21,7 @@ from ...export.stage import DESCRIPTION_FILE, Description
 from ...runtime.plan_record import PlanRecord
 from ...validation.gates import Gate
 from ...validation.validate import VALIDATE, Validation, read_validation
-from ..pipeline import folders_of, plan_records, stages_of
+from ..pipeline import first_engine, folders_of, plan_records, stages_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class RecipeRun:
             gate on their GPU.
         records: Record of each stage, by folder name, in the order the stages run.
         outdated: Folder name, and what of the recipe or the code has changed since that stage ran.
-        on_gpu: What validation of the plans on their GPU found, if these artifacts went through it.
+        on_gpu: What validation of the plans on their GPU found beside, if these artifacts went through it. A recipe without ONNX Runtime
+            has it as its validation.
     """
 
     name: str
@@ -53,7 +54,8 @@ class RecipeRun:
     @property
     def gates(self) -> list[Gate]:
         """Those of the exported graph, then those of the plans on their GPU."""
-        return [*self.validation.gates, *(self.on_gpu.marked_gates if self.on_gpu else ())]
+        first = self.validation
+        return [*(first.marked_gates if first.engine == "tensorrt" else first.gates), *(self.on_gpu.marked_gates if self.on_gpu else ())]
 
     @property
     def engines(self) -> list[str]:
@@ -68,13 +70,13 @@ def load_run(recipe: Recipe) -> RecipeRun:
         ArtifactError: A stage has not run, a file does not match its record, or the stages do not belong together.
     """
     named = {stage.name: stage for stage in stages_of(recipe)}
-    calibrated, exported, validated = named["calibrate"], named["export"], named["validate"]
+    calibrated, exported, validated = named["calibrate"], named["export"], named[VALIDATE[first_engine(recipe)]]
     builds = _builds(recipe) or [named["build"]]
     stages = [calibrated, exported, *builds, validated]
     records = {stage.folder.name: _record(stage) for stage in stages}
     _same_lineage(stages, records)
     on_gpu_stage = named[VALIDATE["tensorrt"]]
-    on_gpu = _of_these(on_gpu_stage, records[validated.folder.name])
+    on_gpu = None if validated is on_gpu_stage else _of_these(on_gpu_stage, records[validated.folder.name])
     outdated = tuple(_outdated(stages, records))
     if on_gpu is not None:
         records[on_gpu_stage.folder.name] = on_gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import Recipe, load_recipe, with_build_options
+from onerec_trt.core.stages import run_stage
 from onerec_trt.models.config import LEVELS
 from onerec_trt.runtime.machine import Machine
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.runtime.plan_record import Fp8Gemms, PlanRecord, WeightBytes, record_path
 from onerec_trt.runtime.plan_shapes import choose_profile
 from onerec_trt.runtime.verdict import Verdict, inspect_with_verdict, verdict_path
-from onerec_trt.tools.pipeline import folders_of, plans, run_stages
+from onerec_trt.tools.pipeline import all_gates, folders_of, plans, run_stages, stages_of, summarize, whole_run
+from onerec_trt.tools.report import load_run
 from onerec_trt.validation import backends
 from onerec_trt.validation import validate as validate_module
 from onerec_trt.validation.validate import Validation, read_validation
@@ -134,6 +137,26 @@ def test_every_profile_runs_and_the_plans_are_validated(recipe: Recipe, used: li
     write_plan(recipe, "serving", content=" rebuilt")  # another plan of the same name was never seen running
     assert not inspect_with_verdict(plan).validated
     assert inspect_with_verdict(scoring).validated
+
+
+def test_plans_stand_for_a_recipe_that_leaves_onnxruntime_out(recipe: Recipe, tmp_path: Path) -> None:
+    alone = recipe.model_copy(update={"validation": recipe.validation.model_copy(update={"onnxruntime": False})})
+    assert whole_run(alone) == ("calibrate", "export", "build", "validate-tensorrt")
+    shutil.copytree(write_plan(alone, "serving").parent, tmp_path / "plans")
+    shutil.copytree(write_plan(alone, "scoring").parent, tmp_path / "plans", dirs_exist_ok=True)
+    shutil.rmtree(folders_of(alone).plans)
+    (build,) = [stage for stage in stages_of(alone) if stage.name == "build"]
+    run_stage(
+        replace(build, machine=None, body=lambda folder: {"copied": str(shutil.copytree(tmp_path / "plans", folder, dirs_exist_ok=True))})
+    )
+    validation = run(alone)
+    assert all_gates([alone]) == validation.marked_gates
+    assert summarize([alone])["recipes"][alone.name]["scoring_error_ratio"] == validation.scoring.ratio
+    found = load_run(alone)
+    assert found.engines == ["tensorrt"]
+    assert found.gates == validation.marked_gates
+    assert found.records.keys() >= {"plans-tensorrt", "validated-tensorrt"}
+    assert "validated" not in found.records
 
 
 def test_a_plan_that_fails_says_which_gate(recipe: Recipe) -> None:
