@@ -32,6 +32,19 @@ class Items:
     scores_W: NDArray[np.float32]
 
 
+def server_version(url: str) -> str:
+    """The version of the server that answers HTTP at a host and port.
+
+    Raises:
+        MissingExtraError: tritonclient is not installed.
+    """
+    client = client_module("http").InferenceServerClient(url)
+    try:
+        return str(client.get_server_metadata()["version"])
+    finally:
+        client.close()
+
+
 class Client:
     """A model on a server. Not for several threads at once: give each its own.
 

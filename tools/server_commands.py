@@ -36,6 +36,7 @@ class Wishes(NamedTuple):
     name: str | None
     times: Path | None
     instances: int
+    gpus: int
     graph: tuple[int, int]
     unvalidated: bool
     parameters: tuple[str, ...]
@@ -85,6 +86,7 @@ def _options(model: Path, wishes: Wishes) -> Options:
         name=wishes.name,
         times=wishes.times,
         instances=wishes.instances,
+        gpus=wishes.gpus,
         graph_limits=GRAPH_LIMITS.model_copy(update={"max_batch": batch, "max_context": context}),
         unvalidated=wishes.unvalidated,
         parameters=dict(map(_setting, wishes.parameters)),

@@ -1,7 +1,12 @@
-"""A plan on its GPU for the Python backend. Batches are put together in page-locked memory, from which the GPU copies by itself."""
+"""A plan on its GPU for the Python backend. Batches are put together in page-locked memory, from which the GPU copies by itself.
+
+Instances on one GPU take turns. With two of them the GPU always has work: one instance's batch is checked, laid out and copied while
+that of the other runs.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from ...core.arrays import Array
 from ...core.errors import ArtifactError
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..repository.version import VersionDescription
+from .gpu_turns import GpuTurns
 
 GRAPHS = "cuda_graphs"  # parameter: CUDA graphs that an instance keeps
 
@@ -23,6 +29,7 @@ class TensorRtEngine:
         self._runner = TensorRtRunner.load(plan, graphs=_graphs(description), trust=trust)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
         self._lent: dict[str, torch.Tensor] = {}
+        self._turns = GpuTurns(os.getppid(), device)
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Page-locked memory, which PyTorch keeps for the next batch of this shape."""
@@ -32,9 +39,11 @@ class TensorRtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, after waiting for the GPU. `inputs` are the arrays that `room` gave last."""
-        lent = {name: self._lent.pop(name) for name in inputs}
-        outputs: dict[str, Array] = self._runner(lent)
-        return outputs
+        on_gpu = {name: self._lent.pop(name).to("cuda", non_blocking=True) for name in inputs}
+        torch.cuda.current_stream().synchronize()
+        with self._turns.turn():
+            outputs: dict[str, torch.Tensor] = self._runner(on_gpu)
+            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
         """TensorRT allocates and loads kernels at the first use of a shape."""

@@ -100,6 +100,7 @@ def _instances(config: Any, description: VersionDescription) -> None:
     group = config.instance_group.add()
     group.count = description.resources.instances
     group.kind = group.KIND_GPU if description.resources.gpus else group.KIND_CPU
+    group.gpus.extend(range(description.resources.gpus))  # left out, the server would take every GPU it sees; `count` is for each
     if description.flavor == "tensorrt":
         group.profile.extend(str(number) for number in range(len(description.limits)))  # without this, profile 0 alone is used
 

@@ -42,8 +42,8 @@ class PlanFacts(_Part):
 class Resources(_Part):
     """What a server needs for this version.
 
-    `gpus`: how many; `model_bytes`: of its files; `shared_memory_bytes`: of /dev/shm; `gpu_memory_bytes`: on each GPU, None where it is not
-    known; `instances`: executions at the same time on each GPU.
+    `gpus`: the first so many that the server sees; `model_bytes`: of its files; `shared_memory_bytes`: of /dev/shm; `gpu_memory_bytes`: on
+    each GPU, None where it is not known; `instances`: executions at the same time on each GPU.
     """
 
     gpus: int

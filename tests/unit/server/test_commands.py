@@ -16,8 +16,8 @@ from onerec_trt.models.requests import Requests, offsets_of, write_requests
 from onerec_trt.server.repository.add import Options, add_version
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.tools import cli
-from onerec_trt.tools.batch_times import measure
-from onerec_trt.tools.perf_inputs import write_inputs
+from onerec_trt.tools.serving.batch_times import measure
+from onerec_trt.tools.serving.perf_inputs import write_inputs
 
 from .plans import prove, write_plan
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..core.artifacts import write_json
-from ..core.graph_io import Role
-from ..models.requests import Requests, read_contexts
-from ..server.repository.limits import longest_context
-from ..server.repository.store import Repository
-from ..server.repository.version import VersionDescription
-from .outputs import require_own_json
+from ...core.artifacts import write_json
+from ...core.graph_io import Role
+from ...models.requests import Requests, read_contexts
+from ...server.repository.limits import longest_context
+from ...server.repository.store import Repository
+from ...server.repository.version import VersionDescription
+from ..outputs import require_own_json
 
 
 def write_inputs(repository: Path, model: str, requests: Path, out: Path, limit: int | None) -> int:
