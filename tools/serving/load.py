@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Load:
         batch: Contexts that a request brings.
         seconds: How long answers count. In closed loops those that come within this time count; of random arrivals, those that
             arrive within it.
-        processes: Among which the clients are divided.
+        processes: Among which the clients are divided; no more than there are clients.
         warm_up: Seconds of the same load before anything counts: the first requests find an empty server.
     """
 
@@ -76,6 +76,7 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
     """
     if out is not None:
         require_own_json(out, ("samples_ms",))
+    load = replace(load, processes=min(load.processes, load.clients))
     Client(load.url, load.model, protocol=load.protocol).close()  # a wrong address is said here, and not by every process
     context = multiprocessing.get_context("spawn")
     with context.Pool(load.processes, _share, (context.Barrier(load.processes),)) as pool:
@@ -108,8 +109,6 @@ def _share(barrier: Any) -> None:
 def _one_process(load: Load, number: int) -> tuple[list[float], int]:
     """Latencies in ms of what counts, and how many requests failed."""
     meter = _Meter(load, number)
-    _together.wait(_PATIENCE_S)  # a process that begins alone would find the server idle
-    meter.begin()
     if load.rate is not None:
         meter.open_loop(load.rate / load.processes)
     else:
@@ -129,24 +128,29 @@ class _Meter:
         self._prepared = list(self._requests())
         self._begin = self._end = 0.0
 
-    def begin(self) -> None:
-        """From now on it is asked, and after the warm-up it counts."""
+    def _start(self) -> None:
+        """From now on all processes ask, and after the warm-up it counts; one that began alone would find the server idle."""
+        _together.wait(_PATIENCE_S)
         self._begin = time.perf_counter() + self._load.warm_up
         self._end = self._begin + self._load.seconds
 
     def closed_loops(self, clients: int) -> None:
-        with ThreadPoolExecutor(max(1, clients)) as pool:
-            for _ in range(clients):
-                pool.submit(self._loop)
+        connected = threading.Barrier(clients, self._start)
+        with ThreadPoolExecutor(clients) as pool:
+            for loop in [pool.submit(self._loop, connected) for _ in range(clients)]:
+                loop.result()
 
     def open_loop(self, rate: float) -> None:
+        self._start()
         arrival = time.perf_counter()
         with ThreadPoolExecutor(_OPEN_LOOP_THREADS) as pool:
             while (arrival := arrival + self._random.exponential(1 / rate)) < self._end:
                 time.sleep(max(0.0, arrival - time.perf_counter()))
                 pool.submit(self._ask, arrival)
 
-    def _loop(self) -> None:
+    def _loop(self, connected: threading.Barrier) -> None:
+        self._client()
+        connected.wait(_PATIENCE_S)
         while (now := time.perf_counter()) < self._end:
             self._ask(now)
 

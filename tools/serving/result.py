@@ -70,7 +70,17 @@ class Summary(_Part):
 
 
 class ServingResult(_Part):
-    """A whole measurement. `times_ms`: samples of the bare runtime by requests of a batch, with contexts of `context` tokens."""
+    """A measurement.
+
+    Args:
+        environment: Machine, driver, versions, commit.
+        model: What was served.
+        context: Tokens of every request, but for the mixed load.
+        times_ms: Samples of the bare runtime by requests of a batch.
+        batching: What the server's batching follows from.
+        loads: In the order of measuring.
+        summary: None before random arrivals were measured.
+    """
 
     environment: dict[str, Any]
     model: dict[str, Any]
@@ -78,16 +88,18 @@ class ServingResult(_Part):
     times_ms: dict[int, list[float]]
     batching: str
     loads: list[MeasuredLoad]
-    summary: Summary
+    summary: Summary | None
 
 
-def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -> Summary:
-    """The figures of a whole measurement."""
+def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -> Summary | None:
+    """The figures of a measurement; None before random arrivals were measured."""
+    arrivals = next((load for load in loads if load.rate is not None), None)
+    if arrivals is None:
+        return None
     largest = max(times_ms)
     batch_ms = statistics.median(times_ms[largest])
     bare = largest / batch_ms * 1e3
     best = saturating(loads)
-    arrivals = next(load for load in loads if load.rate is not None)
     double = [load for load in loads if load.gpus == 2]
     return Summary(
         bare_batch_ms=batch_ms,

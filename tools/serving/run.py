@@ -75,7 +75,7 @@ class Setup:
 
 
 def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent, say: Say = print, commit: str = "") -> ServingResult:
-    """Measure, and write the result.
+    """Measure, and write the result: after every load, so that a run that breaks off leaves what it has.
 
     Args:
         model: A plan, whose record lies beside it, or an exported `model.onnx`.
@@ -94,18 +94,20 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
     with tempfile.TemporaryDirectory(prefix="onerec-trt-serving-") as working:
         measurement = _Measurement(model, server, Path(working), extent, say)
         times_ms = measurement.bare()
-        loads = list(measurement.loads())
-        result = ServingResult(
-            environment={**measurement.environment(), **software(_TOOLS, commit)},
-            model=measurement.describe(),
-            context=extent.context,
-            times_ms=times_ms,
-            batching=measurement.batching,
-            loads=loads,
-            summary=summarize(times_ms, loads),
-        )
-    write_json(out, result.model_dump(mode="json"))
-    say(f"summary: {result.summary.model_dump()}")
+        loads: list[MeasuredLoad] = []
+        for load in measurement.loads():
+            loads.append(load)
+            result = ServingResult(
+                environment={**measurement.environment(), **software(_TOOLS, commit)},
+                model=measurement.describe(),
+                context=extent.context,
+                times_ms=times_ms,
+                batching=measurement.batching,
+                loads=loads,
+                summary=summarize(times_ms, loads),
+            )
+            write_json(out, result.model_dump(mode="json"))
+    say(f"summary: {result.summary}")
     return result
 
 

@@ -13,7 +13,7 @@ from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturat
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
 SERVER = Path(__file__).parents[3] / ".venv-server"
-TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.3, gpus=2)
+TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=1.0, gpus=2)
 
 
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
@@ -33,6 +33,7 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
     assert all(load.result.failed == 0 and load.gpu_busy == [] for load in result.loads)
     assert result.environment["commit"] == "abc"
     assert result.environment["server"].startswith("2.")
+    assert result.summary is not None
     assert result.summary.two_gpu_scaling is None
     assert said[-1].startswith("summary: ")
     with pytest.raises(ArtifactError, match="not a result of this command"):
@@ -50,6 +51,8 @@ def test_the_summary_compares_the_highest_rate_with_the_bare_runtime() -> None:
     times = {1: [6.0, 6.0, 7.0], 32: [50.0, 49.0, 51.0]}
     loads = [load(500.0), load(608.0), load(630.0, batch=32), load(480.0, rate=486.0, p99_ms=80.0), load(1200.0, gpus=2)]
     summary = summarize(times, loads)
+    assert summarize(times, loads[:3]) is None
+    assert summary is not None
     assert saturating(loads) is loads[1]
     assert summary.bare_requests_per_s == 32 / statistics.median(times[32]) * 1e3
     assert summary.overhead_batch_32 == pytest.approx(0.05)
