@@ -57,10 +57,17 @@ def repository(
         str | None, typer.Option(metavar="NUMBER|newest", help="Serve this version from the next load on.", show_default=False)
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version again that was served before.")] = False,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="ITEMS.index", help="Serve this catalogue; a running server swaps to it.", show_default=False),
+    ] = None,
+    rollback_catalogue: Annotated[
+        bool, typer.Option("--rollback-catalogue", help="Serve the catalogue again that was served before.")
+    ] = False,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put plans into a model repository of Triton Inference Server, promote a version, or roll back."""
+    """Put plans and catalogues into a model repository of Triton Inference Server, promote a version, or roll back."""
     from . import server_commands
 
     server_commands.repository(
@@ -77,8 +84,7 @@ def repository(
             parameters=tuple(parameter),
             trust=tuple(trust or ()),
         ),
-        promote=promote,
-        rollback=rollback,
+        server_commands.Changes(promote, rollback, catalogue, rollback_catalogue),
         as_json=as_json,
     )
 

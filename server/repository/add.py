@@ -194,11 +194,11 @@ def _signature(model: Path, name: str) -> dict[str, Path]:
 
 def _require_servable(source: _Source, model: Path, options: Options) -> None:
     where = str(model)
-    if source.io.resident:
-        names = ", ".join(tensor.name for tensor in source.io.resident)
-        hint = "serve a model without resident inputs"
-        raise ArtifactError(f"the flavor '{options.flavor}' cannot bind the resident inputs {names}", where=where, hint=hint)
     if options.flavor == "tensorrt":
+        if source.io.resident:
+            size = sum(tensor.nbytes(1, 1) for tensor in source.io.resident)
+            what = f"the stock TensorRT backend would need the catalogue's index, {size / 1e6:.0f} MB, with every request"
+            raise ArtifactError(what, where=where, hint="take --flavor python, which keeps it on the GPU and swaps it while requests run")
         if source.engine != "tensorrt":
             hint = "take --flavor python, or a plan"
             raise ArtifactError("the flavor 'tensorrt' serves plans, not exported graphs", where=where, hint=hint)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from ...core.graph_io import BATCH, GraphTensor
 from ...core.text_files import read_bytes
 from ..triton_api import DATA_TYPES, config_schema, text_format
+from .served_io import ServedTensor, served_inputs, served_outputs
 from .version import VersionDescription
 
 CONFIG_FILE = "config.pbtxt"
@@ -80,20 +80,20 @@ def promotions(path: Path) -> tuple[int, ...]:
 
 def _tensors(config: Any, description: VersionDescription) -> None:
     """Inputs that come with a request, and outputs. The batch is no part of the server's dims."""
-    for tensor in description.io.per_request:
+    for tensor in served_inputs(description.io):
         added = config.input.add()
         _describe(added, tensor)
         # Requests of different context may share a batch where the backend looks at each by itself.
         added.allow_ragged_batch = description.flavor == "python" and -1 in added.dims
-    for tensor in description.io.outputs:
+        added.optional = tensor.optional
+    for tensor in served_outputs(description.io):
         _describe(config.output.add(), tensor)
 
 
-def _describe(added: Any, tensor: GraphTensor) -> None:
-    assert tensor.axes[0] == BATCH
+def _describe(added: Any, tensor: ServedTensor) -> None:
     added.name = tensor.name
     added.data_type = config_schema().DataType.Value(f"TYPE_{DATA_TYPES[tensor.dtype]}")
-    added.dims.extend(tensor.dims[1:])
+    added.dims.extend(tensor.dims)
 
 
 def _instances(config: Any, description: VersionDescription) -> None:

@@ -16,6 +16,7 @@ from ...core.errors import ArtifactError, first_problem
 from ...core.graph_io import GraphIO
 from .batching import Batching
 from .limits import Limits, longest_context
+from .served_io import context_io
 
 Flavor = Literal["tensorrt", "python"]
 EngineName = Literal["tensorrt", "onnxruntime"]
@@ -97,7 +98,7 @@ class VersionDescription(_Part):
 
 def shared_memory_bytes(io: GraphIO, limits: tuple[Limits, ...], max_batch: int, instances: int) -> int:
     """Bytes of /dev/shm that instances of the Python backend take: for each its own, and inputs and outputs of the largest batch."""
-    tensors = (*io.per_request, *io.outputs)
+    tensors = (*context_io(io).per_request, *io.outputs)
     payload = sum(tensor.nbytes(max_batch, longest_context(limits)) for tensor in tensors)
     return instances * (_STUB_BYTES + payload)
 
