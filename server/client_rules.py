@@ -45,4 +45,5 @@ def item_ids(found: Mapping[str, Array], row: int) -> ItemIds:
 
 def catalogue_digest(found: Mapping[str, Array], row: int) -> str:
     """Digest of the catalogue that served one context."""
-    return found[served.CATALOGUE][row].tobytes().hex()
+    digest: bytes = found[served.CATALOGUE][row].tobytes()
+    return digest.hex()

@@ -91,8 +91,8 @@ class CatalogueAnswers:
         return index
 
     def _content(self) -> bytes:
-        """What says which catalogue is served; empty where nothing does."""
+        """What says which catalogue is served; as at the last look where that cannot be read, and empty at the first one."""
         try:
             return self._catalogues.served_path.read_bytes()
-        except FileNotFoundError:
-            return b""
+        except OSError:
+            return self._seen

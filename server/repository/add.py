@@ -17,6 +17,7 @@ from ...runtime.signature import require_signature, signature_path
 from ...runtime.verdict import inspect_with_verdict, verdict_files, verdict_path
 from .batching import batching, read_times
 from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_single_requests, require_unambiguous
+from .served_io import follows_catalogue
 from .store import Repository
 from .version import (
     GRAPH_FILE,
@@ -192,13 +193,23 @@ def _signature(model: Path, name: str) -> dict[str, Path]:
     return {signature_path(Path(name)).name: signature} if signature.is_file() else {}
 
 
+def _require_bindable(io: GraphIO, flavor: Flavor, where: str) -> None:
+    """Resident inputs are those of a catalogue, and the flavor keeps them on the GPU."""
+    if not io.resident:
+        return
+    if not follows_catalogue(io):
+        names = ", ".join(tensor.name for tensor in io.resident)
+        raise ArtifactError(f"no flavor binds the resident inputs {names}", where=where, hint="serve a model without resident inputs")
+    if flavor == "tensorrt":
+        size = sum(tensor.nbytes(1, 1) for tensor in io.resident)
+        what = f"the stock TensorRT backend would copy the catalogue's index, {size / 1e6:.0f} MB, with every batch"
+        raise ArtifactError(what, where=where, hint="take --flavor python, which keeps it on the GPU and swaps it while requests run")
+
+
 def _require_servable(source: _Source, model: Path, options: Options) -> None:
     where = str(model)
+    _require_bindable(source.io, options.flavor, where)
     if options.flavor == "tensorrt":
-        if source.io.resident:
-            size = sum(tensor.nbytes(1, 1) for tensor in source.io.resident)
-            what = f"the stock TensorRT backend would need the catalogue's index, {size / 1e6:.0f} MB, with every request"
-            raise ArtifactError(what, where=where, hint="take --flavor python, which keeps it on the GPU and swaps it while requests run")
         if source.engine != "tensorrt":
             hint = "take --flavor python, or a plan"
             raise ArtifactError("the flavor 'tensorrt' serves plans, not exported graphs", where=where, hint=hint)
