@@ -157,7 +157,7 @@ class ItemIndex:
         Raises:
             ArtifactError: The graph takes no catalogue, another codebook, or fewer semantic IDs or category classes.
         """
-        self._require_fits(io)
+        self.require_fits(io)
         return {io.name(role): self._filled_up(name, io.tensor(role)) for role, name in RESIDENT.items()}
 
     def entries_of(self, sids_N3: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -200,11 +200,12 @@ class ItemIndex:
             mask[row, known[first[row] : last[row]] % self.codebook] = True
         return mask
 
-    @cached_property
-    def _keys(self) -> NDArray[np.int64]:
-        return self.arrays["keys"].astype(np.int64, copy=False)
+    def require_fits(self, io: GraphIO) -> None:
+        """Check that a graph takes this catalogue.
 
-    def _require_fits(self, io: GraphIO) -> None:
+        Raises:
+            ArtifactError: The graph takes no catalogue, another codebook, or fewer semantic IDs or category classes.
+        """
         hint = "export the graph with a larger export.item_capacity or export.category_classes"
         if not io.has(Role.FIRST_CLASSES):
             what = "the graph has open beams and takes no catalogue"
@@ -215,6 +216,10 @@ class ItemIndex:
         for what, held, role in (("semantic IDs", self.sids, Role.SID_ENTRIES), ("category classes", self.classes, Role.ALLOWED_CLASSES)):
             if held > (capacity := io.tensor(role).dims[-1]):
                 raise ArtifactError(f"the index holds {held} {what}, the graph takes {capacity}", where=self.where, hint=hint)
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        return self.arrays["keys"].astype(np.int64, copy=False)
 
     def _filled_up(self, name: str, tensor: GraphTensor) -> Array:
         """Behind the last pair and the last entry lies what nothing points to."""

@@ -61,17 +61,30 @@ class RuleEncoder:
         Raises:
             RequestError: A rule is impossible, or excludes more than the graph takes; names the request by its place.
         """
+        inputs, refused = self.inputs_of_each(rules)
+        for place in sorted(refused):
+            raise refused[place]
+        return inputs
+
+    def inputs_of_each(self, rules: Sequence[ItemRules]) -> tuple[dict[str, Array], dict[int, RequestError]]:
+        """Likewise, and what is wrong with rules by the place of their request, which runs as if it had none."""
+        refused: dict[int, RequestError] = {}
         limits = np.zeros((len(rules), 3), np.int32)
         allowed = np.zeros((len(rules), self._classes), np.int32)
         excluded = np.zeros((len(rules), self._excluded), np.int32)
         for place, each in enumerate(rules):
-            entries = self._excluded_entries(each, place)
-            limits[place] = self._beams(each, place), len(entries), each.restricts_categories
+            try:
+                entries, beams = self._excluded_entries(each, place), self._beams(each, place)
+                classes = self._allowed(each) if each.restricts_categories else ()
+            except RequestError as error:
+                refused[place] = error
+                limits[place] = self._width, 0, 0
+                continue
+            limits[place] = beams, len(entries), each.restricts_categories
             excluded[place, : len(entries)] = entries
-            if each.restricts_categories:
-                allowed[place, : self.index.classes] = self._allowed(each)
+            allowed[place, : len(classes)] = classes
         values = {Role.REQUEST_LIMITS: limits, Role.ALLOWED_CLASSES: allowed, Role.EXCLUDED_SIDS: excluded}
-        return {self.io.name(role): array for role, array in values.items()}
+        return {self.io.name(role): array for role, array in values.items()}, refused
 
     def _beams(self, rules: ItemRules, place: int) -> int:
         beams = self._width if rules.beams is None else rules.beams

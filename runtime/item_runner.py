@@ -48,19 +48,22 @@ class ItemBatch:
         sids_BW3: Semantic IDs, int64; -1 where a request found fewer than W.
         scores_BW: Log-probabilities in nat, FP32; -inf there.
         items: For each request the item ids of every place.
+        refused: What was wrong with the rules of a request, by its place, where others were to be answered all the same.
     """
 
     catalogue: str
     sids_BW3: NDArray[np.int64]
     scores_BW: NDArray[np.float32]
     items: tuple[FoundItems, ...]
+    refused: Mapping[int, RequestError]
 
 
 class PendingItems:
     """A batch that was submitted."""
 
-    def __init__(self, submitted: Submitted, index: ItemIndex, io: GraphIO, rules: Sequence[ItemRules]) -> None:
-        self._submitted, self._index, self._io, self._rules = submitted, index, io, rules
+    def __init__(self, submitted: Submitted, encoder: RuleEncoder, rules: Sequence[ItemRules], refused: Mapping[int, RequestError]) -> None:
+        self._submitted, self._index, self._io, self._refused = submitted, encoder.index, encoder.io, refused
+        self._rules = [OPEN if place in refused else each for place, each in enumerate(rules)]
 
     def result(self) -> ItemBatch:
         """Waits for the outputs; gives them with the items of the catalogue that the batch was submitted to."""
@@ -69,7 +72,7 @@ class PendingItems:
         scores_BW = _on_host(outputs[self._io.name(Role.ITEM_SCORES)]).astype(np.float32, copy=False)
         entries_BW = self._index.entries_of(sids_BW3)
         items = tuple(allowed_items(self._index, entries_W, rules) for entries_W, rules in zip(entries_BW, self._rules, strict=True))
-        return ItemBatch(self._index.digest, sids_BW3, scores_BW, items)
+        return ItemBatch(self._index.digest, sids_BW3, scores_BW, items, self._refused)
 
 
 class ItemRunner:
@@ -132,12 +135,14 @@ class ItemRunner:
             self._previous = None
             return previous.digest
 
-    def submit(self, inputs: Mapping[str, Any], rules: Sequence[ItemRules] | None = None) -> PendingItems:
+    def submit(self, inputs: Mapping[str, Any], rules: Sequence[ItemRules] | None = None, *, each: bool = False) -> PendingItems:
         """Submit a batch.
 
         Args:
             inputs: The graph's other inputs by name.
             rules: One for each request. Default: none.
+            each: Answer the others all the same where a rule is impossible, and tell its error in `ItemBatch.refused`. Default: refuse
+                the batch.
 
         Raises:
             RequestError: An input or a rule is impossible, or their numbers differ.
@@ -149,10 +154,10 @@ class ItemRunner:
             raise RequestError(f"{len(given)} rules for {requests} requests", hint="give one for each request")
         while True:
             encoder = self._encoder
-            encoded = encoder.inputs(given)
+            encoded, refused = encoder.inputs_of_each(given) if each else (encoder.inputs(given), {})
             with self._submitting:
                 if encoder is self._encoder:  # else swapped meanwhile: the rules speak of the old catalogue
-                    return PendingItems(self._runner.submit({**inputs, **encoded}), encoder.index, self.io, given)
+                    return PendingItems(self._runner.submit({**inputs, **encoded}), encoder, given, refused)
 
     def __call__(self, inputs: Mapping[str, Any], rules: Sequence[ItemRules] | None = None) -> ItemBatch:
         """Submit a batch and wait for it; arguments and errors as of `submit`."""

@@ -6,7 +6,7 @@ It reads the contract from the served model's configuration, so it spells no nam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
 from types import TracebackType
@@ -19,17 +19,42 @@ from pydantic import ValidationError
 from ..core.arrays import Array
 from ..core.errors import ArtifactError, RequestError
 from ..core.graph_io import GraphIO, Role
+from ..runtime.item_rules import ItemRules
 from .client_memory import SharedInputs
+from .client_rules import ItemIds, catalogue_digest, item_ids, rule_inputs
 from .repository.model_config import BUCKETS, IO
+from .repository.served_io import follows_catalogue, served_outputs
 from .triton_api import DATA_TYPES, Protocol, client_module, server_error
 
 
 @dataclass(frozen=True)
 class Items:
-    """Items of one request, best first: semantic IDs int64 [W, 3] and log-probabilities in nat, FP32 [W]."""
+    """Items of one context, best first.
+
+    Attributes:
+        sids_W3: Semantic IDs, int64; -1 where fewer than W were found.
+        scores_W: Log-probabilities in nat, FP32; -inf there.
+        ids: Of a model that follows a catalogue: ids of the items of each semantic ID, ascending.
+        catalogue: Likewise: digest of the catalogue that served the request.
+    """
 
     sids_W3: NDArray[np.int64]
     scores_W: NDArray[np.float32]
+    ids: ItemIds = ()
+    catalogue: str | None = None
+
+
+def server_version(url: str) -> str:
+    """The version of the server that answers HTTP at a host and port.
+
+    Raises:
+        MissingExtraError: tritonclient is not installed.
+    """
+    client = client_module("http").InferenceServerClient(url)
+    try:
+        return str(client.get_server_metadata()["version"])
+    finally:
+        client.close()
 
 
 class Client:
@@ -76,30 +101,40 @@ class Client:
             self._memory.close()
         self._client.close()
 
-    def recommend(self, features_SF: Array, lengths_3: Sequence[int] | Array) -> Items:
+    def recommend(self, features_SF: Array, lengths_3: Sequence[int] | Array, rules: ItemRules | None = None) -> Items:
         """Items for one context.
 
         Args:
             features_SF: FP16 [S, F], tokens in the order static, short-term, long-term.
             lengths_3: Tokens of each pathway.
+            rules: Of a model that follows a catalogue: what may come out. Default: any item.
 
         Raises:
             RequestError: The server refuses the request, or cannot be reached in time.
         """
         features_1SF = np.asarray(features_SF)[None]
-        (items,) = self.recommend_batch(features_1SF, np.asarray(lengths_3, np.int64)[None])
+        (items,) = self.recommend_batch(features_1SF, np.asarray(lengths_3, np.int64)[None], [rules] if rules else None)
         return items
 
-    def recommend_batch(self, features_BSF: Array, lengths_B3: Array) -> list[Items]:
+    def recommend_batch(self, features_BSF: Array, lengths_B3: Array, rules: Sequence[ItemRules] | None = None) -> list[Items]:
         """Items for several contexts, sent together. Padding behind a context may hold anything.
+
+        Args:
+            features_BSF: FP16 [B, S, F].
+            lengths_B3: Tokens of each pathway, int64.
+            rules: As of `recommend`, for each context.
 
         Raises:
             RequestError: The server refuses the request, or cannot be reached in time.
         """
         features, lengths = self.io.name(Role.CONTEXT_FEATURES), self.io.name(Role.PATHWAY_LENGTHS)
-        found = self.infer({features: features_BSF, lengths: lengths_B3})
+        given = rule_inputs(rules, self.io.tensor(Role.ITEM_SCORES).dims[-1]) if rules else {}
+        found = self.infer({features: features_BSF, lengths: lengths_B3, **given})
         sids, scores = found[self.io.name(Role.FOUND_ITEMS)], found[self.io.name(Role.ITEM_SCORES)]
-        return [Items(sids_W3, scores_W) for sids_W3, scores_W in zip(sids, scores, strict=True)]
+        items = [Items(sids_W3, scores_W) for sids_W3, scores_W in zip(sids, scores, strict=True)]
+        if not follows_catalogue(self.io):
+            return items
+        return [replace(each, ids=item_ids(found, row), catalogue=catalogue_digest(found, row)) for row, each in enumerate(items)]
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs by name, as the contract has them.
@@ -110,7 +145,7 @@ class Client:
         tensors = self._sent(self._filled_up(inputs))
         limit = {"timeout": int(self._timeout * 1e6)} if self._protocol == "http" else {"client_timeout": self._timeout}
         answer = self._call(lambda: self._client.infer(self._model, tensors, **limit))
-        return {tensor.name: answer.as_numpy(tensor.name) for tensor in self.io.outputs}
+        return {tensor.name: answer.as_numpy(tensor.name) for tensor in served_outputs(self.io)}
 
     def _filled_up(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """With a context as long as the next bucket, where the server batches equal shapes only. Longer ones are left to its refusal."""

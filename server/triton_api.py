@@ -9,7 +9,7 @@ from ..core.extras import optional
 Protocol = Literal["http", "grpc"]
 
 # What the protocol calls a data type; configurations put TYPE_ before it.
-DATA_TYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64"}
+DATA_TYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "uint64": "UINT64", "uint8": "UINT8"}
 
 
 def config_schema() -> Any:

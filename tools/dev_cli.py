@@ -109,7 +109,7 @@ def batch_times(
     samples: Annotated[int, typer.Option(min=3, help="Samples of each batch.")] = 30,
 ) -> None:
     """Time batches of several sizes, from inputs to items in memory: what `repository --times` sets batching by."""
-    from .batch_times import measure
+    from .serving.batch_times import measure
 
     for size, milliseconds in measure(model, out, context, batch, samples).milliseconds.items():
         typer.echo(f"batch {size:3}: {milliseconds:8.2f} ms, {size / milliseconds * 1e3:8.1f} requests/s")
@@ -124,7 +124,7 @@ def perf_inputs(
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first requests only.", show_default=False)] = None,
 ) -> None:
     """Write requests as perf_analyzer reads them (--input-data), for a model that is served from a repository."""
-    from .perf_inputs import write_inputs
+    from .serving.perf_inputs import write_inputs
 
     typer.echo(f"{write_inputs(repository, model, requests, out, limit)} requests: perf_analyzer -m {model} --input-data {out}")
 
@@ -167,10 +167,35 @@ def serving_load(
     processes: Annotated[int, typer.Option(min=1, help="Among which the clients are divided.")] = 4,
 ) -> None:
     """Ask a server for a while, in closed loops or at random times; print latency and rate as clients see them."""
-    from .serving_load import Load, describe, measure_load
+    from .serving.load import Load, describe, measure_load
 
     load = Load(url, "grpc" if grpc else "http", model, clients, rate, tuple(context), batch, seconds, processes)
     typer.echo(describe(measure_load(load, out), context))
+
+
+@app.command()
+def serving(
+    model: Annotated[
+        Path, typer.Argument(parser=located, metavar="PLAN_OR_ONNX", help="A plan, or an exported model.onnx.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("serving.json"),
+    server: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="PATH", help="As of `serve`. Default: tritonserver on PATH.", show_default=False),
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of every request, but for the mixed load.")] = 512,
+    mixed: Annotated[list[int], typer.Option(min=1, help="Tokens of the mixed load; may be given several times.")] = [512, 1000, 3000],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each batch of the bare runtime.")] = 20,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at the same time; a second load has twice as many.")] = 64,
+    seconds: Annotated[float, typer.Option(help="Of each load.")] = 6.0,
+    gpus: Annotated[int, typer.Option(min=1, max=2, help="At most.")] = 2,
+    commit: Commit = "",
+) -> None:
+    """Serve a model with the Python backend and measure it beside the bare runtime: rate, latency, two GPUs beside one."""
+    from .serving.run import Extent, measure_serving
+
+    extent = Extent(context=context, mixed=tuple(mixed), samples=samples, clients=clients, seconds=seconds, gpus=gpus)
+    measure_serving(model, server, out, extent, typer.echo, commit)
 
 
 @app.command()

@@ -46,6 +46,7 @@ def repository(
         typer.Option(parser=located, metavar="PATH", help="Measured times of batches (dev batch-times, bench).", show_default=False),
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Executions at the same time, on each GPU.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Serve a plan on the first so many GPUs that the server sees.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Of an exported graph: most requests of a batch.")] = 32,
     max_context: Annotated[int, typer.Option(min=1, help="Of an exported graph: most tokens of a context.")] = 3072,
     unvalidated: Annotated[bool, typer.Option("--unvalidated", help="Accept a plan that has not passed the gates.")] = False,
@@ -56,10 +57,17 @@ def repository(
         str | None, typer.Option(metavar="NUMBER|newest", help="Serve this version from the next load on.", show_default=False)
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version again that was served before.")] = False,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(parser=located, metavar="ITEMS.index", help="Serve this catalogue; a running server swaps to it.", show_default=False),
+    ] = None,
+    rollback_catalogue: Annotated[
+        bool, typer.Option("--rollback-catalogue", help="Serve the catalogue again that was served before.")
+    ] = False,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put plans into a model repository of Triton Inference Server, promote a version, or roll back."""
+    """Put plans and catalogues into a model repository of Triton Inference Server, promote a version, or roll back."""
     from . import server_commands
 
     server_commands.repository(
@@ -70,13 +78,13 @@ def repository(
             name=name,
             times=times,
             instances=instances,
+            gpus=gpus,
             graph=(max_batch, max_context),
             unvalidated=unvalidated,
             parameters=tuple(parameter),
             trust=tuple(trust or ()),
         ),
-        promote=promote,
-        rollback=rollback,
+        server_commands.Changes(promote, rollback, catalogue, rollback_catalogue),
         as_json=as_json,
     )
 

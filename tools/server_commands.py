@@ -36,24 +36,40 @@ class Wishes(NamedTuple):
     name: str | None
     times: Path | None
     instances: int
+    gpus: int
     graph: tuple[int, int]
     unvalidated: bool
     parameters: tuple[str, ...]
     trust: tuple[Path, ...]
 
 
-def repository(out: Path, models: Sequence[Path], wishes: Wishes, *, promote: str | None, rollback: bool, as_json: bool) -> None:
-    """Add versions, then promote one or roll back; prints what is served then, and how to start a server."""
-    if rollback and (promote or models):
+class Changes(NamedTuple):
+    """Options of the command `repository` for what is served."""
+
+    promote: str | None
+    rollback: bool
+    catalogue: Path | None
+    rollback_catalogue: bool
+
+
+def repository(out: Path, models: Sequence[Path], wishes: Wishes, changes: Changes, *, as_json: bool) -> None:
+    """Add versions, then change what is served; prints what is served then, and how to start a server."""
+    if changes.rollback and (changes.promote or models):
         raise RecipeError("--rollback goes with neither --promote nor new plans", hint="run them one after the other")
+    if changes.rollback_catalogue and changes.catalogue:
+        raise RecipeError("--rollback-catalogue does not go with --catalogue", hint="run them one after the other")
     store = Repository(out)
     added = [add_version(store, model, _options(model, wishes)) for model in models]
     names = tuple(dict.fromkeys(description.name for description in added)) or ((wishes.name,) if wishes.name else store.models())
     for name in names:
-        if rollback:
+        if changes.rollback:
             store.rollback(name)
-        elif promote:
-            store.promote(name, _number(store, name, promote))
+        elif changes.promote:
+            store.promote(name, _number(store, name, changes.promote))
+        if changes.catalogue:
+            store.add_catalogue(name, changes.catalogue)
+        elif changes.rollback_catalogue:
+            store.rollback_catalogue(name)
     _show(store, names, as_json)
 
 
@@ -85,6 +101,7 @@ def _options(model: Path, wishes: Wishes) -> Options:
         name=wishes.name,
         times=wishes.times,
         instances=wishes.instances,
+        gpus=wishes.gpus,
         graph_limits=GRAPH_LIMITS.model_copy(update={"max_batch": batch, "max_context": context}),
         unvalidated=wishes.unvalidated,
         parameters=dict(map(_setting, wishes.parameters)),
@@ -110,12 +127,15 @@ def _number(store: Repository, name: str, wanted: str) -> int:
 def _show(store: Repository, names: Sequence[str], as_json: bool) -> None:
     versions = [store.describe(name, version) for name in names for version in store.versions(name)]
     served = {name: store.promoted(name)[0] for name in names}
+    catalogues = {name: found for name in names if (found := store.catalogues(name).served())}
     line = launch_line(store.path, [each for each in versions if served[each.name] == each.version])
     if as_json:
         values = [_values(each, served[each.name] == each.version) for each in versions]
-        typer.echo(json.dumps({"launch": line, "versions": values}, indent=2, sort_keys=True))
+        typer.echo(json.dumps({"launch": line, "versions": values, "catalogues": catalogues}, indent=2, sort_keys=True))
         return
     print_results([_table(versions, served)])
+    for name, digests in catalogues.items():
+        typer.echo(f"catalogue of {name}: {digests[0]}, {len(digests) - 1} earlier ones to go back to")
     typer.echo(f"serve it: onerec-trt serve {store.path}")
     typer.echo(f"or in a container of the server: {line}")
 

@@ -1,4 +1,4 @@
-"""What the Python backend leaves in /dev/shm: 1 MB and more for each instance whose server was killed."""
+"""What the Python backend leaves in /dev/shm: 1 MB and more for each instance whose server was killed, and empty files of locks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PREFIX = f"onerec_trt_{_HOST}_"
 _OWN = re.compile(rf"{_PREFIX}(\d+)_")
 
 
-def region_prefix() -> str:
-    """What names of regions begin with that servers of this process make."""
-    return f"{_PREFIX}{os.getpid()}_"
+def region_prefix(pid: int | None = None) -> str:
+    """What names of regions begin with that belong to a process, by default this one: the servers that it started."""
+    return f"{_PREFIX}{os.getpid() if pid is None else pid}_"
 
 
 def remove_leftovers(folder: Path = SHARED_MEMORY) -> int:

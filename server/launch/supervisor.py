@@ -29,6 +29,7 @@ from .shared_memory import region_prefix, remove_leftovers
 
 _LOOK_EVERY_S = 0.25
 _START_TIMEOUT_S = 120.0
+READY_LINE = "serving on"  # begins what is said once every model is ready; its addresses follow
 Say = Callable[[str], None]
 
 
@@ -181,7 +182,7 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
                 supervisor = Supervisor(repository, process, control, options.trust, say)
                 for model in models:
                     supervisor.load(model)
-                say(f"serving on {endpoints.address}: HTTP {endpoints.http}, gRPC {endpoints.grpc}, metrics {endpoints.metrics}")
+                say(f"{READY_LINE} {endpoints.address}: HTTP {endpoints.http}, gRPC {endpoints.grpc}, metrics {endpoints.metrics}")
                 supervisor.watch(stopped)
     finally:
         remove_leftovers()

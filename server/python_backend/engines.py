@@ -9,13 +9,20 @@ from typing import Protocol
 import numpy as np
 
 from ...core.arrays import Array
+from ...runtime.item_rules import open_rules
+from ...runtime.item_runner import ResidentRunner
 from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
+from ..repository.served_io import context_io
 from ..repository.version import VersionDescription
 from ..trust import require_trusted
 
 
 class Engine(Protocol):
     """A loaded model."""
+
+    @property
+    def runner(self) -> ResidentRunner:
+        """What runs batches of a graph that follows a catalogue, from the same memory."""
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Memory for an input of a batch, to be filled in place; it holds anything."""
@@ -54,7 +61,7 @@ class OnnxRuntimeEngine:
     """An exported graph on the CPU."""
 
     def __init__(self, runner: OnnxRuntimeRunner, description: VersionDescription) -> None:
-        self._runner = runner
+        self.runner = runner
         self._dtypes = {tensor.name: tensor.dtype for tensor in description.io.per_request}
         self._io = description.io
 
@@ -64,10 +71,10 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name."""
-        return self._runner(inputs)
+        return self.runner(inputs)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
         """ONNX Runtime allocates at the first use of a shape."""
         for batch, context in shapes:
-            inputs = {name: self.room(name, shape) for name, shape in self._io.shapes(batch, context).items()}
-            self.run(inputs)
+            inputs = {name: self.room(name, shape) for name, shape in context_io(self._io).shapes(batch, context).items()}
+            self.run(inputs | open_rules(self._io, batch))

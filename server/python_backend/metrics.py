@@ -8,6 +8,7 @@ Reason = Literal["request", "model"]
 
 FAILED = "onerec_trt_failed_requests_total"
 WARMED = "onerec_trt_warmed_shapes"
+CATALOGUES = "onerec_trt_catalogues_total"
 
 
 class Metrics:
@@ -31,6 +32,12 @@ class Metrics:
             name=WARMED, description="Batch shapes that ran before the model became ready", kind=utils.MetricFamily.GAUGE
         )
         self._warmed = self._warmed_family.Metric(labels=labels)
+        self._catalogue_family = utils.MetricFamily(
+            name=CATALOGUES,
+            description="Catalogues that took the place of another one while requests ran, or could not: 'loaded' or 'failed'",
+            kind=utils.MetricFamily.COUNTER,
+        )
+        self._catalogues = {result: self._catalogue_family.Metric(labels={**labels, "result": result}) for result in ("loaded", "failed")}
 
     def failed(self, reason: Reason, requests: int = 1) -> None:
         """Count requests that were answered with an error."""
@@ -39,3 +46,7 @@ class Metrics:
     def warmed(self, shapes: int) -> None:
         """State how many batch shapes ran before the model became ready."""
         self._warmed.set(shapes)
+
+    def catalogue(self, *, loaded: bool) -> None:
+        """Count a catalogue that was to take the place of another one."""
+        self._catalogues["loaded" if loaded else "failed"].increment(1)

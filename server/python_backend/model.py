@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...core.arrays import Array
 from ...core.errors import OnerecTrtError, RequestError
+from ...runtime.item_rules import ItemRules
+from ..repository.catalogues import Catalogues
 from ..repository.limits import longest_context, most_requests
+from ..repository.served_io import RULE_INPUTS, context_io, follows_catalogue
 from ..repository.version import open_version
 from ..trust import trusted_keys
+from .answers import Answers, PlainAnswers
+from .catalogue import CatalogueAnswers
 from .checks import check_request
 from .dlpack import Lent, taken
 from .engines import load_engine
+from .item_requests import rules_of
 from .metrics import Metrics
 from .orphan_watch import end_with_parent
 from .packing import Group, Sizes, fill, groups, rounded_context
@@ -37,6 +44,10 @@ class TritonPythonModel:
         self._where = f"{args['model_name']} version {args['model_version']}"
         self._metrics = Metrics(self._utils, args["model_name"], args["model_version"])
         self._engine = load_engine(folder, self._version, int(args["model_instance_device_id"]), trusted_keys(os.environ))
+        self._io = context_io(self._version.io)  # what every request brings
+        self._answers: Answers = PlainAnswers(self._engine)
+        if follows_catalogue(self._version.io):
+            self._answers = CatalogueAnswers(self._engine.runner, Catalogues(folder.parent), self._catalogue_told)
         shapes = self._warm_up_shapes()
         self._engine.warm_up(shapes)
         self._metrics.warmed(len(shapes))
@@ -46,43 +57,41 @@ class TritonPythonModel:
         """Answer each request with items, or with an error of its own."""
         answers: list[Any] = [None] * len(requests)
         arrays: dict[int, dict[str, Array]] = {}
+        rules: dict[int, Sequence[ItemRules]] = {}
         for place, request in enumerate(requests):
             try:
-                arrays[place] = self._checked(request)
+                arrays[place], rules[place] = self._checked(request)
             except RequestError as error:
                 answers[place] = self._refusal(error)
         places = list(arrays)
         for group in groups(self._version.limits, [self._sizes(arrays[place]) for place in places]):
             members = [places[position] for position in group.places]
-            for place, answer in zip(members, self._run(group, [arrays[place] for place in members]), strict=True):
+            for place, answer in zip(members, self._run(group, [(arrays[place], rules[place]) for place in members]), strict=True):
                 answers[place] = answer
         return answers
 
-    def _checked(self, request: Any) -> dict[str, Array]:
+    def _checked(self, request: Any) -> tuple[dict[str, Array], Sequence[ItemRules]]:
+        """The inputs of a request, and the rules of each of its contexts, if the model takes some."""
         arrays = {tensor.name(): taken(tensor) for tensor in request.inputs()}
-        check_request(self._version.io, self._version.limits, arrays, self._where)
-        return arrays
+        given = {name: arrays.pop(name) for name in RULE_INPUTS if name in arrays} if follows_catalogue(self._version.io) else {}
+        check_request(self._io, self._version.limits, arrays, self._where)
+        return arrays, rules_of(given, self._sizes(arrays).contexts, self._where)
 
     def _sizes(self, arrays: Mapping[str, Array]) -> Sizes:
-        return Sizes(*self._version.io.sizes({name: array.shape for name, array in arrays.items()}))
+        return Sizes(*self._io.sizes({name: array.shape for name, array in arrays.items()}))
 
-    def _run(self, group: Group, requests: Sequence[Mapping[str, Array]]) -> list[Any]:
+    def _run(self, group: Group, requests: Sequence[tuple[Mapping[str, Array], Sequence[ItemRules]]]) -> list[Any]:
         """The answers of requests that share an execution; the same error for each where that fails."""
-        io = self._version.io
+        arrays, rules = [each for each, _ in requests], [each for _, each in requests]
         try:
-            room = {name: self._engine.room(name, shape) for name, shape in io.shapes(group.rows, group.tokens).items()}
-            fill(io, room, requests)
-            outputs = self._engine.run(room)
+            room = {name: self._engine.room(name, shape) for name, shape in self._io.shapes(group.rows, group.tokens).items()}
+            fill(self._io, room, arrays)
+            answers = self._answers.run(room, [self._sizes(each).contexts for each in arrays], rules)
         except OnerecTrtError as error:
             self._metrics.failed("model", len(requests))
             failure = self._utils.TritonError(str(error), self._utils.TritonError.INTERNAL)
             return [self._utils.InferenceResponse(output_tensors=[], error=failure) for _ in requests]
-        answers, first = [], 0
-        for request in requests:
-            last = first + self._sizes(request).contexts
-            answers.append(self._answer({name: array[first:last] for name, array in outputs.items()}))
-            first = last
-        return answers
+        return [self._refusal(each) if isinstance(each, RequestError) else self._answer(each) for each in answers]
 
     def _answer(self, outputs: Mapping[str, Array]) -> Any:
         tensors = [self._utils.Tensor.from_dlpack(name, Lent(array)) for name, array in outputs.items()]
@@ -93,6 +102,12 @@ class TritonPythonModel:
         return self._utils.InferenceResponse(
             output_tensors=[], error=self._utils.TritonError(str(error), self._utils.TritonError.INVALID_ARG)
         )
+
+    def _catalogue_told(self, error: OnerecTrtError | None) -> None:
+        """Another catalogue is served, or could not be."""
+        self._metrics.catalogue(loaded=error is None)
+        if error is not None:
+            print(f"{self._where}: the catalogue stays as it is: {error}", file=sys.stderr, flush=True)
 
     def _warm_up_shapes(self) -> list[tuple[int, int]]:
         """One request and the largest batch, at the shortest and at the longest context."""

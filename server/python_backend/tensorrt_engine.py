@@ -1,16 +1,23 @@
-"""A plan on its GPU for the Python backend. Batches are put together in page-locked memory, from which the GPU copies by itself."""
+"""A plan on its GPU for the Python backend. Batches are put together in page-locked memory, from which the GPU copies by itself.
+
+Instances on one GPU take turns. With two of them the GPU always has work: one instance's batch is checked, laid out and copied while
+that of the other runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ...core.arrays import Array
 from ...core.errors import ArtifactError
+from ...runtime.onnxruntime_runner import Deferred
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..repository.version import VersionDescription
+from .gpu_turns import GpuTurns
 
 GRAPHS = "cuda_graphs"  # parameter: CUDA graphs that an instance keeps
 
@@ -23,6 +30,8 @@ class TensorRtEngine:
         self._runner = TensorRtRunner.load(plan, graphs=_graphs(description), trust=trust)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
         self._lent: dict[str, torch.Tensor] = {}
+        self._turns = GpuTurns(os.getppid(), device)
+        self.runner = _RunnerInTurns(self._runner, self.run)
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Page-locked memory, which PyTorch keeps for the next batch of this shape."""
@@ -31,15 +40,33 @@ class TensorRtEngine:
         return array
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name, after waiting for the GPU. `inputs` are the arrays that `room` gave last."""
-        lent = {name: self._lent.pop(name) for name in inputs}
-        outputs: dict[str, Array] = self._runner(lent)
-        return outputs
+        """Outputs by name, after waiting for the GPU. Inputs are the arrays that `room` gave last, or others."""
+        on_gpu = {name: self._on_gpu(name, array) for name, array in inputs.items()}
+        torch.cuda.current_stream().synchronize()
+        with self._turns.turn():
+            outputs: dict[str, torch.Tensor] = self._runner(on_gpu)
+            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+    def _on_gpu(self, name: str, array: Array) -> torch.Tensor:
+        lent = self._lent.pop(name, None)
+        return (torch.from_numpy(array) if lent is None else lent).to("cuda", non_blocking=True)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
         """TensorRT allocates and loads kernels at the first use of a shape."""
         for batch, context in shapes:
             self._runner.warm_up(batch, context)
+
+
+class _RunnerInTurns:
+    """The runner for a graph that follows a catalogue. A batch ends before its submission does, so that a swap waits for one at most."""
+
+    def __init__(self, runner: TensorRtRunner, run: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
+        self._runner, self._run = runner, run
+        self.io, self.stage_residents, self.bind_staged = runner.io, runner.stage_residents, runner.bind_staged
+
+    def submit(self, inputs: Mapping[str, Array]) -> Deferred:
+        outputs = self._run(inputs)
+        return Deferred(lambda: outputs)
 
 
 def _graphs(description: VersionDescription) -> int:

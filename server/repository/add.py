@@ -17,6 +17,7 @@ from ...runtime.signature import require_signature, signature_path
 from ...runtime.verdict import inspect_with_verdict, verdict_files, verdict_path
 from .batching import batching, read_times
 from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_single_requests, require_unambiguous
+from .served_io import follows_catalogue
 from .store import Repository
 from .version import (
     GRAPH_FILE,
@@ -49,6 +50,7 @@ class Options:
         name: Of the model. Default: by the form of the graph.
         times: JSON file with measured times of batches. Default: none.
         instances: Executions at the same time, on each GPU.
+        gpus: The first so many of those that the server sees.
         graph_limits: What an exported graph takes. A plan's profiles say it themselves.
         unvalidated: Accept a plan that has not passed the gates. Default: refuse it.
         parameters: Settings of the Python backend.
@@ -59,6 +61,7 @@ class Options:
     name: str | None = None
     times: Path | None = None
     instances: int = 1
+    gpus: int = 1
     graph_limits: Limits = GRAPH_LIMITS
     unvalidated: bool = False
     parameters: dict[str, str] = field(default_factory=dict)
@@ -113,8 +116,7 @@ def _description(name: str, version: int, source: _Source, files: dict[str, str]
     # The Python backend divides what no profile takes at once; the stock backend runs whatever the server puts together.
     together = max(each.max_batch for each in source.limits) if options.flavor == "python" else batch_of_every_context(source.limits)
     times = read_times(options.times, files[model_file]) if options.times else None
-    chosen = batching(together, times)
-    python = options.flavor == "python"
+    resources = _resources(source, options, together)
     return VersionDescription(
         name=name,
         version=version,
@@ -124,19 +126,25 @@ def _description(name: str, version: int, source: _Source, files: dict[str, str]
         files=files,
         io=source.io,
         limits=source.limits,
-        context_buckets=() if python else context_buckets(source.io, source.limits),
-        batching=chosen,
-        resources=Resources(
-            gpus=1 if source.engine == "tensorrt" else 0,
-            model_bytes=sum(origin.stat().st_size for origin in source.files.values()),
-            shared_memory_bytes=shared_memory_bytes(source.io, source.limits, together, options.instances) if python else 0,
-            gpu_memory_bytes=source.gpu_memory and source.gpu_memory * options.instances,  # instances share nothing
-            instances=options.instances,
-        ),
+        context_buckets=() if options.flavor == "python" else context_buckets(source.io, source.limits),
+        batching=batching(together, times, max(1, resources.gpus)),
+        resources=resources,
         plan=source.plan,
         validated=source.validated,
         reason=source.reason,
         parameters=options.parameters,
+    )
+
+
+def _resources(source: _Source, options: Options, together: int) -> Resources:
+    gpus = options.gpus if source.engine == "tensorrt" else 0
+    instances = options.instances * max(1, gpus)
+    return Resources(
+        gpus=gpus,
+        model_bytes=sum(origin.stat().st_size for origin in source.files.values()),
+        shared_memory_bytes=shared_memory_bytes(source.io, source.limits, together, instances) if options.flavor == "python" else 0,
+        gpu_memory_bytes=source.gpu_memory and source.gpu_memory * options.instances,  # instances share nothing
+        instances=options.instances,
     )
 
 
@@ -185,12 +193,22 @@ def _signature(model: Path, name: str) -> dict[str, Path]:
     return {signature_path(Path(name)).name: signature} if signature.is_file() else {}
 
 
+def _require_bindable(io: GraphIO, flavor: Flavor, where: str) -> None:
+    """Resident inputs are those of a catalogue, and the flavor keeps them on the GPU."""
+    if not io.resident:
+        return
+    if not follows_catalogue(io):
+        names = ", ".join(tensor.name for tensor in io.resident)
+        raise ArtifactError(f"no flavor binds the resident inputs {names}", where=where, hint="serve a model without resident inputs")
+    if flavor == "tensorrt":
+        size = sum(tensor.nbytes(1, 1) for tensor in io.resident)
+        what = f"the stock TensorRT backend would copy the catalogue's index, {size / 1e6:.0f} MB, with every batch"
+        raise ArtifactError(what, where=where, hint="take --flavor python, which keeps it on the GPU and swaps it while requests run")
+
+
 def _require_servable(source: _Source, model: Path, options: Options) -> None:
     where = str(model)
-    if source.io.resident:
-        names = ", ".join(tensor.name for tensor in source.io.resident)
-        hint = "serve a model without resident inputs"
-        raise ArtifactError(f"the flavor '{options.flavor}' cannot bind the resident inputs {names}", where=where, hint=hint)
+    _require_bindable(source.io, options.flavor, where)
     if options.flavor == "tensorrt":
         if source.engine != "tensorrt":
             hint = "take --flavor python, or a plan"

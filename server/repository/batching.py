@@ -55,8 +55,14 @@ class Batching(BaseModel):
     why: str
 
 
-def batching(max_batch: int, times: BatchTimes | None) -> Batching:
-    """The smallest batch whose measured rate is nearly the best; the largest that fits where nothing was measured."""
+def batching(max_batch: int, times: BatchTimes | None, gpus: int = 1) -> Batching:
+    """The smallest batch whose measured rate is nearly the best; the largest that fits where nothing was measured.
+
+    Args:
+        max_batch: The largest that fits.
+        times: Measured on one GPU.
+        gpus: That answer one queue.
+    """
     rates = {} if times is None else {batch: rate for batch, rate in times.rates.items() if batch <= max_batch}
     if times is None or not rates:
         why = (
@@ -65,7 +71,7 @@ def batching(max_batch: int, times: BatchTimes | None) -> Batching:
         return Batching(max_batch=max_batch, preferred=max_batch, max_queue=0, why=why)
     best = max(rates.values())
     preferred = next(batch for batch, rate in rates.items() if rate >= NEARLY_BEST * best)
-    queue = max(preferred, math.ceil(rates[preferred] * PATIENCE_S))
+    queue = max(preferred, math.ceil(rates[preferred] * gpus * PATIENCE_S))
     share = f"{rates[preferred] / best:.0%}".replace("%", " %")
     why = f"measured with contexts of {times.context}: batches of {preferred} reach {share} of {best:.0f} requests/s, the best rate"
     return Batching(max_batch=max_batch, preferred=preferred, max_queue=queue, why=why)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from ...core.graph_io import BATCH, GraphTensor
 from ...core.text_files import read_bytes
 from ..triton_api import DATA_TYPES, config_schema, text_format
+from .served_io import ServedTensor, served_inputs, served_outputs
 from .version import VersionDescription
 
 CONFIG_FILE = "config.pbtxt"
@@ -80,26 +80,27 @@ def promotions(path: Path) -> tuple[int, ...]:
 
 def _tensors(config: Any, description: VersionDescription) -> None:
     """Inputs that come with a request, and outputs. The batch is no part of the server's dims."""
-    for tensor in description.io.per_request:
+    for tensor in served_inputs(description.io):
         added = config.input.add()
         _describe(added, tensor)
         # Requests of different context may share a batch where the backend looks at each by itself.
         added.allow_ragged_batch = description.flavor == "python" and -1 in added.dims
-    for tensor in description.io.outputs:
+        added.optional = tensor.optional
+    for tensor in served_outputs(description.io):
         _describe(config.output.add(), tensor)
 
 
-def _describe(added: Any, tensor: GraphTensor) -> None:
-    assert tensor.axes[0] == BATCH
+def _describe(added: Any, tensor: ServedTensor) -> None:
     added.name = tensor.name
     added.data_type = config_schema().DataType.Value(f"TYPE_{DATA_TYPES[tensor.dtype]}")
-    added.dims.extend(tensor.dims[1:])
+    added.dims.extend(tensor.dims)
 
 
 def _instances(config: Any, description: VersionDescription) -> None:
     group = config.instance_group.add()
     group.count = description.resources.instances
     group.kind = group.KIND_GPU if description.resources.gpus else group.KIND_CPU
+    group.gpus.extend(range(description.resources.gpus))  # left out, the server would take every GPU it sees; `count` is for each
     if description.flavor == "tensorrt":
         group.profile.extend(str(number) for number in range(len(description.limits)))  # without this, profile 0 alone is used
 

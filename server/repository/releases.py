@@ -1,6 +1,8 @@
 """Releases of Triton Inference Server and the TensorRT in each: a plan runs only where it was built for the very same version.
 
-Source: NVIDIA's Deep Learning Frameworks Support Matrix, column TensorRT. Releases that we could not look up are left out.
+Source: NVIDIA's Deep Learning Frameworks Support Matrix, column TensorRT, of the image `YY.MM-py3`. Releases that we could not look up
+are left out. docs/introduction/compatibility.md of the server's repository has a table of the images with TensorRT-LLM. It agrees for
+24.09 and from 24.11 to 25.04; for 24.10, and from 25.05 on, those images hold an older TensorRT than `YY.MM-py3`.
 """
 
 from __future__ import annotations

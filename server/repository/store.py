@@ -16,6 +16,7 @@ from pathlib import Path
 from ...core.artifacts import atomic_folder, write_text
 from ...core.errors import ArtifactError
 from ...core.paths import absolute
+from .catalogues import Catalogues
 from .model_config import CONFIG_FILE, config_text, promotions
 from .version import DESCRIPTION_FILE, VersionDescription, open_version, read_description
 
@@ -129,6 +130,29 @@ class Repository:
         with self._locked(model):
             self._write_config(description, promoted[1:])
         return promoted[1]
+
+    def catalogues(self, model: str) -> Catalogues:
+        """The catalogues of a model."""
+        return Catalogues(self.path / model)
+
+    def add_catalogue(self, model: str, index: Path) -> str:
+        """Serve a catalogue from now on, with the version that is served; a running server loads it by itself. Its digest.
+
+        Raises:
+            ArtifactError: No version is served, its graph does not take this catalogue, or the index is damaged.
+        """
+        io = self.describe(model, self.promoted(model)[0]).io
+        with self._locked(model):
+            return self.catalogues(model).add(index, io)
+
+    def rollback_catalogue(self, model: str) -> str:
+        """Serve the catalogue again that was served before; its digest.
+
+        Raises:
+            ArtifactError: There is none, or its file is damaged.
+        """
+        with self._locked(model):
+            return self.catalogues(model).rollback()
 
     def set_aside(self, model: str, version: int, why: str) -> int | None:
         """Take a version that cannot be served out of the server's sight, and fall back to the one served before.

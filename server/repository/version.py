@@ -16,6 +16,7 @@ from ...core.errors import ArtifactError, first_problem
 from ...core.graph_io import GraphIO
 from .batching import Batching
 from .limits import Limits, longest_context
+from .served_io import context_io
 
 Flavor = Literal["tensorrt", "python"]
 EngineName = Literal["tensorrt", "onnxruntime"]
@@ -42,8 +43,8 @@ class PlanFacts(_Part):
 class Resources(_Part):
     """What a server needs for this version.
 
-    `gpus`: how many; `model_bytes`: of its files; `shared_memory_bytes`: of /dev/shm; `gpu_memory_bytes`: on each GPU, None where it is not
-    known; `instances`: executions at the same time on each GPU.
+    `gpus`: the first so many that the server sees; `model_bytes`: of its files; `shared_memory_bytes`: of /dev/shm; `gpu_memory_bytes`: on
+    each GPU, None where it is not known; `instances`: executions at the same time on each GPU.
     """
 
     gpus: int
@@ -97,7 +98,7 @@ class VersionDescription(_Part):
 
 def shared_memory_bytes(io: GraphIO, limits: tuple[Limits, ...], max_batch: int, instances: int) -> int:
     """Bytes of /dev/shm that instances of the Python backend take: for each its own, and inputs and outputs of the largest batch."""
-    tensors = (*io.per_request, *io.outputs)
+    tensors = (*context_io(io).per_request, *io.outputs)
     payload = sum(tensor.nbytes(max_batch, longest_context(limits)) for tensor in tensors)
     return instances * (_STUB_BYTES + payload)
 

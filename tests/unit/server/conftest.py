@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import threading
@@ -71,10 +72,10 @@ def tiny_graph(seed: int) -> onnx.ModelProto:
     return model
 
 
-def write_export(folder: Path, seed: int) -> Path:
-    """A folder as `export` leaves it, with the tiny graph; `seed` tells one model from another."""
+def write_export(folder: Path, seed: int, graph: onnx.ModelProto | None = None) -> Path:
+    """A folder as `export` leaves it, with the tiny graph or another one; `seed` tells one tiny graph from another."""
     folder.mkdir(parents=True)
-    onnx.save(tiny_graph(seed), folder / "model.onnx")
+    onnx.save(tiny_graph(seed) if graph is None else graph, folder / "model.onnx")
     (folder / "weights.data").write_bytes(b"none: the graph holds its own")
     wrote = {name: sha256(folder / name) for name in ("model.onnx", "weights.data")}
     record = Record(stage="export", read={}, sources="", options={}, tools={}, wrote=wrote)
@@ -185,6 +186,18 @@ Add = Callable[..., VersionDescription]
 @pytest.fixture(scope="session")
 def make_export() -> Callable[[Path, int], Path]:
     return write_export
+
+
+@pytest.fixture(scope="session")
+def item_graph() -> Callable[..., onnx.ModelProto]:
+    """The graph of the runtime's tests whose beams follow a catalogue."""
+    spec = importlib.util.spec_from_file_location("item_graph", Path(__file__).parents[1] / "runtime" / "item_graph.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[..., onnx.ModelProto] = module.item_graph
+    return made
 
 
 @pytest.fixture(scope="session")

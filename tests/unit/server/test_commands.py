@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onerec_trt.core.arrays import Array
 from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.models.requests import Requests, offsets_of, write_requests
 from onerec_trt.server.repository.add import Options, add_version
+from onerec_trt.server.repository.model_config import read_config
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.tools import cli
-from onerec_trt.tools.batch_times import measure
-from onerec_trt.tools.perf_inputs import write_inputs
+from onerec_trt.tools.serving.batch_times import measure
+from onerec_trt.tools.serving.perf_inputs import write_inputs
 
 from .plans import prove, write_plan
 
@@ -115,15 +117,38 @@ def requests(tmp_path: Path, width: int, *tokens: int) -> tuple[Path, Requests]:
     return tmp_path / "requests.parquet", made
 
 
+def as_perf_analyzer_reads(path: Path, config: Any) -> list[dict[str, Array]]:
+    """The steps of a file, by the rules of perf_analyzer's docs/input_data.md and src/data_loader.cc.
+
+    `data` is a list of steps. A step names every input of the model that is not optional, and no other. A tensor with a shape has
+    its content beside it; in base64 the content has exactly as many bytes as shape and data type say. A shape has as many axes as
+    the configuration, and its sizes where that is not -1.
+    """
+    dtypes = {"TYPE_FP16": "<f2", "TYPE_INT64": "<i8"}
+    names = {type_.number: type_.name for type_ in type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values}
+    wanted = {tensor.name: tensor for tensor in config.input}
+    found = []
+    for step in json.loads(path.read_text())["data"]:
+        assert {name for name, tensor in wanted.items() if not tensor.optional} <= step.keys() <= wanted.keys()
+        arrays = {}
+        for name, tensor in step.items():
+            assert tensor.keys() == {"content", "shape"}
+            assert all(dim in (-1, size) for size, dim in zip(tensor["shape"], wanted[name].dims, strict=True))
+            content = base64.b64decode(tensor["content"]["b64"], validate=True)
+            arrays[name] = np.frombuffer(content, dtypes[names[wanted[name].data_type]]).reshape(tensor["shape"])
+        found.append(arrays)
+    return found
+
+
 def test_inputs_for_perf_analyzer_hold_the_requests(export: Path, tmp_path: Path) -> None:
     path, made = requests(tmp_path, WIDTH, 3, 5)
     add_version(Repository(tmp_path / "repository"), export, Options("python"))
     assert write_inputs(tmp_path / "repository", "onerec", path, tmp_path / "inputs.json", None) == 2
-    first, second = json.loads((tmp_path / "inputs.json").read_text())["data"]
-    assert (first["features"]["shape"], second["features"]["shape"], first["lengths"]["shape"]) == ([3, WIDTH], [5, WIDTH], [3])
-    features = np.frombuffer(base64.b64decode(second["features"]["b64"]), np.float16).reshape(5, WIDTH)
-    np.testing.assert_array_equal(features, made.values_NF[3:].astype(np.float16))
-    assert np.frombuffer(base64.b64decode(second["lengths"]["b64"]), np.int64).tolist() == [1, 0, 4]
+    config = read_config(Repository(tmp_path / "repository").config_path("onerec"))
+    first, second = as_perf_analyzer_reads(tmp_path / "inputs.json", config)
+    assert (first["features"].shape, second["features"].shape, first["lengths"].shape) == ((3, WIDTH), (5, WIDTH), (3,))
+    np.testing.assert_array_equal(second["features"], made.values_NF[3:].astype(np.float16))
+    assert second["lengths"].tolist() == [1, 0, 4]
 
 
 def test_inputs_for_the_stock_backend_are_filled_up_to_buckets(tmp_path: Path) -> None:

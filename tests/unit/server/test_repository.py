@@ -123,7 +123,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(repository: Reposit
     io = serving_io(64, 8)
     index = GraphTensor(name="index", role=None, dtype="int64", axes=(16,), kind="resident")
     resident = GraphIO(inputs=(*io.inputs, index), outputs=io.outputs, min_context=2)
-    with pytest.raises(ArtifactError, match="cannot bind the resident inputs index"):
+    with pytest.raises(ArtifactError, match="no flavor binds the resident inputs index"):
         add_version(repository, write_plan(tmp_path / "resident", io=resident), Options("python", unvalidated=True))
     with pytest.raises(ArtifactError, match="this is no name of a model"):
         add_version(repository, bare, Options("python", name="a/b", unvalidated=True))

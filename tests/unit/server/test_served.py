@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onerec_trt.core.errors import RequestError
 from onerec_trt.server.repository.store import Repository
-from onerec_trt.tools.serving_load import Load, LoadResult, measure_load
+from onerec_trt.tools.serving.load import Load, LoadResult, measure_load
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ COMMANDS = (
     "dev batch-times",
     "dev perf-inputs",
     "dev serving-load",
+    "dev serving",
     "dev resample",
     "repository",
     "serve",

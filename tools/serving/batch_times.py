@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.arrays import Array
-from ..core.artifacts import sha256, write_json
-from ..core.graph_io import GraphIO, Role
-from ..models.config import PATHWAYS
-from ..runtime.onnxruntime_runner import OnnxRuntimeRunner
-from ..runtime.tensorrt_runner import TensorRtRunner
-from ..server.repository.batching import BatchTimes
-from .outputs import require_own_json
-from .recommend import open_runner
+from ...core.arrays import Array
+from ...core.artifacts import sha256, write_json
+from ...core.graph_io import GraphIO, Role
+from ...models.config import PATHWAYS
+from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
+from ...runtime.tensorrt_runner import TensorRtRunner
+from ...server.repository.batching import BatchTimes
+from ..outputs import require_own_json
+from ..recommend import open_runner
 
 _WARM_UP = 3
 
@@ -38,7 +38,20 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
         GpuError: A plan finds no GPU, or its memory is exhausted.
     """
     require_own_json(out, ("model_sha256", "milliseconds"))
-    runner = open_runner(model)
+    taken = samples_ms(open_runner(model), context, batches, samples)
+    milliseconds = {batch: statistics.median(each) for batch, each in taken.items()}
+    times = BatchTimes(model_sha256=sha256(model), context=context, milliseconds=milliseconds)
+    write_json(out, times.model_dump(mode="json"))
+    return times
+
+
+def samples_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batches: Sequence[int], samples: int) -> dict[int, list[float]]:
+    """Milliseconds from inputs in memory to items in memory, by requests of a batch, ascending.
+
+    Raises:
+        RequestError: A batch is beyond every profile.
+        GpuError: The GPU's memory is exhausted.
+    """
     inputs = {batch: random_inputs(runner.io, batch, context) for batch in sorted(set(batches))}
     for given in inputs.values():
         for _ in range(_WARM_UP):
@@ -46,11 +59,8 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
     taken: dict[int, list[float]] = {batch: [] for batch in inputs}
     for _ in range(samples):
         for batch, given in inputs.items():
-            taken[batch].append(_seconds(runner, given))
-    milliseconds = {batch: statistics.median(seconds) * 1e3 for batch, seconds in taken.items()}
-    times = BatchTimes(model_sha256=sha256(model), context=context, milliseconds=milliseconds)
-    write_json(out, times.model_dump(mode="json"))
-    return times
+            taken[batch].append(_seconds(runner, given) * 1e3)
+    return taken
 
 
 def random_inputs(io: GraphIO, batch: int, context: int) -> dict[str, Array]:

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ..core.artifacts import write_json
-from ..core.graph_io import Role
-from ..models.requests import Requests, read_contexts
-from ..server.repository.limits import longest_context
-from ..server.repository.store import Repository
-from ..server.repository.version import VersionDescription
-from .outputs import require_own_json
+from ...core.artifacts import write_json
+from ...core.graph_io import Role
+from ...models.requests import Requests, read_contexts
+from ...server.repository.limits import longest_context
+from ...server.repository.store import Repository
+from ...server.repository.version import VersionDescription
+from ..outputs import require_own_json
 
 
 def write_inputs(repository: Path, model: str, requests: Path, out: Path, limit: int | None) -> int:
     """Write one entry for each request, with shapes as the served version of a model wants them; gives their number.
 
-    Content is in base64, the only form in which perf_analyzer takes FP16. Shapes leave the batch out, which its option `-b` adds.
+    The form is that of perf_analyzer's docs/input_data.md, "Real Input Data": `content` beside `shape`, here in base64, row-major and
+    little-endian, the only form in which it takes FP16. Shapes leave the batch out, which its option `-b` adds. Optional inputs may be
+    left out.
 
     Raises:
         ArtifactError: This is no repository, it serves no such model, or `out` is another kind of file.
@@ -42,6 +44,6 @@ def _entry(version: VersionDescription, requests: Requests, row: int) -> dict[st
     features_SF = np.pad(features_SF, [(0, tokens - len(features_SF)), (0, 0)])
     arrays = {Role.CONTEXT_FEATURES: features_SF, Role.PATHWAY_LENGTHS: batch.lengths_B3[0].numpy()}
     return {
-        version.io.name(role): {"b64": base64.b64encode(array.tobytes()).decode(), "shape": list(array.shape)}
+        version.io.name(role): {"content": {"b64": base64.b64encode(array.tobytes()).decode()}, "shape": list(array.shape)}
         for role, array in arrays.items()
     }

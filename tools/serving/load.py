@@ -8,20 +8,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
-from ..core.artifacts import write_json
-from ..core.errors import OnerecTrtError, RequestError
-from ..core.graph_io import Role
-from ..server.client import Client
-from ..server.triton_api import Protocol
-from .outputs import require_own_json
+from ...core.artifacts import write_json
+from ...core.errors import OnerecTrtError, RequestError
+from ...core.graph_io import Role
+from ...server.client import Client
+from ...server.triton_api import Protocol
+from ..outputs import require_own_json
 
-_PREPARED = 16  # different requests that a client sends in turn
+_PATIENCE_S = 120.0  # until the slowest process has started
+_PREPARED = 16  # different contexts that a process sends in turn
 _OPEN_LOOP_THREADS = 64  # of a process: arrivals beyond them wait, and the wait counts
 
 
@@ -37,8 +39,10 @@ class Load:
         rate: Requests per second of a Poisson process instead. None: closed loops.
         contexts: Tokens of a request, drawn from these.
         batch: Contexts that a request brings.
-        seconds: How long; what is under way at the end is answered, and does not count.
-        processes: Among which the clients are divided.
+        seconds: How long answers count. In closed loops those that come within this time count; of random arrivals, those that
+            arrive within it.
+        processes: Among which the clients are divided; no more than there are clients.
+        warm_up: Seconds of the same load before anything counts: the first requests find an empty server.
     """
 
     url: str
@@ -50,6 +54,7 @@ class Load:
     batch: int
     seconds: float
     processes: int
+    warm_up: float = 0.0
 
 
 class LoadResult(BaseModel):
@@ -71,9 +76,10 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
     """
     if out is not None:
         require_own_json(out, ("samples_ms",))
+    load = replace(load, processes=min(load.processes, load.clients))
     Client(load.url, load.model, protocol=load.protocol).close()  # a wrong address is said here, and not by every process
     context = multiprocessing.get_context("spawn")
-    with context.Pool(load.processes) as pool:
+    with context.Pool(load.processes, _share, (context.Barrier(load.processes),)) as pool:
         parts = pool.starmap(_one_process, [(load, number) for number in range(load.processes)])
     samples = [sample for answered, _ in parts for sample in answered]
     failed = sum(failures for _, failures in parts)
@@ -92,8 +98,16 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
     return result
 
 
+_together: Any = None  # a barrier of the processes, in each of them
+
+
+def _share(barrier: Any) -> None:
+    global _together
+    _together = barrier
+
+
 def _one_process(load: Load, number: int) -> tuple[list[float], int]:
-    """Latencies in ms of what was answered in time, and how many requests failed."""
+    """Latencies in ms of what counts, and how many requests failed."""
     meter = _Meter(load, number)
     if load.rate is not None:
         meter.open_loop(load.rate / load.processes)
@@ -112,26 +126,36 @@ class _Meter:
         self.samples: list[float] = []
         self.failed = 0
         self._prepared = list(self._requests())
-        self._end = time.perf_counter() + load.seconds
+        self._begin = self._end = 0.0
+
+    def _start(self) -> None:
+        """From now on all processes ask, and after the warm-up it counts; one that began alone would find the server idle."""
+        _together.wait(_PATIENCE_S)
+        self._begin = time.perf_counter() + self._load.warm_up
+        self._end = self._begin + self._load.seconds
 
     def closed_loops(self, clients: int) -> None:
-        with ThreadPoolExecutor(max(1, clients)) as pool:
-            for _ in range(clients):
-                pool.submit(self._loop)
+        connected = threading.Barrier(clients, self._start)
+        with ThreadPoolExecutor(clients) as pool:
+            for loop in [pool.submit(self._loop, connected) for _ in range(clients)]:
+                loop.result()
 
     def open_loop(self, rate: float) -> None:
+        self._start()
         arrival = time.perf_counter()
         with ThreadPoolExecutor(_OPEN_LOOP_THREADS) as pool:
             while (arrival := arrival + self._random.exponential(1 / rate)) < self._end:
                 time.sleep(max(0.0, arrival - time.perf_counter()))
                 pool.submit(self._ask, arrival)
 
-    def _loop(self) -> None:
+    def _loop(self, connected: threading.Barrier) -> None:
+        self._client()
+        connected.wait(_PATIENCE_S)
         while (now := time.perf_counter()) < self._end:
             self._ask(now)
 
     def _ask(self, arrival: float) -> None:
-        features_BSF, lengths_B3 = self._prepared[int(arrival * 1e6) % _PREPARED]
+        features_BSF, lengths_B3 = self._prepared[int(arrival * 1e6) % len(self._prepared)]
         try:
             self._client().recommend_batch(features_BSF, lengths_B3)
         except OnerecTrtError:
@@ -139,7 +163,7 @@ class _Meter:
                 self.failed += 1
             return
         now = time.perf_counter()
-        if now <= self._end:
+        if self._begin <= (now if self._load.rate is None else arrival) <= self._end:
             with self._lock:
                 self.samples.append((now - arrival) * 1e3)
 
@@ -152,7 +176,7 @@ class _Meter:
     def _requests(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Random contexts, all tokens in the last pathway."""
         width = self._client().io.tensor(Role.CONTEXT_FEATURES).dims[-1]
-        for _ in range(_PREPARED):
+        for _ in range(max(2, _PREPARED // self._load.batch)):
             tokens = int(self._random.choice(self._load.contexts))
             features_BSF = self._random.standard_normal((self._load.batch, tokens, width)).astype(np.float16)
             yield features_BSF, np.tile(np.array([0, 0, tokens], np.int64), (self._load.batch, 1))

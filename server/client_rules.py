@@ -1,0 +1,49 @@
+"""Rules as a client sends them, and items as it gets them; see repository/served_io.py for the form of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..core.arrays import Array
+from ..runtime.item_rules import ItemRules
+from .repository import served_io as served
+
+ItemIds = tuple[tuple[int, ...], ...]  # of each semantic ID
+
+
+def rule_inputs(rules: Sequence[ItemRules], beams: int) -> dict[str, Array]:
+    """The optional inputs that carry the rules of each context; none for rules that no context has.
+
+    Args:
+        rules: One for each context.
+        beams: Of the model: what a context without a wish gets, where another one has one.
+    """
+    inputs: dict[str, Array] = {}
+    if most := max(len(each.excluded) for each in rules):
+        excluded = np.full((len(rules), most), served.NO_ITEM, np.int64)
+        for row, each in enumerate(rules):
+            excluded[row, : len(each.excluded)] = each.excluded
+        inputs[served.EXCLUDED_ITEMS] = excluded
+    if any(each.required for each in rules):
+        inputs[served.REQUIRED_CATEGORIES] = np.array([[each.required] for each in rules], np.uint64)
+    if any(each.forbidden for each in rules):
+        inputs[served.FORBIDDEN_CATEGORIES] = np.array([[each.forbidden] for each in rules], np.uint64)
+    if any(each.beams is not None for each in rules):
+        wanted = [beams if each.beams is None else each.beams for each in rules]
+        inputs[served.BEAMS] = np.array(wanted, np.int32)[:, None]
+    return inputs
+
+
+def item_ids(found: Mapping[str, Array], row: int) -> ItemIds:
+    """The ids of the items of each semantic ID of one context, out of a model's outputs."""
+    ends = found[served.ITEM_COUNTS][row].cumsum().tolist()
+    ids = found[served.ITEM_IDS][row].tolist()
+    return tuple(tuple(ids[first:last]) for first, last in zip([0, *ends], ends, strict=False))
+
+
+def catalogue_digest(found: Mapping[str, Array], row: int) -> str:
+    """Digest of the catalogue that served one context."""
+    digest: bytes = found[served.CATALOGUE][row].tobytes()
+    return digest.hex()

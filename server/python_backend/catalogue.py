@@ -1,0 +1,98 @@
+"""The catalogue that an instance serves: loaded from the model's folder, and swapped while requests run when another one is served."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ...core.arrays import Array
+from ...core.errors import ArtifactError, OnerecTrtError
+from ...runtime.item_index import ItemIndex
+from ...runtime.item_rules import ItemRules
+from ...runtime.item_runner import ItemRunner, ResidentRunner
+from ..repository.catalogues import Catalogues, parse_served
+from .answers import Answer, rows_of
+from .item_requests import outputs_of
+
+_LOOK_EVERY_S = 0.25
+
+
+class CatalogueAnswers:
+    """Of a model that follows a catalogue: allowed items only, with their ids, and which catalogue they are of.
+
+    Args:
+        runner: Runs the graph. It gets its first catalogue here.
+        catalogues: Of the model.
+        told: Called in a thread when another catalogue was loaded, with None, or could not be, with the error.
+
+    Raises:
+        ArtifactError: There is no catalogue, or none of those that were served loads.
+        GpuError: The GPU's memory is exhausted.
+    """
+
+    def __init__(self, runner: ResidentRunner, catalogues: Catalogues, told: Callable[[OnerecTrtError | None], None]) -> None:
+        self._catalogues, self._told = catalogues, told
+        self._seen = b""
+        self._runner = ItemRunner(runner, self._first(runner))
+        threading.Thread(target=self._watch, name="catalogue", daemon=True).start()
+
+    def run(self, room: Mapping[str, Array], contexts: Sequence[int], rules: Sequence[Sequence[ItemRules]]) -> list[Answer]:
+        """One catalogue serves the whole batch, from rules to item ids."""
+        batch = self._runner.submit(room, [rule for each in rules for rule in each], each=True).result()
+        answers: list[Answer] = []
+        for rows in rows_of(contexts):
+            refused = next((batch.refused[place] for place in range(rows.start, rows.stop) if place in batch.refused), None)
+            answers.append(refused or outputs_of(batch, rows, self._runner.io))
+        return answers
+
+    def look(self) -> None:
+        """Load the catalogue that is served, if it is another one than at the last look; where it does not load, the old one stays."""
+        content = self._content()
+        if content == self._seen:
+            return
+        self._seen = content
+        try:
+            served = parse_served(content, self._catalogues.served_path)[0]
+            if served != self._runner.catalogue:
+                self._runner.swap(self._load(served))
+        except OnerecTrtError as error:
+            self._told(error)
+        else:
+            self._told(None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            self.look()
+
+    def _first(self, runner: ResidentRunner) -> ItemIndex:
+        """The newest of those that were served that loads."""
+        self._seen = self._content()
+        served = parse_served(self._seen, self._catalogues.served_path) if self._seen else ()
+        failed: OnerecTrtError | None = None
+        for digest in served:
+            try:
+                index = self._load(digest)
+                index.require_fits(runner.io)
+            except ArtifactError as error:
+                failed = failed or error
+                continue
+            if failed:
+                self._told(failed)
+            return index
+        hint = "add one with `onerec-trt repository --out REPO --catalogue ITEMS.index`"
+        raise failed or ArtifactError("the model follows a catalogue, and has none", where=str(self._catalogues.folder), hint=hint)
+
+    def _load(self, digest: str) -> ItemIndex:
+        index = ItemIndex.load(path := self._catalogues.path(digest))
+        if index.digest != digest:
+            raise ArtifactError("the file holds another catalogue than its name says", where=str(path), hint="add the catalogue again")
+        return index
+
+    def _content(self) -> bytes:
+        """What says which catalogue is served; as at the last look where that cannot be read, and empty at the first one."""
+        try:
+            return self._catalogues.served_path.read_bytes()
+        except OSError:
+            return self._seen

@@ -1,0 +1,96 @@
+"""Catalogues in a repository: what is served, going back, what is refused, and what an instance begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onerec_trt.core.errors import ArtifactError
+from onerec_trt.core.recipe import ExportOptions
+from onerec_trt.export.contracts import ItemSizes, item_serving_io
+from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays
+from onerec_trt.runtime.item_index import write_index
+from onerec_trt.runtime.item_rules import ItemRules
+from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from onerec_trt.server.python_backend.catalogue import CatalogueAnswers
+from onerec_trt.server.repository.add import Options, add_version
+from onerec_trt.server.repository.catalogues import Catalogues
+from onerec_trt.server.repository.model_config import read_config
+from onerec_trt.server.repository.store import Repository
+
+from .plans import prove, write_plan
+
+CODEBOOK = 9
+
+
+def catalogue(folder: Path, seed: int, codebook: int = CODEBOOK) -> Path:
+    draw = np.random.default_rng(seed)
+    items = CatalogueItems(draw.permutation(100)[:20], draw.integers(0, 4, (20, 3)), np.zeros(20, np.uint64))
+    write_index(path := folder / f"{seed}.index", codebook, index_arrays(items, codebook))
+    return path
+
+
+@pytest.fixture(scope="module")
+def graph(item_graph: Any) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(item_graph(CODEBOOK, 4, 200), threads=1)
+
+
+def test_the_newest_is_served_and_those_before_it_can_be_served_again(graph: OnnxRuntimeRunner, tmp_path: Path) -> None:
+    catalogues = Catalogues(tmp_path / "model")
+    assert catalogues.served() == ()
+    with pytest.raises(ArtifactError, match="no catalogue was served before"):
+        catalogues.rollback()
+    digests = [catalogues.add(catalogue(tmp_path, seed), graph.io) for seed in range(7)]
+    assert catalogues.served() == tuple(reversed(digests[2:])), "four of those before are kept"
+    assert sorted(path.stem for path in catalogues.folder.glob("*.index")) == sorted(digests[2:])
+    assert catalogues.rollback() == digests[5]
+    assert catalogues.add(tmp_path / "3.index", graph.io) == digests[3]
+    assert catalogues.served() == (digests[3], digests[5], digests[4], digests[2])
+    catalogues.path(digests[5]).write_bytes(b"ORTITEMS")
+    with pytest.raises(ArtifactError, match="truncated"):
+        catalogues.rollback()
+    with pytest.raises(ArtifactError, match="codebook of 10 tokens"):
+        catalogues.add(catalogue(tmp_path, 8, CODEBOOK + 1), graph.io)
+    assert catalogues.served()[0] == digests[3]
+    catalogues.served_path.write_text("{}")
+    with pytest.raises(ArtifactError, match="it is not said which catalogue is served"):
+        catalogues.served()
+
+
+def test_an_instance_begins_with_the_newest_that_loads_and_not_without_any(graph: OnnxRuntimeRunner, tmp_path: Path) -> None:
+    catalogues, told = Catalogues(tmp_path / "model"), []
+    with pytest.raises(ArtifactError, match="follows a catalogue, and has none"):
+        CatalogueAnswers(graph, catalogues, told.append)
+    old, new = (catalogues.add(catalogue(tmp_path, seed), graph.io) for seed in (1, 2))
+    catalogues.path(new).write_bytes(catalogues.path(old).read_bytes())
+    answers = CatalogueAnswers(graph, catalogues, told.append)
+    room = {"features": np.zeros((1, 2, 3), np.float16), "lengths": np.ones((1, 3), np.int64)}
+    (answer,) = answers.run(room, [1], [[ItemRules()]])
+    assert isinstance(answer, dict)
+    assert answer["catalogue"].tobytes().hex() == old
+    assert [str(error.what) for error in told] == ["the file holds another catalogue than its name says"]
+    catalogues.path(old).unlink()
+    with pytest.raises(ArtifactError, match="another catalogue than its name says"):
+        CatalogueAnswers(graph, catalogues, told.append)
+
+
+def test_the_stock_backend_is_not_for_catalogues(tmp_path: Path) -> None:
+    sizes = ItemSizes.of(ExportOptions(items="catalogue"), 8192)
+    assert sizes is not None
+    plan, repository = prove(write_plan(tmp_path / "plans", io=item_serving_io(64, 8, sizes))), Repository(tmp_path / "repository")
+    with pytest.raises(ArtifactError, match=r"would copy the catalogue's index, 161 MB, with every batch") as error:
+        add_version(repository, plan, Options("tensorrt"))
+    assert "--flavor python" in str(error.value.hint)
+    add_version(repository, plan, Options("python"))
+    config = read_config(repository.config_path("onerec"))
+    assert {tensor.name: tensor.optional for tensor in config.input} == {
+        "features": False,
+        "lengths": False,
+        "excluded_items": True,
+        "required_categories": True,
+        "forbidden_categories": True,
+        "beams": True,
+    }
+    assert [tensor.name for tensor in config.output] == ["sids", "scores", "item_ids", "item_counts", "catalogue"]

@@ -1,0 +1,119 @@
+"""What a measurement of a served model holds, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from .load import LoadResult
+
+SATURATION = 0.8  # of the highest rate seen: how many requests arrive at random times
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MeasuredLoad(_Part):
+    """One load on one server.
+
+    Args:
+        name: What it is, for people.
+        instances: Of the model, on each GPU.
+        gpus: That the model is served on; 0 for a CPU.
+        clients: Requests at the same time in closed loops.
+        rate: Requests per second of random arrivals instead.
+        contexts: Tokens of a request, drawn from these.
+        batch: Contexts that a request brings.
+        seconds: How long answers counted.
+        gpu_busy: Share of time in which a kernel ran, of each GPU.
+        result: What clients saw.
+    """
+
+    name: str
+    instances: int
+    gpus: int
+    clients: int
+    rate: float | None
+    contexts: tuple[int, ...]
+    batch: int
+    seconds: float
+    gpu_busy: list[float]
+    result: LoadResult
+
+
+class Summary(_Part):
+    """The figures that matter.
+
+    Args:
+        bare_batch_ms: The largest batch in the bare runtime, from inputs in memory to items in memory.
+        bare_requests_per_s: Its rate.
+        requests_per_s: The highest rate of the served model on one GPU, or on the CPU: closed loops of one-context requests.
+        overhead_batch_32: Share of the bare rate that is lost at that.
+        p50_ms: At 80 % of that rate, arriving at random times.
+        p99_ms: Likewise.
+        p99_over_batch: That, as a multiple of `bare_batch_ms`.
+        two_gpu_scaling: Rate on two GPUs over the rate on one, with the same clients for each. None: there was one.
+    """
+
+    bare_batch_ms: float
+    bare_requests_per_s: float
+    requests_per_s: float
+    overhead_batch_32: float
+    p50_ms: float
+    p99_ms: float
+    p99_over_batch: float
+    two_gpu_scaling: float | None
+
+
+class ServingResult(_Part):
+    """A measurement.
+
+    Args:
+        environment: Machine, driver, versions, commit.
+        model: What was served.
+        context: Tokens of every request, but for the mixed load.
+        times_ms: Samples of the bare runtime by requests of a batch.
+        batching: What the server's batching follows from.
+        loads: In the order of measuring.
+        summary: None before random arrivals were measured.
+    """
+
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    context: int
+    times_ms: dict[int, list[float]]
+    batching: str
+    loads: list[MeasuredLoad]
+    summary: Summary | None
+
+
+def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -> Summary | None:
+    """The figures of a measurement; None before random arrivals were measured."""
+    arrivals = next((load for load in loads if load.rate is not None), None)
+    if arrivals is None:
+        return None
+    largest = max(times_ms)
+    batch_ms = statistics.median(times_ms[largest])
+    bare = largest / batch_ms * 1e3
+    best = saturating(loads)
+    double = [load for load in loads if load.gpus == 2]
+    return Summary(
+        bare_batch_ms=batch_ms,
+        bare_requests_per_s=bare,
+        requests_per_s=best.result.requests_per_s,
+        overhead_batch_32=1 - best.result.requests_per_s / bare,
+        p50_ms=arrivals.result.p50_ms,
+        p99_ms=arrivals.result.p99_ms,
+        p99_over_batch=arrivals.result.p99_ms / batch_ms,
+        two_gpu_scaling=double[0].result.requests_per_s / best.result.requests_per_s if double else None,
+    )
+
+
+def saturating(loads: Sequence[MeasuredLoad]) -> MeasuredLoad:
+    """The closed loops of one-context requests, all of one length, with the highest rate on one GPU or on the CPU."""
+    eligible = [load for load in loads if load.rate is None and load.gpus < 2 and load.batch == 1 and len(load.contexts) == 1]
+    return max(eligible, key=lambda load: load.result.requests_per_s)

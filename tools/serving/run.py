@@ -1,0 +1,224 @@
+"""`onerec-trt dev serving`: a model served by the Python backend, beside the bare runtime on the same machine.
+
+First t(B) of the bare runtime, which sets the batching. Then a server with one instance, one with two, and one with two on each of two
+GPUs, where there are two. Each is asked by clients in processes of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.artifacts import sha256, write_json
+from ...runtime.machine import this_machine
+from ...server.client import server_version
+from ...server.repository.add import GRAPH_LIMITS, Options, add_version
+from ...server.repository.batching import BatchTimes
+from ...server.repository.store import Repository
+from ...server.repository.version import VersionDescription
+from ..environment import software
+from ..outputs import require_own_json
+from ..recommend import open_runner
+from .background import served
+from .batch_times import samples_ms
+from .busy import BusyWatch
+from .load import Load, describe, measure_load
+from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+_TOOLS = ("onerec-trt", "tensorrt", "onnxruntime", "torch", "numpy", "tritonclient", "grpcio")
+_PER_PROCESS = 8  # clients of a process
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Args:
+        context: Tokens of every request, but for the mixed load.
+        mixed: Tokens of the mixed load's requests.
+        batches: Of t(B).
+        samples: Of each.
+        clients: Of one GPU in closed loops, and in a second load twice as many.
+        seconds: Of each load, after a warm-up of a sixth of that.
+        gpus: At most; fewer where fewer are visible.
+    """
+
+    context: int = 512
+    mixed: tuple[int, ...] = (512, 1000, 3000)
+    batches: tuple[int, ...] = BATCHES
+    samples: int = 20
+    clients: int = 64
+    seconds: float = 6.0
+    gpus: int = 2
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is served: instances on each of so many GPUs."""
+
+    instances: int
+    gpus: int
+
+    def __str__(self) -> str:
+        where = f"{self.gpus} GPU(s)" if self.gpus else "the CPU"
+        return f"{self.instances} instance(s) on {where}"
+
+
+def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent, say: Say = print, commit: str = "") -> ServingResult:
+    """Measure, and write the result: after every load, so that a run that breaks off leaves what it has.
+
+    Args:
+        model: A plan, whose record lies beside it, or an exported `model.onnx`.
+        server: See `find_server`.
+        out: The JSON file to write.
+        extent: How much.
+        say: Told what was measured.
+        commit: Of the source tree. Default: git's.
+
+    Raises:
+        ArtifactError: The model or the server does not load, or `out` is another kind of file.
+        RequestError: The model takes no such contexts, or the server answers nothing.
+        GpuError: A plan finds no GPU, or its memory is exhausted.
+    """
+    require_own_json(out, ("environment", "times_ms", "loads", "summary"))
+    with tempfile.TemporaryDirectory(prefix="onerec-trt-serving-") as working:
+        measurement = _Measurement(model, server, Path(working), extent, say)
+        times_ms = measurement.bare()
+        loads: list[MeasuredLoad] = []
+        for load in measurement.loads():
+            loads.append(load)
+            result = ServingResult(
+                environment={**measurement.environment(), **software(_TOOLS, commit)},
+                model=measurement.describe(),
+                context=extent.context,
+                times_ms=times_ms,
+                batching=measurement.batching,
+                loads=loads,
+                summary=summarize(times_ms, loads),
+            )
+            write_json(out, result.model_dump(mode="json"))
+    say(f"summary: {result.summary}")
+    return result
+
+
+class _Measurement:
+    def __init__(self, model: Path, server: Path | None, working: Path, extent: Extent, say: Say) -> None:
+        self._model, self._server, self._working, self._extent, self._say = model, server, working, extent, say
+        self._on_gpu = model.suffix == ".plan"
+        self._times = working / "times.json"
+        self._added: VersionDescription | None = None
+        self._server_version = ""
+        self.batching = ""
+
+    def bare(self) -> dict[int, list[float]]:
+        """Samples of the bare runtime in ms, by requests of a batch; their medians are what the servers batch by."""
+        runner = open_runner(self._model)
+        taken = samples_ms(runner, self._extent.context, self._extent.batches, self._extent.samples)
+        del runner
+        if self._on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()  # the servers need the memory
+        medians = {batch: statistics.median(each) for batch, each in taken.items()}
+        times = BatchTimes(model_sha256=sha256(self._model), context=self._extent.context, milliseconds=medians)
+        write_json(self._times, times.model_dump(mode="json"))
+        for batch, milliseconds in medians.items():
+            self._say(f"bare, batch {batch:2}: {milliseconds:7.2f} ms, {batch / milliseconds * 1e3:7.1f} requests/s")
+        return {batch: [round(sample, 3) for sample in each] for batch, each in taken.items()}
+
+    def loads(self) -> Iterator[MeasuredLoad]:
+        """Every load on every server."""
+        gpus = min(self._extent.gpus, torch.cuda.device_count()) if self._on_gpu else 0
+        one = min(gpus, 1)
+        yield from self._on(Setup(1, one), self._closed_loops)
+        yield from self._on(Setup(2, one), self._every_load)
+        if gpus >= 2:
+            yield from self._on(Setup(2, 2), self._on_two)
+
+    def environment(self) -> dict[str, Any]:
+        """The machine."""
+        found: dict[str, Any] = {"server": self._server_version}
+        if self._on_gpu:
+            machine = this_machine("tensorrt")
+            found |= {"gpu": machine.gpu, "gpus": torch.cuda.device_count(), "driver": machine.driver, "tensorrt": machine.library_version}
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The model, as the repository describes it."""
+        assert self._added is not None
+        return {
+            "file": self._model.name,
+            "sha256": self._added.model_sha256,
+            "bytes": self._added.resources.model_bytes,
+            "bytes_of_a_request": sum(tensor.nbytes(1, self._extent.context) for tensor in self._added.io.per_request),
+            "validated": self._added.validated,
+        }
+
+    def _on(self, setup: Setup, ask: Callable[[Setup, str], Iterator[MeasuredLoad]]) -> Iterator[MeasuredLoad]:
+        repository = Repository(self._working / f"{setup.instances}-{setup.gpus}")
+        contexts = (self._extent.context, *self._extent.mixed)
+        options = Options(
+            "python",
+            times=self._times,
+            instances=setup.instances,
+            gpus=max(1, setup.gpus),
+            unvalidated=True,
+            graph_limits=GRAPH_LIMITS.model_copy(update={"max_context": max(contexts), "max_batch": max(self._extent.batches)}),
+        )
+        self._added = add_version(repository, self._model, options)
+        self.batching = self._added.batching.why
+        with served(repository, self._server) as ports:
+            self._server_version = server_version(f"127.0.0.1:{ports['http']}")
+            yield from ask(setup, f"127.0.0.1:{ports['grpc']}")
+
+    def _closed_loops(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
+        for clients in (self._extent.clients, 2 * self._extent.clients):
+            yield self._measured(setup, self._load(url, clients=clients))
+
+    def _every_load(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
+        closed = list(self._closed_loops(setup, url))
+        yield from closed
+        largest = max(self._extent.batches)
+        yield self._measured(setup, self._load(url, clients=4, batch=largest, processes=4))
+        yield self._measured(setup, self._load(url, clients=2 * self._extent.clients, contexts=self._extent.mixed))
+        rate = SATURATION * saturating(closed).result.requests_per_s
+        yield self._measured(setup, self._load(url, rate=rate))
+
+    def _on_two(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
+        yield self._measured(setup, self._load(url, clients=4 * self._extent.clients))
+
+    def _load(self, url: str, **changes: Any) -> Load:
+        extent = self._extent
+        load = Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0, warm_up=extent.seconds / 6)
+        load = replace(load, **changes)
+        most = max(1, (os.cpu_count() or 1) // 2)
+        return replace(load, processes=load.processes or min(most, max(1, load.clients // _PER_PROCESS)))
+
+    def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
+        asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
+        name = f"{setup}, {asking}" + (f" of {load.batch} contexts" if load.batch > 1 else "")
+        with BusyWatch(setup.gpus) as busy:
+            result = measure_load(load)
+        shares = busy.shares()
+        self._say(f"{name}: {describe(result, load.contexts)}, GPU busy {shares}")
+        return MeasuredLoad(
+            name=name,
+            instances=setup.instances,
+            gpus=setup.gpus,
+            clients=load.clients,
+            rate=load.rate,
+            contexts=load.contexts,
+            batch=load.batch,
+            seconds=load.seconds,
+            gpu_busy=shares,
+            result=result,
+        )
