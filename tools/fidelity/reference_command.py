@@ -111,7 +111,7 @@ def unfinished(found: ReferenceMeasurement) -> list[str]:
     """Parts of a reference that are still to come."""
     if not found.training["finished"]:
         return ["training", "measurement"]
-    parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress}
+    parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress, "mixed recipe": found.mixed}
     return [name for name, part in parts.items() if part is None]
 
 
