@@ -5,7 +5,7 @@ It is measured part by part, and what is there so far is a valid result: the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,8 @@ class ReferenceMeasurement(BaseModel):
     """What was measured on one trained reference. A part that is None, or a precision without a row, was not measured.
 
     `training`: as in its training.json. `device`: what packed models ran on; `table` and `bars` are theirs.
-    `engine_table`: the table of recipes that went through the pipeline, as their engine answered.
+    `mixed`: the table of the mixed recipe that the first of `layers` leads to. `engine_table`: the table of recipes that went through the
+    pipeline, as their engine answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,6 +95,7 @@ class ReferenceMeasurement(BaseModel):
     analysis: Analyzed | None = None
     layers: Layers | None = None
     stress: Stress | None = None
+    mixed: FidelityTable | None = None
     engine_table: FidelityTable | None = None
 
 
@@ -144,7 +146,10 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
     for layers in _layers(parts, subject, amax):
         yield (found := found.model_copy(update={"layers": layers}))
     yield (found := found.model_copy(update={"analysis": parts.get("analysis", Analyzed, lambda: subject.analyzed(amax))}))
-    yield found.model_copy(update={"stress": parts.get("stress", Stress, lambda: subject.stress(amax))})
+    yield (found := found.model_copy(update={"stress": parts.get("stress", Stress, lambda: subject.stress(amax))}))
+    if found.layers is not None:
+        recipe = found.layers.mixed[0]
+        yield found.model_copy(update={"mixed": parts.get("mixed", FidelityTable, lambda: subject.mixed(recipe, amax))})
 
 
 def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iterator[FidelityTable]:
@@ -203,10 +208,15 @@ class _Subject:
         again = run_packed(self._fp32, source, "fp16, another batch", max(1, self._job.batch_size // 2 - 1))
         return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets, [(system, again)])
 
-    def quantized(self, precision: str, amax: InputAmax) -> FidelityTable:
-        """One precision beside FP32."""
-        system = run_packed(self._fp32, PackedSource(self._model, precision, amax.groups), precision)
+    def quantized(self, precision: str, amax: InputAmax, keep_fp16: Sequence[str] = ()) -> FidelityTable:
+        """One precision beside FP32, with some layers in FP16 if wanted."""
+        name = f"{precision}, {len(keep_fp16)} layers in FP16" if keep_fp16 else precision
+        system = run_packed(self._fp32, PackedSource(self._model, precision, amax.groups, keep_fp16), name)
         return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets)
+
+    def mixed(self, recipe: MixedRecipe, amax: InputAmax) -> FidelityTable:
+        """What a mixed recipe gives."""
+        return self.quantized(recipe.precision, amax, recipe.kept)
 
     def layers(self, precision: str, amax: InputAmax) -> LayersOf:
         probe = self._probe(amax, _PROBE_REQUESTS, _PROBE_PATHS)

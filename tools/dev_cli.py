@@ -145,12 +145,16 @@ def reference(
     requests: Annotated[int, typer.Option(min=1, help="Held-out requests that are measured.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Of them, at once.")] = 32,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.", show_default=False)] = "",
+    engine: Annotated[
+        Literal["onnxruntime", "tensorrt"] | None,
+        typer.Option(help="Then take it through the pipeline with this engine.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a reference model on the synthetic world and measure it in every precision; exits with 2 when a bar is missed."""
     from .fidelity.command import chosen_device
     from .fidelity.reference_command import ReferenceOptions, run_reference
 
-    run_reference(ReferenceOptions(size, seed, steps, decay, state, out, minutes, requests, batch_size, chosen_device(device)))
+    run_reference(ReferenceOptions(size, seed, steps, decay, state, out, minutes, requests, batch_size, chosen_device(device), engine))
 
 
 @app.command("serving-load")

@@ -14,9 +14,11 @@ from ...fidelity.reference_measurement import MeasurementJob, ReferenceMeasureme
 from ...fidelity.reference_run import train_reference
 from ...fidelity.reference_training import late_fall
 from ...fidelity.references import Decay, reference_model
+from ...validation.backends import EngineName
 from ...validation.gates import require
 from ..tables import gates_table
 from ..terminal import print_results
+from .reference_recipes import engine_tables, reference_recipes
 from .results_page import JSON_FILE, merged, require_own_results, write_results
 from .tables import fidelity_text
 
@@ -37,6 +39,7 @@ class ReferenceOptions:
         requests: Held-out requests that are measured.
         batch_size: Of them, at once.
         device: Where PyTorch computes.
+        engine: What runs the recipes of the reference, after all else. Default: they are not made.
     """
 
     size: str
@@ -49,6 +52,7 @@ class ReferenceOptions:
     requests: int
     batch_size: int
     device: torch.device
+    engine: EngineName | None = None
 
 
 def run_reference(options: ReferenceOptions) -> None:
@@ -84,8 +88,22 @@ def _measured(options: ReferenceOptions, deadline: float) -> ReferenceMeasuremen
     for found in measure_reference(job):
         write_results(merged(found, options.out), options.out)
     assert found is not None
+    if options.engine is not None and not unfinished(found):
+        found = _with_engine(options, options.engine, found, deadline)
     if found.table is not None:
         print_results([fidelity_text(found.table), gates_table(found.bars)])
+    return found
+
+
+def _with_engine(options: ReferenceOptions, engine: EngineName, found: ReferenceMeasurement, deadline: float) -> ReferenceMeasurement:
+    """Take the reference through the pipeline, one recipe after the other, and write the results after each."""
+    reference = reference_model(options.size)
+    recipes = reference_recipes(options.size, options.seed, options.state, reference, options.requests, options.batch_size)
+    for table in engine_tables(recipes, engine, deadline):
+        found = found.model_copy(update={"engine_table": table})
+        write_results(merged(found, options.out), options.out)
+    if found.engine_table is not None:
+        print_results([fidelity_text(found.engine_table)])
     return found
 
 
@@ -93,7 +111,7 @@ def unfinished(found: ReferenceMeasurement) -> list[str]:
     """Parts of a reference that are still to come."""
     if not found.training["finished"]:
         return ["training", "measurement"]
-    parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress}
+    parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress, "mixed recipe": found.mixed}
     return [name for name, part in parts.items() if part is None]
 
 

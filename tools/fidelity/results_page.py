@@ -114,6 +114,8 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
         yield from _fidelity(measured.engine_table, f"recipes with {measured.engine_table.engine}")
     if measured.layers is not None:
         yield from _sensitivity(name, measured.layers)
+    if measured.mixed is not None:
+        yield from _fidelity(measured.mixed, "the mixed recipe")
     if measured.stress is not None:
         yield from _stress(measured.stress)
     if measured.analysis is not None:

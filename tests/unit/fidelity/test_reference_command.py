@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import torch
 from onerec_trt.core.artifacts import read_json, write_json
 from onerec_trt.core.errors import ArtifactError, GateError
+from onerec_trt.core.recipe import Recipe
 from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement
 from onerec_trt.fidelity.references import REFERENCES
+from onerec_trt.fidelity.table import FidelityTable
 from onerec_trt.tools.fidelity import reference_command
 from onerec_trt.tools.fidelity.reference_command import ReferenceOptions, run_reference, unfinished
+from onerec_trt.tools.fidelity.reference_recipes import PRECISIONS
 from onerec_trt.tools.fidelity.results_page import merged, read_results, write_results
 from onerec_trt.tools.fidelity.svg import Bars, bars_svg
 
@@ -79,6 +83,22 @@ def test_a_missed_bar_ends_the_command_after_the_results_are_written(
         run_reference(options)
     assert read_results(options.out)[0].bars == (gate,)
     assert "fp8-row-block" in capsys.readouterr().out
+
+
+def test_an_engines_table_stands_beside_the_one_of_packed_models(options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = whole(options)
+    assert found.table is not None
+    table = found.table.model_copy(update={"engine": "onnxruntime"})
+    asked: list[tuple[list[str], str]] = []
+
+    def tables(recipes: Sequence[Recipe], engine: str, _deadline: float) -> Iterator[FidelityTable]:
+        asked.append(([recipe.name for recipe in recipes], engine))
+        yield table
+
+    monkeypatch.setattr(reference_command, "engine_tables", tables)
+    assert whole(replace(options, engine="onnxruntime")).engine_table == table
+    assert asked == [(list(PRECISIONS), "onnxruntime")]
+    assert "recipes with onnxruntime:" in (options.out / "fidelity.md").read_text()
 
 
 @pytest.mark.parametrize(("file", "text"), [("fidelity.json", '{"mine": 1}'), ("fidelity.md", "# Mine\n")])

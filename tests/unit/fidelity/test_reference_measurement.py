@@ -44,14 +44,26 @@ def test_it_holds_every_precision_and_every_part(steps: list[ReferenceMeasuremen
 
 
 def test_each_step_knows_what_the_one_before_knew_and_more(steps: list[ReferenceMeasurement]) -> None:
-    assert len(steps) == len(PRECISIONS) + len(LAYERS_OF) + 2
+    assert len(steps) == len(PRECISIONS) + len(LAYERS_OF) + 3
     for number, (before, after) in enumerate(pairwise(steps), 1):
         assert ReferenceMeasurement.model_validate(after.model_dump(mode="json")) == after
         assert before.table is not None
         assert after.table is not None
         assert len(after.table.rows) == min(number, len(PRECISIONS) - 1) + 2
-        known = {name for name in ("layers", "analysis", "stress") if getattr(before, name) is not None}
+        known = {name for name in ("layers", "analysis", "stress", "mixed") if getattr(before, name) is not None}
         assert all(getattr(after, name) is not None for name in known)
+
+
+def test_the_mixed_recipe_errs_less_than_the_one_it_comes_from(steps: list[ReferenceMeasurement]) -> None:
+    whole = steps[-1]
+    assert whole.mixed is not None
+    assert whole.layers is not None
+    assert whole.table is not None
+    (row,) = whole.mixed.rows
+    recipe = whole.layers.mixed[0]
+    assert row.system == f"{LAYERS_OF[0]}, {len(recipe.kept)} layers in FP16"
+    without = next(each for each in whole.table.rows if each.system == LAYERS_OF[0])
+    assert row.cell("score error, nat").value < 0.75 * without.cell("score error, nat").value
 
 
 def test_a_part_that_is_there_is_not_measured_again(

@@ -1,0 +1,97 @@
+"""A trained reference through the real pipeline: a recipe for each precision, and the fidelity table of what its engine answered."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from ...core.artifacts import write_text
+from ...core.recipe import MIN_REQUESTS, Recipe, load_recipe
+from ...fidelity.reference_data import request_file
+from ...fidelity.reference_run import reference_folders
+from ...fidelity.references import ReferenceModel
+from ...fidelity.table import FidelityTable
+from ...validation.backends import EngineName
+from ...validation.validate import VALIDATE
+from ..pipeline import folders_of, run_stages
+from .command import table_of
+
+# FP16 first, as the noise floor; then the fastest.
+PRECISIONS = ("fp16", "fp8-row-block", "fp8-row", "fp8-static", "fp8-paper")
+AGAIN = "again"  # folder beside the others, of what is built once more
+_STAGES: dict[EngineName, tuple[str, ...]] = {
+    "onnxruntime": ("calibrate", "export", VALIDATE["onnxruntime"]),
+    "tensorrt": ("calibrate", "export", "build", VALIDATE["tensorrt"]),
+}
+
+
+def reference_recipes(size: str, seed: int, root: Path, reference: ReferenceModel, requests: int, batch_size: int) -> list[Recipe]:
+    """Recipes of a trained reference for the GPU in the machine, written into its folder: `onerec-trt run` takes them, too.
+
+    Args:
+        size, seed, root, reference: As of `train_reference`.
+        requests: Held-out requests; a validation takes 64 at least.
+        batch_size: The largest batch of a plan.
+    """
+    folders, world = reference_folders(size, seed, root), reference.world
+    longest = max(2, world.static[1] + world.short_term[1] + world.long_term[1])
+    recipes = []
+    for precision in PRECISIONS:
+        values = {
+            "name": precision,
+            "precision": precision,
+            "checkpoint": str(folders.checkpoint),
+            "requests": str(request_file(folders.data, "calibration")),
+            "heldout": str(request_file(folders.data, "heldout")),
+            "output": str(folders.state / "recipes"),
+            "calibration": {"max_requests": reference.users["calibration"], "min_routed_tokens": 1},
+            "export": {"beam": list(reference.beam)},
+            "build": {
+                "target": "tensorrt",
+                "plugins": True,
+                "profiles": [{"batch": [1, batch_size, batch_size], "context": [2, longest, longest]}],
+            },
+            "validate": {"max_requests": max(MIN_REQUESTS, requests), "batch_size": batch_size},
+        }
+        write_text(path := folders.state / "recipes" / f"{precision}.yaml", yaml.safe_dump(values, sort_keys=False))
+        recipes.append(load_recipe(path))
+    return recipes
+
+
+def engine_tables(recipes: Sequence[Recipe], engine: EngineName, deadline: float) -> Iterator[FidelityTable]:
+    """The table with one more recipe each time, until all are there or the time is over; plans of the last one built once more at the end.
+
+    Args:
+        recipes: Of one checkpoint, FP16 first.
+        engine: ONNX Runtime runs exported graphs on the CPU, TensorRT their plans on the GPU.
+        deadline: On the clock of `time.monotonic`; no recipe begins after it.
+    """
+    done: list[Recipe] = []
+    for recipe in recipes:
+        if time.monotonic() >= deadline:
+            return
+        _run(recipe, _STAGES[engine])
+        done.append(recipe)
+        yield table_of(done, engine)
+    if engine == "tensorrt" and time.monotonic() < deadline:
+        again = copied_for_another_build(recipes[1])
+        _run(again, ("build", VALIDATE["tensorrt"]))
+        yield table_of(done, engine, [again])
+
+
+def copied_for_another_build(recipe: Recipe) -> Recipe:
+    """The recipe with an output folder of its own, which has everything that a build needs, and the same FP32 reference."""
+    again = recipe.model_copy(update={"output": recipe.output / AGAIN, "build": recipe.build.model_copy(update={"timing_cache": None})})
+    sources, copies = folders_of(recipe), folders_of(again)
+    for name in ("reference", "calibrated", "exported"):
+        shutil.copytree(getattr(sources, name), getattr(copies, name), dirs_exist_ok=True)
+    return again
+
+
+def _run(recipe: Recipe, stages: Sequence[str]) -> None:
+    for _ in run_stages(recipe, stages):
+        pass
