@@ -30,8 +30,11 @@ def total_key(logit, normalizer_N, score_N, row, present):
 
 
 @triton.jit
-def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT neighboring tiles of all `tiles`; TILES of a row, the last of which V may cut."""
+def tiles_of(logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT neighboring tiles of all `tiles`; TILES of a row, the last of which V may cut.
+
+    The number of the first and those after it, which of them there are, where their logits lie, and which of these there are.
+    """
     first = tl.program_id(0).to(tl.int64) * COUNT
     number = tl.arange(0, COUNT)
     within = (first % TILES).to(tl.int32) + number
@@ -41,7 +44,13 @@ def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: 
     mask = inside[:, None]
     if TILES * _TILE != V:
         mask = mask & (column < V)
-    pointer = logits_NV + first // TILES * V + (row * V)[:, None] + column
+    return first, number, inside, logits_NV + first // TILES * V + (row * V)[:, None] + column, mask
+
+
+@triton.jit
+def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT neighboring tiles."""
+    first, number, inside, pointer, mask = tiles_of(logits_NV, tiles, V, TILES, COUNT)
     x = tl.load(pointer, mask=mask, other=float("-inf")).to(tl.float32)
     largest = tl.max(x, 1)
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum

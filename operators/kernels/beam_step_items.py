@@ -19,7 +19,7 @@ from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
 from .attention import exp2
-from .beam_kernels import TILE, UNIT
+from .beam_kernels import TILE, UNIT, tiles_of
 from .beam_select import as_signed, key_of
 from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, open_partials, selection, shape_of
 
@@ -155,20 +155,12 @@ def items_mask_3(
 def items_partials(
     logits_NV, mask_NM, word_NM, largest_NT, valid_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles of all `tiles`, as beam_partials, and the key of the largest candidate of each.
+    """COUNT neighboring tiles, as beam_partials, and the key of the largest candidate of each.
 
     `word_NM` is `mask_NM`, four bytes at a time. The logits are asked for first: the mask arrives while they are on their way.
     """
-    first = tl.program_id(0).to(tl.int64) * COUNT
-    number = tl.arange(0, COUNT)
-    within = (first % TILES).to(tl.int32) + number
-    row = within // TILES
-    column = ((within % TILES) * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
-    inside = first + number < tiles
-    mask = inside[:, None]
-    if TILES * _TILE != V:
-        mask = mask & (column < V)
-    half = tl.load(logits_NV + first // TILES * V + (row * V)[:, None] + column, mask=mask, other=float("-inf"))
+    first, number, inside, pointer, mask = tiles_of(logits_NV, tiles, V, TILES, COUNT)
+    half = tl.load(pointer, mask=mask, other=float("-inf"))
     unit = tl.arange(0, _UNITS)[None, :]
     byte = tl.load(mask_NM + (first + number)[:, None] * _UNITS + unit, mask=inside[:, None], other=0).to(tl.int32)
     words = word_NM + (first + number) * _WORDS
