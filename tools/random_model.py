@@ -30,10 +30,10 @@ from ..models.requests import MAX_CONTEXT, Requests, offsets_of, write_requests
 # Standard deviations of what a row of length 1 becomes; 1 for all others.
 GAINS = {
     "position_embedding.weight": 0.5,  # tokens say more than positions
-    ".cross_attention.q.weight": 3.0,  # attention to a few tokens of the context, so that users differ
-    ".cross_attention.o.weight": 0.1,
-    ".self_attention.o.weight": 0.05,
-    ".down.weight": 0.05,
+    ".cross_attention.q.weight": 2.0,  # attention to a few tokens of the context, so that users differ
+    ".cross_attention.o.weight": 0.07,
+    ".self_attention.o.weight": 0.03,
+    ".down.weight": 0.03,
 }
 HEADS, SPREAD = 0.2, 1.0  # of rows in the heads: their typical gain, and the standard deviation of its logarithm
 LONGEST = (16, 112, 896)  # tokens of each pathway; half of that on average
