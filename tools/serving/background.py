@@ -34,7 +34,7 @@ def served(repository: Repository, server: Path | None) -> Iterator[dict[str, in
 
     def run() -> None:
         try:
-            serve(repository, ServeOptions(server, (), _ANY_PORT, shared_memory=False), said.put, stopped)
+            serve(repository, ServeOptions(server, (), _ANY_PORT, shared_memory=True), said.put, stopped)
         except Exception as error:  # noqa: BLE001 - raised by whoever waits for the server
             said.put(error)
 

@@ -42,6 +42,7 @@ class Load:
         seconds: How long answers count. In closed loops those that come within this time count; of random arrivals, those that
             arrive within it.
         processes: Among which the clients are divided; no more than there are clients.
+        shared_memory: Clients in closed loops hand inputs over in /dev/shm.
         warm_up: Seconds of the same load before anything counts: the first requests find an empty server.
     """
 
@@ -54,6 +55,7 @@ class Load:
     batch: int
     seconds: float
     processes: int
+    shared_memory: bool = False
     warm_up: float = 0.0
 
 
@@ -149,10 +151,10 @@ class _Meter:
                 pool.submit(self._ask, arrival)
 
     def _loop(self, connected: threading.Barrier) -> None:
-        self._client()
-        connected.wait(_PATIENCE_S)
-        while (now := time.perf_counter()) < self._end:
-            self._ask(now)
+        with self._client():  # gives shared memory back at the end
+            connected.wait(_PATIENCE_S)
+            while (now := time.perf_counter()) < self._end:
+                self._ask(now)
 
     def _ask(self, arrival: float) -> None:
         features_BSF, lengths_B3 = self._prepared[int(arrival * 1e6) % len(self._prepared)]
@@ -169,7 +171,8 @@ class _Meter:
 
     def _client(self) -> Client:
         if not hasattr(self._local, "client"):
-            self._local.client = Client(self._load.url, self._load.model, protocol=self._load.protocol)
+            load = self._load
+            self._local.client = Client(load.url, load.model, protocol=load.protocol, shared_memory=load.shared_memory)
         client: Client = self._local.client
         return client
 

@@ -28,6 +28,7 @@ class MeasuredLoad(_Part):
         rate: Requests per second of random arrivals instead.
         contexts: Tokens of a request, drawn from these.
         batch: Contexts that a request brings.
+        shared_memory: Whether clients hand inputs over in /dev/shm, and not over gRPC.
         seconds: How long answers counted.
         gpu_busy: Share of time in which a kernel ran, of each GPU.
         result: What clients saw.
@@ -40,6 +41,7 @@ class MeasuredLoad(_Part):
     rate: float | None
     contexts: tuple[int, ...]
     batch: int
+    shared_memory: bool
     seconds: float
     gpu_busy: list[float]
     result: LoadResult
@@ -53,6 +55,7 @@ class Summary(_Part):
         bare_requests_per_s: Its rate.
         requests_per_s: The highest rate of the served model on one GPU, or on the CPU: closed loops of one-context requests.
         overhead_batch_32: Share of the bare rate that is lost at that.
+        overhead_shared_memory: Likewise where no payload goes over a connection.
         p50_ms: At 80 % of that rate, arriving at random times.
         p99_ms: Likewise.
         p99_over_batch: That, as a multiple of `bare_batch_ms`.
@@ -63,6 +66,7 @@ class Summary(_Part):
     bare_requests_per_s: float
     requests_per_s: float
     overhead_batch_32: float
+    overhead_shared_memory: float
     p50_ms: float
     p99_ms: float
     p99_over_batch: float
@@ -106,6 +110,7 @@ def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -
         bare_requests_per_s=bare,
         requests_per_s=best.result.requests_per_s,
         overhead_batch_32=1 - best.result.requests_per_s / bare,
+        overhead_shared_memory=1 - max(load.result.requests_per_s for load in loads if load.shared_memory) / bare,
         p50_ms=arrivals.result.p50_ms,
         p99_ms=arrivals.result.p99_ms,
         p99_over_batch=arrivals.result.p99_ms / batch_ms,
@@ -115,5 +120,5 @@ def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -
 
 def saturating(loads: Sequence[MeasuredLoad]) -> MeasuredLoad:
     """The closed loops of one-context requests, all of one length, with the highest rate on one GPU or on the CPU."""
-    eligible = [load for load in loads if load.rate is None and load.gpus < 2 and load.batch == 1 and len(load.contexts) == 1]
-    return max(eligible, key=lambda load: load.result.requests_per_s)
+    closed = [load for load in loads if load.rate is None and load.gpus < 2 and not load.shared_memory]
+    return max((load for load in closed if load.batch == 1 and len(load.contexts) == 1), key=lambda load: load.result.requests_per_s)

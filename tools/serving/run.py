@@ -187,6 +187,7 @@ class _Measurement:
     def _every_load(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
         closed = list(self._closed_loops(setup, url))
         yield from closed
+        yield self._measured(setup, self._load(url, clients=2 * self._extent.clients, shared_memory=True))
         largest = max(self._extent.batches)
         yield self._measured(setup, self._load(url, clients=4, batch=largest, processes=4))
         yield self._measured(setup, self._load(url, clients=2 * self._extent.clients, contexts=self._extent.mixed))
@@ -206,6 +207,7 @@ class _Measurement:
     def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
         asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
         name = f"{setup}, {asking}" + (f" of {load.batch} contexts" if load.batch > 1 else "")
+        name += ", shared memory" if load.shared_memory else ""
         with BusyWatch(setup.gpus) as busy:
             result = measure_load(load)
         shares = busy.shares()
@@ -218,6 +220,7 @@ class _Measurement:
             rate=load.rate,
             contexts=load.contexts,
             batch=load.batch,
+            shared_memory=load.shared_memory,
             seconds=load.seconds,
             gpu_busy=shares,
             result=result,

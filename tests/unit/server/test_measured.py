@@ -13,7 +13,7 @@ from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturat
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
 SERVER = Path(__file__).parents[3] / ".venv-server"
-TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=1.0, gpus=2)
+TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.7, gpus=2)
 
 
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
@@ -22,7 +22,9 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
     result = measure_serving(export / "model.onnx", SERVER, out, TINY, said.append, "abc")
     assert ServingResult.model_validate_json(out.read_text()) == result
     assert [len(samples) for samples in result.times_ms.values()] == [3, 3]
-    assert [(load.instances, load.clients, load.batch, load.contexts) for load in result.loads if load.rate is None] == [
+    closed = [load for load in result.loads if load.rate is None]
+    assert [load.shared_memory for load in closed] == [False] * 4 + [True] + [False] * 2
+    assert [(load.instances, load.clients, load.batch, load.contexts) for load in closed if not load.shared_memory] == [
         (1, 2, 1, (9,)),
         (1, 4, 1, (9,)),
         (2, 2, 1, (9,)),
@@ -40,21 +42,41 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
         measure_serving(export / "model.onnx", SERVER, export / "record.json", TINY)
 
 
-def load(requests_per_s: float, *, gpus: int = 1, rate: float | None = None, batch: int = 1, p99_ms: float = 60.0) -> MeasuredLoad:
+def load(
+    requests_per_s: float, *, gpus: int = 1, rate: float | None = None, batch: int = 1, p99_ms: float = 60.0, shm: bool = False
+) -> MeasuredLoad:
     seen = LoadResult(requests_per_s=requests_per_s, p50_ms=30.0, p99_ms=p99_ms, failed=0, samples_ms=[1.0, 2.0])
     return MeasuredLoad(
-        name="", instances=2, gpus=gpus, clients=64, rate=rate, contexts=(512,), batch=batch, seconds=1.0, gpu_busy=[], result=seen
+        name="",
+        instances=2,
+        gpus=gpus,
+        clients=64,
+        rate=rate,
+        contexts=(512,),
+        batch=batch,
+        shared_memory=shm,
+        seconds=1.0,
+        gpu_busy=[],
+        result=seen,
     )
 
 
 def test_the_summary_compares_the_highest_rate_with_the_bare_runtime() -> None:
     times = {1: [6.0, 6.0, 7.0], 32: [50.0, 49.0, 51.0]}
-    loads = [load(500.0), load(608.0), load(630.0, batch=32), load(480.0, rate=486.0, p99_ms=80.0), load(1200.0, gpus=2)]
+    loads = [
+        load(500.0),
+        load(608.0),
+        load(624.0, shm=True),
+        load(630.0, batch=32),
+        load(480.0, rate=486.0, p99_ms=80.0),
+        load(1200.0, gpus=2),
+    ]
     summary = summarize(times, loads)
     assert summarize(times, loads[:3]) is None
     assert summary is not None
     assert saturating(loads) is loads[1]
     assert summary.bare_requests_per_s == 32 / statistics.median(times[32]) * 1e3
     assert summary.overhead_batch_32 == pytest.approx(0.05)
+    assert summary.overhead_shared_memory == pytest.approx(0.025)
     assert (summary.p50_ms, summary.p99_ms, summary.p99_over_batch) == (30.0, 80.0, 1.6)
     assert summary.two_gpu_scaling == pytest.approx(1200 / 608)

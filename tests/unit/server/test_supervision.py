@@ -209,8 +209,14 @@ def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Re
         running.wait_for(lambda: flow.served[-1] == 2)
 
 
-def test_a_killed_server_leaves_nothing_behind_and_no_request_hanging(repository: Repository, start: Any, traffic: Any) -> None:
+def test_a_killed_server_leaves_nothing_behind_and_no_request_hanging(
+    repository: Repository, start: Any, traffic: Any, rewrite: Any
+) -> None:
+    """It was started with a version that does not load, beside a good one."""
+    rewrite(repository.folder("onerec", 2), "model.py", BROKEN)
+    repository.promote("onerec", 2)
     with start(repository) as running:
+        assert said(running, "onerec: back to version 1")()
         with traffic(running) as flow:
             server = server_of(running)
             orphans = list(processes.stubs(server))
