@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, write_report
-from onerec_trt.tools.report.content import verdict
+from onerec_trt.tools.report.content import comparison, verdict
 from onerec_trt.validation.gates import gate
 from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 
@@ -210,6 +211,14 @@ def test_experts_are_one_row_on_the_cautious_side(two_pages: Page) -> None:
     by_name = {(trace["name"], trace["xaxis"]): trace for trace in two_pages.plots["snr"]["data"]}
     assert by_name["second", "x"]["x"] == [31.0, 29.0, 28.0, 26.0]
     assert by_name["first", "x"]["x"] == []
+
+
+def test_layers_that_a_recipe_keeps_in_fp16_are_told(make_run: MakeRun) -> None:
+    plain, mixed = load(make_run("plain")), load(make_run("mixed"))
+    assert "kept in FP16" not in [measure.name for measure in comparison([plain])]
+    mixed = replace(mixed, quantization=mixed.quantization.model_copy(update={"keep_fp16": ("cross.o", "blocks.0.*")}))
+    (row,) = (measure for measure in comparison([plain, mixed]) if measure.name == "kept in FP16")
+    assert row.cells == ("—", "cross.o, blocks.0.*")
 
 
 def test_warnings_findings_and_hashes_are_told(make_run: MakeRun, tmp_path: Path) -> None:
