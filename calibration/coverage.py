@@ -36,7 +36,7 @@ def judge_coverage(experts: tuple[ExpertCoverage, ...], minimum: int, *, refuse:
             "static activation scales would rest on too few tokens",
             where="; ".join(problems),
             hint="raise calibration.max_requests or give more varied requests; or use a precision with dynamic scales "
-            "(fp8-row, fp8-paper); or lower calibration.min_routed_tokens knowingly, such as for an expert that its selection bias "
-            "switches off",
+            "(fp8-row, fp8-paper); or keep the experts of these blocks in FP16 (keep_fp16); or lower calibration.min_routed_tokens "
+            "knowingly, such as for an expert that its selection bias switches off",
         )
     return problems

@@ -21,6 +21,7 @@ from ..core.text_files import require_no_folder
 from ..models.checkpoint import Checkpoint, checkpoint_files, expected_shapes, open_checkpoint
 from ..models.device import compute_device, release_memory
 from ..models.key_map import read_key_map
+from ..models.layout import block_of
 from ..models.requests import read_requests, request_files
 from ..operators import fp8
 from .agreement import WeightAgreement
@@ -120,9 +121,11 @@ def _write(job: Calibration, folder: Path) -> dict[str, Any]:
 
     calibrated = calibrate_model(model, job.precision, scoring, imported, job.keep_fp16)
     experts = coverage(calibrated.observation.routed)
-    static_experts = any(target.kind == "expert" and target.granularity is Granularity.TENSOR for target in targets)
-    refuse = static_experts and imported is None
-    warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=refuse)]
+    if imported is None:
+        static = {block_of(each.name) for each in targets if each.kind == "expert" and each.granularity is Granularity.TENSOR}
+        unsafe = tuple(layer for layer in experts if block_of(layer.layer) in static)
+        judge_coverage(unsafe, job.options.min_routed_tokens, refuse=True)
+    warnings = [*checkpoint.unread, *judge_coverage(experts, job.options.min_routed_tokens, refuse=False)]
     warnings += _range_warnings(calibrated.observation) + _outlier_warnings(calibrated.observation, targets)
     reference = _reference(calibrated, scoring, log_probs_fp32)
     write_reference(folder, reference)

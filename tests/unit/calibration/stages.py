@@ -12,5 +12,6 @@ from onerec_trt.core.stages import run_stage
 
 def calibrate(recipe: Recipe, checkpoint: Path, requests: Path, folder: Path) -> Record:
     """Quantize a checkpoint as a recipe says, whatever files the recipe names."""
-    job = Calibration(recipe.precision, recipe.max_context, recipe.calibration, checkpoint, requests, recipe.key_map)
+    options = (recipe.precision, recipe.max_context, recipe.calibration)
+    job = Calibration(*options, checkpoint, requests, recipe.key_map, recipe.keep_fp16)
     return run_stage(calibrate_stage(job, folder))

@@ -136,6 +136,18 @@ def test_an_expert_below_the_minimum_stops_static_scales_only(
     assert len(record.facts["warnings"]) == 2
 
 
+def test_experts_that_stay_in_fp16_need_no_coverage(
+    recipe_for: RecipeFor, checkpoint_folder: Path, requests_file: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for("fp8-static", min_routed_tokens=1000)
+    mixed = recipe.model_copy(update={"keep_fp16": ("blocks.1.ffn.experts",)})
+    with pytest.raises(CalibrationError) as error:
+        calibrate(mixed, checkpoint_folder, requests_file, tmp_path / "out")
+    assert error.value.where.startswith("blocks.2.ffn: ")
+    record = calibrate(recipe.model_copy(update={"keep_fp16": ("ffn.experts",)}), checkpoint_folder, requests_file, tmp_path / "out")
+    assert len(record.facts["warnings"]) == 2
+
+
 def test_outliers_of_what_is_quantized_are_named(
     recipe_for: RecipeFor, fresh_model: Callable[[], OneRec], requests_file: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,8 @@ def test_a_recipe_tells_which_stages_are_up_to_date(world: Path, make_recipe: Ca
         return found
 
     assert set(states().values()) == {"up to date"}
+    assert states(keep_fp16=["cross.o"])["fp8-row/calibrated"] == "made from another keep fp16"
+    assert inspect(world / "fp8-row.yaml")["keep_fp16"] == ["cross.o"]
     changed = states(export={"beam": [8, 8, 8]})
     assert changed["fp8-row/calibrated"] == "up to date"
     assert changed["fp8-row/exported"] == changed["reference"] == "made from another beam"

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.export.lint import Finding
 from onerec_trt.tools.report import RecipeRun, write_report
-from onerec_trt.tools.report.content import verdict
+from onerec_trt.tools.report.content import comparison, verdict
 from onerec_trt.validation.gates import gate
 from onerec_trt.validation.scoring_parity import ErrorRatios, ScoringErrors
 
@@ -218,6 +219,14 @@ def test_what_rounding_does_to_scores_stands_before_the_signal_to_noise_ratio(tw
     for trace in two_pages.plots["score-error"]["data"]:  # of the recipe in FP16, too
         assert trace["y"] == ["0 · self q", "0 · ffn experts gate", "1 · self q", "1 · ffn experts gate"]
         assert trace["x"] == pytest.approx([0.001, math.hypot(0.002, 0.003), 0.004, math.hypot(0.005, 0.006)])
+
+
+def test_layers_that_a_recipe_keeps_in_fp16_are_told(make_run: MakeRun) -> None:
+    plain, mixed = load(make_run("plain")), load(make_run("mixed"))
+    assert "kept in FP16" not in [measure.name for measure in comparison([plain])]
+    mixed = replace(mixed, quantization=mixed.quantization.model_copy(update={"keep_fp16": ("cross.o", "blocks.0.*")}))
+    (row,) = (measure for measure in comparison([plain, mixed]) if measure.name == "kept in FP16")
+    assert row.cells == ("—", "cross.o, blocks.0.*")
 
 
 def test_warnings_findings_and_hashes_are_told(make_run: MakeRun, tmp_path: Path) -> None:
