@@ -32,7 +32,12 @@ def total_key(logit, normalizer_N, score_N, row, present):
 @triton.jit
 def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
     """COUNT neighboring tiles of all `tiles`; TILES of a row, the last of which V may cut."""
-    first = tl.program_id(0).to(tl.int64) * COUNT
+    store_partials(tl.program_id(0).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+
+
+@triton.jit
+def store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """Read COUNT tiles from the one numbered `first` on, and store what the row needs of them. Gives the logits, too, in FP32."""
     number = tl.arange(0, COUNT)
     within = (first % TILES).to(tl.int32) + number
     row = within // TILES
@@ -47,6 +52,7 @@ def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: 
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
     tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
     tl.store(sum_NT + first + number, tl.sum(exp2((x - base[:, None]) * _LOG2E), 1), mask=inside)
+    return x
 
 
 @triton.jit

@@ -1,13 +1,12 @@
-"""BeamStepItems1, 2, 3 on the GPU: a mask of the codes that continue each beam, then the kernels of BeamStep, which heed it.
+"""BeamStepItems1, 2, 3 on the GPU: a mask of the codes that continue each beam, made in the pass over the logits, and the kernels of
+BeamStep, which heed it.
 
-mask:     of every row a bit for each code, from the level of the index and the request's rules.
-partials: as of BeamStep, and of every tile the largest logit that is a candidate; for the third token the mask's launch finds it.
+partials: as of BeamStep; of every row a bit for each code, from the level of the index and the request's rules; and of every tile the
+          largest logit that is a candidate. A third token has few candidates: CTAs of their own look at them one by one.
 The other launches are those of BeamStep (beam_step.py). Atomics set bits and raise maxima: their order changes nothing.
 """
 
 from __future__ import annotations
-
-import math
 
 import triton
 import triton.language as tl
@@ -18,14 +17,13 @@ from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
-from .attention import exp2
-from .beam_kernels import TILE, UNIT
+from .beam_kernels import TILE, UNIT, store_partials
 from .beam_select import as_signed, key_of
-from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, open_partials, selection, shape_of
+from .beam_step import BeamShape, BeamTile, Mask, buffers_of, checked_program, numbered, selection, shape_of
 
 _TILE, _UNIT, _UNITS = tl.constexpr(TILE), tl.constexpr(UNIT), tl.constexpr(TILE // UNIT)
 _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.constexpr((1 << CODE_BITS) - 1)
-_WORDS, _LOG2E, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(math.log2(math.e)), tl.constexpr(-(1 << 31))
+_WORDS, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(-(1 << 31))
 _EXCLUDED, _RESTRICTED = tl.constexpr(EXCLUDED), tl.constexpr(RESTRICTED)
 assert BEAMS == 0  # beam_finish reads it
 
@@ -39,51 +37,72 @@ def ones_in(word):
 
 
 @triton.jit
-def items_mask_1(
-    class_V, limits_B3, allowed_BC, mask_NM,
-    V: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """A row: CHUNK words at a time."""
-    row = tl.program_id(0).to(tl.int64)
-    user = row // ROWS
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED)
-    lane = tl.arange(0, _WORD)[None, :]
-    for first in range(0, MASK_WORDS, CHUNK):
-        word = first + tl.arange(0, CHUNK)
-        code = word[:, None] * _WORD + lane
-        number = tl.load(class_V + code, mask=code < V, other=-1)
-        asked = (number >= 0) & (restricted != 0)
-        listed = tl.load(allowed_BC + user * CLASSES + number, mask=asked, other=1)
-        bit = (number >= 0) & (listed != 0)
-        tl.store(mask_NM + row * MASK_WORDS + word, tl.sum(bit.to(tl.int32) << lane, 1), mask=word < MASK_WORDS)
+def store_candidates(first, x, byte, mask_NM, valid_NT, tiles, COUNT: tl.constexpr):
+    """The mask of COUNT tiles, a byte for each unit, and the key of the largest candidate of each; `x` are their logits."""
+    number = first + tl.arange(0, COUNT)
+    inside = number < tiles
+    unit = tl.arange(0, _UNITS)[None, :]
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    candidate = tl.reshape(((byte[:, :, None] >> lane) & 1) != 0, (COUNT, _TILE))
+    best = tl.max(tl.where(candidate, x, float("nan")), 1)  # a maximum leaves NaN out
+    tl.store(mask_NM + number[:, None] * _UNITS + unit, byte.to(tl.int8), mask=inside[:, None])
+    tl.store(valid_NT + number, as_signed(key_of(best, tl.max(byte, 1) != 0)), mask=inside)
 
 
 @triton.jit
-def items_mask_2(
-    first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+def items_partials_1(
+    logits_NV, class_V, limits_B3, allowed_BC, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """A row, whose bits stand in the pair table. Only where the request restricts categories is each pair looked up."""
-    row = tl.program_id(0).to(tl.int64)
+    """COUNT neighboring tiles of all `tiles`."""
+    first = tl.program_id(0).to(tl.int64) * COUNT
+    x = store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+    number = first + tl.arange(0, COUNT)
+    inside = number < tiles
+    user = number // (TILES * ROWS)
+    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)
+    place = tl.arange(0, _UNITS)[:, None] * _UNIT + tl.arange(0, _UNIT)[None, :]
+    code = (number % TILES).to(tl.int32)[:, None, None] * _TILE + place[None, :, :]
+    kind = tl.load(class_V + code, mask=inside[:, None, None] & (code < V), other=-1)
+    asked = (kind >= 0) & (restricted[:, None, None] != 0)
+    listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=asked, other=1)
+    bit = ((kind >= 0) & (listed != 0)).to(tl.int32)
+    byte = tl.sum(bit << tl.arange(0, _UNIT)[None, None, :], 2)
+    store_candidates(first, x, byte, mask_NM, valid_NT, tiles, COUNT)
+
+
+@triton.jit
+def items_partials_2(
+    logits_NV, first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """COUNT neighboring tiles of all `tiles`, whose bits stand in the pair table.
+
+    Only where a request restricts categories is each pair looked up.
+    """
+    first = tl.program_id(0).to(tl.int64) * COUNT
+    number = first + tl.arange(0, COUNT)
+    inside = number < tiles
+    row = number // TILES
     user = row // ROWS
-    code = tl.load(first_N + row)
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED)
-    if restricted == 0:
-        word = tl.arange(0, SIZE)
-        bits = tl.load(bits_VW + code * WORDS + word, mask=(word < WORDS) & (code >= 0), other=0)
-        tl.store(mask_NM + row * MASK_WORDS + word, bits, mask=word < MASK_WORDS)
-    else:
-        lane = tl.arange(0, _WORD)[None, :]
-        for begin in range(0, MASK_WORDS, CHUNK):
-            place = begin + tl.arange(0, CHUNK)
-            there = (place < WORDS) & (code >= 0)
-            some = tl.load(bits_VW + code * WORDS + place, mask=there, other=0)
-            rank = tl.load(ranks_VW + code * WORDS + place, mask=there, other=0)
-            bit = (some[:, None] >> lane) & 1
-            pair = rank[:, None] + tl.cumsum(bit, 1) - bit
-            number = tl.load(class_P + pair, mask=bit != 0, other=0)
-            listed = tl.load(allowed_BC + user * CLASSES + number, mask=bit != 0, other=0)
-            tl.store(mask_NM + row * MASK_WORDS + place, tl.sum((listed != 0).to(tl.int32) << lane, 1), mask=place < MASK_WORDS)
+    code = tl.load(first_N + row, mask=inside, other=-1)
+    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)
+    word = (number % TILES).to(tl.int32)[:, None] * _WORDS + tl.arange(0, _WORDS)[None, :]
+    there = (code >= 0)[:, None] & (word < WORDS)
+    place = code[:, None] * WORDS + word
+    some = tl.load(bits_VW + place, mask=there, other=0)
+    x = store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+    if tl.max(restricted, 0) != 0:
+        rank = tl.load(ranks_VW + place, mask=there, other=0)
+        lane = tl.arange(0, _WORD)[None, None, :]
+        bit = (some[:, :, None] >> lane) & 1
+        pair = rank[:, :, None] + tl.cumsum(bit, 2) - bit
+        kind = tl.load(class_P + pair, mask=bit != 0, other=0)
+        asked = (bit != 0) & (restricted != 0)[:, None, None]
+        listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=asked, other=1)
+        some = tl.sum(((bit != 0) & (listed != 0)).to(tl.int32) << lane, 2)
+    byte = (some[:, :, None] >> (tl.arange(0, _WORD // _UNIT)[None, None, :] * _UNIT)) & 0xFF
+    store_candidates(first, x, tl.reshape(byte, (COUNT, _UNITS)), mask_NM, valid_NT, tiles, COUNT)
 
 
 @triton.jit
@@ -102,14 +121,14 @@ def is_excluded(entry, user, count, excluded_BE, EXCLUDED: tl.constexpr, STEPS: 
 
 
 @triton.jit
-def items_mask_3(
-    logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
+def mark_entries(
+    number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
     V: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, EXCLUDED: tl.constexpr, STEPS: tl.constexpr,
     TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
 ):  # fmt: skip
     """COUNT rows. Their entries set bits and raise the largest candidate of their tiles, CHUNK of each row at a time."""
     MASK_WORDS: tl.constexpr = TILES * _TILE // _WORD
-    row = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+    row = number * COUNT + tl.arange(0, COUNT)
     inside = row < rows
     user = (row // ROWS).to(tl.int64)
     first = tl.load(first_N + row, mask=inside, other=-1)
@@ -152,44 +171,26 @@ def items_mask_3(
 
 
 @triton.jit
-def items_partials(
-    logits_NV, mask_NM, word_NM, largest_NT, valid_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
+def items_partials_3(
+    logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+    mask_NM, largest_NT, valid_NT, sum_NT, tiles, rows,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr,
+    EXCLUDED: tl.constexpr, STEPS: tl.constexpr, TILES_SIZE: tl.constexpr, MARKED: tl.constexpr, CHUNK: tl.constexpr,
+    CLEAR: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles of all `tiles`, as beam_partials, and the key of the largest candidate of each.
-
-    `word_NM` is `mask_NM`, four bytes at a time. The logits are asked for first: the mask arrives while they are on their way.
-    """
-    first = tl.program_id(0).to(tl.int64) * COUNT
-    number = tl.arange(0, COUNT)
-    within = (first % TILES).to(tl.int32) + number
-    row = within // TILES
-    column = ((within % TILES) * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
-    inside = first + number < tiles
-    mask = inside[:, None]
-    if TILES * _TILE != V:
-        mask = mask & (column < V)
-    half = tl.load(logits_NV + first // TILES * V + (row * V)[:, None] + column, mask=mask, other=float("-inf"))
-    unit = tl.arange(0, _UNITS)[None, :]
-    byte = tl.load(mask_NM + (first + number)[:, None] * _UNITS + unit, mask=inside[:, None], other=0).to(tl.int32)
-    words = word_NM + (first + number) * _WORDS
-    some = tl.load(words, mask=inside, other=0)
-    for place in tl.static_range(1, _WORDS):
-        some = some | tl.load(words + place, mask=inside, other=0)
-    x = half.to(tl.float32)
-    largest = tl.max(x, 1)
-    base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
-    total = tl.sum(exp2((x - base[:, None]) * _LOG2E), 1)
-    lane = tl.arange(0, _UNIT)[None, None, :]
-    candidate = tl.reshape(((byte[:, :, None] >> lane) & 1) != 0, (COUNT, _TILE))
-    best = tl.max(tl.where(candidate, x, float("nan")), 1)  # a maximum leaves NaN out
-    tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
-    tl.store(valid_NT + first + number, as_signed(key_of(best, some != 0)), mask=inside)
-    tl.store(sum_NT + first + number, total, mask=inside)
+    """The first CTAs mark entries, of MARKED rows each, while the others read the logits: COUNT neighboring tiles of all `tiles`."""
+    marking = tl.cdiv(rows, MARKED)
+    number = tl.program_id(0)
+    if number < marking:
+        mark_entries(
+            number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+            mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK, CLEAR,
+        )  # fmt: skip
+    else:
+        store_partials((number - marking).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
 
-FIRST_CHUNK, FIRST_WARPS = 256, 8
-SECOND_CHUNK, SECOND_WARPS = 16, 1
-THIRD_ROWS, THIRD_CHUNK, THIRD_CLEAR, THIRD_WARPS = 8, 8, 128, 1
+MARKED_ROWS, MARKED_CHUNK, MARKED_CLEAR = 32, 8, 128  # of a CTA that marks entries
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -208,19 +209,8 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     }
     scratch = numbered(buffers)
     mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
-    launches = (
-        (_first, _second, _third)[level - 1](node, shape, mask),
-        (open_partials(scratch) if level == 3 else _partials(scratch)).launch(node, shape, tile),
-        *selection(node, shape, tile, scratch, mask),
-    )
-    return checked_program(node, shape, buffers, launches)
-
-
-def _partials(scratch: dict[str, Scratch]) -> Partials:
-    """Of levels 1 and 2, where many codes are candidates. The third token has few: items_mask_3 looks at them one by one."""
-    given = (("*fp16", Input(0)), ("*i8", scratch["mask"]), ("*i32", scratch["mask"]))
-    made = (("*fp16", scratch["largest"]), ("*i32", scratch["valid"]), ("*fp32", scratch["sum"]))
-    return Partials(__name__, "items_partials", given, made)
+    partials = _partials(node, level, shape, tile, scratch)
+    return checked_program(node, shape, buffers, (partials, *selection(node, shape, tile, scratch, mask)))
 
 
 def _check_inputs(node: Node, level: int) -> None:
@@ -234,43 +224,38 @@ def _check_inputs(node: Node, level: int) -> None:
         raise BuildError("the pair table has not a bit for each pair", where=node.operator, hint="correct the graph")
 
 
-def _common(node: Node, shape: BeamShape, allowed: int) -> dict[str, int]:
-    return {"ROWS": shape.rows, "CLASSES": static(node, allowed, 1), "MASK_WORDS": shape.tiles * (TILE // WORD)}
+def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> Launch:
+    """The pass over the logits, and what the index and the rules make of them."""
+    given = {
+        1: tuple(("*i32", place) for place in range(2, 5)),
+        2: (("*i64", 2), *(("*i32", place) for place in range(3, 8))),
+        3: (("*i64", 2), ("*i64", 3), *(("*i32", place) for place in range(4, 11))),
+    }[level]
+    made = ("*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
+    rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
+    types = ("*fp16", *(kind for kind, _ in given), *made, "i32", *(("i32",) if level == 3 else ()))
+    constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
+    constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
+    if level > 1:
+        constants["WORDS"] = static(node, 1 + level, 1)
+    ctas = cdiv(tiles, tile.partials)
+    if level == 3:
+        constants |= _marking(shape, static(node, 10, 1))
+        ctas = ctas + cdiv(rows, MARKED_ROWS)
+    kernel = node.compile(Build(__name__, f"items_partials_{level}", types, constants, node.capability, tile.partials_warps))
+    results = (scratch[name] for name in ("mask", "largest", "valid", "sum"))
+    counts = (Int32(tiles), Int32(rows)) if level == 3 else (Int32(tiles),)
+    arguments: tuple[Argument, ...] = (Input(0), *(Input(place) for _, place in given), *results, *counts)
+    return Launch(kernel, (ctas, 1, 1), arguments)
 
 
-def _first(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    common = _common(node, shape, 4)
-    chunk = min(FIRST_CHUNK, triton.next_power_of_2(common["MASK_WORDS"]))
-    constants = {**common, "V": shape.vocabulary, "CHUNK": chunk}
-    kernel = node.compile(Build(__name__, "items_mask_1", ("*i32",) * 4, constants, node.capability, FIRST_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (Input(2), Input(3), Input(4), mask.bits))
-
-
-def _second(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    common = _common(node, shape, 7)
-    size = triton.next_power_of_2(common["MASK_WORDS"])
-    constants = {**common, "WORDS": static(node, 3, 1), "SIZE": size, "CHUNK": min(SECOND_CHUNK, size)}
-    kernel = node.compile(Build(__name__, "items_mask_2", ("*i64", *["*i32"] * 6), constants, node.capability, SECOND_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (*map(Input, range(2, 8)), mask.bits))
-
-
-def _third(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    excluded = static(node, 10, 1)
-    constants = {
-        "V": shape.vocabulary,
-        "ROWS": shape.rows,
-        "WORDS": static(node, 4, 1),
-        "CLASSES": static(node, 9, 1),
+def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:
+    """Constants of the CTAs that mark entries."""
+    return {
         "EXCLUDED": excluded,
         "STEPS": excluded.bit_length(),
-        "TILES": shape.tiles,
         "TILES_SIZE": triton.next_power_of_2(shape.tiles),
-        "COUNT": THIRD_ROWS,
-        "CHUNK": THIRD_CHUNK,
-        "CLEAR": THIRD_CLEAR,
+        "MARKED": MARKED_ROWS,
+        "CHUNK": MARKED_CHUNK,
+        "CLEAR": MARKED_CLEAR,
     }
-    types = ("*fp16", "*i64", "*i64", *["*i32"] * 9, "i32")
-    kernel = node.compile(Build(__name__, "items_mask_3", types, constants, node.capability, THIRD_WARPS))
-    rows = dim(0, 0)
-    arguments: tuple[Argument, ...] = (Input(0), *map(Input, range(2, 11)), mask.bits, mask.valid, Int32(rows))
-    return Launch(kernel, (cdiv(rows, THIRD_ROWS), 1, 1), arguments)
