@@ -37,7 +37,7 @@ def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: 
 
 @triton.jit
 def store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
-    """Read COUNT tiles from the one numbered `first` on, and store what the row needs of them. Gives the logits, too, in FP32."""
+    """Read COUNT tiles from the one numbered `first` on, and store what the rows need of them."""
     number = tl.arange(0, COUNT)
     within = (first % TILES).to(tl.int32) + number
     row = within // TILES
@@ -52,7 +52,6 @@ def store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr,
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
     tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
     tl.store(sum_NT + first + number, tl.sum(exp2((x - base[:, None]) * _LOG2E), 1), mask=inside)
-    return x
 
 
 @triton.jit
@@ -154,13 +153,13 @@ def keep_units(
         position = first + tl.arange(0, CHUNK)
         row, column, present = unit_at(position, tile_K, TILES, V, FROM, MASKED)
         mask = present[:, None]
-        if MASKED:  # no bit is set beyond V
-            byte = tl.load(mask_RM + row * (TILES * _UNITS) + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
-            present = byte != 0
-            mask = ((byte[:, None] >> lane) & 1) != 0
-        elif TILES * _TILE != V:
+        if TILES * _TILE != V:
             mask = mask & (column[:, None] + lane < V)
         logit = tl.load(logits_RV + (row * V + column)[:, None] + lane, mask=mask, other=float("-inf"))
+        if MASKED:  # logits and mask are on their way at the same time
+            byte = tl.load(mask_RM + row * (TILES * _UNITS) + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
+            present = byte != 0
+            logit = tl.where(((byte[:, None] >> lane) & 1) != 0, logit, float("-inf"))
         largest = tl.max(logit, 1).to(tl.float32)
         tl.store(key_U + position, as_word(total_key(largest, normalizer_R, score_R, row, present)))
     tl.debug_barrier()

@@ -8,6 +8,8 @@ The other launches are those of BeamStep (beam_step.py). Atomics set bits and ra
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -17,13 +19,14 @@ from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
+from .attention import exp2
 from .beam_kernels import TILE, UNIT, store_partials
 from .beam_select import as_signed, key_of
 from .beam_step import BeamShape, BeamTile, Mask, buffers_of, checked_program, numbered, selection, shape_of
 
 _TILE, _UNIT, _UNITS = tl.constexpr(TILE), tl.constexpr(UNIT), tl.constexpr(TILE // UNIT)
 _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.constexpr((1 << CODE_BITS) - 1)
-_WORDS, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(-(1 << 31))
+_WORDS, _LOG2E, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(math.log2(math.e)), tl.constexpr(-(1 << 31))
 _EXCLUDED, _RESTRICTED = tl.constexpr(EXCLUDED), tl.constexpr(RESTRICTED)
 assert BEAMS == 0  # beam_finish reads it
 
@@ -37,16 +40,34 @@ def ones_in(word):
 
 
 @triton.jit
-def store_candidates(first, x, byte, mask_NM, valid_NT, tiles, COUNT: tl.constexpr):
-    """The mask of COUNT tiles, a byte for each unit, and the key of the largest candidate of each; `x` are their logits."""
+def load_units(first, logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """FP32 logits [COUNT, units, 8] of the tiles from the one numbered `first` on: a lane holds units, as the mask has them."""
+    number = tl.arange(0, COUNT)
+    within = first % TILES + number
+    unit = tl.arange(0, _UNITS)[None, :, None] * _UNIT + tl.arange(0, _UNIT)[None, None, :]
+    column = (within % TILES * _TILE)[:, None, None] + unit
+    inside = (first + number < tiles)[:, None, None] & (column < V)
+    pointer = logits_NV + (first // TILES).to(tl.int64) * V + (within // TILES * V)[:, None, None] + column
+    return tl.load(pointer, mask=inside, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def store_masked(first, x, candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT: tl.constexpr):
+    """What the rows need of COUNT tiles: as store_partials, the key of the largest candidate, and the mask where it is not `written`.
+
+    `candidate` says which of the logits `x` are, `byte` [COUNT, units] the same in bits.
+    """
     number = first + tl.arange(0, COUNT)
     inside = number < tiles
-    unit = tl.arange(0, _UNITS)[None, :]
-    lane = tl.arange(0, _UNIT)[None, None, :]
-    candidate = tl.reshape(((byte[:, :, None] >> lane) & 1) != 0, (COUNT, _TILE))
-    best = tl.max(tl.where(candidate, x, float("nan")), 1)  # a maximum leaves NaN out
-    tl.store(mask_NM + number[:, None] * _UNITS + unit, byte.to(tl.int8), mask=inside[:, None])
+    largest = tl.max(tl.max(x, 2), 1)
+    base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
+    total = tl.sum(tl.sum(exp2((x - base[:, None, None]) * _LOG2E), 2), 1)
+    best = tl.max(tl.max(tl.where(candidate, x, float("nan")), 2), 1)  # a maximum leaves NaN out
+    tl.store(largest_NT + number, largest.to(tl.float16), mask=inside)
+    tl.store(sum_NT + number, total, mask=inside)
     tl.store(valid_NT + number, as_signed(key_of(best, tl.max(byte, 1) != 0)), mask=inside)
+    place = number.to(tl.int64)[:, None] * _UNITS + tl.arange(0, _UNITS)[None, :]
+    tl.store(mask_NM + place, byte.to(tl.int8), mask=(inside & (written == 0))[:, None])
 
 
 @triton.jit
@@ -55,54 +76,69 @@ def items_partials_1(
     V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """COUNT neighboring tiles of all `tiles`."""
-    first = tl.program_id(0).to(tl.int64) * COUNT
-    x = store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+    first = tl.program_id(0) * COUNT
+    x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
     number = first + tl.arange(0, COUNT)
     inside = number < tiles
     user = number // (TILES * ROWS)
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)
-    place = tl.arange(0, _UNITS)[:, None] * _UNIT + tl.arange(0, _UNIT)[None, :]
-    code = (number % TILES).to(tl.int32)[:, None, None] * _TILE + place[None, :, :]
+    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)[:, None, None]
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    code = (number % TILES * _TILE)[:, None, None] + tl.arange(0, _UNITS)[None, :, None] * _UNIT + lane
     kind = tl.load(class_V + code, mask=inside[:, None, None] & (code < V), other=-1)
-    asked = (kind >= 0) & (restricted[:, None, None] != 0)
-    listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=asked, other=1)
-    bit = ((kind >= 0) & (listed != 0)).to(tl.int32)
-    byte = tl.sum(bit << tl.arange(0, _UNIT)[None, None, :], 2)
-    store_candidates(first, x, byte, mask_NM, valid_NT, tiles, COUNT)
+    listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=(kind >= 0) & (restricted != 0), other=1)
+    candidate = (kind >= 0) & (listed != 0)
+    byte = tl.sum(candidate.to(tl.int32) << lane, 2)
+    store_masked(first, x, candidate, byte, number * 0, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
+
+
+@triton.jit
+def items_rules_2(
+    first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, rows,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, CHUNK words at a time."""
+    begin = tl.program_id(0) * COUNT
+    lane = tl.arange(0, _WORD)[None, :]
+    for number in range(COUNT):
+        row = begin + number
+        user = row // ROWS
+        if tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=row < rows, other=0) != 0:
+            code = tl.load(first_N + row)
+            for start in range(0, MASK_WORDS, CHUNK):
+                word = start + tl.arange(0, CHUNK)
+                there = (word < WORDS) & (code >= 0)
+                some = tl.load(bits_VW + code * WORDS + word, mask=there, other=0)
+                rank = tl.load(ranks_VW + code * WORDS + word, mask=there, other=0)
+                bit = (some[:, None] >> lane) & 1
+                pair = rank[:, None] + tl.cumsum(bit, 1) - bit
+                kind = tl.load(class_P + pair, mask=bit != 0, other=0)
+                listed = tl.load(allowed_BC + user * CLASSES + kind, mask=bit != 0, other=0)
+                kept = tl.sum((listed != 0).to(tl.int32) << lane, 1)
+                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + word, kept, mask=word < MASK_WORDS)
 
 
 @triton.jit
 def items_partials_2(
-    logits_NV, first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
-    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, COUNT: tl.constexpr,
+    logits_NV, first_N, bits_VW, limits_B3, word_NM, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles of all `tiles`, whose bits stand in the pair table.
-
-    Only where a request restricts categories is each pair looked up.
-    """
-    first = tl.program_id(0).to(tl.int64) * COUNT
+    """COUNT neighboring tiles of all `tiles`. Bits come from the pair table, or from items_rules_2; `word_NM` is `mask_NM` by words."""
+    first = tl.program_id(0) * COUNT
+    x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
     number = first + tl.arange(0, COUNT)
     inside = number < tiles
     row = number // TILES
-    user = row // ROWS
     code = tl.load(first_N + row, mask=inside, other=-1)
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)
-    word = (number % TILES).to(tl.int32)[:, None] * _WORDS + tl.arange(0, _WORDS)[None, :]
-    there = (code >= 0)[:, None] & (word < WORDS)
-    place = code[:, None] * WORDS + word
-    some = tl.load(bits_VW + place, mask=there, other=0)
-    x = store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
-    if tl.max(restricted, 0) != 0:
-        rank = tl.load(ranks_VW + place, mask=there, other=0)
-        lane = tl.arange(0, _WORD)[None, None, :]
-        bit = (some[:, :, None] >> lane) & 1
-        pair = rank[:, :, None] + tl.cumsum(bit, 2) - bit
-        kind = tl.load(class_P + pair, mask=bit != 0, other=0)
-        asked = (bit != 0) & (restricted != 0)[:, None, None]
-        listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=asked, other=1)
-        some = tl.sum(((bit != 0) & (listed != 0)).to(tl.int32) << lane, 2)
-    byte = (some[:, :, None] >> (tl.arange(0, _WORD // _UNIT)[None, None, :] * _UNIT)) & 0xFF
-    store_candidates(first, x, tl.reshape(byte, (COUNT, _UNITS)), mask_NM, valid_NT, tiles, COUNT)
+    restricted = tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=inside, other=0)
+    unit = tl.arange(0, _UNITS)[None, :]
+    word = (number % TILES)[:, None] * _WORDS + unit * _UNIT // _WORD
+    open_ = (code >= 0) & (restricted == 0)
+    bits = tl.load(bits_VW + code[:, None] * WORDS + word, mask=open_[:, None] & (word < WORDS), other=0)
+    place = row.to(tl.int64)[:, None] * (TILES * _WORDS) + word
+    bits |= tl.load(word_NM + place, mask=(inside & (restricted != 0))[:, None], other=0)
+    byte = (bits >> (unit * _UNIT % _WORD)) & 0xFF
+    candidate = ((byte[:, :, None] >> tl.arange(0, _UNIT)[None, None, :]) & 1) != 0
+    store_masked(first, x, candidate, byte, restricted, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
 
 
 @triton.jit
@@ -191,6 +227,7 @@ def items_partials_3(
 
 
 MARKED_ROWS, MARKED_CHUNK, MARKED_CLEAR = 32, 8, 128  # of a CTA that marks entries
+RULED_ROWS, RULED_CHUNK, RULED_WARPS = 8, 32, 4  # of a CTA that looks pairs up
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -209,8 +246,9 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     }
     scratch = numbered(buffers)
     mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
+    first = _rules(node, shape, mask) if level == 2 else ()
     partials = _partials(node, level, shape, tile, scratch)
-    return checked_program(node, shape, buffers, (partials, *selection(node, shape, tile, scratch, mask)))
+    return checked_program(node, shape, buffers, (*first, partials, *selection(node, shape, tile, scratch, mask)))
 
 
 def _check_inputs(node: Node, level: int) -> None:
@@ -224,29 +262,40 @@ def _check_inputs(node: Node, level: int) -> None:
         raise BuildError("the pair table has not a bit for each pair", where=node.operator, hint="correct the graph")
 
 
+def _rules(node: Node, shape: BeamShape, mask: Mask) -> tuple[Launch]:
+    """The mask of the rows of level 2 whose requests restrict categories."""
+    words = shape.tiles * (TILE // WORD)
+    constants = {"ROWS": shape.rows, "WORDS": static(node, 3, 1), "CLASSES": static(node, 7, 1), "MASK_WORDS": words}
+    constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words))}
+    types = ("*i64", *["*i32"] * 6, "i32")
+    kernel = node.compile(Build(__name__, "items_rules_2", types, constants, node.capability, RULED_WARPS))
+    arguments = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
+    return (Launch(kernel, (cdiv(dim(0, 0), RULED_ROWS), 1, 1), arguments),)
+
+
 def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> Launch:
     """The pass over the logits, and what the index and the rules make of them."""
-    given = {
-        1: tuple(("*i32", place) for place in range(2, 5)),
-        2: (("*i64", 2), *(("*i32", place) for place in range(3, 8))),
-        3: (("*i64", 2), ("*i64", 3), *(("*i32", place) for place in range(4, 11))),
-    }[level]
-    made = ("*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
+    given: dict[int, tuple[Argument, ...]] = {
+        1: tuple(map(Input, range(2, 5))),
+        2: (Input(2), Input(3), Input(6), scratch["mask"]),
+        3: tuple(map(Input, range(2, 11))),
+    }
+    codes = {1: 0, 2: 1, 3: 2}[level]  # inputs that are INT64
     rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
-    types = ("*fp16", *(kind for kind, _ in given), *made, "i32", *(("i32",) if level == 3 else ()))
+    types = ("*fp16", *["*i64"] * codes, *["*i32"] * (len(given[level]) - codes), "*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
     constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
-    constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
+    ctas, counts = cdiv(tiles, tile.partials), (Int32(tiles),)
+    if level != 2:
+        constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
     if level > 1:
         constants["WORDS"] = static(node, 1 + level, 1)
-    ctas = cdiv(tiles, tile.partials)
     if level == 3:
         constants |= _marking(shape, static(node, 10, 1))
-        ctas = ctas + cdiv(rows, MARKED_ROWS)
+        ctas, counts = ctas + cdiv(rows, MARKED_ROWS), (Int32(tiles), Int32(rows))
+    types = (*types, *["i32"] * len(counts))
     kernel = node.compile(Build(__name__, f"items_partials_{level}", types, constants, node.capability, tile.partials_warps))
     results = (scratch[name] for name in ("mask", "largest", "valid", "sum"))
-    counts = (Int32(tiles), Int32(rows)) if level == 3 else (Int32(tiles),)
-    arguments: tuple[Argument, ...] = (Input(0), *(Input(place) for _, place in given), *results, *counts)
-    return Launch(kernel, (ctas, 1, 1), arguments)
+    return Launch(kernel, (ctas, 1, 1), (Input(0), *given[level], *results, *counts))
 
 
 def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:

@@ -26,13 +26,15 @@ def named(build: Build) -> Kernel:
     return Kernel(b"-", build.function, build.warps, 0, 0)
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
-def test_the_mask_is_made_in_the_pass_over_the_logits(level: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "first"), [(1, ("items_partials_1",)), (2, ("items_rules_2", "items_partials_2")), (3, ("items_partials_3",))]
+)
+def test_the_mask_is_made_in_the_pass_over_the_logits(level: int, first: tuple[str, ...]) -> None:
     case = case_of(level)
     program = beam_step_items_program(case.node("9.0", compile_with=named))
     assert program is not None
     launches = program.variant([each.shape for each in case.inputs]).launches
-    assert [each.kernel.entry for each in launches] == [f"items_partials_{level}", "beam_totals", "beam_pick", "beam_finish"]
+    assert [each.kernel.entry for each in launches] == [*first, "beam_totals", "beam_pick", "beam_finish"]
     assert program.output_shapes([each.shape for each in case.inputs]) == ((REQUESTS, WIDTH),) * 3
     assert encode(program)
 
