@@ -98,12 +98,14 @@ def items_rules_2(
 ):  # fmt: skip
     """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, CHUNK words at a time."""
     begin = tl.program_id(0) * COUNT
-    lane = tl.arange(0, _WORD)[None, :]
-    for number in range(COUNT):
-        row = begin + number
-        user = row // ROWS
-        if tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=row < rows, other=0) != 0:
-            code = tl.load(first_N + row)
+    every = begin + tl.arange(0, COUNT)
+    if tl.max(tl.load(limits_B3 + every // ROWS * 3 + _RESTRICTED, mask=every < rows, other=0), 0) != 0:
+        lane = tl.arange(0, _WORD)[None, :]
+        for number in range(COUNT):
+            row = begin + number
+            user = row // ROWS
+            ruled = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=row < rows, other=0) != 0
+            code = tl.load(first_N + row, mask=ruled, other=-1)
             for start in range(0, MASK_WORDS, CHUNK):
                 word = start + tl.arange(0, CHUNK)
                 there = (word < WORDS) & (code >= 0)
@@ -114,7 +116,7 @@ def items_rules_2(
                 kind = tl.load(class_P + pair, mask=bit != 0, other=0)
                 listed = tl.load(allowed_BC + user * CLASSES + kind, mask=bit != 0, other=0)
                 kept = tl.sum((listed != 0).to(tl.int32) << lane, 1)
-                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + word, kept, mask=word < MASK_WORDS)
+                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + word, kept, mask=ruled & (word < MASK_WORDS))
 
 
 @triton.jit
@@ -160,7 +162,7 @@ def is_excluded(entry, user, count, excluded_BE, EXCLUDED: tl.constexpr, STEPS: 
 def mark_entries(
     number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
     V: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, EXCLUDED: tl.constexpr, STEPS: tl.constexpr,
-    TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
+    TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """COUNT rows. Their entries set bits and raise the largest candidate of their tiles, CHUNK of each row at a time."""
     MASK_WORDS: tl.constexpr = TILES * _TILE // _WORD
@@ -181,14 +183,18 @@ def mark_entries(
     restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)[:, None]
     count = tl.load(limits_B3 + user * 3 + _EXCLUDED, mask=inside, other=0)
     base = row.to(tl.int64)[:, None]
-    for start in range(0, MASK_WORDS, CLEAR):
-        word = start + tl.arange(0, CLEAR)[None, :]
-        tl.store(mask_NM + base * MASK_WORDS + word, tl.zeros((COUNT, CLEAR), tl.int32), mask=inside[:, None] & (word < MASK_WORDS))
     tile = tl.arange(0, TILES_SIZE)[None, :]
     nothing = tl.full((COUNT, TILES_SIZE), _NO_KEY, tl.int32)
     tl.store(valid_NT + base * TILES + tile, nothing, mask=inside[:, None] & (tile < TILES))
-    tl.debug_barrier()
     longest = tl.max(end - begin, 0)
+    for start in range(0, longest, CHUNK):  # nobody reads the mask of a tile without an entry
+        entry = begin[:, None] + start + tl.arange(0, CHUNK)[None, :]
+        there = entry < end[:, None]
+        code = tl.load(entries_S + entry, mask=there, other=0) & _CODE
+        first_word = mask_NM + base * MASK_WORDS + code // _TILE * _WORDS
+        for word in tl.static_range(_WORDS):
+            tl.store(first_word + word, tl.zeros((COUNT, CHUNK), tl.int32), mask=there)
+    tl.debug_barrier()
     most = tl.max(count, 0)
     for start in range(0, longest, CHUNK):
         entry = begin[:, None] + start + tl.arange(0, CHUNK)[None, :]
@@ -212,7 +218,7 @@ def items_partials_3(
     mask_NM, largest_NT, valid_NT, sum_NT, tiles, rows,
     V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr,
     EXCLUDED: tl.constexpr, STEPS: tl.constexpr, TILES_SIZE: tl.constexpr, MARKED: tl.constexpr, CHUNK: tl.constexpr,
-    CLEAR: tl.constexpr, COUNT: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
     """The first CTAs mark entries, of MARKED rows each, while the others read the logits: COUNT neighboring tiles of all `tiles`."""
     marking = tl.cdiv(rows, MARKED)
@@ -220,14 +226,14 @@ def items_partials_3(
     if number < marking:
         mark_entries(
             number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
-            mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK, CLEAR,
+            mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK,
         )  # fmt: skip
     else:
         store_partials((number - marking).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
 
-MARKED_ROWS, MARKED_CHUNK, MARKED_CLEAR = 32, 8, 128  # of a CTA that marks entries
-RULED_ROWS, RULED_CHUNK, RULED_WARPS = 8, 32, 4  # of a CTA that looks pairs up
+MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
+RULED_ROWS, RULED_CHUNK, RULED_WARPS = 16, 32, 4  # of a CTA that looks pairs up
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -306,5 +312,4 @@ def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:
         "TILES_SIZE": triton.next_power_of_2(shape.tiles),
         "MARKED": MARKED_ROWS,
         "CHUNK": MARKED_CHUNK,
-        "CLEAR": MARKED_CLEAR,
     }
