@@ -41,14 +41,14 @@ def ones_in(word):
 
 @triton.jit
 def load_units(first, logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
-    """FP32 logits [COUNT, units, 8] of the tiles from the one numbered `first` on: a lane holds units, as the mask has them."""
+    """Logits [COUNT, units, 8] of the tiles from the one numbered `first` on: a lane holds units, as the mask has them."""
     number = tl.arange(0, COUNT)
     within = first % TILES + number
     unit = tl.arange(0, _UNITS)[None, :, None] * _UNIT + tl.arange(0, _UNIT)[None, None, :]
     column = (within % TILES * _TILE)[:, None, None] + unit
     inside = (first + number < tiles)[:, None, None] & (column < V)
     pointer = logits_NV + (first // TILES).to(tl.int64) * V + (within // TILES * V)[:, None, None] + column
-    return tl.load(pointer, mask=inside, other=float("-inf")).to(tl.float32)
+    return tl.load(pointer, mask=inside, other=float("-inf"))
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def items_partials_1(
 ):  # fmt: skip
     """COUNT neighboring tiles of all `tiles`."""
     first = tl.program_id(0) * COUNT
-    x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
+    x = load_units(first, logits_NV, tiles, V, TILES, COUNT).to(tl.float32)
     number = first + tl.arange(0, COUNT)
     inside = number < tiles
     user = number // (TILES * ROWS)
@@ -94,53 +94,83 @@ def items_partials_1(
 @triton.jit
 def items_rules_2(
     first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, rows,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, CHUNK words at a time."""
+    """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, PAIRS of CHUNK words at a time."""
     begin = tl.program_id(0) * COUNT
     every = begin + tl.arange(0, COUNT)
     if tl.max(tl.load(limits_B3 + every // ROWS * 3 + _RESTRICTED, mask=every < rows, other=0), 0) != 0:
-        lane = tl.arange(0, _WORD)[None, :]
         for number in range(COUNT):
             row = begin + number
-            user = row // ROWS
-            ruled = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=row < rows, other=0) != 0
+            allowed_C = allowed_BC + row // ROWS * CLASSES
+            ruled = tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=row < rows, other=0) != 0
             code = tl.load(first_N + row, mask=ruled, other=-1)
             for start in range(0, MASK_WORDS, CHUNK):
-                word = start + tl.arange(0, CHUNK)
-                there = (word < WORDS) & (code >= 0)
-                some = tl.load(bits_VW + code * WORDS + word, mask=there, other=0)
-                rank = tl.load(ranks_VW + code * WORDS + word, mask=there, other=0)
-                bit = (some[:, None] >> lane) & 1
-                pair = rank[:, None] + tl.cumsum(bit, 1) - bit
-                kind = tl.load(class_P + pair, mask=bit != 0, other=0)
-                listed = tl.load(allowed_BC + user * CLASSES + kind, mask=bit != 0, other=0)
-                kept = tl.sum((listed != 0).to(tl.int32) << lane, 1)
-                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + word, kept, mask=ruled & (word < MASK_WORDS))
+                place = start + tl.arange(0, CHUNK)
+                there = (place < WORDS) & (code >= 0)
+                left = tl.load(bits_VW + code * WORDS + place, mask=there, other=0)
+                pair = tl.load(ranks_VW + code * WORDS + place, mask=there, other=0)
+                kept = tl.zeros_like(left)
+                for _ in range(0, tl.max(ones_in(left.to(tl.uint32, bitcast=True)), 0), PAIRS):
+                    for ahead in tl.static_range(PAIRS):  # the lowest bit that is left belongs to the next pair
+                        kind = tl.load(class_P + pair + ahead, mask=left != 0, other=0)
+                        listed = tl.load(allowed_C + kind, mask=left != 0, other=0)
+                        kept |= tl.where(listed != 0, left & -left, 0)
+                        left &= left - 1
+                    pair += PAIRS
+                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + place, kept, mask=ruled & (place < MASK_WORDS))
+
+
+@triton.jit
+def beam_codes(first, first_N, limits_B3, tiles, TILES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """Of the rows of COUNT tiles the first codes, and whether their requests restrict categories."""
+    number = first + tl.arange(0, COUNT)
+    row = number // TILES
+    code = tl.load(first_N + row, mask=number < tiles, other=-1)
+    return code, tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=number < tiles, other=0)
+
+
+@triton.jit
+def mask_bytes(
+    first, code, restricted, bits_VW, word_NM, tiles, TILES: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr
+):  # fmt: skip
+    """Bits of COUNT tiles, a byte for each unit: from the pair table, or from items_rules_2."""
+    number = first + tl.arange(0, COUNT)
+    unit = tl.arange(0, _UNITS)[None, :]
+    word = (number % TILES)[:, None] * _WORDS + unit * _UNIT // _WORD
+    free = (code >= 0) & (restricted == 0)
+    bits = tl.load(bits_VW + code[:, None] * WORDS + word, mask=free[:, None] & (word < WORDS), other=0)
+    place = (number // TILES).to(tl.int64)[:, None] * (TILES * _WORDS) + word
+    bits |= tl.load(word_NM + place, mask=((number < tiles) & (restricted != 0))[:, None], other=0)
+    return (bits >> (unit * _UNIT % _WORD)) & 0xFF
 
 
 @triton.jit
 def items_partials_2(
     logits_NV, first_N, bits_VW, limits_B3, word_NM, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
-    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles of all `tiles`. Bits come from the pair table, or from items_rules_2; `word_NM` is `mask_NM` by words."""
-    first = tl.program_id(0) * COUNT
+    """TURNS times COUNT neighboring tiles of all `tiles`; `word_NM` is `mask_NM` by words.
+
+    Bits are known once the row's code is: codes are asked for two turns ahead, bits and logits one, so that nobody waits for either.
+    """
+    first = tl.program_id(0) * (TURNS * COUNT)
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    code, restricted = beam_codes(first, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
+    next_code, next_restricted = beam_codes(first + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
     x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
-    number = first + tl.arange(0, COUNT)
-    inside = number < tiles
-    row = number // TILES
-    code = tl.load(first_N + row, mask=inside, other=-1)
-    restricted = tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=inside, other=0)
-    unit = tl.arange(0, _UNITS)[None, :]
-    word = (number % TILES)[:, None] * _WORDS + unit * _UNIT // _WORD
-    open_ = (code >= 0) & (restricted == 0)
-    bits = tl.load(bits_VW + code[:, None] * WORDS + word, mask=open_[:, None] & (word < WORDS), other=0)
-    place = row.to(tl.int64)[:, None] * (TILES * _WORDS) + word
-    bits |= tl.load(word_NM + place, mask=(inside & (restricted != 0))[:, None], other=0)
-    byte = (bits >> (unit * _UNIT % _WORD)) & 0xFF
-    candidate = ((byte[:, :, None] >> tl.arange(0, _UNIT)[None, None, :]) & 1) != 0
-    store_masked(first, x, candidate, byte, restricted, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
+    byte = mask_bytes(first, code, restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
+    for _ in range(TURNS):
+        after = first + COUNT
+        next_x = load_units(after, logits_NV, tiles, V, TILES, COUNT)
+        next_byte = mask_bytes(after, next_code, next_restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
+        written = restricted
+        restricted = next_restricted
+        next_code, next_restricted = beam_codes(after + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
+        candidate = ((byte[:, :, None] >> lane) & 1) != 0
+        store_masked(first, x.to(tl.float32), candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
+        x, byte, first = next_x, next_byte, after
 
 
 @triton.jit
@@ -233,7 +263,8 @@ def items_partials_3(
 
 
 MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
-RULED_ROWS, RULED_CHUNK, RULED_WARPS = 16, 32, 4  # of a CTA that looks pairs up
+RULED_ROWS, RULED_CHUNK, RULED_PAIRS, RULED_WARPS = 8, 256, 4, 2  # of a CTA that looks pairs up
+TURNS = 4  # of a CTA of the second token
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -272,7 +303,7 @@ def _rules(node: Node, shape: BeamShape, mask: Mask) -> tuple[Launch]:
     """The mask of the rows of level 2 whose requests restrict categories."""
     words = shape.tiles * (TILE // WORD)
     constants = {"ROWS": shape.rows, "WORDS": static(node, 3, 1), "CLASSES": static(node, 7, 1), "MASK_WORDS": words}
-    constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words))}
+    constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words)), "PAIRS": RULED_PAIRS}
     types = ("*i64", *["*i32"] * 6, "i32")
     kernel = node.compile(Build(__name__, "items_rules_2", types, constants, node.capability, RULED_WARPS))
     arguments = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
@@ -290,11 +321,13 @@ def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch:
     rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
     types = ("*fp16", *["*i64"] * codes, *["*i32"] * (len(given[level]) - codes), "*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
     constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
-    ctas, counts = cdiv(tiles, tile.partials), (Int32(tiles),)
+    ctas, counts = cdiv(tiles, tile.partials * (TURNS if level == 2 else 1)), (Int32(tiles),)
     if level != 2:
         constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
     if level > 1:
         constants["WORDS"] = static(node, 1 + level, 1)
+    if level == 2:
+        constants["TURNS"] = TURNS
     if level == 3:
         constants |= _marking(shape, static(node, 10, 1))
         ctas, counts = ctas + cdiv(rows, MARKED_ROWS), (Int32(tiles), Int32(rows))
