@@ -30,12 +30,14 @@ def total_key(logit, normalizer_N, score_N, row, present):
 
 
 @triton.jit
-def tiles_of(logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT neighboring tiles of all `tiles`; TILES of a row, the last of which V may cut.
+def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT neighboring tiles of all `tiles`; TILES of a row, the last of which V may cut."""
+    store_partials(tl.program_id(0).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
-    The number of the first and those after it, which of them there are, where their logits lie, and which of these there are.
-    """
-    first = tl.program_id(0).to(tl.int64) * COUNT
+
+@triton.jit
+def store_partials(first, logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """Read COUNT tiles from the one numbered `first` on, and store what the rows need of them."""
     number = tl.arange(0, COUNT)
     within = (first % TILES).to(tl.int32) + number
     row = within // TILES
@@ -44,13 +46,7 @@ def tiles_of(logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.c
     mask = inside[:, None]
     if TILES * _TILE != V:
         mask = mask & (column < V)
-    return first, number, inside, logits_NV + first // TILES * V + (row * V)[:, None] + column, mask
-
-
-@triton.jit
-def beam_partials(logits_NV, largest_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT neighboring tiles."""
-    first, number, inside, pointer, mask = tiles_of(logits_NV, tiles, V, TILES, COUNT)
+    pointer = logits_NV + first // TILES * V + (row * V)[:, None] + column
     x = tl.load(pointer, mask=mask, other=float("-inf")).to(tl.float32)
     largest = tl.max(x, 1)
     base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
@@ -157,13 +153,13 @@ def keep_units(
         position = first + tl.arange(0, CHUNK)
         row, column, present = unit_at(position, tile_K, TILES, V, FROM, MASKED)
         mask = present[:, None]
-        if MASKED:  # no bit is set beyond V
-            byte = tl.load(mask_RM + row * (TILES * _UNITS) + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
-            present = byte != 0
-            mask = ((byte[:, None] >> lane) & 1) != 0
-        elif TILES * _TILE != V:
+        if TILES * _TILE != V:
             mask = mask & (column[:, None] + lane < V)
         logit = tl.load(logits_RV + (row * V + column)[:, None] + lane, mask=mask, other=float("-inf"))
+        if MASKED:  # logits and mask are on their way at the same time
+            byte = tl.load(mask_RM + row * (TILES * _UNITS) + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
+            present = byte != 0
+            logit = tl.where(((byte[:, None] >> lane) & 1) != 0, logit, float("-inf"))
         largest = tl.max(logit, 1).to(tl.float32)
         tl.store(key_U + position, as_word(total_key(largest, normalizer_R, score_R, row, present)))
     tl.debug_barrier()

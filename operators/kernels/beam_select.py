@@ -54,20 +54,35 @@ def from_signed(word):
 def selected(key_N, KEEP: tl.constexpr, FEWER: tl.constexpr):
     """Which of the keys are the KEEP largest, equal ones to the smaller position, and the place of each in the order of positions.
 
-    At least KEEP keys are present, unless FEWER may be: then absent ones are taken, too. Bisection over the integers: at least KEEP
-    keys are `low` or larger, fewer than KEEP `high` or larger. It ends early where exactly KEEP are. The keys stay in registers, and
-    a step is one sum over the CTA.
+    At least KEEP keys are present, unless FEWER may be: then absent ones are taken, too. At least KEEP keys are `low` or larger, fewer
+    than KEEP `high` or larger. A step cuts the integers between them in four, by three counts that are one sum over the CTA, while
+    the keys stay in registers. It ends early where exactly KEEP are left.
     """
-    low = tl.full((), 0 if FEWER else 1, tl.uint32)
+    present = (key_N != _ABSENT).to(tl.int32)
+    low = tl.min(tl.where(present != 0, key_N, 0xFFFFFFFF), 0)
+    if FEWER:
+        low = tl.where(tl.sum(present, 0) >= KEEP, low, 0)
     high = tl.max(key_N, 0) + 1
     enough = tl.sum((key_N >= low).to(tl.int32), 0)
     while (enough != KEEP) & (high - low > 1):
-        middle = low + (high - low) // 2
-        count = tl.sum((key_N >= middle).to(tl.int32), 0)
-        reached = count >= KEEP
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-        enough = tl.where(reached, count, enough)
+        quarter = tl.maximum((high - low) // 4, 1)
+        first = low + quarter
+        second = first + quarter
+        third = second + quarter
+        counts = (key_N >= first).to(tl.int64) + ((key_N >= second).to(tl.int64) << 20) + ((key_N >= third).to(tl.int64) << 40)
+        counts = tl.sum(counts, 0)
+        of_first = (counts & 0xFFFFF).to(tl.int32)
+        of_second = ((counts >> 20) & 0xFFFFF).to(tl.int32)
+        of_third = (counts >> 40).to(tl.int32)
+        high = tl.where(of_third >= KEEP, high, tl.minimum(third, high))
+        high = tl.where(of_second >= KEEP, high, tl.minimum(second, high))
+        high = tl.where(of_first >= KEEP, high, tl.minimum(first, high))
+        low = tl.where(of_first >= KEEP, first, low)
+        enough = tl.where(of_first >= KEEP, of_first, enough)
+        low = tl.where(of_second >= KEEP, second, low)
+        enough = tl.where(of_second >= KEEP, of_second, enough)
+        low = tl.where(of_third >= KEEP, third, low)
+        enough = tl.where(of_third >= KEEP, of_third, enough)
     larger = (key_N > low).to(tl.int32)
     equal = (key_N == low).to(tl.int32)
     spare = KEEP - tl.sum(larger, 0)

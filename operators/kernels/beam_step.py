@@ -113,31 +113,6 @@ class Mask:
     limits: Input
 
 
-@dataclass(frozen=True)
-class Partials:
-    """The pass over the logits.
-
-    Attributes:
-        module: Where its kernel is.
-        name: Of the kernel.
-        given: Its inputs, by Triton's type.
-        made: Its outputs of every tile, likewise.
-    """
-
-    module: str
-    name: str
-    given: tuple[tuple[str, Argument], ...]
-    made: tuple[tuple[str, Argument], ...]
-
-    def launch(self, node: Node, shape: BeamShape, tile: BeamTile) -> Launch:
-        """For all tiles of all rows."""
-        constants = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": tile.partials}
-        kinds, arguments = zip(*self.given, *self.made, strict=True)
-        kernel = node.compile(Build(self.module, self.name, (*kinds, "i32"), constants, node.capability, tile.partials_warps))
-        tiles = dim(0, 0) * shape.tiles
-        return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), (*arguments, Int32(tiles)))
-
-
 def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
     """BeamStep: logits FP16 [B * R, V], scores FP32 [B, R] to scores FP32, parents INT64 and tokens INT64 [B, width].
 
@@ -148,14 +123,17 @@ def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None
         return None
     buffers = buffers_of(shape)
     scratch = numbered(buffers)
-    launches = (open_partials(scratch).launch(node, shape, tile), *selection(node, shape, tile, scratch, None))
+    launches = (_partials(node, shape, tile, scratch), *selection(node, shape, tile, scratch, None))
     return checked_program(node, shape, buffers, launches)
 
 
-def open_partials(scratch: dict[str, Scratch]) -> Partials:
-    """The pass over the logits that heeds no mask."""
-    made = (("*fp16", scratch["largest"]), ("*fp32", scratch["sum"]))
-    return Partials(beam_kernels.__name__, "beam_partials", (("*fp16", Input(0)),), made)
+def _partials(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> Launch:
+    """The pass over the logits."""
+    constants = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": tile.partials}
+    types = ("*fp16", "*fp16", "*fp32", "i32")
+    kernel = node.compile(Build(beam_kernels.__name__, "beam_partials", types, constants, node.capability, tile.partials_warps))
+    tiles = dim(0, 0) * shape.tiles
+    return Launch(kernel, (cdiv(tiles, tile.partials), 1, 1), (Input(0), scratch["largest"], scratch["sum"], Int32(tiles)))
 
 
 def shape_of(node: Node) -> BeamShape:

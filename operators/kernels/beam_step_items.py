@@ -1,7 +1,8 @@
-"""BeamStepItems1, 2, 3 on the GPU: a mask of the codes that continue each beam, then the kernels of BeamStep, which heed it.
+"""BeamStepItems1, 2, 3 on the GPU: a mask of the codes that continue each beam, made in the pass over the logits, and the kernels of
+BeamStep, which heed it.
 
-mask:     of every row a bit for each code, from the level of the index and the request's rules.
-partials: as of BeamStep, and of every tile the largest logit that is a candidate; for the third token the mask's launch finds it.
+partials: as of BeamStep; of every row a bit for each code, from the level of the index and the request's rules; and of every tile the
+          largest logit that is a candidate. A third token has few candidates: CTAs of their own look at them one by one.
 The other launches are those of BeamStep (beam_step.py). Atomics set bits and raise maxima: their order changes nothing.
 """
 
@@ -19,9 +20,9 @@ from ..launch.compile import Build
 from ..launch.node import Node, expect, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
 from .attention import exp2
-from .beam_kernels import TILE, UNIT, tiles_of
+from .beam_kernels import TILE, UNIT, store_partials
 from .beam_select import as_signed, key_of
-from .beam_step import BeamShape, BeamTile, Mask, Partials, buffers_of, checked_program, numbered, open_partials, selection, shape_of
+from .beam_step import BeamShape, BeamTile, Mask, buffers_of, checked_program, numbered, selection, shape_of
 
 _TILE, _UNIT, _UNITS = tl.constexpr(TILE), tl.constexpr(UNIT), tl.constexpr(TILE // UNIT)
 _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.constexpr((1 << CODE_BITS) - 1)
@@ -39,51 +40,137 @@ def ones_in(word):
 
 
 @triton.jit
-def items_mask_1(
-    class_V, limits_B3, allowed_BC, mask_NM,
-    V: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """A row: CHUNK words at a time."""
-    row = tl.program_id(0).to(tl.int64)
-    user = row // ROWS
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED)
-    lane = tl.arange(0, _WORD)[None, :]
-    for first in range(0, MASK_WORDS, CHUNK):
-        word = first + tl.arange(0, CHUNK)
-        code = word[:, None] * _WORD + lane
-        number = tl.load(class_V + code, mask=code < V, other=-1)
-        asked = (number >= 0) & (restricted != 0)
-        listed = tl.load(allowed_BC + user * CLASSES + number, mask=asked, other=1)
-        bit = (number >= 0) & (listed != 0)
-        tl.store(mask_NM + row * MASK_WORDS + word, tl.sum(bit.to(tl.int32) << lane, 1), mask=word < MASK_WORDS)
+def load_units(first, logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr):
+    """Logits [COUNT, units, 8] of the tiles from the one numbered `first` on: a lane holds units, as the mask has them."""
+    number = tl.arange(0, COUNT)
+    within = first % TILES + number
+    unit = tl.arange(0, _UNITS)[None, :, None] * _UNIT + tl.arange(0, _UNIT)[None, None, :]
+    column = (within % TILES * _TILE)[:, None, None] + unit
+    inside = (first + number < tiles)[:, None, None] & (column < V)
+    pointer = logits_NV + (first // TILES).to(tl.int64) * V + (within // TILES * V)[:, None, None] + column
+    return tl.load(pointer, mask=inside, other=float("-inf"))
 
 
 @triton.jit
-def items_mask_2(
-    first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+def store_masked(first, x, candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT: tl.constexpr):
+    """What the rows need of COUNT tiles: as store_partials, the key of the largest candidate, and the mask where it is not `written`.
+
+    `candidate` says which of the logits `x` are, `byte` [COUNT, units] the same in bits.
+    """
+    number = first + tl.arange(0, COUNT)
+    inside = number < tiles
+    largest = tl.max(tl.max(x, 2), 1)
+    base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
+    total = tl.sum(tl.sum(exp2((x - base[:, None, None]) * _LOG2E), 2), 1)
+    best = tl.max(tl.max(tl.where(candidate, x, float("nan")), 2), 1)  # a maximum leaves NaN out
+    tl.store(largest_NT + number, largest.to(tl.float16), mask=inside)
+    tl.store(sum_NT + number, total, mask=inside)
+    tl.store(valid_NT + number, as_signed(key_of(best, tl.max(byte, 1) != 0)), mask=inside)
+    place = number.to(tl.int64)[:, None] * _UNITS + tl.arange(0, _UNITS)[None, :]
+    tl.store(mask_NM + place, byte.to(tl.int8), mask=(inside & (written == 0))[:, None])
+
+
+@triton.jit
+def items_partials_1(
+    logits_NV, class_V, limits_B3, allowed_BC, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """A row, whose bits stand in the pair table. Only where the request restricts categories is each pair looked up."""
-    row = tl.program_id(0).to(tl.int64)
-    user = row // ROWS
-    code = tl.load(first_N + row)
-    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED)
-    if restricted == 0:
-        word = tl.arange(0, SIZE)
-        bits = tl.load(bits_VW + code * WORDS + word, mask=(word < WORDS) & (code >= 0), other=0)
-        tl.store(mask_NM + row * MASK_WORDS + word, bits, mask=word < MASK_WORDS)
-    else:
-        lane = tl.arange(0, _WORD)[None, :]
-        for begin in range(0, MASK_WORDS, CHUNK):
-            place = begin + tl.arange(0, CHUNK)
-            there = (place < WORDS) & (code >= 0)
-            some = tl.load(bits_VW + code * WORDS + place, mask=there, other=0)
-            rank = tl.load(ranks_VW + code * WORDS + place, mask=there, other=0)
-            bit = (some[:, None] >> lane) & 1
-            pair = rank[:, None] + tl.cumsum(bit, 1) - bit
-            number = tl.load(class_P + pair, mask=bit != 0, other=0)
-            listed = tl.load(allowed_BC + user * CLASSES + number, mask=bit != 0, other=0)
-            tl.store(mask_NM + row * MASK_WORDS + place, tl.sum((listed != 0).to(tl.int32) << lane, 1), mask=place < MASK_WORDS)
+    """COUNT neighboring tiles of all `tiles`."""
+    first = tl.program_id(0) * COUNT
+    x = load_units(first, logits_NV, tiles, V, TILES, COUNT).to(tl.float32)
+    number = first + tl.arange(0, COUNT)
+    inside = number < tiles
+    user = number // (TILES * ROWS)
+    restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)[:, None, None]
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    code = (number % TILES * _TILE)[:, None, None] + tl.arange(0, _UNITS)[None, :, None] * _UNIT + lane
+    kind = tl.load(class_V + code, mask=inside[:, None, None] & (code < V), other=-1)
+    listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=(kind >= 0) & (restricted != 0), other=1)
+    candidate = (kind >= 0) & (listed != 0)
+    byte = tl.sum(candidate.to(tl.int32) << lane, 2)
+    store_masked(first, x, candidate, byte, number * 0, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
+
+
+@triton.jit
+def items_rules_2(
+    first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, rows,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, PAIRS of CHUNK words at a time."""
+    begin = tl.program_id(0) * COUNT
+    every = begin + tl.arange(0, COUNT)
+    if tl.max(tl.load(limits_B3 + every // ROWS * 3 + _RESTRICTED, mask=every < rows, other=0), 0) != 0:
+        for number in range(COUNT):
+            row = begin + number
+            allowed_C = allowed_BC + row // ROWS * CLASSES
+            ruled = tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=row < rows, other=0) != 0
+            code = tl.load(first_N + row, mask=ruled, other=-1)
+            for start in range(0, MASK_WORDS, CHUNK):
+                place = start + tl.arange(0, CHUNK)
+                there = (place < WORDS) & (code >= 0)
+                left = tl.load(bits_VW + code * WORDS + place, mask=there, other=0)
+                pair = tl.load(ranks_VW + code * WORDS + place, mask=there, other=0)
+                kept = tl.zeros_like(left)
+                for _ in range(0, tl.max(ones_in(left.to(tl.uint32, bitcast=True)), 0), PAIRS):
+                    for ahead in tl.static_range(PAIRS):  # the lowest bit that is left belongs to the next pair
+                        kind = tl.load(class_P + pair + ahead, mask=left != 0, other=0)
+                        listed = tl.load(allowed_C + kind, mask=left != 0, other=0)
+                        kept |= tl.where(listed != 0, left & -left, 0)
+                        left &= left - 1
+                    pair += PAIRS
+                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + place, kept, mask=ruled & (place < MASK_WORDS))
+
+
+@triton.jit
+def beam_codes(first, first_N, limits_B3, tiles, TILES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """Of the rows of COUNT tiles the first codes, and whether their requests restrict categories."""
+    number = first + tl.arange(0, COUNT)
+    row = number // TILES
+    code = tl.load(first_N + row, mask=number < tiles, other=-1)
+    return code, tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=number < tiles, other=0)
+
+
+@triton.jit
+def mask_bytes(
+    first, code, restricted, bits_VW, word_NM, tiles, TILES: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr
+):  # fmt: skip
+    """Bits of COUNT tiles, a byte for each unit: from the pair table, or from items_rules_2."""
+    number = first + tl.arange(0, COUNT)
+    unit = tl.arange(0, _UNITS)[None, :]
+    word = (number % TILES)[:, None] * _WORDS + unit * _UNIT // _WORD
+    free = (code >= 0) & (restricted == 0)
+    bits = tl.load(bits_VW + code[:, None] * WORDS + word, mask=free[:, None] & (word < WORDS), other=0)
+    place = (number // TILES).to(tl.int64)[:, None] * (TILES * _WORDS) + word
+    bits |= tl.load(word_NM + place, mask=((number < tiles) & (restricted != 0))[:, None], other=0)
+    return (bits >> (unit * _UNIT % _WORD)) & 0xFF
+
+
+@triton.jit
+def items_partials_2(
+    logits_NV, first_N, bits_VW, limits_B3, word_NM, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr, TURNS: tl.constexpr,
+):  # fmt: skip
+    """TURNS times COUNT neighboring tiles of all `tiles`; `word_NM` is `mask_NM` by words.
+
+    Bits are known once the row's code is: codes are asked for two turns ahead, bits and logits one, so that nobody waits for either.
+    """
+    first = tl.program_id(0) * (TURNS * COUNT)
+    lane = tl.arange(0, _UNIT)[None, None, :]
+    code, restricted = beam_codes(first, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
+    next_code, next_restricted = beam_codes(first + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
+    x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
+    byte = mask_bytes(first, code, restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
+    for _ in range(TURNS):
+        after = first + COUNT
+        next_x = load_units(after, logits_NV, tiles, V, TILES, COUNT)
+        next_byte = mask_bytes(after, next_code, next_restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
+        written = restricted
+        restricted = next_restricted
+        next_code, next_restricted = beam_codes(after + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
+        candidate = ((byte[:, :, None] >> lane) & 1) != 0
+        store_masked(first, x.to(tl.float32), candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
+        x, byte, first = next_x, next_byte, after
 
 
 @triton.jit
@@ -102,14 +189,14 @@ def is_excluded(entry, user, count, excluded_BE, EXCLUDED: tl.constexpr, STEPS: 
 
 
 @triton.jit
-def items_mask_3(
-    logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
+def mark_entries(
+    number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE, mask_NM, valid_NT, rows,
     V: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, EXCLUDED: tl.constexpr, STEPS: tl.constexpr,
-    TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
+    TILES: tl.constexpr, TILES_SIZE: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """COUNT rows. Their entries set bits and raise the largest candidate of their tiles, CHUNK of each row at a time."""
     MASK_WORDS: tl.constexpr = TILES * _TILE // _WORD
-    row = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+    row = number * COUNT + tl.arange(0, COUNT)
     inside = row < rows
     user = (row // ROWS).to(tl.int64)
     first = tl.load(first_N + row, mask=inside, other=-1)
@@ -126,14 +213,18 @@ def items_mask_3(
     restricted = tl.load(limits_B3 + user * 3 + _RESTRICTED, mask=inside, other=0)[:, None]
     count = tl.load(limits_B3 + user * 3 + _EXCLUDED, mask=inside, other=0)
     base = row.to(tl.int64)[:, None]
-    for start in range(0, MASK_WORDS, CLEAR):
-        word = start + tl.arange(0, CLEAR)[None, :]
-        tl.store(mask_NM + base * MASK_WORDS + word, tl.zeros((COUNT, CLEAR), tl.int32), mask=inside[:, None] & (word < MASK_WORDS))
     tile = tl.arange(0, TILES_SIZE)[None, :]
     nothing = tl.full((COUNT, TILES_SIZE), _NO_KEY, tl.int32)
     tl.store(valid_NT + base * TILES + tile, nothing, mask=inside[:, None] & (tile < TILES))
-    tl.debug_barrier()
     longest = tl.max(end - begin, 0)
+    for start in range(0, longest, CHUNK):  # nobody reads the mask of a tile without an entry
+        entry = begin[:, None] + start + tl.arange(0, CHUNK)[None, :]
+        there = entry < end[:, None]
+        code = tl.load(entries_S + entry, mask=there, other=0) & _CODE
+        first_word = mask_NM + base * MASK_WORDS + code // _TILE * _WORDS
+        for word in tl.static_range(_WORDS):
+            tl.store(first_word + word, tl.zeros((COUNT, CHUNK), tl.int32), mask=there)
+    tl.debug_barrier()
     most = tl.max(count, 0)
     for start in range(0, longest, CHUNK):
         entry = begin[:, None] + start + tl.arange(0, CHUNK)[None, :]
@@ -152,36 +243,28 @@ def items_mask_3(
 
 
 @triton.jit
-def items_partials(
-    logits_NV, mask_NM, word_NM, largest_NT, valid_NT, sum_NT, tiles, V: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
+def items_partials_3(
+    logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+    mask_NM, largest_NT, valid_NT, sum_NT, tiles, rows,
+    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr,
+    EXCLUDED: tl.constexpr, STEPS: tl.constexpr, TILES_SIZE: tl.constexpr, MARKED: tl.constexpr, CHUNK: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
-    """COUNT neighboring tiles, as beam_partials, and the key of the largest candidate of each.
-
-    `word_NM` is `mask_NM`, four bytes at a time. The logits are asked for first: the mask arrives while they are on their way.
-    """
-    first, number, inside, pointer, mask = tiles_of(logits_NV, tiles, V, TILES, COUNT)
-    half = tl.load(pointer, mask=mask, other=float("-inf"))
-    unit = tl.arange(0, _UNITS)[None, :]
-    byte = tl.load(mask_NM + (first + number)[:, None] * _UNITS + unit, mask=inside[:, None], other=0).to(tl.int32)
-    words = word_NM + (first + number) * _WORDS
-    some = tl.load(words, mask=inside, other=0)
-    for place in tl.static_range(1, _WORDS):
-        some = some | tl.load(words + place, mask=inside, other=0)
-    x = half.to(tl.float32)
-    largest = tl.max(x, 1)
-    base = tl.where(largest == float("-inf"), 0.0, largest)  # a tile of -inf alone adds 0 to its row's sum
-    total = tl.sum(exp2((x - base[:, None]) * _LOG2E), 1)
-    lane = tl.arange(0, _UNIT)[None, None, :]
-    candidate = tl.reshape(((byte[:, :, None] >> lane) & 1) != 0, (COUNT, _TILE))
-    best = tl.max(tl.where(candidate, x, float("nan")), 1)  # a maximum leaves NaN out
-    tl.store(largest_NT + first + number, largest.to(tl.float16), mask=inside)
-    tl.store(valid_NT + first + number, as_signed(key_of(best, some != 0)), mask=inside)
-    tl.store(sum_NT + first + number, total, mask=inside)
+    """The first CTAs mark entries, of MARKED rows each, while the others read the logits: COUNT neighboring tiles of all `tiles`."""
+    marking = tl.cdiv(rows, MARKED)
+    number = tl.program_id(0)
+    if number < marking:
+        mark_entries(
+            number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+            mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK,
+        )  # fmt: skip
+    else:
+        store_partials((number - marking).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
 
-FIRST_CHUNK, FIRST_WARPS = 256, 8
-SECOND_CHUNK, SECOND_WARPS = 16, 1
-THIRD_ROWS, THIRD_CHUNK, THIRD_CLEAR, THIRD_WARPS = 8, 8, 128, 1
+MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
+RULED_ROWS, RULED_CHUNK, RULED_PAIRS, RULED_WARPS = 8, 256, 4, 2  # of a CTA that looks pairs up
+TURNS = 4  # of a CTA of the second token
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -200,19 +283,9 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     }
     scratch = numbered(buffers)
     mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
-    launches = (
-        (_first, _second, _third)[level - 1](node, shape, mask),
-        (open_partials(scratch) if level == 3 else _partials(scratch)).launch(node, shape, tile),
-        *selection(node, shape, tile, scratch, mask),
-    )
-    return checked_program(node, shape, buffers, launches)
-
-
-def _partials(scratch: dict[str, Scratch]) -> Partials:
-    """Of levels 1 and 2, where many codes are candidates. The third token has few: items_mask_3 looks at them one by one."""
-    given = (("*fp16", Input(0)), ("*i8", scratch["mask"]), ("*i32", scratch["mask"]))
-    made = (("*fp16", scratch["largest"]), ("*i32", scratch["valid"]), ("*fp32", scratch["sum"]))
-    return Partials(__name__, "items_partials", given, made)
+    first = _rules(node, shape, mask) if level == 2 else ()
+    partials = _partials(node, level, shape, tile, scratch)
+    return checked_program(node, shape, buffers, (*first, partials, *selection(node, shape, tile, scratch, mask)))
 
 
 def _check_inputs(node: Node, level: int) -> None:
@@ -226,43 +299,50 @@ def _check_inputs(node: Node, level: int) -> None:
         raise BuildError("the pair table has not a bit for each pair", where=node.operator, hint="correct the graph")
 
 
-def _common(node: Node, shape: BeamShape, allowed: int) -> dict[str, int]:
-    return {"ROWS": shape.rows, "CLASSES": static(node, allowed, 1), "MASK_WORDS": shape.tiles * (TILE // WORD)}
+def _rules(node: Node, shape: BeamShape, mask: Mask) -> tuple[Launch]:
+    """The mask of the rows of level 2 whose requests restrict categories."""
+    words = shape.tiles * (TILE // WORD)
+    constants = {"ROWS": shape.rows, "WORDS": static(node, 3, 1), "CLASSES": static(node, 7, 1), "MASK_WORDS": words}
+    constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words)), "PAIRS": RULED_PAIRS}
+    types = ("*i64", *["*i32"] * 6, "i32")
+    kernel = node.compile(Build(__name__, "items_rules_2", types, constants, node.capability, RULED_WARPS))
+    arguments = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
+    return (Launch(kernel, (cdiv(dim(0, 0), RULED_ROWS), 1, 1), arguments),)
 
 
-def _first(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    common = _common(node, shape, 4)
-    chunk = min(FIRST_CHUNK, triton.next_power_of_2(common["MASK_WORDS"]))
-    constants = {**common, "V": shape.vocabulary, "CHUNK": chunk}
-    kernel = node.compile(Build(__name__, "items_mask_1", ("*i32",) * 4, constants, node.capability, FIRST_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (Input(2), Input(3), Input(4), mask.bits))
+def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> Launch:
+    """The pass over the logits, and what the index and the rules make of them."""
+    given: dict[int, tuple[Argument, ...]] = {
+        1: tuple(map(Input, range(2, 5))),
+        2: (Input(2), Input(3), Input(6), scratch["mask"]),
+        3: tuple(map(Input, range(2, 11))),
+    }
+    codes = {1: 0, 2: 1, 3: 2}[level]  # inputs that are INT64
+    rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
+    types = ("*fp16", *["*i64"] * codes, *["*i32"] * (len(given[level]) - codes), "*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
+    constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
+    ctas, counts = cdiv(tiles, tile.partials * (TURNS if level == 2 else 1)), (Int32(tiles),)
+    if level != 2:
+        constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
+    if level > 1:
+        constants["WORDS"] = static(node, 1 + level, 1)
+    if level == 2:
+        constants["TURNS"] = TURNS
+    if level == 3:
+        constants |= _marking(shape, static(node, 10, 1))
+        ctas, counts = ctas + cdiv(rows, MARKED_ROWS), (Int32(tiles), Int32(rows))
+    types = (*types, *["i32"] * len(counts))
+    kernel = node.compile(Build(__name__, f"items_partials_{level}", types, constants, node.capability, tile.partials_warps))
+    results = (scratch[name] for name in ("mask", "largest", "valid", "sum"))
+    return Launch(kernel, (ctas, 1, 1), (Input(0), *given[level], *results, *counts))
 
 
-def _second(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    common = _common(node, shape, 7)
-    size = triton.next_power_of_2(common["MASK_WORDS"])
-    constants = {**common, "WORDS": static(node, 3, 1), "SIZE": size, "CHUNK": min(SECOND_CHUNK, size)}
-    kernel = node.compile(Build(__name__, "items_mask_2", ("*i64", *["*i32"] * 6), constants, node.capability, SECOND_WARPS))
-    return Launch(kernel, (dim(0, 0), 1, 1), (*map(Input, range(2, 8)), mask.bits))
-
-
-def _third(node: Node, shape: BeamShape, mask: Mask) -> Launch:
-    excluded = static(node, 10, 1)
-    constants = {
-        "V": shape.vocabulary,
-        "ROWS": shape.rows,
-        "WORDS": static(node, 4, 1),
-        "CLASSES": static(node, 9, 1),
+def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:
+    """Constants of the CTAs that mark entries."""
+    return {
         "EXCLUDED": excluded,
         "STEPS": excluded.bit_length(),
-        "TILES": shape.tiles,
         "TILES_SIZE": triton.next_power_of_2(shape.tiles),
-        "COUNT": THIRD_ROWS,
-        "CHUNK": THIRD_CHUNK,
-        "CLEAR": THIRD_CLEAR,
+        "MARKED": MARKED_ROWS,
+        "CHUNK": MARKED_CHUNK,
     }
-    types = ("*fp16", "*i64", "*i64", *["*i32"] * 9, "i32")
-    kernel = node.compile(Build(__name__, "items_mask_3", types, constants, node.capability, THIRD_WARPS))
-    rows = dim(0, 0)
-    arguments: tuple[Argument, ...] = (Input(0), *map(Input, range(2, 11)), mask.bits, mask.valid, Int32(rows))
-    return Launch(kernel, (cdiv(rows, THIRD_ROWS), 1, 1), arguments)

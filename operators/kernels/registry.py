@@ -18,6 +18,7 @@ from . import (
     beam_step_items,
     beam_step_items_cases,
     context_attention,
+    context_norm,
     fp8_linear,
     linear,
     moe_cases,
@@ -59,6 +60,7 @@ FACTORIES: dict[str, KernelFactory] = {
     "LinearAdd": KernelFactory(linear.linear_add_program, cases=linear.LINEAR_ADD_CASES),
     "Fp8Linear": KernelFactory(fp8_linear.fp8_linear_program, cases=fp8_linear.FP8_LINEAR_CASES),
     "Fp8LinearAdd": KernelFactory(fp8_linear.fp8_linear_add_program, cases=fp8_linear.FP8_LINEAR_ADD_CASES),
+    "ContextNorm": KernelFactory(context_norm.context_norm_program, cases=context_norm.CONTEXT_NORM_CASES),
     "ContextAttention": KernelFactory(context_attention.context_attention_program, cases=context_attention.CONTEXT_ATTENTION_CASES),
     "SharedContextAttention": KernelFactory(
         context_attention.shared_context_attention_program, cases=context_attention.SHARED_CONTEXT_ATTENTION_CASES

@@ -27,15 +27,14 @@ def named(build: Build) -> Kernel:
 
 
 @pytest.mark.parametrize(
-    ("level", "kernels"),
-    [(1, ("items_mask_1", "items_partials")), (2, ("items_mask_2", "items_partials")), (3, ("items_mask_3", "beam_partials"))],
+    ("level", "first"), [(1, ("items_partials_1",)), (2, ("items_rules_2", "items_partials_2")), (3, ("items_partials_3",))]
 )
-def test_a_mask_comes_first(level: int, kernels: tuple[str, ...]) -> None:
+def test_the_mask_is_made_in_the_pass_over_the_logits(level: int, first: tuple[str, ...]) -> None:
     case = case_of(level)
     program = beam_step_items_program(case.node("9.0", compile_with=named))
     assert program is not None
     launches = program.variant([each.shape for each in case.inputs]).launches
-    assert [each.kernel.entry for each in launches] == [*kernels, "beam_totals", "beam_pick", "beam_finish"]
+    assert [each.kernel.entry for each in launches] == [*first, "beam_totals", "beam_pick", "beam_finish"]
     assert program.output_shapes([each.shape for each in case.inputs]) == ((REQUESTS, WIDTH),) * 3
     assert encode(program)
 

@@ -170,3 +170,13 @@ def test_bad_nodes_are_named(operator, inputs, attributes, message):
         program_of(operator, *inputs, **attributes)
     assert caught.value.where == operator
     assert caught.value.hint
+
+
+def test_a_context_is_stored_head_by_head_and_cut_into_whole_heads(builds):
+    chunk, weight = InputType("float16", (None, None, 1408)), InputType("float32", (128,))
+    program = program_of("ContextNorm", chunk, weight, LENGTHS, **EPSILON)
+    assert program.output_shapes([(3, 20, 1408), (128,), (3,)]) == ((3, 11, 20, 128),)
+    heads = evaluated(program.variants[0].launches[0].grid, [(3, 20, 1408), (128,), (3,)])[0] * int(builds[0].constants["ROWS"])
+    assert heads >= 3 * 20 * 11
+    with pytest.raises(BuildError, match="no whole heads of 100"):
+        program_of("ContextNorm", chunk, InputType("float32", (100,)), LENGTHS, **EPSILON)
