@@ -13,12 +13,13 @@ from ..calibration.targets import quantized_products
 from ..core.precision import Precision
 from ..models.config import LEVELS, OneRecConfig
 from ..operators.operator import DOMAIN
+from ..operators.registry import FP8_EXPERTS
 
 TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
 ITEM_STEPS = tuple(f"BeamStepItems{level + 1}" for level in range(LEVELS))
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 _UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
-_QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", "MoeExpertsFp8Tensor", "MoeExpertsFp8Row", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")
+_QUANTIZED_GEMMS = ("Fp8Linear", "Fp8LinearAdd", *FP8_EXPERTS)
 
 
 class Finding(BaseModel):
@@ -86,7 +87,7 @@ def _experts(model: onnx.ModelProto, config: OneRecConfig) -> Iterator[Finding]:
         return
     expected = config.moe.experts + config.moe.shared
     layers = sum(config.is_moe(layer) for layer in range(config.n_layers))
-    nodes = [node for node in _operator_nodes(model) if node.op_type.startswith("MoeExperts")]
+    nodes = _operator_nodes(model, ("MoeExperts", *FP8_EXPERTS))
     if len(nodes) != layers * LEVELS:
         yield Finding(
             rule="expert-missing", severity="error", where="graph", what=f"{len(nodes)} expert nodes instead of {layers * LEVELS}"

@@ -75,6 +75,8 @@ OPERATORS: dict[str, Operator] = {
     )
 }
 
+FP8_EXPERTS = tuple(each.name for each in (moe_experts_fp8_tensor, moe_experts_fp8_row, moe_experts_fp8_row_block, moe_experts_fp8_block))
+
 
 def functions_of(operators: Iterable[Operator]) -> list[onnx.FunctionProto]:
     """The functions of the given operators and everything they call, each once, in a stable order."""

@@ -25,6 +25,8 @@ from onerec_trt.tools.pipeline import run_stages
 
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose a lot on a busy machine
 
+SHORT = ("configs", "core", "models")  # folders of unit tests whose files take a few seconds at most
+
 SMALL_WORLD = World(
     topics=8, items_per_topic=8, styles=2, codebook=32, embed_dim=8, favorites=4, static=(1, 2), short_term=(1, 3), long_term=(0, 4)
 )
@@ -50,6 +52,11 @@ RECIPE: dict[str, Any] = {
     "build": {"compute_capabilities": ["8.9"], "profiles": [{"batch": [1, 4, 16], "context": [2, 8, 16]}]},
     "validate": {"batch_size": 16, "operator_requests": 2},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Short files last: then no worker waits long for another one at the end."""
+    items.sort(key=lambda item: item.path.parent.name in SHORT)
 
 
 def separated_model() -> OneRec:

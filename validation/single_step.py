@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Array
 from ..operators.fp8 import E4M3
 from ..operators.operator import FP8_THRESHOLD, Call
+from ..operators.registry import FP8_EXPERTS
 
 _OF_EQUAL_SIZE = 1 / 128
 # From so many codes on, a step of a value of two standard deviations costs no more than the threshold, which then holds alone.
@@ -48,7 +49,7 @@ def threshold_of(call: Call) -> float:
 
 def _hidden_codes(call: Call) -> int:
     """Codes that FP8 experts make of their hidden activations: one per channel of every selected row."""
-    if not call.operator.name.startswith("MoeExpertsFp8"):
+    if call.operator.name not in FP8_EXPERTS:
         return 0
     gate_up, index_NK = call.inputs[2], call.inputs[-3]
     return index_NK.numel() * (len(gate_up) // int(call.attributes["experts"]) // 2)

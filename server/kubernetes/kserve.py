@@ -45,7 +45,7 @@ def runtime_name(version: VersionDescription) -> str:
 
 
 def serving_runtime(version: VersionDescription, options: ClusterOptions) -> Manifest:
-    """The server with our flags. KServe's own Triton runtime would let the server complete configurations and take any model."""
+    """The server with our flags. KServe's own runtime would let the server complete configurations and take any model."""
     runs = container(version, options)
     runs["name"] = "kserve-container"  # the name that KServe looks for
     runs["args"] = arguments(version, _MODELS)

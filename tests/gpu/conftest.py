@@ -15,11 +15,11 @@ from onerec_trt.tools.bench.plans import SEED
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies in this folder, and skip it where there is no GPU."""
-    here = Path(__file__).parent
+    here, available = Path(__file__).parent, torch.cuda.is_available()
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if not torch.cuda.is_available():
+            if not available:
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 

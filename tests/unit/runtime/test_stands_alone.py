@@ -26,7 +26,7 @@ FOREIGN = (
     "plotly",
     "jinja2",
 )
-FOLDERS = ("models", "operators", "calibration", "export", "builders", "validation", "tools", "configs")
+FOLDERS = ("models", "operators", "calibration", "export", "builders", "validation", "fidelity", "server", "tools", "configs")
 
 
 def imported_by(program: str) -> list[str]:
