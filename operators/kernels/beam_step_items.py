@@ -15,6 +15,7 @@ import triton.language as tl
 
 from ...core.errors import BuildError
 from ...runtime.item_index import CODE_BITS, WORD, words_of
+from ..beam_step_items import LEVEL_OF
 from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
@@ -273,7 +274,7 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     shape, tile = shape_of(node), tile or BeamTile()
     if not shape.has_kernel:
         return None
-    level = int(node.operator[-1])
+    level = LEVEL_OF[node.operator]
     _check_inputs(node, level)
     rows = dim(0, 0)
     buffers = {

@@ -21,6 +21,7 @@ from ...core.arrays import Array
 from ...core.artifacts import write_json
 from ...core.graph_io import GraphTensor
 from ...models.catalogue_index import index_in_memory
+from ...operators.beam_step_items import LEVEL_OF
 from ...operators.kernels.beam_step_cases import CODEBOOK, beam_step_case
 from ...operators.kernels.beam_step_items_cases import World, items_case, random_catalogue
 from ...operators.kernels.registry import program_of
@@ -125,7 +126,7 @@ def _valid(program: Program, case: Case, index: ItemIndex) -> dict[str, int]:
     outputs = new_outputs(program, inputs)
     bind(program, inputs, outputs)()
     parent, token = (each.cpu() for each in outputs[1:])
-    level = int(case.operator[-1])
+    level = LEVEL_OF[case.operator]
     prefix = [each.cpu().gather(1, parent) for each in inputs[2 : 1 + level]]
     codes = torch.stack([*prefix, token], -1)[token >= 0].numpy()
     return {"beams": len(codes), "in the catalogue": int(index.begins_item(codes).sum())}
