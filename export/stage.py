@@ -22,7 +22,7 @@ from .packed import TensorSource
 from .serving import ScoringModel, serving_model
 from .trace import SCORING_FILE as SCORING_FILE
 from .trace import SERVING_FILE as SERVING_FILE
-from .trace import trace_graphs
+from .trace import trace_graphs, trace_serving
 from .weights import WEIGHTS_FILE, externalize
 
 DESCRIPTION_FILE = "export.json"
@@ -44,8 +44,10 @@ class Description(BaseModel):
     io: dict[str, GraphIO]
 
 
-def export_stage(options: ExportOptions, quantized: Path, folder: Path) -> Stage:
+def export_stage(options: ExportOptions, quantized: Path, folder: Path, *, scoring: bool = True) -> Stage:
     """The stage that writes the serving graph and the scoring graph of a quantized checkpoint into `folder`.
+
+    `scoring`: False leaves the scoring graph out, where only the speed of the serving graph is asked for. Default: both.
 
     Running it raises:
         ArtifactError: The quantized checkpoint does not match its record.
@@ -53,30 +55,30 @@ def export_stage(options: ExportOptions, quantized: Path, folder: Path) -> Stage
     """
 
     def body(temporary: Path) -> dict[str, Any]:
-        return write_graphs(open_quantized(quantized), options, temporary).model_dump(mode="json")
+        return write_graphs(open_quantized(quantized), options, temporary, scoring=scoring).model_dump(mode="json")
 
     return Stage(
         name="export",
         folder=folder,
         sources=SOURCES,
         tools=("torch", "onnx", "onnxscript"),
-        options=options.model_dump(mode="json"),
+        options=options.model_dump(mode="json") | ({} if scoring else {"scoring": False}),
         inputs=lambda: {"quantized_checkpoint": quantized},
         body=body,
     )
 
 
-def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> Description:
-    """Trace, name, lint and write both graphs into an existing folder.
+def write_graphs(source: TensorSource, options: ExportOptions, folder: Path, *, scoring: bool = True) -> Description:
+    """Trace, name, lint and write both graphs, or the serving graph alone, into an existing folder.
 
     Raises:
         ExportError: The lint found an error; it names every one.
     """
     with progress_bar("export", 5) as advance:
         serving = serving_model(source, options).eval()
-        scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
+        scored = ScoringModel(serving.decoder, serving.widths[-1]).eval()
         advance()
-        graphs = trace_graphs(serving, scoring, advance)
+        graphs = trace_graphs(serving, scored, advance) if scoring else {SERVING_FILE: trace_serving(serving)}
         weight_bytes = externalize(list(graphs.values()), folder)
         advance()
         findings: list[Finding] = []
@@ -88,13 +90,13 @@ def write_graphs(source: TensorSource, options: ExportOptions, folder: Path) -> 
     _refuse(findings)
     description = Description(
         widths=serving.widths,
-        paths=scoring.paths,
+        paths=scored.paths,
         feature_width=source.config.feature_width,
         quantized_gemms=expected_quantized_gemms(source.config, source.scheme),
         weight_bytes=weight_bytes,
         nodes=_node_counts(graphs[SERVING_FILE]),
         findings=findings,
-        io={SERVING_FILE: serving.io, SCORING_FILE: scoring.io},
+        io={name: {SERVING_FILE: serving.io, SCORING_FILE: scored.io}[name] for name in graphs},
     )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
     return description

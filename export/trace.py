@@ -24,21 +24,31 @@ def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable
 
     `advance` is called when one is done.
     """
-    features = torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16)
-    lengths = torch.tensor([[1, 1, 2], [1, 2, 0]])
+    graphs = {SERVING_FILE: trace_serving(serving)}
+    advance()
+    features, lengths = _context(serving)
     paths = torch.zeros(2, scoring.paths, LEVELS, dtype=torch.int64)
-    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
-    graphs = {SERVING_FILE: export_graph(serving, serving.io, (features, lengths, *rest))}
-    advance()
     graphs[SCORING_FILE] = export_graph(scoring, scoring.io, (features, lengths, paths))
+    attach_functions(graphs[SCORING_FILE])
     advance()
-    for graph in graphs.values():
-        attach_functions(graph)
     _structures[_key(serving, scoring)] = {
         name: structure_of(graphs[name], set(dict(model.named_buffers())))
         for name, model in ((SERVING_FILE, serving), (SCORING_FILE, scoring))
     }
     return graphs
+
+
+def trace_serving(serving: ServingModel) -> ir.Model:
+    """The serving graph alone."""
+    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
+    graph = export_graph(serving, serving.io, (*_context(serving), *rest))
+    attach_functions(graph)
+    return graph
+
+
+def _context(serving: ServingModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and lengths of two requests to trace with."""
+    return torch.zeros(2, 4, serving.decoder.config.feature_width, dtype=torch.float16), torch.tensor([[1, 1, 2], [1, 2, 0]])
 
 
 def traced_structures(serving: ServingModel, scoring: ScoringModel) -> dict[str, Structure]:

@@ -31,13 +31,14 @@ def release_memory() -> None:
 def on_compute_device(model: nn.Module) -> Iterator[torch.device]:
     """Move a model there while the block runs; afterwards it has the tensors again that it had before."""
     device = compute_device()
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    before = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    values = [(parameter, parameter.data) for parameter in model.parameters()]
     model.to(device)
     try:
         yield device
     finally:
-        for module, tensors in buffers:
-            module._buffers.update(tensors)
-        for parameter, data in parameters:
-            parameter.data = data
+        for module, parameters, buffers in before:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for parameter, value in values:
+            parameter.data = value

@@ -29,7 +29,6 @@ def single_node_model(
     specs = operator.outputs(*inputs, **attributes)
     node_outputs = [f"output_{i}" for i in range(len(specs))]
     nodes = [helper.make_node(operator.name, names, node_outputs, domain=DOMAIN, **attributes)]
-    initializers = [e4m3_initializer(n, x) for n, x in zip(names, inputs, strict=True) if x.dtype == E4M3]
     outputs = []
     for name, spec in zip(node_outputs, specs, strict=True):
         if spec.dtype == E4M3:
@@ -43,10 +42,14 @@ def single_node_model(
     graph_inputs = [
         helper.make_tensor_value_info(n, _onnx_type(x.dtype), list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
     ]
-    graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs, initializers)
-    return helper.make_model(
+    graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs)
+    model = helper.make_model(
         graph, opset_imports=opset_imports(), functions=functions_of([operator]) if functions is None else functions, ir_version=IR_VERSION
     )
+    for name, x in zip(names, inputs, strict=True):
+        if x.dtype == E4M3:  # filled in last: each of the helpers above copies what it is given, and experts have 300 MB
+            fill_e4m3(model.graph.initializer.add(), name, x)
+    return model
 
 
 def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:
@@ -64,6 +67,8 @@ def _onnx_type(dtype: torch.dtype) -> int:
     return number
 
 
-def e4m3_initializer(name: str, codes: Tensor) -> onnx.TensorProto:
-    raw = codes.contiguous().view(torch.uint8).numpy().tobytes()
-    return helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, list(codes.shape), raw, raw=True)
+def fill_e4m3(tensor: onnx.TensorProto, name: str, codes: Tensor) -> None:
+    """Make an initializer of E4M3 codes, in any layout in memory."""
+    tensor.name, tensor.data_type = name, TensorProto.FLOAT8E4M3FN
+    tensor.dims.extend(codes.shape)
+    tensor.raw_data = codes.contiguous().view(torch.uint8).numpy().tobytes()

@@ -167,10 +167,13 @@ def _describe(found: Outputs, row: int, item: NDArray[np.int64], score: float, m
 
 def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
-    base = int(max(sids_nW3.max(initial=0), wanted_nW3.max(initial=0))) + 1
-    weights = np.array([base**2, base, 1], np.int64)
-    rows = zip(wanted_nW3 @ weights, sids_nW3 @ weights, strict=True)
-    return np.stack([np.isin(wanted_W, found_W) for wanted_W, found_W in rows])
+    return np.stack([np.isin(wanted_W, found_W) for wanted_W, found_W in zip(*numbered(wanted_nW3, sids_nW3), strict=True)])
+
+
+def numbered(*sids_nW3: Sids) -> list[Sids]:
+    """A number for each item [n, W] of several arrays; the same item has the same number in all of them."""
+    base = max(int(sids.max(initial=0)) for sids in sids_nW3) + 1
+    return [sids @ np.array([base**2, base, 1], np.int64) for sids in sids_nW3]
 
 
 def _running(scoring_nW3: Floats) -> NDArray[np.float64]:

@@ -54,6 +54,8 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         "onerec-trt run recipe.yaml",
         "onerec-trt inspect out/NAME/plans/sm89-b1-32-s2-3072.plan",
         "onerec-trt recommend out/NAME/exported/model.onnx requests.parquet --out items.parquet",  # test_examples.py
+        "cp configs/4b-a0.5b-fp8-row-block.yaml recipe.yaml",  # needs a GPU; a small one: test_backends.py
+        "onerec-trt run recipe.yaml",
         "onerec-trt build recipe.yaml --target tensorrt",  # these three: tests/gpu; here they say what is missing
         "onerec-trt validate recipe.yaml --engine tensorrt",
         "onerec-trt bench --size 1B",

@@ -64,7 +64,7 @@ def make_plan(
         ArtifactError: The disk is full.
     """
     precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)
-    _, exported = make_graph(config, precision, beam, folder)
+    _, exported = make_graph(config, precision, beam, folder, scoring=False)
     plans = folder / precision / ("plan-with-kernels" if plugins else "plan")
     options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
     run_stage(build_stage(options, precision, exported, plans, forms=("serving",)))
@@ -72,7 +72,9 @@ def make_plan(
     return BenchPlan(plan, inspect_with_verdict(plan), recipe)
 
 
-def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path) -> tuple[Path, Path]:
+def make_graph(
+    config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path, *, scoring: bool = True
+) -> tuple[Path, Path]:
     """Folders of a quantized checkpoint of random weights and of its graphs, in `folder`; nothing is made twice.
 
     Raises:
@@ -81,7 +83,7 @@ def make_graph(config: OneRecConfig, precision: PrecisionName, beam: tuple[int, 
     """
     checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
     _quantize(config, precision, checkpoint, folder)
-    run_stage(export_stage(ExportOptions(beam=beam), checkpoint, exported))
+    run_stage(export_stage(ExportOptions(beam=beam), checkpoint, exported, scoring=scoring))
     return checkpoint, exported
 
 

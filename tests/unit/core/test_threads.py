@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core import threads
+from onerec_trt.core.threads import ahead, usable_cores
 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *threads._WAIT_VARIABLES)
 # Started the way a command is: the settings come before PyTorch, whose OpenMP then prints what it goes by.
@@ -83,3 +84,24 @@ def test_a_container_gives_no_more_cores_than_it_may_keep_busy(
     if content is not None:
         limit.write_text(content + "\n")
     assert threads.usable_cores(limit) == expected
+
+
+def test_results_come_in_order_and_not_all_at_once() -> None:
+    begun: list[int] = []
+
+    def double(number: int) -> int:
+        begun.append(number)
+        return 2 * number
+
+    results = ahead(double, range(100))
+    assert begun == []
+    assert next(results) == 0
+    assert len(begun) <= usable_cores() + 1
+    assert list(results) == list(range(2, 200, 2))
+
+
+def test_an_error_in_a_thread_is_raised_where_its_result_is_wanted() -> None:
+    results = ahead(lambda number: 1 // number, [1, 0])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -131,3 +131,13 @@ def test_fault_found_by_the_lint_stops_the_export(make_model, make_packed, tmp_p
         write_graphs(packed, ExportOptions(beam=(4000, 2, 2)), tmp_path)
     assert "beam" in caught.value.hint
     assert not (tmp_path / DESCRIPTION_FILE).exists()
+
+
+def test_the_serving_graph_alone_is_that_of_both(exported, tmp_path):
+    export = exported("fp16")
+    description = write_graphs(export.packed, ExportOptions(beam=export.serving.widths), tmp_path, scoring=False)
+    assert description.io == {SERVING_FILE: export.description.io[SERVING_FILE]}
+    assert not (tmp_path / SCORING_FILE).exists()
+    both, alone = (onnx.load(folder / SERVING_FILE, load_external_data=False) for folder in (export.folder, tmp_path))
+    assert [node.name for node in alone.graph.node] == [node.name for node in both.graph.node]
+    assert [function.name for function in alone.functions] == [function.name for function in both.functions]

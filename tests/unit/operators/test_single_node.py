@@ -7,13 +7,18 @@ import onnx
 import torch
 from onerec_trt.operators import fp8
 from onerec_trt.operators.registry import OPERATORS
-from onerec_trt.operators.single_node import as_arrays, e4m3_initializer, feed, single_node_model
+from onerec_trt.operators.single_node import as_arrays, feed, fill_e4m3, single_node_model
 
 
 def codes_and_weight():
     codes, scale = fp8.quantize_rows(torch.randn(3, 32))
     weight, weight_scale = fp8.quantize_rows(torch.randn(5, 32))
     return codes, scale, weight, weight_scale[:, 0]
+
+
+def _initializer(codes):
+    fill_e4m3(tensor := onnx.TensorProto(), "x", codes)
+    return tensor
 
 
 def test_model_is_valid_and_feeds_everything_but_codes():
@@ -26,12 +31,12 @@ def test_model_is_valid_and_feeds_everything_but_codes():
 
 def test_initializer_holds_the_bytes_of_the_codes():
     codes = codes_and_weight()[0]
-    assert e4m3_initializer("x", codes).raw_data == codes.view(torch.uint8).numpy().tobytes()
+    assert _initializer(codes).raw_data == codes.view(torch.uint8).numpy().tobytes()
 
 
 def test_strided_codes_are_written_in_order():
     codes = codes_and_weight()[0].T
-    assert e4m3_initializer("x", codes).raw_data == codes.contiguous().view(torch.uint8).numpy().tobytes()
+    assert _initializer(codes).raw_data == codes.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_codes_as_arrays_are_their_values():

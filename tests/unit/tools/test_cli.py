@@ -36,6 +36,7 @@ COMMANDS = (
     "fidelity",
     "bench",
     "dev export-trial",
+    "dev random-model",
     "dev bench-operators",
     "dev bench-items",
     "dev tune",
