@@ -31,6 +31,7 @@ from .background import served
 from .batch_times import samples_ms
 from .busy import BusyWatch
 from .load import Load, describe, measure_load
+from .page import table
 from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -107,6 +108,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 summary=summarize(times_ms, loads),
             )
             write_json(out, result.model_dump(mode="json"))
+    say(table(result))
     say(f"summary: {result.summary}")
     return result
 
