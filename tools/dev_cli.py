@@ -174,7 +174,7 @@ def serving_load(
     from .serving.load import Load, describe, measure_load
 
     load = Load(url, "grpc" if grpc else "http", model, clients, rate, tuple(context), batch, seconds, processes)
-    typer.echo(describe(measure_load(load, out), context))
+    typer.echo(describe(measure_load(load, out)))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,8 +185,6 @@ class _Meter:
             yield features_BSF, np.tile(np.array([0, 0, tokens], np.int64), (self._load.batch, 1))
 
 
-def describe(result: LoadResult, contexts: Sequence[int]) -> str:
+def describe(result: LoadResult) -> str:
     """One line for the terminal."""
-    asked = ", ".join(map(str, contexts))
-    figures = f"{result.requests_per_s:.1f} requests/s, p50 {result.p50_ms:.1f} ms, p99 {result.p99_ms:.1f} ms, {result.failed} failed"
-    return f"contexts of {asked}: {figures}"
+    return f"{result.requests_per_s:.1f} requests/s, p50 {result.p50_ms:.1f} ms, p99 {result.p99_ms:.1f} ms, {result.failed} failed"

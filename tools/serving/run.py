@@ -31,6 +31,7 @@ from .background import served
 from .batch_times import samples_ms
 from .busy import BusyWatch
 from .load import Load, describe, measure_load
+from .page import table
 from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -70,8 +71,8 @@ class Setup:
     gpus: int
 
     def __str__(self) -> str:
-        where = f"{self.gpus} GPU(s)" if self.gpus else "the CPU"
-        return f"{self.instances} instance(s) on {where}"
+        where = _count(self.gpus, "GPU") if self.gpus else "the CPU"
+        return f"{_count(self.instances, 'instance')} on {'each of ' if self.gpus > 1 else ''}{where}"
 
 
 def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent, say: Say = print, commit: str = "") -> ServingResult:
@@ -107,6 +108,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 summary=summarize(times_ms, loads),
             )
             write_json(out, result.model_dump(mode="json"))
+    say(table(result))
     say(f"summary: {result.summary}")
     return result
 
@@ -206,12 +208,13 @@ class _Measurement:
 
     def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
         asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
-        name = f"{setup}, {asking}" + (f" of {load.batch} contexts" if load.batch > 1 else "")
-        name += ", shared memory" if load.shared_memory else ""
+        name = f"{setup}, {asking}" + (f" with {load.batch} contexts each" if load.batch > 1 else "")
+        name += ", inputs in shared memory" if load.shared_memory else ""
+        name += f", contexts of {', '.join(map(str, load.contexts))}" if len(load.contexts) > 1 else ""
         with BusyWatch(setup.gpus) as busy:
             result = measure_load(load)
         shares = busy.shares()
-        self._say(f"{name}: {describe(result, load.contexts)}, GPU busy {shares}")
+        self._say(f"{name}: {describe(result)}, GPU busy {shares}")
         return MeasuredLoad(
             name=name,
             instances=setup.instances,
@@ -225,3 +228,7 @@ class _Measurement:
             gpu_busy=shares,
             result=result,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number > 1 else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.tools.serving.load import LoadResult
+from onerec_trt.tools.serving.page import table
 from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
@@ -40,6 +41,21 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
     assert said[-1].startswith("summary: ")
     with pytest.raises(ArtifactError, match="not a result of this command"):
         measure_serving(export / "model.onnx", SERVER, export / "record.json", TINY)
+
+
+@pytest.fixture
+def of_a_gpu() -> ServingResult:
+    times = {32: [50.0] * 3}
+    loads = [load(608.0).model_copy(update={"name": "one", "gpu_busy": [0.97]}), load(624.0, shm=True), load(480.0, rate=486.0)]
+    summary = summarize(times, loads)
+    return ServingResult(environment={}, model={}, context=512, times_ms=times, batching="", loads=loads, summary=summary)
+
+
+def test_the_table_has_a_row_for_the_bare_runtime_and_each_load(of_a_gpu: ServingResult) -> None:
+    lines = table(of_a_gpu).splitlines()
+    assert lines[2] == "| bare runtime, batches of 32 | 640 | 50.0 | | |"
+    assert lines[3] == "| one | 608 | 30.0 | 60.0 | 97 % |"
+    assert len(lines) == 3 + len(of_a_gpu.loads)
 
 
 def load(
