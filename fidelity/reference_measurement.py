@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..models.requests import Requests, read_requests
 from ..validation.gates import Gate
 from .distributions import Summary, analyze_model, summarize
 from .measurement_parts import MeasurementParts
+from .metrics import Sids
 from .mixed import MixedRecipe, search
 from .packed_source import PackedSource, input_amax, observe
 from .packed_systems import Fp32Run, run_fp32, run_packed
@@ -145,11 +146,11 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
         yield (found := found.model_copy(update={"table": table, "bars": tuple(bars(table))}))
     for layers in _layers(parts, subject, amax):
         yield (found := found.model_copy(update={"layers": layers}))
-    yield (found := found.model_copy(update={"analysis": parts.get("analysis", Analyzed, lambda: subject.analyzed(amax))}))
-    yield (found := found.model_copy(update={"stress": parts.get("stress", Stress, lambda: subject.stress(amax))}))
+    yield (found := found.model_copy(update={"analysis": parts.get("analysis", Analyzed, partial(subject.analyzed, amax))}))
+    yield (found := found.model_copy(update={"stress": parts.get("stress", Stress, partial(subject.stress, amax))}))
     if found.layers is not None:
         recipe = found.layers.mixed[0]
-        yield found.model_copy(update={"mixed": parts.get("mixed", FidelityTable, lambda: subject.mixed(recipe, amax))})
+        yield found.model_copy(update={"mixed": parts.get("mixed", FidelityTable, partial(subject.mixed, recipe, amax))})
 
 
 def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iterator[FidelityTable]:
@@ -160,7 +161,7 @@ def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iter
     rows = [first.rows[0]]
     yield first
     for precision in (name for name, scheme in PRECISIONS.items() if scheme.is_quantized):
-        one = parts.get(f"table-{precision}", FidelityTable, lambda name=precision: subject.quantized(name, amax))  # type: ignore[misc]
+        one = parts.get(f"table-{precision}", FidelityTable, partial(subject.quantized, precision, amax))
         if one is None:
             return
         rows += one.rows
@@ -171,7 +172,7 @@ def _layers(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iter
     """What layers cost, with one more precision each time."""
     found: list[LayersOf] = []
     for precision in LAYERS_OF:
-        one = parts.get(f"layers-{precision}", LayersOf, lambda name=precision: subject.layers(name, amax))  # type: ignore[misc]
+        one = parts.get(f"layers-{precision}", LayersOf, partial(subject.layers, precision, amax))
         if one is None:
             return
         found.append(one)
@@ -234,7 +235,7 @@ class _Subject:
         return measure_stress(self._probe(amax, _STRESS_REQUESTS, _STRESS_PATHS), scoring.first(_STRESS_REQUESTS))
 
     @property
-    def _targets(self) -> Any:
+    def _targets(self) -> Sids:
         assert self._fp32.requests.targets_n3 is not None
         return self._fp32.requests.targets_n3
 
