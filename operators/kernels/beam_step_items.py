@@ -306,7 +306,7 @@ def _rules(node: Node, shape: BeamShape, mask: Mask) -> tuple[Launch]:
     constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words)), "PAIRS": RULED_PAIRS}
     types = ("*i64", *["*i32"] * 6, "i32")
     kernel = node.compile(Build(__name__, "items_rules_2", types, constants, node.capability, RULED_WARPS))
-    arguments = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
+    arguments: tuple[Argument, ...] = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
     return (Launch(kernel, (cdiv(dim(0, 0), RULED_ROWS), 1, 1), arguments),)
 
 
@@ -321,7 +321,8 @@ def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch:
     rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
     types = ("*fp16", *["*i64"] * codes, *["*i32"] * (len(given[level]) - codes), "*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
     constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
-    ctas, counts = cdiv(tiles, tile.partials * (TURNS if level == 2 else 1)), (Int32(tiles),)
+    ctas = cdiv(tiles, tile.partials * (TURNS if level == 2 else 1))
+    counts: tuple[Int32, ...] = (Int32(tiles),)
     if level != 2:
         constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
     if level > 1:
