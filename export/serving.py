@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.graph_io import GraphIO
 from ..core.precision import Granularity
 from ..core.recipe import ExportOptions
-from ..models.config import LEVELS, NORM_EPSILON, PATHWAYS
+from ..models.config import LEVELS, NORM_EPSILON
 from ..models.layout import layout
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from ..operators.beam_step import beam_groups, beam_step
@@ -51,16 +51,15 @@ class ContextEncoder(nn.Module):
                 self.register_buffer(f"value_norm_{index}", source.tensor(f"context.value_norms.{index}.weight"))
 
     def forward(self, features_BSF: Tensor, lengths_B3: Tensor) -> list[KeyValue]:
-        position_S = torch.arange(features_BSF.shape[1], device=features_BSF.device)
+        position_S1 = torch.arange(features_BSF.shape[1], device=features_BSF.device)[:, None]
         ends_B3 = lengths_B3.cumsum(1)
-        placed, start_B1 = [], torch.zeros_like(ends_B3[:, :1])
-        for pathway in range(len(PATHWAYS)):
-            end_B1 = ends_B3[:, pathway : pathway + 1]
-            inside_BS1 = torch.logical_and(position_S >= start_B1, position_S < end_B1)[..., None]
-            placed.append(F.pad(torch.where(inside_BS1, features_BSF, torch.zeros((), dtype=features_BSF.dtype)), (0, self.padding)))
-            start_B1 = end_B1
+        starts_B3 = ends_B3 - lengths_B3
+        inside_BS3 = torch.logical_and(position_S1 >= starts_B3[:, None], position_S1 < ends_B3[:, None])
+        # One choice for all pathways: a builder makes one kernel of it, which writes the columns of each where they belong.
+        padded_BS1F = F.pad(features_BSF, (0, self.padding))[:, :, None]
+        placed_BS3F = torch.where(inside_BS3[..., None], padded_BS1F, torch.zeros((), dtype=features_BSF.dtype))
         with scope("linear"):
-            (projected_NX,) = linear(torch.cat(placed, -1).view(-1, self.weight.shape[1]), self.weight)
+            (projected_NX,) = linear(placed_BS3F.view(-1, self.weight.shape[1]), self.weight)
         chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
         return [self._key_value(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
 
