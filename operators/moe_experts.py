@@ -40,9 +40,11 @@ def moe_experts_reference(
 def gated_sum(expert: Expert, index_NK: Tensor, weight_NK: Tensor, residual_ND: Tensor, experts: int) -> tuple[Tensor]:
     """residual + sum of weight * expert over a token's experts, in expert order, FP32 until the end."""
     total_ND = torch.zeros_like(residual_ND, dtype=torch.float32)
-    none_EN = torch.zeros(experts, len(index_NK), device=index_NK.device)
-    gate_EN = none_EN.scatter_add(0, index_NK.T, weight_NK.T)
-    hit_EN = none_EN.bool().scatter(0, index_NK.T, torch.ones_like(index_NK.T, dtype=torch.bool))
+    exists_NK = (index_NK >= 0) & (index_NK < experts)
+    slots_KN = torch.where(exists_NK, index_NK, experts).T  # one more row for experts that do not exist
+    none = torch.zeros(experts + 1, len(index_NK), device=index_NK.device)
+    gate_EN = none.scatter_add(0, slots_KN, weight_NK.T)[:experts]
+    hit_EN = none.bool().scatter(0, slots_KN, torch.ones_like(slots_KN, dtype=torch.bool))[:experts]
     counts = hit_EN.sum(1).tolist()  # at once, since a GPU waits here
     for number, rows in enumerate(hit_EN.nonzero()[:, 1].split(counts)):
         total_ND[rows] += expert(number, rows) * gate_EN[number, rows, None]

@@ -48,7 +48,7 @@ Found search()
     find(library, ONEREC_SYMBOL(cuModuleGetFunction), driver.moduleGetFunction, found.error);
     find(library, ONEREC_SYMBOL(cuFuncGetAttribute), driver.funcGetAttribute, found.error);
     find(library, ONEREC_SYMBOL(cuFuncSetAttribute), driver.funcSetAttribute, found.error);
-    find(library, ONEREC_SYMBOL(cuLaunchKernel), driver.launchKernel, found.error);
+    find(library, ONEREC_SYMBOL(cuLaunchKernelEx), driver.launchKernelEx, found.error);
     find(library, ONEREC_SYMBOL(cuMemsetD8Async), driver.memsetD8Async, found.error);
     return found;
 }

@@ -19,7 +19,7 @@ struct Driver
     decltype(&::cuModuleGetFunction) moduleGetFunction;
     decltype(&::cuFuncGetAttribute) funcGetAttribute;
     decltype(&::cuFuncSetAttribute) funcSetAttribute;
-    decltype(&::cuLaunchKernel) launchKernel;
+    decltype(&::cuLaunchKernelEx) launchKernelEx;
     decltype(&::cuMemsetD8Async) memsetD8Async;
 };
 

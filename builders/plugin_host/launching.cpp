@@ -28,11 +28,25 @@ bool clearScratch(Driver const& cuda, Program const& program, Variant const& var
 
 bool launchKernel(Driver const& cuda, Kernel const& kernel, CUfunction function, Call& call, CUstream stream, std::string& error)
 {
-    CUresult const result = cuda.launchKernel(function, call.grid[0], call.grid[1], call.grid[2], kernel.warps * kThreadsPerWarp, 1, 1,
-        kernel.sharedBytes, stream, call.arguments.data(), nullptr);
+    // A kernel that waits by itself starts while the one before it still runs.
+    CUlaunchAttribute early{};
+    early.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    early.value.programmaticStreamSerializationAllowed = 1;
+    CUlaunchConfig config{};
+    config.gridDimX = call.grid[0];
+    config.gridDimY = call.grid[1];
+    config.gridDimZ = call.grid[2];
+    config.blockDimX = kernel.warps * kThreadsPerWarp;
+    config.blockDimY = 1;
+    config.blockDimZ = 1;
+    config.sharedMemBytes = kernel.sharedBytes;
+    config.hStream = stream;
+    config.attrs = &early;
+    config.numAttrs = kernel.dependent ? 1 : 0;
+    CUresult const result = cuda.launchKernelEx(&config, function, call.arguments.data(), nullptr);
     if (result != CUDA_SUCCESS)
     {
-        error = "kernel " + kernel.entry + ": " + describe(cuda, "cuLaunchKernel", result);
+        error = "kernel " + kernel.entry + ": " + describe(cuda, "cuLaunchKernelEx", result);
     }
     return result == CUDA_SUCCESS;
 }

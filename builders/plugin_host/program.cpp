@@ -8,7 +8,7 @@ namespace
 {
 
 constexpr std::string_view kMagic = "ONERECKP";
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 
 constexpr size_t kAnyCount = UINT32_MAX;
 
@@ -71,6 +71,9 @@ private:
         mReader.require(!kernel.entry.empty() && kernel.entry.find('\0') == std::string::npos, "a kernel has no proper name");
         mReader.require(kernel.warps >= 1 && kernel.warps <= kMaxWarps, "a kernel has no possible number of warps");
         mReader.require(kernel.sharedBytes <= kMaxSharedBytes, "a kernel wants too much shared memory");
+        uint8_t const dependent = mReader.number<uint8_t>();
+        mReader.require(dependent <= 1, "a kernel neither waits for the launch before it nor does not");
+        kernel.dependent = dependent == 1;
         mProgram.kernels.push_back(std::move(kernel));
     }
 

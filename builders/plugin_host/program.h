@@ -38,6 +38,7 @@ struct Kernel
     uint32_t sharedBytes;
     uint32_t globalScratchBytes;  // per thread block
     uint32_t profileScratchBytes; // per thread block
+    bool dependent;               // waits by itself for the launch before it
 };
 
 struct Input

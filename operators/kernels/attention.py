@@ -6,6 +6,7 @@ The rows of all heads that share keys and values are the query rows of one atten
 import triton
 import triton.language as tl
 
+from .dependent import await_previous
 from .rows import divider, e4m3, saturated_quotient
 
 
@@ -19,12 +20,14 @@ def exp2(x):
 def attention(
     query_ND, key_BGSd, value_BGSd, lengths_B, output_ND, tokens, scale, code_scale,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, HEAD: tl.constexpr, HEAD_TILE: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr, CODES: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, DESCRIPTORS: tl.constexpr, CODES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`scale` is log2(e) / sqrt(HEAD); with CODES the result is divided by `code_scale` and leaves as E4M3.
 
     Neighboring CTAs work on one request and group, whose keys stay in the L2 cache.
     """
+    if DEPENDENT:
+        await_previous()
     BLOCKS: tl.constexpr = (ROWS * SHARE + M_TILE - 1) // M_TILE
     group = tl.program_id(0) // BLOCKS  # of all requests
     request = group // GROUPS

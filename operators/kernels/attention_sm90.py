@@ -33,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
+from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .rows import divider, e4m3, saturated_quotient
 
@@ -205,6 +206,7 @@ def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, HEAD: gl
 @gluon.jit
 def _produce_queries(work):
     """Fill the ring of queries, tile after tile. Rows beyond the request's own are another request's, and not stored."""
+    await_previous()
     BYTES: gl.constexpr = work.WARPGROUPS * WARPGROUP_ROWS * work.HEAD * 2
     queries = work.queries
     rows = tma.make_tensor_descriptor(
@@ -229,6 +231,7 @@ def _produce_values(work):
 @gluon.jit
 def _produce(source_BGSd, ring, work):
     """Fill a ring, tile after tile, with keys or values."""
+    await_previous()
     BYTES: gl.constexpr = work.N_TILE * work.HEAD * 2
     number = 0
     for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
@@ -250,6 +253,7 @@ def _produce(source_BGSd, ring, work):
 @gluon.jit
 def _attend(warpgroup: gl.constexpr, work):
     """Attend with a warpgroup tile of every tile: a consumer."""
+    await_previous()
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.HEAD, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, work.N_TILE, 16])

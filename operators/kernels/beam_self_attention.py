@@ -11,8 +11,9 @@ import triton.language as tl
 from ...core.errors import BuildError
 from ..launch.case import Case, KernelCases, Measurement, Trial, compiled_reference, half, indices
 from ..launch.compile import Build
-from ..launch.node import NO_ADDRESS, Node, expect, expect_size
+from ..launch.node import NO_ADDRESS, Node, dependent, expect, expect_size
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim
+from .dependent import await_previous
 
 WARPS = 4  # of 16 heads of 128 channels each thread keeps 16 values of a projection
 
@@ -21,8 +22,11 @@ WARPS = 4  # of 16 heads of 128 channels each thread keeps 16 values of a projec
 def beam_self_attention(
     qkv_N3D, bos_B3D, first_M3D, parent_N, output_ND, rows, earlier, root,
     HISTORY: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, HEADS_TILE: tl.constexpr, HEAD_TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`rows` of a request now, `earlier` ones of the step before, which the parent index counts; `root` is that of HEAD."""
+    if DEPENDENT:
+        await_previous()
     WIDTH: tl.constexpr = HEADS * HEAD
     row = tl.program_id(0).to(tl.int64)
     request = row // rows
@@ -84,7 +88,7 @@ def beam_self_attention_2_program(node: Node) -> Program:
 def _program(node: Node, history: int) -> Program:
     constants = attention_constants(node, history)
     types = ("*fp16", "*fp16", "*fp16", "*i64", "*fp16", "i32", "i32", "fp32")
-    kernel = node.compile(Build(__name__, "beam_self_attention", types, constants, node.capability, WARPS))
+    kernel = node.compile(dependent(Build(__name__, "beam_self_attention", types, constants, node.capability, WARPS)))
     launch = Launch(kernel, (node.rows, 1, 1), attention_arguments(node, history, Output(0)))
     return node.program((Tensor("float16", (dim(0, 0), node.width // 3)),), (Variant(1, (launch,)),))
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..launch.case import Case, Example, KernelCases, Measurement, Trial, compiled_reference, scales
 from ..launch.compile import Build
-from ..launch.node import Node, expect, expect_size
+from ..launch.node import Node, dependent, expect, expect_size
 from ..launch.program import Input, Launch, Output, Program, Tensor, Variant, dim
 from .beam_self_attention import (
     WARPS,
@@ -23,6 +23,7 @@ from .beam_self_attention import (
     head_tile,
     weighted_values,
 )
+from .dependent import await_previous
 from .rows import divider, e4m3, nan_max, quotient, saturated_quotient, scale_of
 
 TYPES = ("*fp16", "*fp16", "*fp16", "*i64", "*fp8e4nv", "*fp32", "i32", "i32", "fp32")
@@ -32,12 +33,14 @@ TYPES = ("*fp16", "*fp16", "*fp16", "*i64", "*fp8e4nv", "*fp32", "i32", "i32", "
 def beam_self_attention_quant(
     qkv_N3D, bos_B3D, first_M3D, parent_N, codes_ND, scale, rows, earlier, root,
     PER_ROW: tl.constexpr, HISTORY: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr,
-    HEADS_TILE: tl.constexpr, HEAD_TILE: tl.constexpr,
+    HEADS_TILE: tl.constexpr, HEAD_TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Arguments as those of `beam_self_attention`; `scale` is written per row and read per tensor.
 
     The result is rounded to FP16 first, as it is where two kernels compute it, so that the codes are the same.
     """
+    if DEPENDENT:
+        await_previous()
     WIDTH: tl.constexpr = HEADS * HEAD
     row = tl.program_id(0).to(tl.int64)
     request = row // rows
@@ -110,7 +113,7 @@ def _codes(node: Node) -> Tensor:
 
 def _program(node: Node, history: int, outputs: tuple[Tensor, ...], scale: Input | Output) -> Program:
     constants = {"PER_ROW": isinstance(scale, Output), **attention_constants(node, history)}
-    kernel = node.compile(Build(__name__, "beam_self_attention_quant", TYPES, constants, node.capability, WARPS))
+    kernel = node.compile(dependent(Build(__name__, "beam_self_attention_quant", TYPES, constants, node.capability, WARPS)))
     launch = Launch(kernel, (node.rows, 1, 1), attention_arguments(node, history, Output(0), scale))
     return node.program(outputs, (Variant(1, (launch,)),))
 

@@ -16,7 +16,7 @@ import triton
 from ...core.errors import BuildError
 from ..launch.case import Case, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half, scales
 from ..launch.compile import Build
-from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, expect, expect_size, static
+from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, dependent, expect, expect_size, static
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
 from ..launch.tiles import AttentionTile
 
@@ -74,7 +74,8 @@ class Attention:
         if not tile.ctas:
             cut = {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(self.head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
             any_types = (*tensors, "i32", "fp32", "*fp32")
-            return Build(f"{__package__}.attention", "attention", any_types, constants | cut, capability, tile.warps, tile.stages)
+            build = Build(f"{__package__}.attention", "attention", any_types, constants | cut, capability, tile.warps, tile.stages)
+            return dependent(build)
         if tile.m not in SM90_ROWS or capability != HOPPER:
             what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
             hint = f"choose {' or '.join(map(str, SM90_ROWS))} rows on {HOPPER}, or ctas = 0"

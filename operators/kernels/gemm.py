@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependent import await_previous, prefetch
 from .epilogue import scales_of, tile_of
 
 
@@ -14,8 +15,14 @@ def gemm(
     N: tl.constexpr, K: tl.constexpr,
     SCALED: tl.constexpr, ROW_SCALES: tl.constexpr, RESIDUAL: tl.constexpr, PROMOTE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr, GROUP: tl.constexpr,
+    DEPENDENT: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     row, channel = tile_of(tl.program_id(0), rows, N, M_TILE, N_TILE, GROUP)
+    if DEPENDENT:
+        if (row == 0) & (channel + N_TILE <= N):
+            BYTES: tl.constexpr = N_TILE * K * (weight_NK.dtype.element_ty.primitive_bitwidth // 8)
+            prefetch(weight_NK + channel.to(tl.int64) * K, tl.arange(0, THREADS), BYTES, THREADS)
+        await_previous()
     numbers = (row + tl.arange(0, M_TILE)).to(tl.int64)
     channels = channel + tl.arange(0, N_TILE)
     steps = tl.arange(0, K_TILE)

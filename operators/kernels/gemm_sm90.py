@@ -38,6 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
+from .dependent import await_previous, prefetch
 from .epilogue import tile_of
 
 WARPGROUP_ROWS = gl.constexpr(64)  # rows of a WGMMA instruction
@@ -154,6 +155,12 @@ def _produce(X: gl.constexpr, WEIGHT: gl.constexpr, work):
     BYTES: gl.constexpr = (X * work.M_TILE + WEIGHT * work.N_TILE) * work.K_TILE * WIDTH
     BOX: gl.constexpr = [work.N_TILE, work.K_TILE]
     if WEIGHT:
+        row, channel = work.place(gl.program_id(0))
+        if (row == 0) & (channel + work.N_TILE <= work.N):
+            lanes = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+            prefetch(work.weight_NK + channel.to(gl.int64) * work.K, lanes, work.N_TILE * work.K * WIDTH, 32)
+    await_previous()
+    if WEIGHT:
         weight = tma.make_tensor_descriptor(work.weight_NK, [work.N, work.K], [work.K, 1], BOX, work.weight_stages.layout)
     if X:
         x = tma.make_tensor_descriptor(work.x_RK, [work.rows, work.K], [work.K, 1], [WARPGROUP_ROWS, work.K_TILE], work.x_stages.layout)
@@ -178,6 +185,7 @@ def _produce(X: gl.constexpr, WEIGHT: gl.constexpr, work):
 @gluon.jit
 def _store(warpgroup: gl.constexpr, work):
     """Bring residuals, take results away: the store warp."""
+    await_previous()
     staging = work.staging.index(warpgroup)
     staged = work.staged.index(warpgroup)
     finished = work.finished.index(warpgroup)
@@ -205,6 +213,7 @@ def _store(warpgroup: gl.constexpr, work):
 @gluon.jit
 def _consume(warpgroup: gl.constexpr, work):
     """Multiply and finish a warpgroup tile of every tile: a consumer."""
+    await_previous()
     number = 0
     parity = 0
     for tile in range(gl.program_id(0), work.tiles(), work.CTAS):

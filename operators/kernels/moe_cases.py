@@ -31,7 +31,7 @@ from ..launch.case import (
     scales,
 )
 from ..launch.node import HOPPER
-from ..launch.tiles import ExpertTile, GemmTile, RowTile
+from ..launch.tiles import ExpertTile, RouteTile, RowTile
 from .fp8_linear import accumulator_loss
 from .moe_library import grouped_products
 from .moe_scheme import SCHEMES, Share
@@ -208,19 +208,24 @@ def _candidates(case: Case, capability: str) -> Iterator[ExpertTile | RowTile]:
 
 def _route_trials() -> Iterator[Trial]:
     for rows, d, experts, top_k, shared in ((1, 32, 6, 2, 1), (20, 200, 70, 8, 0)):
-        yield Trial(moe_route_case(rows, d, experts, top_k, shared), GemmTile(16, 64, 64, 2, 4))
+        for parts in (1, 3):
+            yield Trial(moe_route_case(rows, d, experts, top_k, shared), RouteTile(16, 64, 2, 4, parts))
 
 
 def _route_tuned() -> Iterator[Tuning]:
-    for rows in (32, 1024, MANY_ROWS):
+    for rows in (32, 512, 4096, MANY_ROWS):
         yield Tuning(moe_route_case(rows, WIDTH, EXPERTS - SHARED, SLOTS - SHARED, SHARED), ("moe_route",))
 
 
-def _route_candidates(case: Case, _capability: str) -> Iterator[GemmTile]:
-    """A CTA has all experts, so that `n` says nothing."""
-    for m, warps in ((16, 4), (32, 4), (64, 4), (128, 8)) if case.rows >= MANY_ROWS else ((16, 4), (32, 4)):
-        for k, stages in ((64, 3), (64, 4), (128, 3)):
-            yield GemmTile(m, 64, k, stages, warps)
+def _route_candidates(case: Case, _capability: str) -> Iterator[RouteTile]:
+    """With few rows many CTAs share the channels of a token."""
+    if case.rows < MANY_ROWS:
+        for m, k, parts in ((16, 128, 11), (32, 128, 11), (64, 128, 11), (16, 128, 6), (32, 64, 4), (64, 64, 4)):
+            yield RouteTile(m, k, 2 if k == BLOCK else 3, 4, parts)
+    else:
+        for m, k, stages, warps in ((16, 64, 3, 4), (32, 64, 3, 4), (64, 64, 3, 4), (64, 64, 4, 4), (128, 64, 3, 8), (128, 64, 4, 8)):
+            yield RouteTile(m, k, stages, warps)
+        yield RouteTile(64, 64, 3, 4, 2)
 
 
 def _route_measured() -> Iterator[Measurement]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependent import await_previous
 from .rows import chunk_mask, row_numbers, store_chunk
 
 
 @triton.jit
 def moe_combine(
     y_RD, row_NS, residual_ND, output_ND, rows,
-    WIDTH: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`row_NS` holds each token's rows of y in ascending order, which is that of its experts; -1 is none."""
+    if DEPENDENT:
+        await_previous()
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     for number in tl.static_range((WIDTH + CHUNK - 1) // CHUNK):

@@ -17,7 +17,19 @@ from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ...core.precision import BLOCK
 from ..launch.compile import Build
-from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, expect, expect_size, static
+from ..launch.node import (
+    HOPPER,
+    LANES_PER_WARP,
+    NO_ADDRESS,
+    TMA_ALIGNMENT,
+    WARPGROUP,
+    Node,
+    by_rows,
+    dependent,
+    expect,
+    expect_size,
+    static,
+)
 from ..launch.program import (
     Argument,
     Buffer,
@@ -145,7 +157,8 @@ class Experts:
             return _persistent("moe_gemm_sm90", types, constants | {"EXPERTS": self.experts}, tile, down, k_tile, capability)
         m, stages = _cut(tile, down)
         constants |= {"M_TILE": m, "K_TILE": k_tile}
-        return Build(f"{__package__}.moe_gemm", "moe_gemm", types, constants, capability, tile.warps, stages)
+        constants |= {"THREADS": tile.warps * LANES_PER_WARP}
+        return dependent(Build(f"{__package__}.moe_gemm", "moe_gemm", types, constants, capability, tile.warps, stages))
 
 
 def align(tile: ExpertTile) -> int:
@@ -291,11 +304,12 @@ class _Node:
         return Launch(self.node.compile(build), (grid, 1, 1), arguments)
 
     def _rank(self, each: RowClass) -> Launch:
-        tile = self._row_tile("moe_rank", self.sizes.experts, each)
+        cut = self._row_tile("moe_rank", self.sizes.experts, each)
         types = ("*i64", "*i32", "*i32", "i32")
-        build = Build(f"{__package__}.moe_place", "moe_rank", types, {"CHUNK": tile.chunk}, self.node.capability, tile.warps)
-        entries = Int32(self.node.rows * self.sizes.slots)
-        return self._launch(build, self.sizes.experts, self._input("index"), self._buffer("rank"), self._buffer("total"), entries)
+        constants = {"EXPERTS": self.sizes.experts, "PORTIONS": cut.rows, "CHUNK": cut.chunk}
+        build = dependent(Build(f"{__package__}.moe_place", "moe_rank", types, constants, self.node.capability, cut.warps))
+        arguments = (self._input("index"), self._buffer("rank"), self._buffer("total"), Int32(self.node.rows * self.sizes.slots))
+        return self._launch(build, self.sizes.experts * cut.rows, *arguments)
 
     def _place(self, tile: ExpertTile, each: RowClass, capacity: Expr) -> Launch:
         sizes, operand = self.sizes, DTYPES[self.scheme.operand].pointer
@@ -315,7 +329,7 @@ class _Node:
             "EXPERT_TILE": triton.next_power_of_2(sizes.experts),
             "SCALE_TILE": triton.next_power_of_2(max(1, sizes.x_scales)),
         }
-        build = Build(f"{__package__}.moe_place", "moe_place", types, constants, self.node.capability, cut.warps)
+        build = dependent(Build(f"{__package__}.moe_place", "moe_place", types, constants, self.node.capability, cut.warps))
         read = (self._input(name) for name in ("x", "x_scale", "index", "weight"))
         scratch = (self._buffer(name) for name in ("rank", "total", "x", "x_scale", "gate", "row", "up_table", "down_table"))
         return self._launch(build, cdiv(self.node.rows, cut.rows) + 2, *read, *scratch, Int32(self.node.rows), Int32(capacity))
@@ -356,7 +370,7 @@ class _Node:
             "CHUNK": cut.chunk,
             "LANES": max(1, cut.warps // cut.rows) * 32,
         }
-        build = Build(f"{__package__}.moe_hidden", "moe_hidden", types, constants, self.node.capability, cut.warps)
+        build = dependent(Build(f"{__package__}.moe_hidden", "moe_hidden", types, constants, self.node.capability, cut.warps))
         scale = self._input("hidden_scale") if self.scheme.hidden is Share.EXPERT else self._buffer("hidden_scale")
         arguments = (self._buffer("wide"), self._buffer("hidden"), scale, self._buffer("up_table"), Int32(capacity))
         ctas = self.sizes.tiles(self.node.rows, tile.up_m) * (tile.up_m // cut.rows)
@@ -366,7 +380,7 @@ class _Node:
         cut = self._row_tile("moe_combine", self.sizes.d, each)
         constants = {"WIDTH": self.sizes.d, "SLOTS": self.sizes.slots, "ROWS": cut.rows, "CHUNK": cut.chunk}
         types = ("*fp16", "*i32", "*fp16", "*fp16", "i32")
-        build = Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps)
+        build = dependent(Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps))
         arguments = (self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0), Int32(self.node.rows))
         return self._launch(build, cdiv(self.node.rows, cut.rows), *arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependent import await_previous, prefetch
 from .moe_place import ENTRY
 from .moe_scheme import Share
 from .rows import BLOCK
@@ -19,7 +20,7 @@ def moe_gemm(
     x_RK, weight_NK, output_RN, x_scale, weight_scale, gate_R, table, capacity,
     N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr,
     X_SCALE: tl.constexpr, WEIGHT_SCALE: tl.constexpr, GATED: tl.constexpr, PROMOTE: tl.constexpr,
-    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
+    M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr, DEPENDENT: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """FP16 [sorted rows, N]: x [sorted rows, K] @ the [N, K] of each tile's expert, of weights [E * N, K]; one CTA per tile.
 
@@ -28,6 +29,10 @@ def moe_gemm(
     """
     COLUMNS: tl.constexpr = (N + N_TILE - 1) // N_TILE
     tile = tl.program_id(0) // COLUMNS
+    if DEPENDENT:
+        if GATED:
+            _prefetch_tile(weight_NK, table, tile, N, K, N_TILE, THREADS)
+        await_previous()
     if tile < tl.load(table):
         entry = table + ENTRY + ENTRY * tile
         expert = tl.load(entry).to(tl.int64)
@@ -52,6 +57,16 @@ def moe_gemm(
             accumulator *= tl.load(gate_R + row, mask=inside, other=0.0)[:, None]
         place = output_RN + row[:, None] * N + channel[None, :]
         tl.store(place, accumulator.to(tl.float16), mask=inside[:, None] & (channel < N)[None, :])
+
+
+@triton.jit
+def _prefetch_tile(weight_NK, table, tile, N: tl.constexpr, K: tl.constexpr, N_TILE: tl.constexpr, THREADS: tl.constexpr):
+    """Ask for the weights of a tile while the launch before this one still runs. The one before that wrote the table."""
+    channel = tl.program_id(0) % ((N + N_TILE - 1) // N_TILE) * N_TILE
+    if (tile < tl.load(table, cache_modifier=".cg")) & (channel + N_TILE <= N):
+        row = tl.load(table + ENTRY + ENTRY * tile, cache_modifier=".cg") * N + channel
+        BYTES: tl.constexpr = N_TILE * K * (weight_NK.dtype.element_ty.primitive_bitwidth // 8)
+        prefetch(weight_NK + row.to(tl.int64) * K, tl.arange(0, THREADS), BYTES, THREADS)
 
 
 @triton.jit

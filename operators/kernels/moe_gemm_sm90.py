@@ -9,6 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
+from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import BLOCKS, CHANNEL, EXPERT, ROW, TENSOR
 from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
@@ -56,7 +57,7 @@ def moe_gemm_sm90(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,
         EXPERTS=EXPERTS, N=N, K=K, X_STRIDE=X_STRIDE, COLUMNS=(N + N_TILE - 1) // N_TILE,
-        M_TILE=M_TILE, K_TILE=K_TILE, BOX=N_TILE, BOXES=1, STAGES=STAGES, CTAS=CTAS,
+        M_TILE=M_TILE, K_TILE=K_TILE, BOX=N_TILE, BOXES=1, STAGES=STAGES, CTAS=CTAS, AHEAD=GATED,
     )  # fmt: skip
     epilogue = _Epilogue(
         output_RN=output_RN, x_scale=x_scale, weight_scale=weight_scale, gate_R=gate_R, staging=staging,
@@ -83,6 +84,7 @@ def moe_gemm_sm90(
 @gluon.jit
 def _consume(warpgroup: gl.constexpr, ring, epilogue):
     """Multiply and finish 64 rows of every tile."""
+    await_previous()
     staging = epilogue.staging.index(warpgroup)
     output = tma.make_tensor_descriptor(
         epilogue.output_RN, [ring.capacity, ring.N], [ring.N, 1], [WARPGROUP_ROWS, ring.BOX], staging.layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependent import await_previous
 from .moe_place import ENTRY
 from .moe_scheme import Share
 from .rows import (
@@ -28,12 +29,15 @@ IN_FP16, PER_EXPERT, PER_ROW, PER_BLOCK = (tl.constexpr(int(share)) for share in
 def moe_hidden(
     gate_up_R2H, hidden_RH, scale, table, capacity,
     SHARE: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """WIDTH is H; a CTA has ROWS of a TILE of the table.
 
     `scale` is read per expert [E], written per row [R] and per block [B, R]; codes of blocks fill whole blocks.
     """
     CTAS: tl.constexpr = TILE // ROWS
+    if DEPENDENT:
+        await_previous()
     tile = tl.program_id(0) // CTAS
     in_tile = (tl.program_id(0) % CTAS * ROWS + tl.arange(0, ROWS))[:, None]
     exists = tile < tl.load(table)

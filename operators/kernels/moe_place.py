@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependent import await_previous
 from .rows import chunk_mask, store_chunk
 
 ENTRY = tl.constexpr(4)  # numbers of a tile in a table, and before the first one
@@ -22,17 +23,33 @@ AT_A_TIME = tl.constexpr(16)  # tiles of the table
 
 
 @triton.jit
-def moe_rank(index_NS, rank_NS, total_E, entries, CHUNK: tl.constexpr):
-    """Number the entries of one expert in token order, and count them. One CTA per expert."""
-    expert = tl.program_id(0)
-    before = 0
-    for start in range(0, entries, CHUNK):
+def moe_rank(
+    index_NS, rank_NS, total_E, entries,
+    EXPERTS: tl.constexpr, PORTIONS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Number the entries of one expert in token order, and count them.
+
+    PORTIONS CTAs per expert: each counts the entries before its own, which takes less time than to number them.
+    """
+    if DEPENDENT:
+        await_previous()
+    expert = tl.program_id(0) % EXPERTS
+    portion = tl.cdiv(tl.cdiv(entries, CHUNK), PORTIONS) * CHUNK
+    first = tl.program_id(0) // EXPERTS * portion
+    last = tl.minimum(first + portion, entries)
+    earlier = tl.zeros((CHUNK,), tl.int32)
+    for start in range(0, first, CHUNK):
         entry = start + tl.arange(0, CHUNK)
-        hit = tl.load(index_NS + entry, mask=entry < entries, other=-1) == expert
+        earlier += (tl.load(index_NS + entry, mask=entry < entries, other=-1) == expert).to(tl.int32)
+    before = tl.sum(earlier, 0)
+    for start in range(first, last, CHUNK):
+        entry = start + tl.arange(0, CHUNK)
+        hit = tl.load(index_NS + entry, mask=entry < last, other=-1) == expert
         up_to = tl.cumsum(hit.to(tl.int32), 0)
         tl.store(rank_NS + entry, before + up_to - 1, mask=hit)
         before += tl.sum(hit.to(tl.int32), 0)
-    tl.store(total_E + expert, before)
+    if tl.program_id(0) >= EXPERTS * (PORTIONS - 1):  # the last one has seen all of them
+        tl.store(total_E + expert, before)
 
 
 @triton.jit
@@ -40,13 +57,15 @@ def moe_place(
     x_NK, x_scale_NB, index_NS, weight_NS, rank_NS, total_E, x_RK, x_scale_BR, gate_R, row_NS, up_table, down_table, rows, capacity,
     WIDTH: tl.constexpr, SCALES: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     ALIGN: tl.constexpr, UP_TILE: tl.constexpr, DOWN_TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    SLOT_TILE: tl.constexpr, EXPERT_TILE: tl.constexpr, SCALE_TILE: tl.constexpr,
+    SLOT_TILE: tl.constexpr, EXPERT_TILE: tl.constexpr, SCALE_TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The first two CTAs write the tables, each other one places ROWS tokens.
 
     SCALES: scales of a row; 0 where it has none. `capacity`: rows of the sorted buffers. The last three constants are SLOTS, EXPERTS
     and SCALES, rounded up to powers of two.
     """
+    if DEPENDENT:
+        await_previous()
     experts = tl.arange(0, EXPERT_TILE)
     total = tl.load(total_E + experts, mask=experts < EXPERTS, other=0)
     group = (total + ALIGN - 1) // ALIGN * ALIGN

@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.core import _aggregate as aggregate
 
+from .dependent import await_previous, prefetch
 from .gemm_sm90 import WARPGROUP_ROWS
 from .moe_place import ENTRY
 
@@ -59,6 +60,7 @@ class Ring:
     BOXES: gl.constexpr
     STAGES: gl.constexpr
     CTAS: gl.constexpr
+    AHEAD: gl.constexpr
     CONSUMERS: gl.constexpr
     STEPS: gl.constexpr
 
@@ -119,6 +121,7 @@ def init_barriers(full, empty, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
 def produce_x(ring):
     """Load the rows of every tile. Boxes beyond the edges are filled with zeros: the bytes are always those of whole boxes."""
     BYTES: gl.constexpr = ring.M_TILE * ring.K_TILE * (ring.x_stages.dtype.primitive_bitwidth // 8)
+    await_previous()
     x = tma.make_tensor_descriptor(
         ring.x_RK, [ring.capacity, ring.X_STRIDE], [ring.X_STRIDE, 1], [WARPGROUP_ROWS, ring.K_TILE], ring.x_stages.layout
     )
@@ -135,11 +138,27 @@ def produce_x(ring):
 
 
 @gluon.jit
+def prefetch_first(ring):
+    """Ask for the weights of the first tile while the launch before this one still runs. The one before that wrote the table."""
+    gl.static_assert(ring.BOXES == 1)
+    tile = gl.program_id(0)
+    channel = tile % ring.COLUMNS * ring.BOX
+    if (tile < gl.load(ring.table, cache_modifier=".cg") * ring.COLUMNS) & (channel + ring.BOX <= ring.N):
+        row = gl.load(ring.entry(tile), cache_modifier=".cg") * ring.N + channel
+        lanes = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+        BYTES: gl.constexpr = ring.BOX * ring.K * (ring.x_stages.dtype.primitive_bitwidth // 8)
+        prefetch(ring.weight_NK + row.to(gl.int64) * ring.K, lanes, BYTES, 32)
+
+
+@gluon.jit
 def produce_weights(ring):
     """Load the weights of every tile's expert."""
     WIDTH: gl.constexpr = ring.x_stages.dtype.primitive_bitwidth // 8
     BYTES: gl.constexpr = ring.BOXES * ring.BOX * ring.K_TILE * WIDTH
     LAYOUT: gl.constexpr = ring.weight_stages.layout
+    if ring.AHEAD:
+        prefetch_first(ring)
+    await_previous()
     weight = tma.make_tensor_descriptor(ring.weight_NK, [ring.EXPERTS * ring.N, ring.K], [ring.K, 1], [ring.BOX, ring.K_TILE], LAYOUT)
     number = 0
     for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):

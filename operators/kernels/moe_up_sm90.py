@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
+from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import BLOCKS, CHANNEL, ROW, TENSOR
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
@@ -65,7 +66,7 @@ def moe_up_sm90(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,
         EXPERTS=EXPERTS, N=N, K=K, X_STRIDE=X_STRIDE, COLUMNS=(N // 2 + HIDDEN_TILE - 1) // HIDDEN_TILE,
-        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS,
+        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False,
     )  # fmt: skip
     epilogue = _Epilogue(
         hidden_RH=hidden_RH, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
@@ -92,6 +93,7 @@ def moe_up_sm90(
 @gluon.jit
 def _consume(warpgroup: gl.constexpr, ring, epilogue):
     """Multiply and finish 64 rows of every tile. The store of one tile has read the buffer long before the next tile is finished."""
+    await_previous()
     staging = epilogue.staging.index(warpgroup)
     BOX: gl.constexpr = [WARPGROUP_ROWS, HIDDEN_TILE]
     hidden = tma.make_tensor_descriptor(epilogue.hidden_RH, [ring.capacity, epilogue.STRIDE], [epilogue.STRIDE, 1], BOX, staging.layout)

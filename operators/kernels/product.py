@@ -8,7 +8,7 @@ from typing import Literal
 from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ..launch.compile import Build
-from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, expect_size, static
+from ..launch.node import HOPPER, LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, dependent, expect_size, static
 from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from ..launch.tiles import GemmTile
 
@@ -63,7 +63,8 @@ class Product:
         }
         types = (operand, operand, "*fp16", "*fp32", "*fp32", "*fp16", "i32")
         if not tile.ctas:
-            return Build(f"{__package__}.gemm", "gemm", types, constants, capability, tile.warps, tile.stages)
+            constants["THREADS"] = tile.warps * LANES_PER_WARP
+            return dependent(Build(f"{__package__}.gemm", "gemm", types, constants, capability, tile.warps, tile.stages))
         if tile.m not in WARP_SPECIALIZED or capability != HOPPER:
             hint = f"choose {' or '.join(map(str, WARP_SPECIALIZED))} rows on {HOPPER}, or ctas = 0"
             raise BuildError(f"no warp-specialized kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)

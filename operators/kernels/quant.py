@@ -10,6 +10,7 @@ import triton.language as tl
 from ..launch.case import Case, KernelCases, TileKey, half, scales
 from ..launch.node import Node, expect, row_launch
 from ..launch.program import Input, Int32, Output, Program, Tensor
+from .dependent import await_previous
 from .row_cases import MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import load_row, row_amax, row_numbers, scale_of, store_codes, store_per_row
 
@@ -18,8 +19,11 @@ from .rows import load_row, row_amax, row_numbers, scale_of, store_codes, store_
 def quant(
     x_ND, codes_ND, scale, rows,
     PER_ROW: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`scale` is written per row and read per tensor."""
+    if DEPENDENT:
+        await_previous()
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     x = load_row(x_ND + rows_R1 * WIDTH, inside_R1, WIDTH, CHUNK)

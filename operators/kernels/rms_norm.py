@@ -12,6 +12,7 @@ import triton.language as tl
 from ..launch.case import MANY_ROWS, Case, KernelCases, Library, Measurement, TileKey, half
 from ..launch.node import Node, epsilon_of, expect, expect_size, row_launch
 from ..launch.program import Float32, Input, Int32, Output, Program, Tensor
+from .dependent import await_previous
 from .row_cases import EPSILON, MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import divider, load_row, quotient, row_numbers, store_chunk
 
@@ -34,7 +35,12 @@ def norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH: tl.constexpr, C
 
 
 @triton.jit
-def rms_norm(x_ND, weight_D, output_ND, rows, epsilon, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+def rms_norm(
+    x_ND, weight_D, output_ND, rows, epsilon,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    if DEPENDENT:
+        await_previous()
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     normed = norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH, CHUNK)

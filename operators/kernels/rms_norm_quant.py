@@ -13,6 +13,7 @@ from ...core import precision
 from ..launch.case import MANY_ROWS, Case, Example, KernelCases, Measurement, TileKey, Trial, compiled_reference, half, scales, single
 from ..launch.node import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_launch
 from ..launch.program import Argument, DType, Float32, Input, Int32, Output, Program, Tensor
+from .dependent import await_previous
 from .rms_norm import norm_row
 from .row_cases import CODES_ONLY, EPSILON, MODEL_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import (
@@ -39,8 +40,11 @@ def rms_norm_quant(
     x_ND, weight_D, codes_ND, scale, norm_ND, rows, epsilon,
     GRANULARITY: tl.constexpr, STORE_NORM: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`scale` is read per tensor and written per row or block."""
+    if DEPENDENT:
+        await_previous()
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     normed = norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH, CHUNK)

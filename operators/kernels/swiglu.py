@@ -12,6 +12,7 @@ from ...core.errors import BuildError
 from ..launch.case import MANY_ROWS, Case, Example, KernelCases, Measurement, TileKey, compiled_reference, half, scales
 from ..launch.node import NO_ADDRESS, Node, expect, row_launch
 from ..launch.program import Argument, DType, Expr, Input, Int32, Output, Program, Tensor
+from .dependent import await_previous
 from .row_cases import HIDDEN_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import load_row, row_amax, row_numbers, scale_of, store_chunk, store_codes, store_per_row
 
@@ -46,8 +47,11 @@ def swiglu_row(gate_up_R2H, rows_R1, inside_R1, WIDTH: tl.constexpr, CHUNK: tl.c
 def swiglu(
     gate_up_N2H, output_NH, scale, rows,
     FORM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """WIDTH is H. `scale` is read per tensor and written per row; the FP16 form has none."""
+    if DEPENDENT:
+        await_previous()
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     product = swiglu_row(gate_up_N2H, rows_R1, inside_R1, WIDTH, CHUNK)

@@ -23,7 +23,7 @@ from ...core.errors import ArtifactError, BuildError
 from ...core.threads import usable_cores
 from .program import Kernel
 
-FORMAT = 3  # of the files in the cache
+FORMAT = 4  # of the files in the cache
 WARP = 32
 _PER_PROCESS = 4  # kernels: starting a process takes the time of some
 MAX_SHARED = {
@@ -31,6 +31,7 @@ MAX_SHARED = {
     "9.0": 232448,
     "12.0": 101376,
 }  # bytes a block may ask for; CUDA C++ Programming Guide, table of technical specifications
+WAIT = "griddepcontrol.wait"  # of a kernel that waits by itself for the launch before it
 HIDDEN_ALIGNMENT = 256  # the host's scratch begins there and goes on by the block
 
 
@@ -181,6 +182,7 @@ def _compile(build: Build, source: Any) -> Kernel:
         shared_bytes=metadata.shared,
         global_scratch_bytes=metadata.global_scratch_size,
         profile_scratch_bytes=metadata.profile_scratch_size,
+        dependent=WAIT in result.asm["ptx"],
     )
 
 

@@ -2,10 +2,11 @@
 
 All numbers are little-endian, without padding. `list<T>` is a u32 count and that many T; `text` is a u32 length and UTF-8.
 
-    program     "ONERECKP"  u32 version = 2  u64 length of all this, header included
+    program     "ONERECKP"  u32 version = 3  u64 length of all this, header included
                 list<cubin>  list<kernel>  list<input>  list<output>  list<buffer>  list<variant>
     cubin       u64 length  bytes                                  each distinct cubin once
     kernel      u32 cubin  text entry  u32 warps  u32 shared bytes  u32 global scratch bytes  u32 profile scratch bytes
+                u8 dependent
     input       u8 dtype  list<i64>                                its number in core/dtypes.py; dimensions, -1: any
     output      u8 dtype  list<expression>
     buffer      expression  u8 clear
@@ -30,7 +31,7 @@ from .expression import Expr, Op, as_expr
 from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Output, Program, Scratch
 
 MAGIC = b"ONERECKP"
-VERSION = 2
+VERSION = 3
 
 _KINDS = (Input, Output, Scratch, Int32, Int64, Float32)
 
@@ -64,7 +65,7 @@ def encode(program: Program) -> bytes:
 def _kernel(kernel: Kernel, cubins: Sequence[bytes]) -> bytes:
     entry = kernel.entry.encode()
     numbers = (kernel.warps, kernel.shared_bytes, kernel.global_scratch_bytes, kernel.profile_scratch_bytes)
-    return struct.pack("<II", cubins.index(kernel.cubin), len(entry)) + entry + struct.pack("<4I", *numbers)
+    return struct.pack("<II", cubins.index(kernel.cubin), len(entry)) + entry + struct.pack("<4IB", *numbers, kernel.dependent)
 
 
 def _launch(launch: Launch, kernels: Sequence[Kernel]) -> bytes:

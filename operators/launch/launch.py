@@ -18,7 +18,25 @@ from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Out
 WARP = 32
 DEFAULT_SHARED = 48 << 10  # bytes a block may have unasked
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 Run = Callable[[], None]
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = (("number", ctypes.c_int), ("padding", ctypes.c_char * 4), ("value", ctypes.c_int * 16))
+
+
+class _Configuration(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("x", "y", "z", "block_x", "block_y", "block_z", "shared_bytes")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 @dataclass(frozen=True)
@@ -94,12 +112,14 @@ def _bind(launch: Launch, tensors: Tensors) -> Run:
     values += [ctypes.c_void_p(tensor.data_ptr()) for tensor in hidden]  # null for an empty tensor
     addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     function, driver = _loaded(kernel, torch.cuda.current_device()), _driver()
+    attributes = (_Attribute * 1)(_Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", (ctypes.c_int * 16)(1)))
     kept = (values, hidden, tensors)  # what the launch points to lives as long as it
 
     def run() -> None:
         assert kept
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(driver.cuLaunchKernel(function, *grid, kernel.warps * WARP, 1, 1, kernel.shared_bytes, stream, addresses, None))
+        config = _Configuration(*grid, kernel.warps * WARP, 1, 1, kernel.shared_bytes, stream, attributes, kernel.dependent)
+        _check(driver.cuLaunchKernelEx(ctypes.byref(config), function, addresses, None))
 
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...core.dtypes import DTYPES
@@ -16,6 +16,7 @@ NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
 LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
 HOPPER = "9.0"  # for which there are warp-specialized kernels
+DEPENDENT = ("9.0", "12.0")  # have programmatic dependent launch
 WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
 
 
@@ -78,6 +79,12 @@ def static(node: Node, index: int, axis: int) -> int:
     return size
 
 
+def dependent(build: Build) -> Build:
+    """With what a kernel must know that waits for the launch before it (operators/kernels/dependent.py)."""
+    constants = {"DEPENDENT": build.capability in DEPENDENT}
+    return replace(build, constants={**build.constants, **constants})
+
+
 def expect(node: Node, index: int, *dtypes: str) -> str:
     """Triton's pointer type of an input, which must be of one of the given types."""
     if index >= len(node.inputs):
@@ -124,6 +131,7 @@ def row_launch(
 def row_build(function: Any, types: tuple[str, ...], constants: Mapping[str, int | bool], tile: RowTile, capability: str) -> Build:
     """How a row kernel is compiled for a tile."""
     cut = {"ROWS": tile.rows, "CHUNK": tile.chunk, "LANES": max(1, tile.warps // tile.rows) * LANES_PER_WARP}
+    cut["DEPENDENT"] = capability in DEPENDENT
     cut = {name: value for name, value in cut.items() if name in function.arg_names}
     return Build(
         function.fn.__module__, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers

@@ -107,8 +107,37 @@ class ExpertTile:
     ctas: int = 0
 
 
-Tile = RowTile | GemmTile | AttentionTile | ExpertTile
-KINDS: dict[str, type[Tile]] = {"row": RowTile, "gemm": GemmTile, "attention": AttentionTile, "experts": ExpertTile}
+@dataclass(frozen=True)
+class RouteTile:
+    """How routing is cut.
+
+    Attributes:
+        m: Tokens of a CTA that computes logits; it has all experts.
+        k: Channels of one step of its main loop.
+        stages: Steps in flight.
+        warps: Of such a CTA.
+        parts: CTAs that share the channels of a token. With more than one a second launch adds their logits and chooses.
+        chosen: Tokens of a CTA of that launch.
+        chosen_warps: Its warps.
+    """
+
+    m: int
+    k: int
+    stages: int
+    warps: int
+    parts: int = 1
+    chosen: int = 16
+    chosen_warps: int = 4
+
+
+Tile = RowTile | GemmTile | AttentionTile | ExpertTile | RouteTile
+KINDS: dict[str, type[Tile]] = {
+    "row": RowTile,
+    "gemm": GemmTile,
+    "attention": AttentionTile,
+    "experts": ExpertTile,
+    "route": RouteTile,
+}
 _KIND_OF = {tile: kind for kind, tile in KINDS.items()}
 
 
@@ -170,7 +199,7 @@ class Tiles:
         """The table for a GPU with so many multiprocessors: a persistent kernel has one CTA per multiprocessor at most."""
 
         def cut(tile: Tile) -> Tile:
-            return tile if isinstance(tile, RowTile) else replace(tile, ctas=min(tile.ctas, multiprocessors))
+            return tile if isinstance(tile, RowTile | RouteTile) else replace(tile, ctas=min(tile.ctas, multiprocessors))
 
         return Tiles(tuple(replace(entry, tile=cut(entry.tile)) for entry in self.entries))
 

@@ -80,17 +80,23 @@ CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int value)
     return answer("cuFuncSetAttribute");
 }
 
-CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared,
-    CUstream stream, void** arguments, void**)
+CUresult cuLaunchKernelEx(CUlaunchConfig const* config, CUfunction function, void** arguments, void**)
 {
-    std::printf("launch %s %ux%ux%u threads %u shared %u stream %p arguments", reinterpret_cast<char*>(function), x, y, z, threads, shared,
-        static_cast<void*>(stream));
+    std::printf("launch %s %ux%ux%u threads %u shared %u stream %p", reinterpret_cast<char*>(function), config->gridDimX, config->gridDimY,
+        config->gridDimZ, config->blockDimX, config->sharedMemBytes, static_cast<void*>(config->hStream));
+    for (unsigned i = 0; i < config->numAttrs; ++i)
+    {
+        bool const early = config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            && config->attrs[i].value.programmaticStreamSerializationAllowed == 1;
+        std::printf(early ? " early" : " unknown attribute");
+    }
+    std::printf(" arguments");
     for (int i = 0; i < 4; ++i) // every kernel of the test has two addresses and the two hidden ones
     {
         std::printf(" %#llx", *static_cast<unsigned long long*>(arguments[i]));
     }
     std::printf("\n");
-    return answer("cuLaunchKernel");
+    return answer("cuLaunchKernelEx");
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t size, CUstream)

@@ -66,7 +66,7 @@ bool evaluate(Program const& program, Shape const* shapes, std::string& text)
         {
             lines += " " + std::to_string(extent);
         }
-        lines += " | " + std::to_string(kernel.warps) + " " + std::to_string(kernel.sharedBytes) + " |";
+        lines += " | " + std::to_string(kernel.warps) + " " + std::to_string(kernel.sharedBytes) + (kernel.dependent ? " dependent |" : " |");
         for (size_t i = 0; i < call.count; ++i)
         {
             bool const narrow = i < launch.arguments.size() && launch.arguments[i].kind == Argument::Kind::kInt32;

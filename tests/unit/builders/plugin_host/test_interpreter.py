@@ -99,6 +99,7 @@ kernels = st.builds(
     shared_bytes=st.integers(0, 1 << 18),
     global_scratch_bytes=st.sampled_from([0, 0, 384]),
     profile_scratch_bytes=st.sampled_from([0, 0, 16]),
+    dependent=st.booleans(),
 )
 launches = st.builds(Launch, kernels, st.tuples(growing, growing, growing), st.lists(arguments, max_size=6).map(tuple))
 programs = st.builds(
@@ -175,7 +176,8 @@ def _expected(program: Program, shapes: Sequence[Sequence[int]]) -> str:
         values += [WORKSPACE + end if kernel.global_scratch_bytes else 0, WORKSPACE + profile if kernel.profile_scratch_bytes else 0]
         grids, numbers = " ".join(map(str, grid)), " ".join(map(str, values))
         nothing = " nothing" if 0 in grid else ""
-        lines.append(f"{kernel.entry} of {kernel.cubin.decode()} {grids} | {kernel.warps} {kernel.shared_bytes} | {numbers}{nothing}")
+        launched = f"{kernel.warps} {kernel.shared_bytes}" + (" dependent" if kernel.dependent else "")
+        lines.append(f"{kernel.entry} of {kernel.cubin.decode()} {grids} | {launched} | {numbers}{nothing}")
     return "\n".join(lines) + "\n"
 
 

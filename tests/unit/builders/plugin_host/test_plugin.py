@@ -31,7 +31,7 @@ from onerec_trt.operators.launch.program import (
 
 ROWS = dim(0, 0)
 GEMM = Kernel(b"the cubin\0", "gemm", warps=8, shared_bytes=200_000, global_scratch_bytes=384)
-SMALL = replace(GEMM, entry="small", warps=4, shared_bytes=0, global_scratch_bytes=0)
+SMALL = replace(GEMM, entry="small", warps=4, shared_bytes=0, global_scratch_bytes=0, dependent=True)
 PROGRAM = Program(
     inputs=(InputType("float16", (None, 64)),),
     outputs=(Tensor("float8_e4m3fn", (ROWS, cdiv(ROWS * 64, 128) - 1)),),
@@ -85,13 +85,13 @@ def test_from_the_field_to_the_launch(drive: Drive) -> None:
         f"configure 0 supported 1 workspace {1280 + 256 + 1280}",  # two buffers, and 3 blocks of 384 bytes, each in steps of 256
     ]
     runs = "\n".join(lines).split("enqueue 0\n")
-    launch = "threads {} shared {} stream 0x57 arguments {}"
+    launch = "threads {} shared {} stream 0x57{} arguments {}"
     assert [line for line in runs[0].splitlines() if line.startswith(("set", "launch"))] == [
         "set 0x100000 1200 bytes to 0",
-        f"launch gemm 3x1x1 {launch.format(256, 200_000, '0x1000 0x100000 0x100600 0')}",
-        f"launch small 1x1x1 {launch.format(128, 0, '0x100500 0x2000 0 0')}",
+        f"launch gemm 3x1x1 {launch.format(256, 200_000, '', '0x1000 0x100000 0x100600 0')}",
+        f"launch small 1x1x1 {launch.format(128, 0, ' early', '0x100500 0x2000 0 0')}",
     ]
-    assert runs[1].splitlines() == ["shape 0", f"launch small 3x1x1 {launch.format(128, 0, '0x1000 0x2000 0 0')}"]
+    assert runs[1].splitlines() == ["shape 0", f"launch small 3x1x1 {launch.format(128, 0, ' early', '0x1000 0x2000 0 0')}"]
     assert runs[2].splitlines()[0] == "shape 0"
     assert "launch" not in runs[2]
 
@@ -122,7 +122,7 @@ def test_a_node_that_is_timed_during_a_build_loads_at_its_first_launch(drive: Dr
         ("cuCtxGetCurrent", "cuCtxGetCurrent failed"),
         ("no context", "this thread has no CUDA context"),
         ("cuMemsetD8Async", "cuMemsetD8Async failed"),
-        ("cuLaunchKernel", "kernel gemm: cuLaunchKernel failed"),
+        ("cuLaunchKernelEx", "kernel gemm: cuLaunchKernelEx failed"),
     ],
 )
 def test_failures_of_the_driver_are_told(drive: Drive, broken: str, message: str) -> None:

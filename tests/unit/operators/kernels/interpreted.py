@@ -39,7 +39,13 @@ from triton.runtime import interpreter
 E4M3 = torch.float8_e4m3fn
 CAPABILITY = "9.0"
 POINTED = {each.pointer: each.torch for each in DTYPES.values()} | {"*i32": torch.int32, "*i8": torch.int8}  # what scratch holds
-EMULATED = {"sigmoid": lambda x: 1.0 / (1.0 + tl.exp(-x)), "exp2": lambda x: tl.exp2(x)}  # names of functions in inline assembly
+# Names of functions in inline assembly.
+EMULATED = {
+    "sigmoid": lambda x: 1.0 / (1.0 + tl.exp(-x)),
+    "exp2": lambda x: tl.exp2(x),
+    "await_previous": lambda: None,
+    "prefetch": lambda *_: None,
+}
 builds: list[Build] = []
 
 

@@ -16,7 +16,7 @@ from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Program
-from onerec_trt.operators.launch.tiles import Entry, ExpertTile, GemmTile, RowTile, Tiles
+from onerec_trt.operators.launch.tiles import Entry, ExpertTile, RouteTile, RowTile, Tiles
 from onerec_trt.operators.operator import Attributes
 from onerec_trt.operators.registry import OPERATORS
 from torch import Tensor
@@ -31,14 +31,16 @@ MORE = [(20, 64, 33, 6, 3, "skewed"), (33, 64, 48, 5, 2, "one takes all")]  # se
 def tiles_of(width: int, experts: int) -> Tiles:
     tile = ExpertTile(16, 16, 32, 2, 2, 4)
     rows = {
-        "moe_rank": RowTile(1, 32, 1),
+        "moe_rank": RowTile(2, 32, 1),
         "moe_place": RowTile(4, 128, 1),
         "moe_hidden": RowTile(2, 128, 1),
         "moe_combine": RowTile(2, 64, 1),
     }
     entries = [Entry("9.0", scheme.family, 1, (64, 64), tile) for scheme in SCHEMES.values()]
     entries += [Entry("9.0", family, 1, (64,), row) for family, row in rows.items()]
-    return Tiles((*entries, Entry("9.0", "moe_route", 1, (width, experts), GemmTile(16, 16, 64, 2, 4))))
+    routes = {8: RouteTile(16, 64, 2, 4), 30: RouteTile(16, 64, 2, 4, parts=3)}
+    entries += [Entry("9.0", "moe_route", rows, (width, experts), tile) for rows, tile in routes.items()]
+    return Tiles(tuple(entries))
 
 
 def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:

@@ -127,6 +127,7 @@ def test_every_compute_capability(cubins, operator, capability, rows):
         kernel = compiled(builds[launch.kernel.entry], cubins)
         assert kernel.cubin.startswith(b"\x7fELF")
         assert kernel.shared_bytes <= MAX_SHARED[capability]
+        assert kernel.dependent == (capability != "8.9")
 
 
 def changed(number: int, **changes: object) -> list[InputType]:

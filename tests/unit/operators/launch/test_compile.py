@@ -36,6 +36,16 @@ def test_every_compute_capability(cubins, capability):
     assert gemm.cubin.startswith(ELF)
     assert (row.entry, row.warps, row.global_scratch_bytes) == ("quant", 4, 0)
     assert 0 < gemm.shared_bytes <= ahead.MAX_SHARED[capability]
+    assert row.dependent == gemm.dependent == (capability != "8.9"), "8.9 has no programmatic dependent launch"
+
+
+@pytest.mark.parametrize("build", [quant_build(), PRODUCT.build(ORDINARY, "9.0")], ids=lambda build: build.function)
+def test_nothing_is_read_or_written_before_the_launch_before_is_over(cubins, tmp_path, build):
+    (tmp_path / "kernel.cubin").write_bytes(compiled(build, cubins).cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    touched = [code.index(found) for found in ("LDG", "STG") if found in code]
+    assert code.index("ACQBULK") < code.index("PREEXIT") < min(touched), "wait, let the next one start, and only then look at memory"
 
 
 @pytest.mark.parametrize(

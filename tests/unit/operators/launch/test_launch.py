@@ -39,9 +39,12 @@ class Driver:
         self.result = result
         self.launches: list[tuple[Any, ...]] = []
 
-    def cuLaunchKernel(self, function, x, y, z, threads, _y, _z, shared, stream, parameters, extra):
+    def cuLaunchKernelEx(self, configuration, function, parameters, extra):
+        config = configuration._obj
         values = [kind.from_address(parameters[n]).value for n, kind in enumerate(TYPES)]
-        self.launches.append((function.value, (x, y, z), threads, shared, stream.value, values, extra))
+        grid, threads = (config.x, config.y, config.z), config.block_x * config.block_y * config.block_z
+        early = [(attribute.number, attribute.value[0]) for attribute in config.attributes[: config.count]]
+        self.launches.append((function.value, grid, threads, config.shared_bytes, config.stream, values, early, extra))
         return self.result
 
     def cuGetErrorString(self, result, text):
@@ -60,10 +63,10 @@ def driver(monkeypatch) -> Driver:
     return noted
 
 
-def bound(rows: int, scratch: int = 512) -> tuple[launch.Run, torch.Tensor, torch.Tensor]:
+def bound(rows: int, scratch: int = 512, dependent: bool = False) -> tuple[launch.Run, torch.Tensor, torch.Tensor]:
     x, y = torch.zeros(rows, 4), torch.zeros(rows, 4)
     arguments = (Input(0), Output(0), Int32(dim(0, 0)), Float32(0.5), Int64(1 << 40))
-    one = Launch(Kernel(b"cubin", "k", 8, 1000, scratch), (cdiv(dim(0, 0), 4), 2, 1), arguments)
+    one = Launch(Kernel(b"cubin", "k", 8, 1000, scratch, dependent=dependent), (cdiv(dim(0, 0), 4), 2, 1), arguments)
     return launch._bind(one, launch.Tensors([x], [y])), x, y
 
 
@@ -71,11 +74,17 @@ def test_arguments_end_with_the_hidden_scratch(driver):
     run, x, y = bound(9)
     assert driver.launches == [], "binding launches nothing"
     run()
-    ((function, grid, threads, shared, stream, values, extra),) = driver.launches
-    assert (function, grid, threads, shared, stream, extra) == (FUNCTION, (3, 2, 1), 256, 1000, STREAM, None)
+    ((function, grid, threads, shared, stream, values, early, extra),) = driver.launches
+    assert (function, grid, threads, shared, stream, early, extra) == (FUNCTION, (3, 2, 1), 256, 1000, STREAM, [], None)
     assert values[:5] == [x.data_ptr(), y.data_ptr(), 9, 0.5, 1 << 40]
     assert values[5]
     assert values[6] is None
+
+
+def test_a_kernel_that_waits_by_itself_starts_early(driver):
+    run, *_ = bound(9, dependent=True)
+    run()
+    assert driver.launches[0][6] == [(launch.PROGRAMMATIC_STREAM_SERIALIZATION, 1)]
 
 
 def test_no_scratch_is_a_null_address(driver):
@@ -105,7 +114,8 @@ class Followed(Driver):
         self.size = size
         self.found: list[tuple[int, int, bytes]] = []
 
-    def cuLaunchKernel(self, function, x, _y, _z, _threads, _ty, _tz, _shared, _stream, parameters, _extra):
+    def cuLaunchKernelEx(self, configuration, _function, parameters, _extra):
+        x = configuration._obj.x
         address = ctypes.c_void_p.from_address(parameters[0]).value
         self.found.append((x, address, ctypes.string_at(address, self.size)))
         ctypes.memset(address, x, self.size)

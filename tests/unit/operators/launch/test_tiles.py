@@ -13,6 +13,7 @@ from onerec_trt.operators.launch.tiles import (
     AttentionTile,
     Entry,
     GemmTile,
+    RouteTile,
     RowClass,
     RowTile,
     Tiles,
@@ -103,11 +104,11 @@ def test_committed_table_has_tiles_for_every_kernel(capability):
 
 def test_on_a_smaller_gpu_no_cta_waits_for_another():
     tiles = committed_tiles().on(78)
-    ctas = {entry.tile.ctas for entry in tiles.entries if not isinstance(entry.tile, RowTile)}
+    ctas = {entry.tile.ctas for entry in tiles.entries if not isinstance(entry.tile, RowTile | RouteTile)}
     assert ctas == {0, 78}
     assert committed_tiles().on(132) == committed_tiles()
 
 
 def test_only_hopper_has_warp_specialized_kernels():
-    tiles = [entry for entry in committed_tiles().entries if not isinstance(entry.tile, RowTile) and entry.tile.ctas]
+    tiles = [entry for entry in committed_tiles().entries if not isinstance(entry.tile, RowTile | RouteTile) and entry.tile.ctas]
     assert {entry.capability for entry in tiles} == {"9.0"}
