@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..launch.case import Case, KernelCases
 from ..launch.compile import Build, compiled
-from ..launch.node import Node
+from ..launch.node import Node, early_with_few_rows
 from ..launch.program import Kernel, Program
 from ..launch.tiles import Tiles
 from . import (
@@ -37,13 +37,18 @@ class KernelFactory:
     """What the builder pass asks.
 
     Attributes:
-        program: The launch program of a node; None: it has no kernel and is built natively. Outputs at the end that nobody
+        make: The launch program of a node; None: it has no kernel and is built natively. Outputs at the end that nobody
             reads may be left out of the program: so is the FP16 norm.
         cases: What is tried with the kernel.
     """
 
-    program: Callable[[Node], Program | None]
+    make: Callable[[Node], Program | None]
     cases: KernelCases = field(default_factory=KernelCases)
+
+    def program(self, node: Node) -> Program | None:
+        """The launch program of a node, whose kernels start early where rows are few."""
+        program = self.make(node)
+        return None if program is None else early_with_few_rows(program, node.rows)
 
 
 FACTORIES: dict[str, KernelFactory] = {

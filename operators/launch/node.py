@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from ...core.dtypes import DTYPES
@@ -17,6 +18,7 @@ LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
 HOPPER = "9.0"  # for which there are warp-specialized kernels
 DEPENDENT = ("9.0", "12.0")  # have programmatic dependent launch
+EARLY_ROWS = 1024  # up to which launches are short enough to gain from an early start (docs/kernels/README.md#starting-early)
 WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
 
 
@@ -136,6 +138,20 @@ def row_build(function: Any, types: tuple[str, ...], constants: Mapping[str, int
     return Build(
         function.fn.__module__, function.fn.__name__, types, {**constants, **cut}, capability, tile.warps, registers=tile.registers
     )
+
+
+def early_with_few_rows(program: Program, rows: Expr) -> Program:
+    """The program with a second variant of each, whose kernels do not start before the launch before them is over."""
+
+    def in_turn(variant: Variant) -> Variant:
+        return replace(variant, launches=tuple(replace(each, kernel=replace(each.kernel, dependent=False)) for each in variant.launches))
+
+    def both(variant: Variant) -> tuple[Variant, ...]:
+        if not any(launch.kernel.dependent for launch in variant.launches):
+            return (variant,)
+        return replace(variant, when=rows.le(EARLY_ROWS) * variant.when), in_turn(variant)
+
+    return replace(program, variants=tuple(chain.from_iterable(map(both, program.variants))))
 
 
 def by_rows(rows: Expr, classes: list[RowClass], launches: Callable[[Any], tuple[Launch, ...]]) -> tuple[Variant, ...]:

@@ -55,7 +55,7 @@ class Kernel:
         shared_bytes: Dynamic shared memory per thread block.
         global_scratch_bytes: Bytes per thread block that Triton's hidden argument asks for (descriptors made on the device).
         profile_scratch_bytes: Likewise for its profiler.
-        dependent: Whether it waits by itself for the launch before it, so that it may be started while that still runs.
+        dependent: Whether it is started while the launch before it still runs, for which it then waits by itself.
     """
 
     cubin: bytes

@@ -6,7 +6,7 @@ import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.launch.compile import Build
-from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.node import EARLY_ROWS, Node
 from onerec_trt.operators.launch.program import InputType, Int32, Kernel, Program, evaluated
 
 X, WEIGHT = InputType("float16", (None, 1408)), InputType("float16", (1408,))
@@ -43,6 +43,18 @@ def fp8_linear(n: int, k: int, promotion: int = 0) -> Program:
 def test_a_norm_that_nobody_reads_is_no_output():
     assert len(program_of("RmsNormQuantRow", X, WEIGHT, **EPSILON).outputs) == 3
     assert len(program_of("RmsNormQuantRow", X, WEIGHT, read=(True, True, False), **EPSILON).outputs) == 2
+
+
+def test_kernels_start_early_where_rows_are_few():
+    def waiting(build: Build) -> Kernel:
+        return Kernel(b"cubin", build.function, build.warps, 0, 0, dependent=True)
+
+    program = FACTORIES["RmsNorm"].program(Node("RmsNorm", (X, WEIGHT), EPSILON, "9.0", compile=waiting))
+    program.check()
+    for rows in (1, 64, EARLY_ROWS, EARLY_ROWS + 1, 16384):
+        (launch,) = program.variant([(rows, 1408), (1408,)]).launches
+        assert launch.kernel.dependent == (rows <= EARLY_ROWS)
+    assert len(program.variants) == 2 * len(program_of("RmsNorm", X, WEIGHT, **EPSILON).variants)
 
 
 def test_block_codes_are_padded_to_whole_blocks():
