@@ -242,7 +242,7 @@ def EntryRange(first, second, pair_bits, pair_ranks, pair_rows):
 def Excluded(begin, end, limits, excluded, vocabulary):
     """INT64 [B, R * V]: 1 at row * V + number of an excluded entry, counted from the first of its row.
 
-    `await_previous` and `end` INT64 [B, R] are the entries of each row.
+    `begin` and `end` INT64 [B, R] are the entries of each row.
     """
     one = op.Constant(value_ints=[1])
     zero = op.Constant(value_int=0)
