@@ -9,6 +9,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -69,6 +71,7 @@ def insert_quantizers(
     While `forward_loop` runs, the quantizers only watch: the model computes as before.
     Without a loop only the weights are calibrated.
     """
+    _import_apart()
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.extensions import get_cuda_ext_fp8
     from modelopt.torch.quantization.nn import register_quant_backend
@@ -118,6 +121,15 @@ def _fake_quantize_row_blocks(x: Tensor, _: Any) -> Tensor:
     """1 x 128 blocks along the last axis, FP32 scales: quantized and dequantized."""
     codes, scale = fp8.quantize_row_blocks(x)
     return fp8.dequantize_row_blocks(codes, scale)[..., : x.shape[-1]].to(x.dtype)
+
+
+def _import_apart() -> None:
+    """Import ModelOpt in a thread of its own.
+
+    It keeps an exception of its import, and with it every frame that led there: the model in ours would never be freed.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(import_module, "modelopt.torch.quantization").result()
 
 
 def _quieten() -> None:

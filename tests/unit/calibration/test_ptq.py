@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +53,16 @@ def test_every_linear_computes_what_its_frozen_form_says(
         weight = quantize_weight(exact[f"{target.name}.weight"], target.granularity, amax.weight).dequantized()
         ours = F.linear(activation_cast(target.granularity, amax.input)(x), weight)
         assert difference(ours.numpy(), theirs.numpy()) < 1e-6, target.name  # one code of 15000 differing gives 1e-8
+
+
+def test_nobody_keeps_a_calibrated_model(fresh_model: Callable[[], OneRec], scoring: ScoringRequests) -> None:
+    """On a GPU it would take the memory that references and plans need."""
+    model = fresh_model()
+    kept, weight = weakref.ref(model), weakref.ref(next(model.parameters()))
+    calibrate_model(model, "fp8-row", scoring)
+    del model
+    gc.collect()
+    assert (kept(), weight()) == (None, None)
 
 
 def test_a_dynamic_precision_has_no_input_amax(model: OneRec, scoring: ScoringRequests) -> None:
