@@ -59,4 +59,4 @@ def _outputs(folder: Path, reference: str, recipe: str) -> EngineOutputs:
         hint = "recipes of one table share checkpoint, held-out requests, beam and output folder; validate this one again"
         raise RecipeError(f"{recipe} was validated against another FP32 reference", where=str(folder), hint=hint)
     kept = read_outputs(folder / read_validation(folder).outputs)
-    return EngineOutputs(kept.sids_nW3, kept.fp32_nW, kept.scoring_nW3)
+    return EngineOutputs(kept.sids_nW3, kept.fp32_nW3.sum(-1), kept.scoring_nW3)

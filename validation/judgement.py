@@ -65,7 +65,7 @@ def judge(case: Case, recipe: str, options: ValidateOptions, engine: str, label:
     errors = scoring_errors(outputs.scoring_nW3, outputs.quantized_nW3, fp32)
     served = serving_errors(outputs, fp32, codebook, case.requests.ids)
     noise = float(np.abs(outputs.quantized_nW3.sum(-1) - fp32.scores_nW).mean())
-    beams = beam_metrics(outputs.sids_nW3, outputs.fp32_nW, case.requests.targets_n3, fp32, options)
+    beams = beam_metrics(outputs.sids_nW3, outputs.fp32_nW3.sum(-1), case.requests.targets_n3, fp32, options)
     validity = None if case.index is None else item_validity(outputs.sids_nW3, case.index)
     gates = [
         *scoring_gates(recipe, errors, options.scoring_error_ratio),

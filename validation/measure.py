@@ -68,7 +68,7 @@ def engine_outputs(
         sids_nW3=sids_nW3,
         scores_nW=_floats(found[Role.ITEM_SCORES]),
         own_nW3=own_nM3[:, :width],
-        fp32_nW=_fp32_scores(model, requests, valid_nW3, fp32, batch_size).sum(-1),
+        fp32_nW3=_fp32_scores(model, requests, valid_nW3, fp32, batch_size),
         scoring_nW3=scoring_nW3,
         quantized_nW3=along_nW3,
         quantized_sids_nW3=beams.sids_nW3,

@@ -25,7 +25,7 @@ class Outputs:
         sids_nW3: The serving graph's items, best first, as they came.
         scores_nW: Their scores.
         own_nW3: The engine's scoring graph on each token of these items. An item out of range was moved into it first.
-        fp32_nW: The FP32 model's score of these items.
+        fp32_nW3: The FP32 model on each token of these items.
         scoring_nW3: The engine's scoring graph along FP32's beams.
         quantized_nW3: The quantized PyTorch model along FP32's beams.
         quantized_sids_nW3: Beams of the quantized PyTorch model.
@@ -36,7 +36,7 @@ class Outputs:
     sids_nW3: Sids
     scores_nW: Floats
     own_nW3: Floats
-    fp32_nW: Floats
+    fp32_nW3: Floats
     scoring_nW3: Floats
     quantized_nW3: Floats
     quantized_sids_nW3: Sids

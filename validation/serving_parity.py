@@ -75,7 +75,7 @@ def serving_errors(outputs: Outputs, reference: Reference, codebook: int, ids: S
     error_nW = np.abs(outputs.scores_nW - expected_nW) / np.maximum(1, np.abs(expected_nW) / _EXACT_DOWN_TO)
     row, place = divmod(int(np.argmax(np.where(np.isnan(error_nW), np.inf, error_nW))), error_nW.shape[1])
     worst, expected = outputs.scores_nW[row, place], expected_nW[row, place]
-    left_out, first_left_out = _left_out(outputs, reference, noise, ids)
+    left_out, first_left_out = _left_out(outputs, reference, ids)
     return ServingErrors(
         malformed=malformed,
         first_malformed=first_malformed,
@@ -122,9 +122,9 @@ def _malformed(found: Outputs, codebook: int, ids: Sequence[str]) -> tuple[int, 
     return int(wrong_n.sum()), f"request {ids[row]} has {' and '.join(what for what, is_so_n in told.items() if is_so_n[row])}"
 
 
-def _left_out(outputs: Outputs, reference: Reference, noise: Noise, ids: Sequence[str]) -> tuple[int, str]:
+def _left_out(outputs: Outputs, reference: Reference, ids: Sequence[str]) -> tuple[int, str]:
     """How many items of a model's beams the engine had to find by its own scores and did not; and which is the first."""
-    bound_n3 = _bounds(outputs, reference, noise)
+    bound_n3 = _bounds(outputs, reference)
     beams = {
         "FP32": (reference.sids_nW3, outputs.scoring_nW3),
         "the quantized model": (outputs.quantized_sids_nW3, outputs.quantized_own_nW3),
@@ -140,15 +140,16 @@ def _left_out(outputs: Outputs, reference: Reference, noise: Noise, ids: Sequenc
     return len(missing), first
 
 
-def _bounds(outputs: Outputs, reference: Reference, noise: Noise) -> NDArray[np.float64]:
+def _bounds(outputs: Outputs, reference: Reference) -> NDArray[np.float64]:
     """Scores [n, 3] above which the engine keeps a beam after each step, for certain.
 
     A beam may be dropped where the last kept one is better. That one's score is not seen, but three bounds are: it is no better than
     any found item at that step; and no better than the last beam that FP32, or the quantized model, keeps there, by more than the
-    engine is off that model.
+    engine is off that model. Off FP32 it may be furthest where the engine's own items lie: it found them because it overrates them.
     """
     own_n3 = _running(outputs.own_nW3).min(1) + np.maximum(_disagreement(outputs), ONNXRUNTIME_TOLERANCE)
-    fp32_n3 = reference.cutoffs_n3.astype(np.float64) + noise.worst_3
+    along = (outputs.scoring_nW3, reference.scoring_nW3), (outputs.own_nW3, outputs.fp32_nW3)
+    fp32_n3 = reference.cutoffs_n3.astype(np.float64) + np.fmax(*(noise_between(*pair).worst_3 for pair in along))
     off_3 = np.maximum(noise_between(outputs.scoring_nW3, outputs.quantized_nW3).worst_3, ONNXRUNTIME_TOLERANCE)
     quantized_n3 = outputs.quantized_cutoffs_n3.astype(np.float64) + off_3
     return np.asarray(np.fmin(np.fmin(own_n3, fp32_n3), quantized_n3), np.float64)
