@@ -1,29 +1,28 @@
 """The grouped product of the experts for compute capability 9.0, warp-specialized; moe_ring_sm90.py says who does what.
 
-FP16 [sorted rows, N] of x @ the expert's [N, K]; scales and gate as in moe_gemm.py. Consumers store their rows themselves:
-the store of one tile has read the staging buffer long before the next tile is finished.
+FP16 [sorted rows, N] of x @ the expert's [N, K]; scales and gate as in moe_gemm.py.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
-from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import BLOCKS, CHANNEL, EXPERT, ROW, TENSOR
-from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
+from .moe_ring_sm90 import Ring, init_barriers, product, start
 
 
 @aggregate
 class _Epilogue:
     """What the consumers are given beside the ring."""
 
-    output_RN: gl.tensor
+    result: gl.tensor
     x_scale: gl.tensor
     weight_scale: gl.tensor
     gate_R: gl.tensor
     staging: gl.shared_memory_descriptor
+    WIDTH: gl.constexpr
     X_SCALE: gl.constexpr
     WEIGHT_SCALE: gl.constexpr
     GATED: gl.constexpr
@@ -33,6 +32,39 @@ class _Epilogue:
     def __init__(self, **given):
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
+
+    @gluon.jit
+    def values(self, tile, row, number, warpgroup: gl.constexpr, ring):
+        """FP16 result of 64 rows."""
+        CHANNELS: gl.constexpr = 256 // ring.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
+        LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ring.BOX, CHANNELS])
+        CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+        rows = row + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
+        expert = ring.expert(tile)
+        channel = tile % ring.COLUMNS * ring.BOX
+        # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
+        factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+        if self.X_SCALE == TENSOR:
+            factor *= gl.load(self.x_scale)
+        elif self.X_SCALE == EXPERT:
+            factor *= gl.load(self.x_scale + expert)
+        elif self.X_SCALE == ROW:
+            factor *= gl.load(self.x_scale + rows)
+        if self.GATED:
+            factor *= gl.load(self.gate_R + rows)
+        channel_scale = gl.full([ring.BOX], 1.0, gl.float32, CHANNEL_LAYOUT)
+        if self.WEIGHT_SCALE == CHANNEL:
+            channels = channel + gl.arange(0, ring.BOX, CHANNEL_LAYOUT)
+            channel_scale = gl.load(self.weight_scale + expert * ring.N + channels, mask=channels < ring.N, other=0.0)
+        if self.PROMOTE:
+            accumulator = _promoted(number, warpgroup, rows, expert * ring.N + channel, ring, self, LAYOUT)
+        else:
+            accumulator = product(number, warpgroup, ring, LAYOUT)
+        if self.WEIGHT_SCALE == CHANNEL:
+            accumulator *= factor[:, None] * gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]
+        else:
+            accumulator *= factor[:, None]
+        return accumulator.to(gl.float16)
 
 
 @gluon.jit
@@ -60,84 +92,10 @@ def moe_gemm_sm90(
         M_TILE=M_TILE, K_TILE=K_TILE, BOX=N_TILE, BOXES=1, STAGES=STAGES, CTAS=CTAS, AHEAD=GATED,
     )  # fmt: skip
     epilogue = _Epilogue(
-        output_RN=output_RN, x_scale=x_scale, weight_scale=weight_scale, gate_R=gate_R, staging=staging,
+        result=output_RN, WIDTH=N, x_scale=x_scale, weight_scale=weight_scale, gate_R=gate_R, staging=staging,
         X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, GATED=GATED, PROMOTE=PROMOTE,
     )  # fmt: skip
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_consume, (0, ring, epilogue)), (_consume, (1, ring, epilogue)), (produce_x, (ring,)), (produce_weights, (ring,))],
-            [WARPS, 1, 1],
-            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )
-    else:
-        gl.static_assert(CONSUMERS == 3)
-        gl.warp_specialize(
-            [
-                (_consume, (0, ring, epilogue)), (_consume, (1, ring, epilogue)), (_consume, (2, ring, epilogue)),
-                (produce_x, (ring,)), (produce_weights, (ring,)),
-            ],
-            [WARPS, WARPS, 1, 1],
-            [REGISTERS, REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )  # fmt: skip
-
-
-@gluon.jit
-def _consume(warpgroup: gl.constexpr, ring, epilogue):
-    """Multiply and finish 64 rows of every tile."""
-    await_previous()
-    staging = epilogue.staging.index(warpgroup)
-    output = tma.make_tensor_descriptor(
-        epilogue.output_RN, [ring.capacity, ring.N], [ring.N, 1], [WARPGROUP_ROWS, ring.BOX], staging.layout
-    )
-    number = 0
-    for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
-        row = ring.row(tile) + warpgroup * WARPGROUP_ROWS
-        if ring.filled(tile) > warpgroup * WARPGROUP_ROWS:
-            result = _rows(tile, row, number, warpgroup, ring, epilogue)
-            tma.store_wait(0)  # the buffer has been read
-            gl.thread_barrier()
-            staging.store(result)
-            fence_async_shared()  # the store reads what was written here
-            gl.thread_barrier()
-            tma.async_copy_shared_to_global(output, [row, tile % ring.COLUMNS * ring.BOX], staging)
-        else:
-            skip(number, ring)
-        number += ring.STEPS
-    tma.store_wait(0)
-
-
-@gluon.jit
-def _rows(tile, row, number, warpgroup: gl.constexpr, ring, epilogue):
-    """FP16 result of 64 rows."""
-    CHANNELS: gl.constexpr = 256 // ring.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ring.BOX, CHANNELS])
-    CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    rows = row + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
-    expert = ring.expert(tile)
-    channel = tile % ring.COLUMNS * ring.BOX
-    # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
-    factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-    if epilogue.X_SCALE == TENSOR:
-        factor *= gl.load(epilogue.x_scale)
-    elif epilogue.X_SCALE == EXPERT:
-        factor *= gl.load(epilogue.x_scale + expert)
-    elif epilogue.X_SCALE == ROW:
-        factor *= gl.load(epilogue.x_scale + rows)
-    if epilogue.GATED:
-        factor *= gl.load(epilogue.gate_R + rows)
-    channel_scale = gl.full([ring.BOX], 1.0, gl.float32, CHANNEL_LAYOUT)
-    if epilogue.WEIGHT_SCALE == CHANNEL:
-        channels = channel + gl.arange(0, ring.BOX, CHANNEL_LAYOUT)
-        channel_scale = gl.load(epilogue.weight_scale + expert * ring.N + channels, mask=channels < ring.N, other=0.0)
-    if epilogue.PROMOTE:
-        accumulator = _promoted(number, warpgroup, rows, expert * ring.N + channel, ring, epilogue, LAYOUT)
-    else:
-        accumulator = product(number, warpgroup, ring, LAYOUT)
-    if epilogue.WEIGHT_SCALE == CHANNEL:
-        accumulator *= factor[:, None] * gl.convert_layout(channel_scale, gl.SliceLayout(0, LAYOUT))[None, :]
-    else:
-        accumulator *= factor[:, None]
-    return accumulator.to(gl.float16)
+    start(ring, epilogue, REGISTERS, FEW_REGISTERS)
 
 
 @gluon.jit

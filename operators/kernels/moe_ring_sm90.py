@@ -16,11 +16,15 @@ Barriers and who completes them:
 
 Every role walks the same tiles in the same order: step s, counted over all tiles of the CTA, uses stage s % STAGES in turn s / STAGES.
 `full` is waited for with the turn's parity, `empty` with the opposite one, which a new barrier counts as over.
+
+An epilogue belongs to a kernel. It says where results go and makes those of 64 rows of a tile: `result`, `WIDTH` channels in a row of it,
+`staging`, and `values(tile, row, number, warpgroup, ring)`.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -29,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from .dependent import await_previous, prefetch
-from .gemm_sm90 import WARPGROUP_ROWS
+from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_place import ENTRY
 
 
@@ -115,6 +119,51 @@ def init_barriers(full, empty, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=2)
         mbarrier.init(empty.index(stage), count=CONSUMERS)
+
+
+@gluon.jit
+def start(ring, epilogue, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr):
+    """Give every role its warps. REGISTERS are a consumer's per thread, FEW_REGISTERS a producer's."""
+    if ring.CONSUMERS == 2:
+        gl.warp_specialize(
+            [(consume, (0, ring, epilogue)), (consume, (1, ring, epilogue)), (produce_x, (ring,)), (produce_weights, (ring,))],
+            [WARPS, 1, 1],
+            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
+        )
+    else:
+        gl.static_assert(ring.CONSUMERS == 3)
+        gl.warp_specialize(
+            [
+                (consume, (0, ring, epilogue)), (consume, (1, ring, epilogue)), (consume, (2, ring, epilogue)),
+                (produce_x, (ring,)), (produce_weights, (ring,)),
+            ],
+            [WARPS, WARPS, 1, 1],
+            [REGISTERS, REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
+        )  # fmt: skip
+
+
+@gluon.jit
+def consume(warpgroup: gl.constexpr, ring, epilogue):
+    """Multiply and finish 64 rows of every tile, and store them: the store of one tile has read the buffer long before the next ends."""
+    await_previous()
+    staging = epilogue.staging.index(warpgroup)
+    BOX: gl.constexpr = [WARPGROUP_ROWS, ring.BOX]
+    result = tma.make_tensor_descriptor(epilogue.result, [ring.capacity, epilogue.WIDTH], [epilogue.WIDTH, 1], BOX, staging.layout)
+    number = 0
+    for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
+        row = ring.row(tile) + warpgroup * WARPGROUP_ROWS
+        if ring.filled(tile) > warpgroup * WARPGROUP_ROWS:
+            values = epilogue.values(tile, row, number, warpgroup, ring)
+            tma.store_wait(0)  # the buffer has been read
+            gl.thread_barrier()
+            staging.store(values)
+            fence_async_shared()  # the store reads what was written here
+            gl.thread_barrier()
+            tma.async_copy_shared_to_global(result, [row, tile % ring.COLUMNS * ring.BOX], staging)
+        else:
+            skip(number, ring)
+        number += ring.STEPS
+    tma.store_wait(0)
 
 
 @gluon.jit

@@ -8,14 +8,13 @@ own values that a tile can know.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
-from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import BLOCKS, CHANNEL, ROW, TENSOR
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
-from .moe_ring_sm90 import Ring, init_barriers, produce_weights, produce_x, product, skip
+from .moe_ring_sm90 import Ring, init_barriers, product, start
 from .rows import divider, e4m3, nan_max, quotient, saturated_quotient, scale_of
 from .swiglu import sigmoid
 
@@ -26,22 +25,63 @@ HIDDEN_TILE = gl.constexpr(128)  # hidden channels of a tile, and of a block
 class _Epilogue:
     """What the consumers are given beside the ring. `hidden_scale`: read per expert [E], written per block [B, sorted rows]."""
 
-    hidden_RH: gl.tensor
+    result: gl.tensor
     x_scale: gl.tensor
     weight_scale: gl.tensor
     hidden_scale: gl.tensor
     staging: gl.shared_memory_descriptor
+    WIDTH: gl.constexpr
     X_SCALE: gl.constexpr
     WEIGHT_SCALE: gl.constexpr
     HIDDEN_SCALE: gl.constexpr
     PROMOTE: gl.constexpr
     HIDDEN: gl.constexpr
-    STRIDE: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, **given):
         for name, value in given.items():
             setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
+
+    @gluon.jit
+    def values(self, tile, row, number, warpgroup: gl.constexpr, ring):
+        """Hidden values of 64 rows as they are stored."""
+        CHANNELS: gl.constexpr = 256 // ring.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
+        BOTH: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 2 * HIDDEN_TILE, CHANNELS])
+        LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HIDDEN_TILE, CHANNELS])
+        CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+        rows = row + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
+        expert = ring.expert(tile)
+        column = tile % ring.COLUMNS
+        # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
+        factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+        if self.X_SCALE == TENSOR:
+            factor *= gl.load(self.x_scale)
+        elif self.X_SCALE == ROW:
+            factor *= gl.load(self.x_scale + rows)
+        gate_scale = gl.full([HIDDEN_TILE], 1.0, gl.float32, CHANNEL_LAYOUT)
+        up_scale = gate_scale
+        if self.WEIGHT_SCALE == CHANNEL:
+            channels = column * HIDDEN_TILE + gl.arange(0, HIDDEN_TILE, CHANNEL_LAYOUT)
+            place = self.weight_scale + expert * ring.N + channels
+            gate_scale = gl.load(place, mask=channels < self.HIDDEN, other=0.0)
+            up_scale = gl.load(place + self.HIDDEN, mask=channels < self.HIDDEN, other=0.0)
+        if self.PROMOTE:
+            gate, up = _promoted(number, warpgroup, rows, expert * ring.N + column * HIDDEN_TILE, ring, self, LAYOUT)
+        else:
+            both = product(number, warpgroup, ring, BOTH)
+            gate, up = gl.split(both.reshape([WARPGROUP_ROWS, 2, HIDDEN_TILE]).permute((0, 2, 1)))
+            gate = gl.convert_layout(gate, LAYOUT)
+            up = gl.convert_layout(up, LAYOUT)
+        if self.WEIGHT_SCALE == CHANNEL:
+            gate *= factor[:, None] * gl.convert_layout(gate_scale, gl.SliceLayout(0, LAYOUT))[None, :]
+            up *= factor[:, None] * gl.convert_layout(up_scale, gl.SliceLayout(0, LAYOUT))[None, :]
+        gate = gate.to(gl.float16).to(gl.float32)
+        up = up.to(gl.float16).to(gl.float32)
+        hidden = gate * sigmoid(gate) * up
+        if self.HIDDEN % HIDDEN_TILE != 0:  # channels beyond H are those of other rows of the weights
+            inside = column * HIDDEN_TILE + gl.arange(0, HIDDEN_TILE, gl.SliceLayout(0, LAYOUT)) < self.HIDDEN
+            hidden = gl.where(inside[None, :], hidden, 0.0)
+        return _stored(hidden, rows, expert, column, ring, self)
 
 
 @gluon.jit
@@ -69,91 +109,10 @@ def moe_up_sm90(
         M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False,
     )  # fmt: skip
     epilogue = _Epilogue(
-        hidden_RH=hidden_RH, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
-        X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, PROMOTE=PROMOTE, HIDDEN=N // 2, STRIDE=HIDDEN_STRIDE,
+        result=hidden_RH, WIDTH=HIDDEN_STRIDE, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
+        X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, PROMOTE=PROMOTE, HIDDEN=N // 2,
     )  # fmt: skip
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_consume, (0, ring, epilogue)), (_consume, (1, ring, epilogue)), (produce_x, (ring,)), (produce_weights, (ring,))],
-            [WARPS, 1, 1],
-            [REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )
-    else:
-        gl.static_assert(CONSUMERS == 3)
-        gl.warp_specialize(
-            [
-                (_consume, (0, ring, epilogue)), (_consume, (1, ring, epilogue)), (_consume, (2, ring, epilogue)),
-                (produce_x, (ring,)), (produce_weights, (ring,)),
-            ],
-            [WARPS, WARPS, 1, 1],
-            [REGISTERS, REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
-        )  # fmt: skip
-
-
-@gluon.jit
-def _consume(warpgroup: gl.constexpr, ring, epilogue):
-    """Multiply and finish 64 rows of every tile. The store of one tile has read the buffer long before the next tile is finished."""
-    await_previous()
-    staging = epilogue.staging.index(warpgroup)
-    BOX: gl.constexpr = [WARPGROUP_ROWS, HIDDEN_TILE]
-    hidden = tma.make_tensor_descriptor(epilogue.hidden_RH, [ring.capacity, epilogue.STRIDE], [epilogue.STRIDE, 1], BOX, staging.layout)
-    number = 0
-    for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
-        row = ring.row(tile) + warpgroup * WARPGROUP_ROWS
-        if ring.filled(tile) > warpgroup * WARPGROUP_ROWS:
-            values = _rows(tile, row, number, warpgroup, ring, epilogue)
-            tma.store_wait(0)  # the buffer has been read
-            gl.thread_barrier()
-            staging.store(values)
-            fence_async_shared()  # the store reads what was written here
-            gl.thread_barrier()
-            tma.async_copy_shared_to_global(hidden, [row, tile % ring.COLUMNS * HIDDEN_TILE], staging)
-        else:
-            skip(number, ring)
-        number += ring.STEPS
-    tma.store_wait(0)
-
-
-@gluon.jit
-def _rows(tile, row, number, warpgroup: gl.constexpr, ring, epilogue):
-    """Hidden values of 64 rows as they are stored."""
-    CHANNELS: gl.constexpr = 256 // ring.x_stages.dtype.primitive_bitwidth  # that an instruction multiplies
-    BOTH: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 2 * HIDDEN_TILE, CHANNELS])
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HIDDEN_TILE, CHANNELS])
-    CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    rows = row + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
-    expert = ring.expert(tile)
-    column = tile % ring.COLUMNS
-    # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
-    factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-    if epilogue.X_SCALE == TENSOR:
-        factor *= gl.load(epilogue.x_scale)
-    elif epilogue.X_SCALE == ROW:
-        factor *= gl.load(epilogue.x_scale + rows)
-    gate_scale = gl.full([HIDDEN_TILE], 1.0, gl.float32, CHANNEL_LAYOUT)
-    up_scale = gate_scale
-    if epilogue.WEIGHT_SCALE == CHANNEL:
-        channels = column * HIDDEN_TILE + gl.arange(0, HIDDEN_TILE, CHANNEL_LAYOUT)
-        place = epilogue.weight_scale + expert * ring.N + channels
-        gate_scale = gl.load(place, mask=channels < epilogue.HIDDEN, other=0.0)
-        up_scale = gl.load(place + epilogue.HIDDEN, mask=channels < epilogue.HIDDEN, other=0.0)
-    if epilogue.PROMOTE:
-        gate, up = _promoted(number, warpgroup, rows, expert * ring.N + column * HIDDEN_TILE, ring, epilogue, LAYOUT)
-    else:
-        both = product(number, warpgroup, ring, BOTH)
-        gate, up = gl.split(both.reshape([WARPGROUP_ROWS, 2, HIDDEN_TILE]).permute((0, 2, 1)))
-        gate = gl.convert_layout(gate, LAYOUT)
-        up = gl.convert_layout(up, LAYOUT)
-    if epilogue.WEIGHT_SCALE == CHANNEL:
-        gate *= factor[:, None] * gl.convert_layout(gate_scale, gl.SliceLayout(0, LAYOUT))[None, :]
-        up *= factor[:, None] * gl.convert_layout(up_scale, gl.SliceLayout(0, LAYOUT))[None, :]
-    gate = gate.to(gl.float16).to(gl.float32)
-    up = up.to(gl.float16).to(gl.float32)
-    hidden = gate * sigmoid(gate) * up
-    if epilogue.HIDDEN % HIDDEN_TILE != 0:  # channels beyond H are those of other rows of the weights
-        inside = column * HIDDEN_TILE + gl.arange(0, HIDDEN_TILE, gl.SliceLayout(0, LAYOUT)) < epilogue.HIDDEN
-        hidden = gl.where(inside[None, :], hidden, 0.0)
-    return _stored(hidden, rows, expert, column, ring, epilogue)
+    start(ring, epilogue, REGISTERS, FEW_REGISTERS)
 
 
 @gluon.jit
