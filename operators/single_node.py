@@ -23,7 +23,8 @@ def single_node_model(
 ) -> onnx.ModelProto:
     """One node of `operator`. E4M3 inputs become initializers; E4M3 outputs leave as FP32 values of the codes.
 
-    `functions`: the file's functions to run with. Default: those of the registry.
+    `functions`: the file's functions to run with; those that the node does not need are left out, since ONNX Runtime prepares each one.
+    Default: those of the registry.
     """
     names = [f"input_{i}" for i in range(len(inputs))]
     specs = operator.outputs(*inputs, **attributes)
@@ -43,13 +44,24 @@ def single_node_model(
         helper.make_tensor_value_info(n, _onnx_type(x.dtype), list(x.shape)) for n, x in zip(names, inputs, strict=True) if x.dtype != E4M3
     ]
     graph = helper.make_graph(nodes, operator.name, graph_inputs, outputs)
-    model = helper.make_model(
-        graph, opset_imports=opset_imports(), functions=functions_of([operator]) if functions is None else functions, ir_version=IR_VERSION
-    )
+    needed = functions_of([operator]) if functions is None else _needed(operator.name, functions)
+    model = helper.make_model(graph, opset_imports=opset_imports(), functions=needed, ir_version=IR_VERSION)
     for name, x in zip(names, inputs, strict=True):
         if x.dtype == E4M3:  # filled in last: each of the helpers above copies what it is given, and experts have 300 MB
             fill_e4m3(model.graph.initializer.add(), name, x)
     return model
+
+
+def _needed(operator: str, functions: Sequence[onnx.FunctionProto]) -> list[onnx.FunctionProto]:
+    """The function of an operator and all that it calls, in their order."""
+    known = {(function.domain, function.name): function for function in functions}
+    needed, waiting = set(), [(DOMAIN, operator)]
+    while waiting:
+        key = waiting.pop()
+        if key in known and key not in needed:
+            needed.add(key)
+            waiting += [(node.domain, node.op_type) for node in known[key].node]
+    return [function for key, function in known.items() if key in needed]
 
 
 def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:

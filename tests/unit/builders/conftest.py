@@ -95,3 +95,9 @@ def recipe() -> Callable[..., Recipe]:
         return parse_recipe({"name": "small", "precision": "fp8-static", "build": options, **paths})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def host_cache(shared_folder: Path) -> Path:
+    """Where this run of pytest keeps plugin hosts: compiling one takes seconds."""
+    return shared_folder / "plugin-hosts"

@@ -52,7 +52,7 @@ Drive = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module", params=["10.6.0", "11.4.0"])
-def drive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drive:
+def drive(request: pytest.FixtureRequest, host_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Drive:
     """Runs the driver's program with a launch program and row counts; gives its lines. `broken` names what the CUDA driver fails at."""
     try:
         compiler = find_compiler()
@@ -60,7 +60,7 @@ def drive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     except MissingExtraError as error:
         pytest.skip(error.what)
     folder, here = tmp_path_factory.mktemp("drive"), Path(__file__).parent
-    host = host_library(request.param, folder)
+    host = host_library(request.param, host_cache)
     flags = ("-std=c++17", "-O1", "-pthread", *(argument for include in includes for argument in ("-isystem", str(include))))
     subprocess.run([*compiler, *flags, "-fPIC", "-shared", str(here / "fake_driver.cpp"), "-o", str(folder / "libcuda.so.1")], check=True)
     subprocess.run([*compiler, *flags, str(here / "drive.cpp"), "-o", str(folder / "drive"), "-ldl"], check=True)

@@ -16,7 +16,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import committed_tiles
 from onerec_trt.operators.registry import OPERATORS
+from spared_time import spare_time
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -74,31 +74,6 @@ def emulate_gpu() -> None:
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_fma = fma
     spare_time()
-
-
-def spare_time() -> None:
-    """What the interpreter does again at every call is done once, and what it does value by value at once; results are the same."""
-
-    def reduced(self, values):
-        """As a tree of neighbors, in their order: what a kernel reduces with is associative."""
-        values, axis = self.unravel(values, self.axis)
-        while (count := values[0].handle.data.shape[axis]) > 1:
-            halves = [[each.handle.data.take(range(first, count, 2), axis) for each in values] for first in (0, 1)]
-            pairs = [self.to_tensor(data, each.dtype) for half in halves for data, each in zip(half, values, strict=True)]
-            combined = self.combine_fn.fn(*pairs)
-            values = combined if isinstance(combined, tuple) else (combined,)
-        results = [each.handle.data if self.keep_dims else each.handle.data.squeeze(axis) for each in values]
-        return [self.to_tensor(data, each.dtype) for data, each in zip(results, values, strict=True)]
-
-    def call(self, *args, **kwargs):
-        """The language is patched already: `tl` for the kernel that runs, and below what its own functions see."""
-        return self.rewrite()(*args, **kwargs)
-
-    interpreter._patch_lang(tl.standard.zeros.fn)
-    known = cache(interpreter._get_np_dtype)
-    interpreter._get_np_dtype = lambda kind: np.dtype(np.uint64) if kind.scalar.is_ptr() else known(kind.scalar)
-    interpreter.ReduceOps.generic_reduce = reduced
-    interpreter.InterpretedFunction.__call__ = call
 
 
 def kernel_of(build: Build) -> Any:
