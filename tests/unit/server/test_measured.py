@@ -15,7 +15,7 @@ from onerec_trt.tools.serving.run import Extent, measure_serving
 
 ROOT = Path(__file__).parents[3]
 SERVER = ROOT / ".venv-server"
-TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.7, gpus=2)
+TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.7, arrival_seconds=1.0, gpus=2)
 
 
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
@@ -35,6 +35,12 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
         (2, 4, 1, (3, 9, 16)),
     ]
     assert all(load.result.failed == 0 and load.gpu_busy == [] for load in result.loads)
+    for load in result.loads:
+        assert load.server is not None
+        assert load.server.requests >= len(load.result.samples_ms)
+        assert sum(size * each.batches for size, each in load.server.by_size.items()) == load.server.requests * load.batch
+        assert all(each.infer_ms > 0 for each in load.server.by_size.values())
+    assert result.loads[-1].seconds == 1.0
     assert result.environment["commit"] == "abc"
     assert result.environment["server"].startswith("2.")
     assert result.summary is not None
