@@ -19,7 +19,7 @@ class BatchStatistics(BaseModel):
     Args:
         batches: How many ran.
         input_ms: Mean time in which the server laid out the inputs of one.
-        infer_ms: In the backend, waiting for the GPU included.
+        infer_ms: In the backend: the GPU, waiting for it, and until the next batch is taken.
         output_ms: Until its answers were handed over.
     """
 
