@@ -22,23 +22,25 @@ _END = struct.Struct("d")  # by the clock that all processes of a machine share 
 class GpuTurns:
     """The locks of one GPU among all instances of one server. They end with a process, so a killed instance holds nobody up.
 
-    One lock is held by the instance whose batch runs. The other one is shared by those that have a batch for the next turn.
+    One lock is held by the instance whose batch runs. The other one is shared by those instances of a version that have a batch for the
+    next turn.
 
     Args:
         server: Process number of the server.
         device: Number of the GPU.
+        version: Model and version, which get requests from one queue.
     """
 
-    def __init__(self, server: int, device: int) -> None:
+    def __init__(self, server: int, device: int, version: str) -> None:
         path = f"{SHARED_MEMORY}/{region_prefix(server)}gpu{device}"
-        self._running, self._next = (os.open(path + which, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for which in ("", "-next"))
+        self._running, self._next = (os.open(each, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for each in (path, f"{path}-{version}"))
 
     def __del__(self) -> None:
         for file in (self._running, self._next) if hasattr(self, "_next") else ():
             os.close(file)
 
     def line_up(self) -> None:
-        """Tell the others that this instance prepares a batch. That ends with its turn, or with `leave`."""
+        """Tell the others that this instance prepares a batch, or waits for one. That ends with its turn, or with `leave`."""
         fcntl.flock(self._next, fcntl.LOCK_SH)
 
     def leave(self) -> None:
@@ -46,7 +48,7 @@ class GpuTurns:
         fcntl.flock(self._next, fcntl.LOCK_UN)
 
     def others_lined_up(self) -> bool:
-        """Whether another instance has a batch that waits for its turn. Only for one that has none itself."""
+        """Whether another instance of the version has lined up. Only for one that has not."""
         try:
             fcntl.flock(self._next, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -50,6 +50,8 @@ class TritonPythonModel:
         shapes = self._engine.shapes()
         self._engine.warm_up(shapes)
         self._metrics.warmed(len(shapes))
+        if self._engine.pacing is not None:
+            self._engine.pacing.back()
         self._utils.Logger.log_info(f"{self._where}: warmed up with {len(shapes)} batch shapes")
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:

@@ -33,7 +33,6 @@ class Pacing:
         self._lead = _FIRST_LEAD_S  # seconds before the end of a turn at which the next batch is taken
         self._requests = 0  # of the last turn
         self._back = 0.0  # since when it has been free; 0 where it did not hold off
-        turns.line_up()
 
     @property
     def lead(self) -> float:
@@ -71,7 +70,7 @@ class Pacing:
         self._back = time.monotonic()
 
     def back(self) -> None:
-        """The instance is free for the next batch."""
+        """The instance is free for a batch: the first one, once it is warm, or the next one."""
         self._turns.line_up()
 
     def _learn(self, requests: int) -> None:

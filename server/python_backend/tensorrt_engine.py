@@ -33,7 +33,8 @@ class TensorRtEngine:
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
         self._lengths = description.io.name(Role.PATHWAY_LENGTHS)
         self._lent: dict[str, torch.Tensor] = {}
-        self.pacing = Pacing(GpuTurns(os.getppid(), device), description.batching.preferred)
+        turns = GpuTurns(os.getppid(), device, f"{description.name}-{description.version}")
+        self.pacing = Pacing(turns, description.batching.preferred)
         self.runner = _RunnerInTurns(self._runner, self.run)
 
     def shapes(self) -> list[tuple[int, int]]:

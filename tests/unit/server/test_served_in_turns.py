@@ -51,7 +51,8 @@ class TritonPythonModel(Whole):
         super().initialize(args)
         Told.folder = Path(args["model_repository"], "held-off")
         Told.folder.mkdir(exist_ok=True)
-        self._engine = InTurns(self._engine, Told(GpuTurns(os.getppid(), 0), full=9))
+        self._engine = InTurns(self._engine, Told(GpuTurns(os.getppid(), 0, "onerec-1"), full=9))
+        self._engine.pacing.back()
         self._answers = PlainAnswers(self._engine)
 """
 
