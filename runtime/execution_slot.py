@@ -46,6 +46,7 @@ class ExecutionSlot:
     Args:
         engine: The plan.
         graphs: CUDA graphs kept, one per shape.
+        capture_in_use: Whether a shape is captured at its second use. If not, only while warming up.
         residents: By name the buffers of inputs that do not come with a batch; they outlive the slot. Default: none.
 
     Raises:
@@ -54,7 +55,7 @@ class ExecutionSlot:
     """
 
     @without_autograd
-    def __init__(self, engine: Engine, graphs: int, residents: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, engine: Engine, graphs: int, residents: Mapping[str, Tensor] | None = None, *, capture_in_use: bool = True) -> None:
         self._engine = engine
         self._residents = {} if residents is None else residents
         self._per_request = [tensor for tensor in engine.inputs if tensor.name not in self._residents]
@@ -63,7 +64,7 @@ class ExecutionSlot:
         unbound = [self._unbound(number) for number in range(len(engine.profiles))]
         self._buffers = {tensor.name: _buffer(tensor, elements) for tensor, elements in self._largest(unbound)}
         self._plain = [self._bound(execution) for execution in unbound]
-        self._capturable = True
+        self._capturable, self._capture_in_use = True, capture_in_use
         self._captured: ShapeCache[tuple[int, tuple[Shape, ...]], Captured] = ShapeCache(graphs)
         self._kept: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
 
@@ -79,15 +80,16 @@ class ExecutionSlot:
         return len(self._captured)
 
     @without_autograd
-    def run(self, profile: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, profile: int, inputs: Mapping[str, Tensor], *, warming_up: bool = False) -> dict[str, Tensor]:
         """Enqueue one batch on the slot's stream; gives views of the output buffers, valid until the next batch.
 
         Args:
             profile: An optimization profile that takes these shapes.
             inputs: On the GPU, or in pinned memory.
+            warming_up: Whether nobody waits for the answer.
         """
         with torch.cuda.stream(self.stream):
-            outputs = self._execute(profile, self._fill(inputs))
+            outputs = self._execute(profile, self._fill(inputs), capture=warming_up or self._capture_in_use)
         return {name: self._view(name, shape) for name, shape in outputs.items()}
 
     def keep(self, tensors: list[Tensor], until: torch.cuda.Event) -> None:
@@ -112,12 +114,12 @@ class ExecutionSlot:
             self._view(name, shape).copy_(inputs[name], non_blocking=True)
         return shapes
 
-    def _execute(self, profile: int, shapes: Shapes) -> dict[str, Shape]:
+    def _execute(self, profile: int, shapes: Shapes, *, capture: bool) -> dict[str, Shape]:
         key = (profile, tuple(shapes.values()))
         if (known := self._captured.get(key)) is not None:
             known.graph.replay()
             return known.outputs
-        if self._capturable and self._captured.earns_place(key):
+        if capture and self._capturable and self._captured.earns_place(key):
             return self._run_and_capture(key, shapes)
         execution = self._plain[profile]
         outputs = execution.set_inputs(shapes)

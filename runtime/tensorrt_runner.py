@@ -60,12 +60,13 @@ class TensorRtRunner:
         loaded: The plan.
         executions: Batches that may run at the same time; each has buffers and scratch memory of its own.
         graphs: CUDA graphs kept per execution, one per shape, captured at its second use. 0: none.
+        capture_in_use: Whether that is so. If not, shapes are captured in `warm_up` alone: a capture takes long, and others wait for it.
 
     Raises:
         GpuError: The GPU has not enough memory.
     """
 
-    def __init__(self, loaded: LoadedPlan, *, executions: int = 1, graphs: int = 16) -> None:
+    def __init__(self, loaded: LoadedPlan, *, executions: int = 1, graphs: int = 16, capture_in_use: bool = True) -> None:
         assert executions >= 1
         self.plan, self.sha256, self.io, self.engine = loaded.path, loaded.sha256, loaded.io, loaded.engine
         self.executions = executions
@@ -75,16 +76,19 @@ class TensorRtRunner:
         with self._on_gpu():
             self._residents = ResidentInputs(self.io.resident)
             for _ in range(executions):
-                self._slots.put(ExecutionSlot(self.engine, graphs, self._residents.buffers))
+                self._slots.put(ExecutionSlot(self.engine, graphs, self._residents.buffers, capture_in_use=capture_in_use))
 
     @classmethod
-    def load(cls, plan: Path, *, executions: int = 1, graphs: int = 16, trust: Sequence[Path] = ()) -> TensorRtRunner:
+    def load(
+        cls, plan: Path, *, executions: int = 1, graphs: int = 16, capture_in_use: bool = True, trust: Sequence[Path] = ()
+    ) -> TensorRtRunner:
         """Load a plan, whose record lies beside it, and make it ready.
 
         Args:
             plan: Its path.
             executions: As in the class.
             graphs: As in the class.
+            capture_in_use: As in the class.
             trust: Public keys, one of which must have signed it. Default: no signature is asked for.
 
         Raises:
@@ -93,7 +97,7 @@ class TensorRtRunner:
             GpuError: There is no GPU, no driver, or not enough memory.
             MissingExtraError: TensorRT is not installed.
         """
-        return cls(load_plan(plan, trust), executions=executions, graphs=graphs)
+        return cls(load_plan(plan, trust), executions=executions, graphs=graphs, capture_in_use=capture_in_use)
 
     def bind_resident(self, name: str, array: Input) -> None:
         """Give a resident input its content, or swap it: batches submitted before see the old content, later ones the new.
@@ -189,7 +193,7 @@ class TensorRtRunner:
             for slot in slots:
                 slot.stream.wait_stream(torch.cuda.current_stream())
                 for _ in range(3):  # plain, with a capture after it, from the graph
-                    slot.run(profile, zeros)
+                    slot.run(profile, zeros, warming_up=True)
                 slot.stream.synchronize()
 
     def layer_times(self, inputs: Mapping[str, Tensor]) -> list[PlaceTime]:

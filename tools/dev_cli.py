@@ -192,13 +192,14 @@ def serving(
     samples: Annotated[int, typer.Option(min=3, help="Samples of each batch of the bare runtime.")] = 20,
     clients: Annotated[int, typer.Option(min=1, help="Requests at the same time; a second load has twice as many.")] = 64,
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 6.0,
+    arrival_seconds: Annotated[float, typer.Option(help="Of the load at random times.")] = 20.0,
     gpus: Annotated[int, typer.Option(min=1, max=2, help="At most.")] = 2,
     commit: Commit = "",
 ) -> None:
     """Serve a model with the Python backend and measure it beside the bare runtime: rate, latency, two GPUs beside one."""
     from .serving.run import Extent, measure_serving
 
-    extent = Extent(context=context, mixed=tuple(mixed), samples=samples, clients=clients, seconds=seconds, gpus=gpus)
+    extent = Extent(context, tuple(mixed), samples=samples, clients=clients, seconds=seconds, arrival_seconds=arrival_seconds, gpus=gpus)
     measure_serving(model, server, out, extent, typer.echo, commit)
 
 

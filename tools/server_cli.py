@@ -45,7 +45,10 @@ def repository(
         Path | None,
         typer.Option(parser=located, metavar="PATH", help="Measured times of batches (dev batch-times, bench).", show_default=False),
     ] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Executions at the same time, on each GPU.")] = 1,
+    instances: Annotated[
+        int | None,
+        typer.Option(min=1, help="On each GPU. Default: 2 of a plan in the Python backend, else 1.", show_default=False),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Serve a plan on the first so many GPUs that the server sees.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Of an exported graph: most requests of a batch.")] = 32,
     max_context: Annotated[int, typer.Option(min=1, help="Of an exported graph: most tokens of a context.")] = 3072,

@@ -35,7 +35,7 @@ class Wishes(NamedTuple):
     flavor: str | None
     name: str | None
     times: Path | None
-    instances: int
+    instances: int | None
     gpus: int
     graph: tuple[int, int]
     unvalidated: bool

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..launch.flags import CONTROL_HEADER, EXIT_TIMEOUT_S, RESTRICTED, SHARED_MEMORY_API, server_arguments
+from ..python_backend.warm_up import graph_shapes
 from ..repository.version import VersionDescription
 from .options import ClusterOptions
 
@@ -17,6 +18,7 @@ _USER = 1000  # the account of the server's image that is not root
 _MI = 1 << 20
 _HOST_MEMORY_MI = 4096  # the server, its backends, CUDA's own and page-locked buffers, beside the model's files
 _LOAD_BYTES_PER_S = 100 * _MI  # of a slow network volume; startup is given up after this and a minute
+_GRAPH_S = 1  # at most, to run a shape and capture it
 _PROBE_S = 5
 _DRAIN_S = 10  # a pod is taken out of its service's endpoints some seconds after it is told to end
 
@@ -170,7 +172,8 @@ def _ready(version: VersionDescription) -> Manifest:
 
 
 def _startup_tries(version: VersionDescription) -> int:
-    return -(-(60 + version.resources.model_bytes // _LOAD_BYTES_PER_S) // _PROBE_S)
+    graphs = graph_shapes(version) if version.engine == "tensorrt" and version.flavor == "python" else []
+    return -(-(60 + version.resources.model_bytes // _LOAD_BYTES_PER_S + len(graphs) * _GRAPH_S) // _PROBE_S)
 
 
 def _mi(size: int) -> int:

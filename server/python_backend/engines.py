@@ -15,6 +15,8 @@ from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ..repository.served_io import context_io
 from ..repository.version import VersionDescription
 from ..trust import require_trusted
+from .pacing import Pacing
+from .warm_up import outermost_shapes
 
 
 class Engine(Protocol):
@@ -23,6 +25,13 @@ class Engine(Protocol):
     @property
     def runner(self) -> ResidentRunner:
         """What runs batches of a graph that follows a catalogue, from the same memory."""
+
+    @property
+    def pacing(self) -> Pacing | None:
+        """When to take batches. None: at once."""
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Requests and tokens of the batches that are to run before the model is ready."""
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Memory for an input of a batch, to be filled in place; it holds anything."""
@@ -60,10 +69,17 @@ def load_engine(folder: Path, description: VersionDescription, device: int, trus
 class OnnxRuntimeEngine:
     """An exported graph on the CPU."""
 
+    pacing = None
+
     def __init__(self, runner: OnnxRuntimeRunner, description: VersionDescription) -> None:
         self.runner = runner
+        self._limits = description.limits
         self._dtypes = {tensor.name: tensor.dtype for tensor in description.io.per_request}
         self._io = description.io
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The outermost ones."""
+        return outermost_shapes(self._limits)
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Pages of zeros cost nothing until they are written."""

@@ -13,7 +13,6 @@ from ...core.arrays import Array
 from ...core.errors import OnerecTrtError, RequestError
 from ...runtime.item_rules import ItemRules
 from ..repository.catalogues import Catalogues
-from ..repository.limits import longest_context, most_requests
 from ..repository.served_io import RULE_INPUTS, context_io, follows_catalogue
 from ..repository.version import open_version
 from ..trust import trusted_keys
@@ -25,7 +24,7 @@ from .engines import load_engine
 from .item_requests import rules_of
 from .metrics import Metrics
 from .orphan_watch import end_with_parent
-from .packing import Group, Sizes, fill, groups, rounded_context
+from .packing import Group, Sizes, fill, groups
 
 
 class TritonPythonModel:
@@ -48,13 +47,36 @@ class TritonPythonModel:
         self._answers: Answers = PlainAnswers(self._engine)
         if follows_catalogue(self._version.io):
             self._answers = CatalogueAnswers(self._engine.runner, Catalogues(folder.parent), self._catalogue_told)
-        shapes = self._warm_up_shapes()
+        shapes = self._engine.shapes()
         self._engine.warm_up(shapes)
         self._metrics.warmed(len(shapes))
+        if self._engine.pacing is not None:
+            self._engine.pacing.back()
         self._utils.Logger.log_info(f"{self._where}: warmed up with {len(shapes)} batch shapes")
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer each request with items, or with an error of its own."""
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Answer each request with items, or with an error of its own.
+
+        The server hands the next batch over when this returns. Where it is too early for that, the answers leave before.
+        """
+        pacing = self._engine.pacing
+        if pacing is None:
+            return self._answered(requests)
+        try:
+            answers = self._answered(requests)
+            early = pacing.early()
+            if early:
+                self._send(requests, answers)
+                pacing.hold_off()
+        finally:
+            pacing.back()
+        return None if early else answers
+
+    def _send(self, requests: Sequence[Any], answers: Sequence[Any]) -> None:
+        for request, answer in zip(requests, answers, strict=True):
+            request.get_response_sender().send(answer, flags=self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _answered(self, requests: Sequence[Any]) -> list[Any]:
         answers: list[Any] = [None] * len(requests)
         arrays: dict[int, dict[str, Array]] = {}
         rules: dict[int, Sequence[ItemRules]] = {}
@@ -108,9 +130,3 @@ class TritonPythonModel:
         self._metrics.catalogue(loaded=error is None)
         if error is not None:
             print(f"{self._where}: the catalogue stays as it is: {error}", file=sys.stderr, flush=True)
-
-    def _warm_up_shapes(self) -> list[tuple[int, int]]:
-        """One request and the largest batch, at the shortest and at the longest context."""
-        limits = self._version.limits
-        contexts = {rounded_context(limits, 1), longest_context(limits)}
-        return sorted({(batch, context) for context in contexts for batch in (1, most_requests(limits, context))})

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from ...core.arrays import Array
-from ...core.errors import ArtifactError
+from ...core.graph_io import Role
 from ...runtime.onnxruntime_runner import Deferred
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..repository.version import VersionDescription
 from .gpu_turns import GpuTurns
-
-GRAPHS = "cuda_graphs"  # parameter: CUDA graphs that an instance keeps
+from .pacing import Pacing
+from .warm_up import graph_shapes, outermost_shapes
 
 
 class TensorRtEngine:
@@ -27,11 +27,19 @@ class TensorRtEngine:
 
     def __init__(self, plan: Path, description: VersionDescription, device: int, trust: Sequence[Path]) -> None:
         torch.cuda.set_device(device)
-        self._runner = TensorRtRunner.load(plan, graphs=_graphs(description), trust=trust)
+        graphs = graph_shapes(description)
+        self._shapes = sorted({*outermost_shapes(description.limits), *graphs})
+        self._runner = TensorRtRunner.load(plan, graphs=len(self._shapes) if graphs else 0, capture_in_use=False, trust=trust)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
+        self._lengths = description.io.name(Role.PATHWAY_LENGTHS)
         self._lent: dict[str, torch.Tensor] = {}
-        self._turns = GpuTurns(os.getppid(), device)
+        turns = GpuTurns(os.getppid(), device, f"{description.name}-{description.version}")
+        self.pacing = Pacing(turns, description.batching.preferred)
         self.runner = _RunnerInTurns(self._runner, self.run)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The outermost ones, and those that become CUDA graphs."""
+        return self._shapes
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
         """Page-locked memory, which PyTorch keeps for the next batch of this shape."""
@@ -43,7 +51,7 @@ class TensorRtEngine:
         """Outputs by name, after waiting for the GPU. Inputs are the arrays that `room` gave last, or others."""
         on_gpu = {name: self._on_gpu(name, array) for name, array in inputs.items()}
         torch.cuda.current_stream().synchronize()
-        with self._turns.turn():
+        with self.pacing.turn(len(inputs[self._lengths])):
             outputs: dict[str, torch.Tensor] = self._runner(on_gpu)
             return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
@@ -52,7 +60,7 @@ class TensorRtEngine:
         return (torch.from_numpy(array) if lent is None else lent).to("cuda", non_blocking=True)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """TensorRT allocates and loads kernels at the first use of a shape."""
+        """TensorRT allocates and loads kernels at the first use of a shape; graphs are captured."""
         for batch, context in shapes:
             self._runner.warm_up(batch, context)
 
@@ -67,10 +75,3 @@ class _RunnerInTurns:
     def submit(self, inputs: Mapping[str, Array]) -> Deferred:
         outputs = self._run(inputs)
         return Deferred(lambda: outputs)
-
-
-def _graphs(description: VersionDescription) -> int:
-    text = description.parameters.get(GRAPHS, "0")
-    if not text.isdecimal():
-        raise ArtifactError(f"the parameter {GRAPHS} is no number: {text!r}", where=description.name, hint="add the version again")
-    return int(text)

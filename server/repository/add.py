@@ -49,7 +49,8 @@ class Options:
         flavor: `tensorrt` or `python`.
         name: Of the model. Default: by the form of the graph.
         times: JSON file with measured times of batches. Default: none.
-        instances: Executions at the same time, on each GPU.
+        instances: Executions at the same time, on each GPU. Default: 2 of a plan in the Python backend, where one prepares its batch
+            while that of the other runs; else 1.
         gpus: The first so many of those that the server sees.
         graph_limits: What an exported graph takes. A plan's profiles say it themselves.
         unvalidated: Accept a plan that has not passed the gates. Default: refuse it.
@@ -60,7 +61,7 @@ class Options:
     flavor: Flavor
     name: str | None = None
     times: Path | None = None
-    instances: int = 1
+    instances: int | None = None
     gpus: int = 1
     graph_limits: Limits = GRAPH_LIMITS
     unvalidated: bool = False
@@ -138,13 +139,14 @@ def _description(name: str, version: int, source: _Source, files: dict[str, str]
 
 def _resources(source: _Source, options: Options, together: int) -> Resources:
     gpus = options.gpus if source.engine == "tensorrt" else 0
-    instances = options.instances * max(1, gpus)
+    each = options.instances or (2 if gpus and options.flavor == "python" else 1)
+    instances = each * max(1, gpus)
     return Resources(
         gpus=gpus,
         model_bytes=sum(origin.stat().st_size for origin in source.files.values()),
         shared_memory_bytes=shared_memory_bytes(source.io, source.limits, together, instances) if options.flavor == "python" else 0,
-        gpu_memory_bytes=source.gpu_memory and source.gpu_memory * options.instances,  # instances share nothing
-        instances=options.instances,
+        gpu_memory_bytes=source.gpu_memory and source.gpu_memory * each,  # instances share nothing
+        instances=each,
     )
 
 

@@ -44,6 +44,7 @@ class Batching(BaseModel):
         max_batch: Most requests that a client may send at once, and that a batch may hold.
         preferred: Requests that a batch is filled to from a longer queue.
         max_queue: Requests that may wait. 0: any number.
+        context: Tokens of the requests that this was measured with. None: not measured.
         why: How this was chosen, for people.
     """
 
@@ -52,6 +53,7 @@ class Batching(BaseModel):
     max_batch: int
     preferred: int
     max_queue: int
+    context: int | None = None
     why: str
 
 
@@ -74,7 +76,7 @@ def batching(max_batch: int, times: BatchTimes | None, gpus: int = 1) -> Batchin
     queue = max(preferred, math.ceil(rates[preferred] * gpus * PATIENCE_S))
     share = f"{rates[preferred] / best:.0%}".replace("%", " %")
     why = f"measured with contexts of {times.context}: batches of {preferred} reach {share} of {best:.0f} requests/s, the best rate"
-    return Batching(max_batch=max_batch, preferred=preferred, max_queue=queue, why=why)
+    return Batching(max_batch=max_batch, preferred=preferred, max_queue=queue, context=times.context, why=why)
 
 
 def read_times(path: Path, model_sha256: str) -> BatchTimes:

@@ -6,8 +6,9 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,13 @@ class LoadResult(BaseModel):
     samples_ms: list[float]
 
 
-def measure_load(load: Load, out: Path | None = None) -> LoadResult:
+def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[AbstractContextManager[Any]] = ()) -> LoadResult:
     """Ask for a while; writes the result with all samples as JSON where `out` is given.
+
+    Args:
+        load: What is asked.
+        out: The JSON file. Default: none.
+        meanwhile: Entered when all processes begin to ask, left when the last answer is there.
 
     Raises:
         RequestError: The server cannot be reached, or answered nothing.
@@ -81,8 +87,14 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
     load = replace(load, processes=min(load.processes, load.clients))
     Client(load.url, load.model, protocol=load.protocol).close()  # a wrong address is said here, and not by every process
     context = multiprocessing.get_context("spawn")
-    with context.Pool(load.processes, _share, (context.Barrier(load.processes),)) as pool:
-        parts = pool.starmap(_one_process, [(load, number) for number in range(load.processes)])
+    together = context.Barrier(load.processes + 1)
+    with context.Pool(load.processes, _share, (together,)) as pool, ExitStack() as watching:
+        asking = pool.starmap_async(_one_process, [(load, number) for number in range(load.processes)])
+        with suppress(threading.BrokenBarrierError):  # a process failed before it came there; its error is raised below
+            together.wait(_PATIENCE_S)
+        for each in meanwhile:
+            watching.enter_context(each)
+        parts = asking.get()
     samples = [sample for answered, _ in parts for sample in answered]
     failed = sum(failures for _, failures in parts)
     if len(samples) < 2:
@@ -100,7 +112,7 @@ def measure_load(load: Load, out: Path | None = None) -> LoadResult:
     return result
 
 
-_together: Any = None  # a barrier of the processes, in each of them
+_together: Any = None  # a barrier of this process and all that ask, in each of them
 
 
 def _share(barrier: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from .load import LoadResult
+from .statistics import ServerStatistics
 
 SATURATION = 0.8  # of the highest rate seen: how many requests arrive at random times
 
@@ -32,6 +33,7 @@ class MeasuredLoad(_Part):
         seconds: How long answers counted.
         gpu_busy: Share of time in which a kernel ran, of each GPU.
         result: What clients saw.
+        server: What the server counted, the warm-up included. None: in files of earlier revisions.
     """
 
     name: str
@@ -45,6 +47,7 @@ class MeasuredLoad(_Part):
     seconds: float
     gpu_busy: list[float]
     result: LoadResult
+    server: ServerStatistics | None = None
 
 
 class Summary(_Part):

@@ -33,6 +33,7 @@ from .busy import BusyWatch
 from .load import Load, describe, measure_load
 from .page import table
 from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
+from .statistics import StatisticsWatch
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 _TOOLS = ("onerec-trt", "tensorrt", "onnxruntime", "torch", "numpy", "tritonclient", "grpcio")
@@ -51,6 +52,7 @@ class Extent:
         samples: Of each.
         clients: Of one GPU in closed loops, and in a second load twice as many.
         seconds: Of each load, after a warm-up of a sixth of that.
+        arrival_seconds: Likewise, of the load at random times, whose p99 wants many requests.
         gpus: At most; fewer where fewer are visible.
     """
 
@@ -60,6 +62,7 @@ class Extent:
     samples: int = 20
     clients: int = 64
     seconds: float = 6.0
+    arrival_seconds: float = 20.0
     gpus: int = 2
 
 
@@ -99,7 +102,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
         for load in measurement.loads():
             loads.append(load)
             result = ServingResult(
-                environment={**measurement.environment(), **software(_TOOLS, commit)},
+                environment={**software(_TOOLS, commit), **measurement.environment()},
                 model=measurement.describe(),
                 context=extent.context,
                 times_ms=times_ms,
@@ -119,7 +122,7 @@ class _Measurement:
         self._on_gpu = model.suffix == ".plan"
         self._times = working / "times.json"
         self._added: VersionDescription | None = None
-        self._server_version = ""
+        self._http = self._server_version = ""
         self.batching = ""
 
     def bare(self) -> dict[int, list[float]]:
@@ -179,7 +182,8 @@ class _Measurement:
         self._added = add_version(repository, self._model, options)
         self.batching = self._added.batching.why
         with served(repository, self._server) as ports:
-            self._server_version = server_version(f"127.0.0.1:{ports['http']}")
+            self._http = f"127.0.0.1:{ports['http']}"
+            self._server_version = server_version(self._http)
             yield from ask(setup, f"127.0.0.1:{ports['grpc']}")
 
     def _closed_loops(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
@@ -194,25 +198,25 @@ class _Measurement:
         yield self._measured(setup, self._load(url, clients=4, batch=largest, processes=4))
         yield self._measured(setup, self._load(url, clients=2 * self._extent.clients, contexts=self._extent.mixed))
         rate = SATURATION * saturating(closed).result.requests_per_s
-        yield self._measured(setup, self._load(url, rate=rate))
+        yield self._measured(setup, self._load(url, rate=rate, seconds=self._extent.arrival_seconds))
 
     def _on_two(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
         yield self._measured(setup, self._load(url, clients=4 * self._extent.clients))
 
     def _load(self, url: str, **changes: Any) -> Load:
         extent = self._extent
-        load = Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0, warm_up=extent.seconds / 6)
-        load = replace(load, **changes)
+        load = replace(Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0), **changes)
         most = max(1, (os.cpu_count() or 1) // 2)
-        return replace(load, processes=load.processes or min(most, max(1, load.clients // _PER_PROCESS)))
+        processes = load.processes or min(most, max(1, load.clients // _PER_PROCESS))
+        return replace(load, processes=processes, warm_up=load.seconds / 6)
 
     def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
         asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
         name = f"{setup}, {asking}" + (f" with {load.batch} contexts each" if load.batch > 1 else "")
         name += ", inputs in shared memory" if load.shared_memory else ""
         name += f", contexts of {', '.join(map(str, load.contexts))}" if len(load.contexts) > 1 else ""
-        with BusyWatch(setup.gpus) as busy:
-            result = measure_load(load)
+        busy, counted = BusyWatch(setup.gpus), StatisticsWatch(self._http, load.model)
+        result = measure_load(load, meanwhile=(busy, counted))
         shares = busy.shares()
         self._say(f"{name}: {describe(result)}, GPU busy {shares}")
         return MeasuredLoad(
@@ -227,6 +231,7 @@ class _Measurement:
             seconds=load.seconds,
             gpu_busy=shares,
             result=result,
+            server=counted.counted(),
         )
 
 

@@ -100,7 +100,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_runner() -> MakeRunner:
     """`resident`: the plan also has the resident input `index`."""
 
-    def make(graphs: int = 0, *, resident: bool = False, executions: int = 1) -> TensorRtRunner:
+    def make(graphs: int = 0, *, resident: bool = False, executions: int = 1, capture_in_use: bool = True) -> TensorRtRunner:
         io = IO.model_copy(update={"inputs": (*IO.inputs, INDEX)}) if resident else IO
         inputs = (*INPUTS, TensorInfo("index", "int32", (2,))) if resident else INPUTS
         profile = {**PROFILE, "index": ((2,), (2,), (2,))} if resident else PROFILE
@@ -108,7 +108,7 @@ def make_runner() -> MakeRunner:
             scratch_bytes=8, profiles=(profile,), inputs=inputs, outputs=OUTPUTS, execution=lambda *_: Execution()
         )
         loaded = LoadedPlan(Path("a.plan"), "0" * 64, io, engine, device=0)
-        return TensorRtRunner(loaded, executions=executions, graphs=graphs)
+        return TensorRtRunner(loaded, executions=executions, graphs=graphs, capture_in_use=capture_in_use)
 
     return make
 
@@ -222,6 +222,31 @@ def test_a_plan_that_cannot_be_captured_runs_without_graphs_and_says_so(
     assert record.levelname == "WARNING"
     assert "a.plan" in record.getMessage()
     assert "not stream capturable" in record.getMessage()
+
+
+def test_graphs_are_captured_in_use_or_while_warming_up_alone(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[int] = []
+
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        captured.append(1)
+        yield
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda shape, dtype, device: zeros(shape, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    for capture_in_use, captures in ((True, 1), (False, 0)):
+        runner = make_runner(graphs=2, capture_in_use=capture_in_use)
+        for _ in range(3):
+            runner(batch(2, 3))
+        assert len(captured) == captures
+        captured.clear()
+    runner.warm_up(2, 3)
+    assert captured == [1]
+    ran = len(Execution.enqueued)
+    assert runner(batch(2, 3))["scores"].shape == (2, 4)
+    assert len(Execution.enqueued) == ran, "it ran from its graph"
 
 
 def test_a_runner_that_goes_waits_for_what_it_runs(make_runner: MakeRunner) -> None:

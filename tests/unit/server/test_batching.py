@@ -21,7 +21,7 @@ def times(milliseconds: dict[int, float]) -> BatchTimes:
 def test_the_smallest_batch_with_nearly_the_best_rate_is_preferred() -> None:
     assert batching(32, times(MEASURED)).preferred == 32
     chosen = batching(32, times({1: 10.0, 8: 20.0, 16: 38.5, 32: 76.0}))  # 100, 400, 416 and 421 requests/s
-    assert (chosen.max_batch, chosen.preferred, chosen.max_queue) == (32, 8, 400)
+    assert (chosen.max_batch, chosen.preferred, chosen.max_queue, chosen.context) == (32, 8, 400, 512)
     assert chosen.why == "measured with contexts of 512: batches of 8 reach 95 % of 421 requests/s, the best rate"
 
 

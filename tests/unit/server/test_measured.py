@@ -13,8 +13,9 @@ from onerec_trt.tools.serving.page import table
 from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
-SERVER = Path(__file__).parents[3] / ".venv-server"
-TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.7, gpus=2)
+ROOT = Path(__file__).parents[3]
+SERVER = ROOT / ".venv-server"
+TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2, seconds=0.7, arrival_seconds=1.0, gpus=2)
 
 
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
@@ -34,6 +35,12 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
         (2, 4, 1, (3, 9, 16)),
     ]
     assert all(load.result.failed == 0 and load.gpu_busy == [] for load in result.loads)
+    for load in result.loads:
+        assert load.server is not None
+        assert load.server.requests >= len(load.result.samples_ms)
+        assert sum(size * each.batches for size, each in load.server.by_size.items()) == load.server.requests * load.batch
+        assert all(each.infer_ms > 0 for each in load.server.by_size.values())
+    assert result.loads[-1].seconds == 1.0
     assert result.environment["commit"] == "abc"
     assert result.environment["server"].startswith("2.")
     assert result.summary is not None
@@ -96,3 +103,37 @@ def test_the_summary_compares_the_highest_rate_with_the_bare_runtime() -> None:
     assert summary.overhead_shared_memory == pytest.approx(0.025)
     assert (summary.p50_ms, summary.p99_ms, summary.p99_over_batch) == (30.0, 80.0, 1.6)
     assert summary.two_gpu_scaling == pytest.approx(1200 / 608)
+
+
+@pytest.fixture(scope="module")
+def measured() -> ServingResult:
+    return ServingResult.model_validate_json((ROOT / "docs" / "measurements" / "h100-serving.json").read_text())
+
+
+def rows_of_the_page() -> list[list[str]]:
+    """Cells of the tables of docs/serving.md, without bold."""
+    lines = (ROOT / "docs" / "serving.md").read_text().replace("**", "").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_the_page_on_serving_says_what_was_measured(measured: ServingResult) -> None:
+    assert measured.summary == summarize(measured.times_ms, measured.loads)
+    rows = rows_of_the_page()
+    for line in table(measured).splitlines()[2:]:
+        assert [cell.strip() for cell in line.strip("|").split("|")][:-1] in rows
+    medians = {batch: statistics.median(samples) for batch, samples in sorted(measured.times_ms.items())}
+    assert ["requests of a batch", *map(str, medians)] in rows
+    assert ["bare runtime, ms", *(f"{milliseconds:.1f}" for milliseconds in medians.values())] in rows
+    assert ["requests/s", *(f"{batch / milliseconds * 1e3:.0f}" for batch, milliseconds in medians.items())] in rows
+
+
+def test_the_summary_stands_in_the_pages(measured: ServingResult) -> None:
+    assert measured.summary is not None
+    rate, lost = measured.summary.requests_per_s, f"{measured.summary.overhead_batch_32:.1%}".replace("%", " %")
+    serving, readme, clusters = ((ROOT / page).read_text() for page in ("docs/serving.md", "README.md", "docs/clusters.md"))
+    assert f"{rate:.0f} requests/s, {rate * 3600 / 1e6:.1f} million per hour**, {lost} below" in serving
+    assert f"p99 is {measured.summary.p99_over_batch:.1f} x the time of a batch of 32" in serving
+    assert f"{rate:.0f} requests/s over gRPC, {rate * 3600 / 1e6:.1f} million per hour, {lost} below the bare plan" in readme
+    assert f"answered {rate:.0f} requests of 512 tokens per second" in clusters
+    gigabits = rate * measured.model["bytes_of_a_request"] * 8 / 1e9
+    assert f"{rate * 3600 / 1e6:.1f} million per GPU-hour, and {gigabits:.1f} Gbit/s of payload" in clusters

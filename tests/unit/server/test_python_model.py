@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,9 +44,13 @@ class Tensor:
 class Request:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._tensors = [Tensor(name, array) for name, array in arrays.items()]
+        self.sent: list[tuple[Response, str]] = []
 
     def inputs(self) -> list[Tensor]:
         return self._tensors
+
+    def get_response_sender(self) -> Any:
+        return SimpleNamespace(send=lambda response, flags: self.sent.append((response, flags)))
 
 
 class Response:
@@ -95,6 +99,7 @@ def utils(monkeypatch: pytest.MonkeyPatch) -> Any:
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor, module.InferenceResponse, module.TritonError = Tensor, Response, TritonError
     module.MetricFamily, module.Logger = MetricFamily, Logger
+    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     monkeypatch.setattr(MetricFamily, "values", {})
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
     monkeypatch.setattr(backend, "end_with_parent", lambda: None)
@@ -151,6 +156,25 @@ def test_each_request_gets_its_own_items_in_its_place(loaded: backend.TritonPyth
     counted = {reason: metric.value for (name, reason), metric in MetricFamily.values.items() if name.startswith("onerec_trt_failed")}
     assert counted == {"request": 1, "model": 0}
     assert MetricFamily.values["onerec_trt_warmed_shapes", ""].value == 2, "one request and the largest batch"
+
+
+def test_answers_leave_before_an_instance_that_is_early_waits(
+    loaded: backend.TritonPythonModel, export: Path, asking: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, calls, early = asking(np.random.default_rng(0)), [], [True, False]
+    good, bad = as_request(asked), Request({"lengths": asked.lengths_3[None]})
+    pacing = SimpleNamespace(early=lambda: early.pop(0), hold_off=lambda: calls.append(len(good.sent)), back=lambda: calls.append("back"))
+    monkeypatch.setattr(loaded._engine, "pacing", pacing)
+    assert loaded.execute([good, bad]) is None
+    assert calls == [1, "back"], "the answer was there before the wait"
+    ((answer, flag),), ((refusal, _),) = good.sent, bad.sent
+    assert flag == "final"
+    np.testing.assert_array_equal(answer.outputs["scores"], reference(export)(asked)["scores"])
+    assert refusal.error.code == TritonError.INVALID_ARG
+    returned = loaded.execute([again := as_request(asked)])
+    assert returned is not None
+    np.testing.assert_array_equal(returned[0].outputs["scores"], answer.outputs["scores"])
+    assert (again.sent, calls[2:]) == ([], ["back"])
 
 
 def test_where_the_model_fails_every_request_of_the_batch_is_told_and_counted(

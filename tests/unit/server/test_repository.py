@@ -66,6 +66,10 @@ def test_a_plan_for_the_stock_backend(repository: Repository, plan: Path, tmp_pa
 def test_a_plan_for_the_python_backend(repository: Repository, plan: Path) -> None:
     described = add_version(repository, plan, Options("python", parameters={"cuda_graphs": "16"}))
     assert described.context_buckets == ()
+    assert described.batching.context is None
+    assert (described.resources.instances, described.resources.gpu_memory_bytes) == (2, 40)
+    alone = add_version(repository, plan, Options("python", instances=1))
+    assert (alone.resources.instances, alone.resources.gpu_memory_bytes) == (1, 20)
     assert described.resources.shared_memory_bytes > 32 * 3072 * 64 * 2
     hold_against_golden("python.pbtxt", repository.config_path("onerec").read_text())
 

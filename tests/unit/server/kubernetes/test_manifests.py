@@ -117,6 +117,9 @@ def test_readiness_is_the_models_and_liveness_the_servers() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
     small = server_container(described(**GRAPH))["startupProbe"]["failureThreshold"]
     assert container["startupProbe"]["failureThreshold"] > small >= 12  # a larger model takes longer to load
+    measured = Batching(max_batch=32, preferred=30, max_queue=64, context=512, why="stated")
+    in_python = server_container(described(flavor="python", batching=measured))["startupProbe"]["failureThreshold"]
+    assert in_python == container["startupProbe"]["failureThreshold"] + 6  # CUDA graphs of 30 batch sizes
 
 
 def test_a_plan_asks_for_the_gpu_it_was_built_for_and_a_graph_for_none() -> None:
