@@ -161,18 +161,23 @@ def items_partials_3(
     mask_NM, largest_NT, valid_NT, sum_NT, tiles, rows,
     V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr,
     EXCLUDED: tl.constexpr, STEPS: tl.constexpr, TILES_SIZE: tl.constexpr, MARKED: tl.constexpr, CHUNK: tl.constexpr,
-    COUNT: tl.constexpr,
+    COUNT: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """The first CTAs mark entries, of MARKED rows each, while the others read the logits: COUNT neighboring tiles of all `tiles`."""
+    """Every SPREAD-th CTA marks entries of MARKED rows, as long as there are any; the others read COUNT neighboring tiles of all `tiles`.
+
+    Marking waits for one look-up after the other. Among CTAs that read logits it costs no time of its own.
+    """
     marking = tl.cdiv(rows, MARKED)
     number = tl.program_id(0)
-    if number < marking:
+    turn = number // SPREAD
+    if (number % SPREAD == 0) & (turn < marking):
         mark_entries(
-            number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+            turn, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
             mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK,
         )  # fmt: skip
     else:
-        store_partials((number - marking).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+        before = tl.minimum(turn + 1, marking)
+        store_partials((number - before).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
 
 MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
@@ -251,7 +256,7 @@ def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch:
     ctas = cdiv(tiles, tile.partials)
     counts: tuple[Int32, ...] = (Int32(tiles),)
     if level == 3:
-        constants |= {"WORDS": static(node, 4, 1), **_marking(shape, static(node, 10, 1))}
+        constants |= {"WORDS": static(node, 4, 1), **_marking(shape, tile, static(node, 10, 1))}
         ctas, counts = ctas + cdiv(rows, MARKED_ROWS), (Int32(tiles), Int32(rows))
     types = (*types, *["i32"] * len(counts))
     kernel = node.compile(Build(__name__, f"items_partials_{level}", types, constants, node.capability, tile.partials_warps))
@@ -259,12 +264,13 @@ def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch:
     return Launch(kernel, (ctas, 1, 1), (Input(0), *given[level], *results, *counts))
 
 
-def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:
-    """Constants of the CTAs that mark entries."""
+def _marking(shape: BeamShape, tile: BeamTile, excluded: int) -> dict[str, int]:
+    """Constants of the CTAs that mark entries: spread over the first half of all."""
     return {
         "EXCLUDED": excluded,
         "STEPS": excluded.bit_length(),
         "TILES_SIZE": triton.next_power_of_2(shape.tiles),
         "MARKED": MARKED_ROWS,
         "CHUNK": MARKED_CHUNK,
+        "SPREAD": max(1, shape.tiles * MARKED_ROWS // tile.partials // 2),
     }
