@@ -1,6 +1,6 @@
 """The second token of a catalogue's semantic IDs: the pass over the logits with the pair table beside it, and the rules of categories.
 
-A row's bits lie in the pair table as its first code's row, so that no mask is made of them but a copy. Only where a request restricts
+A row's bits are those of its first code in the pair table: where they lie is all that the selection needs. Only where a request restricts
 categories they are made first, from the classes of the row's pairs.
 """
 
@@ -129,7 +129,7 @@ def items_rules_2(
 
 @triton.jit
 def items_partials_2(
-    logits_NV, first_N, bits_VW, limits_B3, mask_NM, largest_NT, valid_NT, sum_NT,
+    logits_NV, first_N, bits_VW, limits_B3, mask_NM, place_N, largest_NT, valid_NT, sum_NT,
     V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """COUNT tiles of one row, so that its code and where its bits lie are scalars; a thread holds every fourth unit of a tile."""
@@ -143,8 +143,7 @@ def items_partials_2(
     lane = tl.arange(0, _UNIT)[None, None, None, :]
     inside = tile < TILES
     x = tl.load(logits_NV + row * V + unit * _UNIT + lane, mask=inside & (unit * _UNIT + lane < V), other=float("-inf"))
-    own = mask_NM + row * (TILES * _WORDS)
-    source = tl.where(restricted, own, bits_VW + code * WORDS)
+    source = tl.where(restricted, mask_NM + row * (TILES * _WORDS), bits_VW + code * WORDS)
     # Bytes one by one: four at a time would lie in other threads than their logits.
     place = tl.max_contiguous(unit, (1, 1, 1, 1))
     there = inside & (code >= 0) & (unit * _UNIT < WORDS * _WORD)
@@ -159,10 +158,7 @@ def items_partials_2(
     tl.store(largest_NT + number, largest.to(tl.float16), mask=within < TILES)
     tl.store(sum_NT + number, total, mask=within < TILES)
     tl.store(valid_NT + number, as_signed(key_of(best, most(byte & 0xFF) != 0)), mask=within < TILES)
-    if restricted == 0:
-        word = first * _WORDS + tl.arange(0, COUNT * _WORDS)
-        bits = tl.load(source + word, mask=(word < WORDS) & (code >= 0), other=0)
-        tl.store(own + word, bits, mask=word < TILES * _WORDS)
+    tl.store(place_N + row, source.to(tl.int64))
 
 
 @triton.jit

@@ -201,7 +201,8 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
     if level == 2:
         buffers |= _rules_buffers(node, shape)
     scratch = numbered(buffers)
-    mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
+    bits = "place" if level == 2 else "mask"
+    mask = Mask(scratch[bits], scratch["valid"], Input(LIMITS[level]), placed=level == 2)
     first = _pairs(node, shape, tile, scratch) if level == 2 else (_partials(node, level, shape, tile, scratch),)
     return checked_program(node, shape, buffers, (*first, *selection(node, shape, tile, scratch, mask)))
 
@@ -218,9 +219,11 @@ def _check_inputs(node: Node, level: int) -> None:
 
 
 def _rules_buffers(node: Node, shape: BeamShape) -> dict[str, Buffer]:
-    """Of each request its allowed classes, of each row which of its pairs are allowed; in bits."""
+    """Of each request its allowed classes, of each row which of its pairs are allowed, in bits; and where a row's bits lie."""
     classes = triton.next_power_of_2(words_of(static(node, 7, 1)))
-    return {"classes": Buffer(dim(1, 0) * (classes * 4)), "listed": Buffer(dim(0, 0) * ((shape.tiles * TILE // WORD + 1) * 4))}
+    listed = (shape.tiles * TILE // WORD + 1) * 4
+    rows = dim(0, 0)
+    return {"classes": Buffer(dim(1, 0) * (classes * 4)), "listed": Buffer(rows * listed), "place": Buffer(rows * 8)}
 
 
 def _pairs(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> tuple[Launch, Launch]:
@@ -236,9 +239,9 @@ def _pairs(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scra
         return node.compile(Build(beam_pairs.__name__, name, types, {**both, **constants}, node.capability, warps))
 
     rules = kernel("items_rules_2", ("*i64", *["*i32"] * 8), ruled, RULED_WARPS)
-    partials = kernel("items_partials_2", ("*fp16", "*i64", "*i32", "*i32", "*i32", "*fp16", "*i32", "*fp32"), passed, tile.partials_warps)
+    partials = kernel("items_partials_2", ("*fp16", "*i64", *["*i32"] * 3, "*i64", "*fp16", "*i32", "*fp32"), passed, tile.partials_warps)
     made = tuple(scratch[name] for name in ("classes", "listed", "mask"))
-    results = tuple(scratch[name] for name in ("mask", "largest", "valid", "sum"))
+    results = tuple(scratch[name] for name in ("mask", "place", "largest", "valid", "sum"))
     return (
         Launch(rules, (-(-shape.rows // RULED_ROWS), dim(1, 0), 1), (*map(Input, range(2, 8)), *made)),
         Launch(partials, (dim(0, 0) * -(-shape.tiles // count), 1, 1), (Input(0), Input(2), Input(3), Input(6), *results)),
