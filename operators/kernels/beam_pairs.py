@@ -82,49 +82,58 @@ def pack_allowed(user, allowed_BC, classes_BK, CLASSES: tl.constexpr, SIZE: tl.c
 
 
 @triton.jit
+def list_allowed(begin, end, class_P, classes_K, listed_L, LISTED: tl.constexpr, PAIRS: tl.constexpr):
+    """A bit for each of the neighboring pairs from `begin` to `end`, whether its class is allowed, PAIRS at a time."""
+    lane = tl.arange(0, _WORD)[:, None]  # neighboring threads have neighboring pairs
+    group = tl.arange(0, PAIRS // _WORD)
+    for start in range(0, end - begin, PAIRS):
+        pair = begin + start + group[None, :] * _WORD + lane
+        kind = tl.load(class_P + pair, mask=pair < end, other=0)
+        allowed = tl.load(classes_K + (kind >> 5))
+        place = start // _WORD + group
+        tl.store(listed_L + place, tl.sum(((allowed >> (kind & 31)) & 1) << lane, 0), mask=place < LISTED)
+    tl.debug_barrier()
+
+
+@triton.jit
+def spread_listed(code, begin, word, bits_VW, ranks_VW, listed_L, WORDS: tl.constexpr):
+    """Words of a row's mask: each word of the pair table spreads its share of the listed bits to the places of its own."""
+    bits = tl.load(bits_VW + code * WORDS + word, mask=word < WORDS, other=0).to(tl.uint32, bitcast=True)
+    before = tl.load(ranks_VW + code * WORDS + word, mask=word < WORDS, other=0) - begin
+    low = tl.load(listed_L + (before >> 5), mask=bits != 0, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = tl.load(listed_L + (before >> 5) + 1, mask=bits != 0, other=0).to(tl.uint64)
+    own = (((high << 32) | low) >> (before & 31).to(tl.uint64)).to(tl.uint32)
+    return spread(own, bits).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def items_rules_2(
     first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, classes_BK, listed_NL, mask_NM,
     ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, CLASSES_SIZE: tl.constexpr, MASK_WORDS: tl.constexpr,
     COUNT: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The mask of COUNT rows of a request that restricts categories; of another nothing.
+    """The mask of COUNT rows of a request that restricts categories, CHUNK words at a time; of another request nothing.
 
-    A row's pairs lie side by side: PAIRS of them at a time leave a bit each, whether their class is allowed. Then each word of the
-    pair table spreads its share of these bits to its own, CHUNK words at a time. Neighboring threads have neighboring pairs and words:
-    the first axis of a tensor is theirs.
+    A row that is no beam is left out: nobody reads its mask.
     """
+    LISTED: tl.constexpr = MASK_WORDS + 1  # a word more, which is read with the last
     user = tl.program_id(1).to(tl.int64)
     if tl.load(limits_B3 + user * 3 + _RESTRICTED) != 0:
         pack_allowed(user, allowed_BC, classes_BK, CLASSES, CLASSES_SIZE)
-        place = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
-        inside = place < ROWS
-        row = user * ROWS + place
-        code = tl.load(first_N + row, mask=inside, other=-1)
-        last = code * WORDS + WORDS - 1
-        begin = tl.load(ranks_VW + code * WORDS, mask=code >= 0, other=0)
-        end = tl.load(ranks_VW + last, mask=code >= 0, other=0)
-        end += ones_in(tl.load(bits_VW + last, mask=code >= 0, other=0).to(tl.uint32, bitcast=True))
-        listed = listed_NL + row[None, :] * (MASK_WORDS + 1)  # a word more, which is read with the last
-        lane = tl.arange(0, _WORD)[:, None, None]
-        group = tl.arange(0, PAIRS // _WORD)
-        for start in range(0, tl.max(end - begin, 0), PAIRS):
-            pair = begin[None, None, :] + start + group[None, :, None] * _WORD + lane
-            kind = tl.load(class_P + pair, mask=pair < end[None, None, :], other=0)
-            allowed = tl.load(classes_BK + user * CLASSES_SIZE + (kind >> 5))
-            found = tl.sum(((allowed >> (kind & 31)) & 1) << lane, 0)
-            at = start // _WORD + group[:, None]
-            tl.store(listed + at, found, mask=inside[None, :] & (at <= MASK_WORDS))
-        tl.debug_barrier()
-        for start in range(0, MASK_WORDS, CHUNK):
-            word = tl.max_contiguous(start + tl.arange(0, CHUNK)[:, None], (1, 1))  # a word of each thread, not four
-            there = (word < WORDS) & (code >= 0)[None, :]
-            bits = tl.load(bits_VW + code[None, :] * WORDS + word, mask=there, other=0).to(tl.uint32, bitcast=True)
-            before = tl.load(ranks_VW + code[None, :] * WORDS + word, mask=there, other=0) - begin[None, :]
-            low = tl.load(listed + (before >> 5), mask=bits != 0, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
-            high = tl.load(listed + (before >> 5) + 1, mask=bits != 0, other=0).to(tl.uint64)
-            own = (((high << 32) | low) >> (before & 31).to(tl.uint64)).to(tl.uint32)
-            kept = spread(own, bits).to(tl.int32, bitcast=True)
-            tl.store(mask_NM + row[None, :] * MASK_WORDS + word, kept, mask=inside[None, :] & (word < MASK_WORDS))
+        first = tl.program_id(0) * COUNT
+        for place in range(first, tl.minimum(first + COUNT, ROWS)):
+            row = user * ROWS + place
+            code = tl.load(first_N + row)
+            if code >= 0:
+                last = code * WORDS + WORDS - 1
+                begin = tl.load(ranks_VW + code * WORDS)
+                end = tl.load(ranks_VW + last) + ones_in(tl.load(bits_VW + last).to(tl.uint32, bitcast=True))
+                listed_L = listed_NL + row * LISTED
+                list_allowed(begin, end, class_P, classes_BK + user * CLASSES_SIZE, listed_L, LISTED, PAIRS)
+                for start in range(0, MASK_WORDS, CHUNK):
+                    word = tl.max_contiguous(start + tl.arange(0, CHUNK), 1)  # a word of each thread, not four
+                    kept = spread_listed(code, begin, word, bits_VW, ranks_VW, listed_L, WORDS)
+                    tl.store(mask_NM + row * MASK_WORDS + word, kept, mask=word < MASK_WORDS)
 
 
 @triton.jit

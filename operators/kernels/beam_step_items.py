@@ -181,7 +181,7 @@ def items_partials_3(
 
 
 MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
-RULED_ROWS, RULED_PAIRS, RULED_WORDS, RULED_WARPS = 4, 256, 64, 4  # of a CTA that looks pairs up
+RULED_ROWS, RULED_PAIRS, RULED_WORDS, RULED_WARPS = 4, 1024, 256, 4  # of a CTA that looks pairs up
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
