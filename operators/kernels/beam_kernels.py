@@ -1,7 +1,7 @@
 """Kernels of BeamStep and of its forms that follow a catalogue: partial sums, normalizers, selection, places.
 
 MASKED kernels see a bit for each logit, which says whether it is a candidate; where there are fewer candidates than beams, what
-is kept instead has the number -1.
+is kept instead has the number -1. The bits of all rows lie one after the other, or, PLACED, each row's at an address of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ UNIT = 8  # logits of one load, and bits of a byte of the mask
 _TILE, _UNIT = tl.constexpr(TILE), tl.constexpr(UNIT)
 _UNITS = tl.constexpr(TILE // UNIT)
 _LOG2E = tl.constexpr(math.log2(math.e))
+OPEN, MASKED_ROWS, PLACED_ROWS = range(3)
+_PLACED = tl.constexpr(PLACED_ROWS)
 _NO_KEY = tl.constexpr(-(1 << 31))  # of a tile without a candidate, in the order of signed words
 
 
@@ -142,6 +144,16 @@ def unit_at(position, tile_K, TILES: tl.constexpr, V: tl.constexpr, FROM: tl.con
 
 
 @triton.jit
+def bits_of(mask_RM, row, present, TILES: tl.constexpr, MASKED: tl.constexpr):
+    """Where the bits of rows begin."""
+    if MASKED == _PLACED:
+        bits = tl.load(mask_RM + row, mask=present, other=0).to(tl.pointer_type(tl.int8))
+    else:
+        bits = mask_RM + row * (TILES * _UNITS)
+    return bits
+
+
+@triton.jit
 def keep_units(
     logits_RV, mask_RM, normalizer_R, score_R, tile_K, key_U, kept_K,
     TILES: tl.constexpr, V: tl.constexpr, FROM: tl.constexpr, KEEP: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
@@ -157,7 +169,8 @@ def keep_units(
             mask = mask & (column[:, None] + lane < V)
         logit = tl.load(logits_RV + (row * V + column)[:, None] + lane, mask=mask, other=float("-inf"))
         if MASKED:  # logits and mask are on their way at the same time
-            byte = tl.load(mask_RM + row * (TILES * _UNITS) + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
+            bits = bits_of(mask_RM, row, present, TILES, MASKED)
+            byte = tl.load(bits + column // _UNIT, mask=present, other=0).to(tl.int32) & 0xFF
             present = byte != 0
             logit = tl.where(((byte[:, None] >> lane) & 1) != 0, logit, float("-inf"))
         largest = tl.max(logit, 1).to(tl.float32)
@@ -182,8 +195,8 @@ def keep_candidates(
     present = inside & (flat - row * V < V)
     if MASKED:
         present = present & (unit >= 0)
-        place = row * (TILES * _UNITS) + (unit - row * V) // _UNIT
-        byte = tl.load(mask_RM + place, mask=present, other=0).to(tl.int32)
+        bits = bits_of(mask_RM, row, present, TILES, MASKED)
+        byte = tl.load(bits + (unit - row * V) // _UNIT, mask=present, other=0).to(tl.int32)
         present = present & (((byte >> (position % _UNIT)) & 1) != 0)
     logit = tl.load(logits_RV + flat, mask=present, other=0.0).to(tl.float32)
     key = total_key(logit, normalizer_R, score_R, row, present)
@@ -212,7 +225,9 @@ def beam_pick(
     valid_RT = valid_NT + user * (ROWS * TILES)
     keep_tiles(valid_RT, normalizer_R, score_R, group_K, tile_K, GROUPS, SPAN, TILES, KEPT_GROUPS, KEPT_TILES, TILES_SIZE, MASKED)
     mask_RM = mask_NM
-    if MASKED:
+    if MASKED == _PLACED:
+        mask_RM = mask_NM + user * ROWS
+    elif MASKED:
         mask_RM = mask_NM + user * (ROWS * TILES * _UNITS)
     key_U = unit_key_BU + user * UNITS_SIZE
     keep_units(

@@ -54,16 +54,17 @@ def from_signed(word):
 def selected(key_N, KEEP: tl.constexpr, FEWER: tl.constexpr):
     """Which of the keys are the KEEP largest, equal ones to the smaller position, and the place of each in the order of positions.
 
-    At least KEEP keys are present, unless FEWER may be: then absent ones are taken, too. At least KEEP keys are `low` or larger, fewer
-    than KEEP `high` or larger. A step cuts the integers between them in four, by three counts that are one sum over the CTA, while
-    the keys stay in registers. It ends early where exactly KEEP are left.
+    At least KEEP keys are present, unless FEWER may be: then they are all taken, and absent ones with them. Otherwise at least KEEP keys
+    are `low` or larger, `enough` of them, and fewer than KEEP `high` or larger. A step cuts the integers between them in four, by three
+    counts that are one sum over the CTA, while the keys stay in registers. It ends early where exactly KEEP are left.
     """
     present = (key_N != _ABSENT).to(tl.int32)
+    enough = tl.sum(present, 0)
     low = tl.min(tl.where(present != 0, key_N, 0xFFFFFFFF), 0)
-    if FEWER:
-        low = tl.where(tl.sum(present, 0) >= KEEP, low, 0)
     high = tl.max(key_N, 0) + 1
-    enough = tl.sum((key_N >= low).to(tl.int32), 0)
+    if FEWER:
+        low = tl.where(enough >= KEEP, low, _ABSENT)
+        high = tl.where(enough >= KEEP, high, _ABSENT + 1)
     while (enough != KEEP) & (high - low > 1):
         quarter = tl.maximum((high - low) // 4, 1)
         first = low + quarter

@@ -103,7 +103,8 @@ class Mask:
     """What the masked kernels get beside their other arguments.
 
     Attributes:
-        bits: Scratch of a bit for each logit, a row filled up to whole tiles.
+        bits: Scratch of a bit for each logit, a row filled up to whole tiles; or of the address of each row's.
+        placed: Whether these are addresses.
         valid: Scratch of the key of the largest candidate of each tile, as a signed word.
         limits: Input of the requests' limits, the first of which is the number of beams.
     """
@@ -111,6 +112,12 @@ class Mask:
     bits: Scratch
     valid: Scratch
     limits: Input
+    placed: bool = False
+
+    @property
+    def kind(self) -> int:
+        """As the kernels' MASKED."""
+        return beam_kernels.PLACED_ROWS if self.placed else beam_kernels.MASKED_ROWS
 
 
 def beam_step_program(node: Node, tile: BeamTile = BeamTile()) -> Program | None:
@@ -182,7 +189,8 @@ def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, S
     """The launches behind the pass over the logits."""
     rows, batch = dim(0, 0), dim(1, 0)
     logits, scores = Input(0), Input(1)
-    masked = {"MASKED": mask is not None}
+    masked = {"MASKED": beam_kernels.OPEN if mask is None else mask.kind}
+    bits_type = "*i64" if mask is not None and mask.placed else "*i8"
     valid, bits, limits = (scratch["largest"], NO_ADDRESS, NO_ADDRESS) if mask is None else (mask.valid, mask.bits, mask.limits)
     kind = "*fp16" if mask is None else "*i32"
     width = {"V": shape.vocabulary, "WIDTH": shape.width}
@@ -203,7 +211,7 @@ def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, S
     cut = {"ROWS": shape.rows, "TILES": shape.tiles, "SPAN": shape.span, "GROUPS": shape.groups}
     pick = kernel(
         "beam_pick",
-        ("*fp16", "*i8", "*fp32", kind, "*fp32", "*i32", "*i32", "*i32", "*i32", "*i32"),
+        ("*fp16", bits_type, "*fp32", kind, "*fp32", "*i32", "*i32", "*i32", "*i32", "*i32"),
         {**width, **cut, **sizes, "CHUNK": min(tile.chunk, shape.sizes[2])},
         tile.pick_warps,
     )

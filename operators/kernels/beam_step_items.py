@@ -19,9 +19,11 @@ from ..beam_step_items import LEVEL_OF
 from ..item_mask import BEAMS, EXCLUDED, RESTRICTED
 from ..launch.compile import Build
 from ..launch.node import Node, expect, static
-from ..launch.program import Argument, Buffer, Input, Int32, Launch, Program, Scratch, cdiv, dim
+from ..launch.program import Buffer, Input, Int32, Kernel, Launch, Program, Scratch, cdiv, dim
+from . import beam_pairs
 from .attention import exp2
 from .beam_kernels import TILE, UNIT, store_partials
+from .beam_pairs import ones_in
 from .beam_select import as_signed, key_of
 from .beam_step import BeamShape, BeamTile, Mask, buffers_of, checked_program, numbered, selection, shape_of
 
@@ -30,14 +32,6 @@ _WORD, _CODE_BITS, _CODE = tl.constexpr(WORD), tl.constexpr(CODE_BITS), tl.const
 _WORDS, _LOG2E, _NO_KEY = tl.constexpr(TILE // WORD), tl.constexpr(math.log2(math.e)), tl.constexpr(-(1 << 31))
 _EXCLUDED, _RESTRICTED = tl.constexpr(EXCLUDED), tl.constexpr(RESTRICTED)
 assert BEAMS == 0  # beam_finish reads it
-
-
-@triton.jit
-def ones_in(word):
-    """Set bits of a UINT32, added up in fields of 2, 4 and 8 bits."""
-    pairs = word - ((word >> 1) & 0x55555555)
-    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
-    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -53,8 +47,8 @@ def load_units(first, logits_NV, tiles, V: tl.constexpr, TILES: tl.constexpr, CO
 
 
 @triton.jit
-def store_masked(first, x, candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT: tl.constexpr):
-    """What the rows need of COUNT tiles: as store_partials, the key of the largest candidate, and the mask where it is not `written`.
+def store_masked(first, x, candidate, byte, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT: tl.constexpr):
+    """What the rows need of COUNT tiles: as store_partials, the key of the largest candidate, and the mask.
 
     `candidate` says which of the logits `x` are, `byte` [COUNT, units] the same in bits.
     """
@@ -68,7 +62,7 @@ def store_masked(first, x, candidate, byte, written, mask_NM, largest_NT, valid_
     tl.store(sum_NT + number, total, mask=inside)
     tl.store(valid_NT + number, as_signed(key_of(best, tl.max(byte, 1) != 0)), mask=inside)
     place = number.to(tl.int64)[:, None] * _UNITS + tl.arange(0, _UNITS)[None, :]
-    tl.store(mask_NM + place, byte.to(tl.int8), mask=(inside & (written == 0))[:, None])
+    tl.store(mask_NM + place, byte.to(tl.int8), mask=inside[:, None])
 
 
 @triton.jit
@@ -89,89 +83,7 @@ def items_partials_1(
     listed = tl.load(allowed_BC + user[:, None, None] * CLASSES + kind, mask=(kind >= 0) & (restricted != 0), other=1)
     candidate = (kind >= 0) & (listed != 0)
     byte = tl.sum(candidate.to(tl.int32) << lane, 2)
-    store_masked(first, x, candidate, byte, number * 0, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
-
-
-@triton.jit
-def items_rules_2(
-    first_N, bits_VW, ranks_VW, class_P, limits_B3, allowed_BC, mask_NM, rows,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr, MASK_WORDS: tl.constexpr,
-    COUNT: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
-):  # fmt: skip
-    """The mask of those of COUNT rows whose requests restrict categories: each pair is looked up, PAIRS of CHUNK words at a time."""
-    begin = tl.program_id(0) * COUNT
-    every = begin + tl.arange(0, COUNT)
-    if tl.max(tl.load(limits_B3 + every // ROWS * 3 + _RESTRICTED, mask=every < rows, other=0), 0) != 0:
-        for number in range(COUNT):
-            row = begin + number
-            allowed_C = allowed_BC + row // ROWS * CLASSES
-            ruled = tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=row < rows, other=0) != 0
-            code = tl.load(first_N + row, mask=ruled, other=-1)
-            for start in range(0, MASK_WORDS, CHUNK):
-                place = start + tl.arange(0, CHUNK)
-                there = (place < WORDS) & (code >= 0)
-                left = tl.load(bits_VW + code * WORDS + place, mask=there, other=0)
-                pair = tl.load(ranks_VW + code * WORDS + place, mask=there, other=0)
-                kept = tl.zeros_like(left)
-                for _ in range(0, tl.max(ones_in(left.to(tl.uint32, bitcast=True)), 0), PAIRS):
-                    for ahead in tl.static_range(PAIRS):  # the lowest bit that is left belongs to the next pair
-                        kind = tl.load(class_P + pair + ahead, mask=left != 0, other=0)
-                        listed = tl.load(allowed_C + kind, mask=left != 0, other=0)
-                        kept |= tl.where(listed != 0, left & -left, 0)
-                        left &= left - 1
-                    pair += PAIRS
-                tl.store(mask_NM + row.to(tl.int64) * MASK_WORDS + place, kept, mask=ruled & (place < MASK_WORDS))
-
-
-@triton.jit
-def beam_codes(first, first_N, limits_B3, tiles, TILES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr):
-    """Of the rows of COUNT tiles the first codes, and whether their requests restrict categories."""
-    number = first + tl.arange(0, COUNT)
-    row = number // TILES
-    code = tl.load(first_N + row, mask=number < tiles, other=-1)
-    return code, tl.load(limits_B3 + row // ROWS * 3 + _RESTRICTED, mask=number < tiles, other=0)
-
-
-@triton.jit
-def mask_bytes(
-    first, code, restricted, bits_VW, word_NM, tiles, TILES: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr
-):  # fmt: skip
-    """Bits of COUNT tiles, a byte for each unit: from the pair table, or from items_rules_2."""
-    number = first + tl.arange(0, COUNT)
-    unit = tl.arange(0, _UNITS)[None, :]
-    word = (number % TILES)[:, None] * _WORDS + unit * _UNIT // _WORD
-    free = (code >= 0) & (restricted == 0)
-    bits = tl.load(bits_VW + code[:, None] * WORDS + word, mask=free[:, None] & (word < WORDS), other=0)
-    place = (number // TILES).to(tl.int64)[:, None] * (TILES * _WORDS) + word
-    bits |= tl.load(word_NM + place, mask=((number < tiles) & (restricted != 0))[:, None], other=0)
-    return (bits >> (unit * _UNIT % _WORD)) & 0xFF
-
-
-@triton.jit
-def items_partials_2(
-    logits_NV, first_N, bits_VW, limits_B3, word_NM, mask_NM, largest_NT, valid_NT, sum_NT, tiles,
-    V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, COUNT: tl.constexpr, TURNS: tl.constexpr,
-):  # fmt: skip
-    """TURNS times COUNT neighboring tiles of all `tiles`; `word_NM` is `mask_NM` by words.
-
-    Bits are known once the row's code is: codes are asked for two turns ahead, bits and logits one, so that nobody waits for either.
-    """
-    first = tl.program_id(0) * (TURNS * COUNT)
-    lane = tl.arange(0, _UNIT)[None, None, :]
-    code, restricted = beam_codes(first, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
-    next_code, next_restricted = beam_codes(first + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
-    x = load_units(first, logits_NV, tiles, V, TILES, COUNT)
-    byte = mask_bytes(first, code, restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
-    for _ in range(TURNS):
-        after = first + COUNT
-        next_x = load_units(after, logits_NV, tiles, V, TILES, COUNT)
-        next_byte = mask_bytes(after, next_code, next_restricted, bits_VW, word_NM, tiles, TILES, WORDS, COUNT)
-        written = restricted
-        restricted = next_restricted
-        next_code, next_restricted = beam_codes(after + COUNT, first_N, limits_B3, tiles, TILES, ROWS, COUNT)
-        candidate = ((byte[:, :, None] >> lane) & 1) != 0
-        store_masked(first, x.to(tl.float32), candidate, byte, written, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
-        x, byte, first = next_x, next_byte, after
+    store_masked(first, x, candidate, byte, mask_NM, largest_NT, valid_NT, sum_NT, tiles, COUNT)
 
 
 @triton.jit
@@ -249,23 +161,27 @@ def items_partials_3(
     mask_NM, largest_NT, valid_NT, sum_NT, tiles, rows,
     V: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, CLASSES: tl.constexpr,
     EXCLUDED: tl.constexpr, STEPS: tl.constexpr, TILES_SIZE: tl.constexpr, MARKED: tl.constexpr, CHUNK: tl.constexpr,
-    COUNT: tl.constexpr,
+    COUNT: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """The first CTAs mark entries, of MARKED rows each, while the others read the logits: COUNT neighboring tiles of all `tiles`."""
+    """Every SPREAD-th CTA marks entries of MARKED rows, as long as there are any; the others read COUNT neighboring tiles of all `tiles`.
+
+    Marking waits for one look-up after the other. Among CTAs that read logits it costs no time of its own.
+    """
     marking = tl.cdiv(rows, MARKED)
     number = tl.program_id(0)
-    if number < marking:
+    turn = number // SPREAD
+    if (number % SPREAD == 0) & (turn < marking):
         mark_entries(
-            number, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
+            turn, logits_NV, first_N, second_N, bits_VW, ranks_VW, rows_P, entries_S, limits_B3, allowed_BC, excluded_BE,
             mask_NM, valid_NT, rows, V, ROWS, WORDS, CLASSES, EXCLUDED, STEPS, TILES, TILES_SIZE, MARKED, CHUNK,
         )  # fmt: skip
     else:
-        store_partials((number - marking).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
+        before = tl.minimum(turn + 1, marking)
+        store_partials((number - before).to(tl.int64) * COUNT, logits_NV, largest_NT, sum_NT, tiles, V, TILES, COUNT)
 
 
 MARKED_ROWS, MARKED_CHUNK = 32, 8  # of a CTA that marks entries
-RULED_ROWS, RULED_CHUNK, RULED_PAIRS, RULED_WARPS = 8, 256, 4, 2  # of a CTA that looks pairs up
-TURNS = 4  # of a CTA of the second token
+RULED_ROWS, RULED_PAIRS, RULED_WORDS, RULED_WARPS = 4, 1024, 256, 4  # of a CTA that looks pairs up
 LIMITS = {1: 3, 2: 6, 3: 8}  # place of the requests' limits among the inputs
 
 
@@ -282,11 +198,13 @@ def beam_step_items_program(node: Node, tile: BeamTile | None = None) -> Program
         "mask": Buffer(rows * (shape.tiles * TILE // UNIT)),
         "valid": Buffer(rows * (shape.tiles * 4)),
     }
+    if level == 2:
+        buffers |= _rules_buffers(node, shape)
     scratch = numbered(buffers)
-    mask = Mask(scratch["mask"], scratch["valid"], Input(LIMITS[level]))
-    first = _rules(node, shape, mask) if level == 2 else ()
-    partials = _partials(node, level, shape, tile, scratch)
-    return checked_program(node, shape, buffers, (*first, partials, *selection(node, shape, tile, scratch, mask)))
+    bits = "place" if level == 2 else "mask"
+    mask = Mask(scratch[bits], scratch["valid"], Input(LIMITS[level]), placed=level == 2)
+    first = _pairs(node, shape, tile, scratch) if level == 2 else (_partials(node, level, shape, tile, scratch),)
+    return checked_program(node, shape, buffers, (*first, *selection(node, shape, tile, scratch, mask)))
 
 
 def _check_inputs(node: Node, level: int) -> None:
@@ -300,38 +218,48 @@ def _check_inputs(node: Node, level: int) -> None:
         raise BuildError("the pair table has not a bit for each pair", where=node.operator, hint="correct the graph")
 
 
-def _rules(node: Node, shape: BeamShape, mask: Mask) -> tuple[Launch]:
-    """The mask of the rows of level 2 whose requests restrict categories."""
-    words = shape.tiles * (TILE // WORD)
-    constants = {"ROWS": shape.rows, "WORDS": static(node, 3, 1), "CLASSES": static(node, 7, 1), "MASK_WORDS": words}
-    constants |= {"COUNT": RULED_ROWS, "CHUNK": min(RULED_CHUNK, triton.next_power_of_2(words)), "PAIRS": RULED_PAIRS}
-    types = ("*i64", *["*i32"] * 6, "i32")
-    kernel = node.compile(Build(__name__, "items_rules_2", types, constants, node.capability, RULED_WARPS))
-    arguments: tuple[Argument, ...] = (*map(Input, range(2, 8)), mask.bits, Int32(dim(0, 0)))
-    return (Launch(kernel, (cdiv(dim(0, 0), RULED_ROWS), 1, 1), arguments),)
+def _rules_buffers(node: Node, shape: BeamShape) -> dict[str, Buffer]:
+    """Of each request its allowed classes, of each row which of its pairs are allowed, in bits; and where a row's bits lie."""
+    classes = triton.next_power_of_2(words_of(static(node, 7, 1)))
+    listed = (shape.tiles * TILE // WORD + 1) * 4
+    rows = dim(0, 0)
+    return {"classes": Buffer(dim(1, 0) * (classes * 4)), "listed": Buffer(rows * listed), "place": Buffer(rows * 8)}
+
+
+def _pairs(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> tuple[Launch, Launch]:
+    """Level 2: the mask of the rows whose requests restrict categories, and the pass over the logits."""
+    words, classes = shape.tiles * (TILE // WORD), static(node, 7, 1)
+    both = {"ROWS": shape.rows, "WORDS": static(node, 3, 1)}
+    ruled = {"CLASSES": classes, "CLASSES_SIZE": triton.next_power_of_2(words_of(classes)), "MASK_WORDS": words}
+    ruled |= {"COUNT": RULED_ROWS, "PAIRS": RULED_PAIRS, "CHUNK": RULED_WORDS}
+    count = min(tile.partials, triton.next_power_of_2(shape.tiles))
+    passed = {"V": shape.vocabulary, "TILES": shape.tiles, "COUNT": count}
+
+    def kernel(name: str, types: tuple[str, ...], constants: dict[str, int], warps: int) -> Kernel:
+        return node.compile(Build(beam_pairs.__name__, name, types, {**both, **constants}, node.capability, warps))
+
+    rules = kernel("items_rules_2", ("*i64", *["*i32"] * 8), ruled, RULED_WARPS)
+    partials = kernel("items_partials_2", ("*fp16", "*i64", *["*i32"] * 3, "*i64", "*fp16", "*i32", "*fp32"), passed, tile.partials_warps)
+    made = tuple(scratch[name] for name in ("classes", "listed", "mask"))
+    results = tuple(scratch[name] for name in ("mask", "place", "largest", "valid", "sum"))
+    return (
+        Launch(rules, (-(-shape.rows // RULED_ROWS), dim(1, 0), 1), (*map(Input, range(2, 8)), *made)),
+        Launch(partials, (dim(0, 0) * -(-shape.tiles // count), 1, 1), (Input(0), Input(2), Input(3), Input(6), *results)),
+    )
 
 
 def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch]) -> Launch:
-    """The pass over the logits, and what the index and the rules make of them."""
-    given: dict[int, tuple[Argument, ...]] = {
-        1: tuple(map(Input, range(2, 5))),
-        2: (Input(2), Input(3), Input(6), scratch["mask"]),
-        3: tuple(map(Input, range(2, 11))),
-    }
-    codes = {1: 0, 2: 1, 3: 2}[level]  # inputs that are INT64
+    """Levels 1 and 3: the pass over the logits, and what the index and the rules make of them."""
+    given = {1: tuple(map(Input, range(2, 5))), 3: tuple(map(Input, range(2, 11)))}
+    codes = {1: 0, 3: 2}[level]  # inputs that are INT64
     rows, tiles = dim(0, 0), dim(0, 0) * shape.tiles
     types = ("*fp16", *["*i64"] * codes, *["*i32"] * (len(given[level]) - codes), "*i32" if level == 3 else "*i8", "*fp16", "*i32", "*fp32")
     constants = {"V": shape.vocabulary, "TILES": shape.tiles, "ROWS": shape.rows, "COUNT": tile.partials}
-    ctas = cdiv(tiles, tile.partials * (TURNS if level == 2 else 1))
+    constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
+    ctas = cdiv(tiles, tile.partials)
     counts: tuple[Int32, ...] = (Int32(tiles),)
-    if level != 2:
-        constants["CLASSES"] = static(node, LIMITS[level] + 1, 1)
-    if level > 1:
-        constants["WORDS"] = static(node, 1 + level, 1)
-    if level == 2:
-        constants["TURNS"] = TURNS
     if level == 3:
-        constants |= _marking(shape, static(node, 10, 1))
+        constants |= {"WORDS": static(node, 4, 1), **_marking(shape, tile, static(node, 10, 1))}
         ctas, counts = ctas + cdiv(rows, MARKED_ROWS), (Int32(tiles), Int32(rows))
     types = (*types, *["i32"] * len(counts))
     kernel = node.compile(Build(__name__, f"items_partials_{level}", types, constants, node.capability, tile.partials_warps))
@@ -339,12 +267,13 @@ def _partials(node: Node, level: int, shape: BeamShape, tile: BeamTile, scratch:
     return Launch(kernel, (ctas, 1, 1), (Input(0), *given[level], *results, *counts))
 
 
-def _marking(shape: BeamShape, excluded: int) -> dict[str, int]:
-    """Constants of the CTAs that mark entries."""
+def _marking(shape: BeamShape, tile: BeamTile, excluded: int) -> dict[str, int]:
+    """Constants of the CTAs that mark entries: spread over the first half of all."""
     return {
         "EXCLUDED": excluded,
         "STEPS": excluded.bit_length(),
         "TILES_SIZE": triton.next_power_of_2(shape.tiles),
         "MARKED": MARKED_ROWS,
         "CHUNK": MARKED_CHUNK,
+        "SPREAD": max(1, shape.tiles * MARKED_ROWS // tile.partials // 2),
     }

@@ -80,10 +80,10 @@ def _fixed(tensor: Tensor, *, dynamic: bool) -> Example:
     return Example(dtype, tuple(tensor.shape), lambda _shape, device: tensor.to(device), (0,) if dynamic else ())
 
 
-def random_catalogue(codebook: int, items: int, seed: int, categories: int = CATEGORIES) -> CatalogueItems:
-    """Items crowded at small first codes, as clusters of real catalogues are of unequal size."""
+def random_catalogue(codebook: int, items: int, seed: int, categories: int = CATEGORIES, firsts: int | None = None) -> CatalogueItems:
+    """Items crowded at small first codes, as clusters of real catalogues are of unequal size. `firsts`: codes among which these are."""
     draw = np.random.default_rng(seed)
-    sids = np.stack([_skewed(draw, items, codebook), _skewed(draw, items, codebook), draw.integers(0, codebook, items)], 1)
+    sids = np.stack([_skewed(draw, items, firsts or codebook), _skewed(draw, items, codebook), draw.integers(0, codebook, items)], 1)
     bits = np.uint64(1) << draw.integers(0, categories, items).astype(np.uint64)
     return CatalogueItems(draw.permutation(items).astype(np.int64), sids, bits)
 
@@ -93,9 +93,9 @@ def _skewed(draw: np.random.Generator, count: int, below: int) -> NDArray[np.int
 
 
 @cache
-def small_world(codebook: int, items: int, requests: int) -> World:
+def small_world(codebook: int, items: int, requests: int, firsts: int | None = None) -> World:
     """Requests in turns without rules, with seen items, with categories, and with both and fewer beams."""
-    catalogue = random_catalogue(codebook, items, seed=codebook)
+    catalogue = random_catalogue(codebook, items, seed=codebook, firsts=firsts)
     seen = tuple(catalogue.ids_n[: items // 3].tolist())
     kinds = (ItemRules(), ItemRules(excluded=seen[:EXCLUDED]), ItemRules(required=3), ItemRules(excluded=seen[:9], forbidden=1, beams=5))
     return World(index_in_memory(catalogue, codebook, CLASSES), tuple(kinds[place % 4] for place in range(requests)))
@@ -105,6 +105,8 @@ def items_cases(level: int) -> KernelCases:
     """What is tried with the kernel of a level."""
 
     def trials() -> Iterator[Trial]:
+        if level == 2:  # more than a thousand pairs in a row
+            yield Trial(items_case(2, small_world(1100, 40_000, 4, firsts=4), 3, 40))
         for codebook, items, rows, width in ((32, 60, 6, 20), (1030, 3000, 7, 40)):
             case = items_case(level, small_world(codebook, items, 4), 1 if level == 1 else rows, min(width, codebook))
             yield Trial(case)
