@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,15 @@ class ContextEncoder(nn.Module):
         chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
         key_values = self._codes if self.in_fp8 else self._values
         return [key_values(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
+
+    @contextmanager
+    def in_fp16(self) -> Iterator[None]:
+        """Inside the block keys and values are in FP16, and so is attention to them, whatever the precision says."""
+        kept, self.in_fp8 = self.in_fp8, False
+        try:
+            yield
+        finally:
+            self.in_fp8 = kept
 
     def _values(self, chunks: Sequence[Tensor], index: int, lengths_B: Tensor) -> KeyValue:
         first = index * self.config.s_kv

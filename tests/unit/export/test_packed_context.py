@@ -25,6 +25,19 @@ def test_fp8_attention_is_attention_of_codes(make_model, make_packed, make_batch
     assert difference(*found[0]) > 0.1, "another set would show"
 
 
+def test_attention_can_be_asked_for_in_fp16(make_model, make_packed, make_batch, config):
+    model, batch, query = make_model(config), make_batch(config, LENGTHS), torch.randn(len(LENGTHS), config.n_heads * config.d_head).half()
+    encoders = [ContextEncoder(make_packed(model, precision)) for precision in ("fp8-paper", "fp8-paper-attention")]
+    values, before = (encoder(batch.features, batch.lengths)[0] for encoder in encoders)
+    with encoders[1].in_fp16():
+        asked = encoders[1](batch.features, batch.lengths)[0]
+    after = encoders[1](batch.features, batch.lengths)[0]
+    attended, in_fp16 = (attend(query, kv, batch.lengths.sum(1), 1) for kv in (values, asked))
+    assert torch.equal(attended, in_fp16)
+    assert before.scales is not None
+    assert after.scales is not None
+
+
 def test_both_precisions_have_one_checkpoint(make_model, make_packed, config):
     """Scales of FP8 attention come from the norms' weights."""
     stored = [make_packed(make_model(config), precision).stored for precision in ("fp8-paper", "fp8-paper-attention")]
