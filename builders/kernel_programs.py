@@ -22,7 +22,6 @@ from ..operators.launch.program import InputType, Kernel, Program
 from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
-from .preconditions import FP8_TYPES
 
 if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins can do without
     from ..operators.kernels.registry import KernelFactory
@@ -43,7 +42,7 @@ class KernelNode:
         operator: What it was.
         kernels: Names of its kernels.
         product: Whether the operator's function multiplies matrices.
-        in_fp8: Whether it is a product of FP8 weights.
+        in_fp8: Whether it is a product of FP8 codes.
         fp8_outputs: Names of its outputs that are FP8 codes.
     """
 
@@ -164,14 +163,13 @@ def _node(node: onnx.NodeProto, program: Program) -> onnx.NodeProto:
 
 def _description(graph: _Graph, operator: str, made: onnx.NodeProto, program: Program) -> KernelNode:
     product = graph.multiplies(DOMAIN, operator)
-    constants = [graph.initializers[name] for name in made.input if name in graph.initializers]
     launches = [launch for variant in program.variants for launch in variant.launches]
     return KernelNode(
         name=made.name,
         operator=operator,
         kernels=tuple(dict.fromkeys(launch.kernel.entry for launch in launches)),
         product=product,
-        in_fp8=product and any(constant.data_type in FP8_TYPES for constant in constants),
+        in_fp8=product and any(given.dtype == FP8 for given in program.inputs),
         fp8_outputs=tuple(name for name, tensor in zip(made.output, program.outputs, strict=True) if tensor.dtype == FP8),
     )
 

@@ -38,6 +38,8 @@ class Precision:
         expert_down: Of their down product. Default: as the others of experts.
         context_o: Of the o product behind the attention to the context, in the exported graphs. Default: as the other linears.
             Quantized checkpoints do not know it: they hold no scale for it either way.
+        fp8_attention: Whether both products of attention to the context are in FP8, too, in the exported graphs. Quantized checkpoints
+            do not know it either: their scales come from the norms' weights and while serving. Default: they are in FP16.
         keep_fp16: Patterns of layers that stay in FP16 all the same; `models/layout.py` says what they match. Default: none.
     """
 
@@ -45,6 +47,7 @@ class Precision:
     experts: Granularity
     expert_down: Granularity | None = None
     context_o: Granularity | None = None
+    fp8_attention: bool = False
     keep_fp16: tuple[str, ...] = ()
 
     @property
@@ -71,6 +74,7 @@ PRECISIONS = {
     "fp8-static": Precision(Granularity.TENSOR, Granularity.TENSOR),
     "fp8-row": Precision(Granularity.ROW, Granularity.ROW),
     "fp8-paper": Precision(Granularity.ROW, Granularity.BLOCK),
+    "fp8-paper-attention": Precision(Granularity.ROW, Granularity.BLOCK, fp8_attention=True),
     "fp8-row-block": Precision(Granularity.ROW, Granularity.ROW, Granularity.ROW_BLOCK, Granularity.BOUND),
 }
 

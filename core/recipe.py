@@ -17,7 +17,7 @@ from .precision import Precision, precision_of
 from .strict_yaml import read_yaml
 
 MIN_REQUESTS = 64  # held-out requests; a share of 0.97 is not to be told from 1 by fewer
-PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
+PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-paper-attention", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 RESERVED_NAMES = ("reference",)  # of folders beside those of recipes; see `Folders` in tools/pipeline.py
 # Strict: no text, no true, no 64.0 where a number is wanted.

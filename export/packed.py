@@ -110,13 +110,14 @@ class PackedQuantizer(nn.Module):
 
 
 def attended_bound(source: TensorSource, kv_set: int) -> Tensor:
-    """What no result of attention to a key/value set exceeds, FP32, no axes.
-
-    It is a mean of values, and those are RMSNorms of d channels times a weight: x_i / sqrt(mean(x^2)) is at most sqrt(d).
-    """
+    """What no result of attention to a key/value set exceeds, FP32, no axes: it is a mean of values."""
     norm = "value_norms" if source.config.s_kv == 2 else "key_norms"
-    weight_d = source.tensor(f"context.{norm}.{kv_set}.weight").float()
-    return weight_d.abs().max() * math.sqrt(source.config.d_head)
+    return norm_bound(source.tensor(f"context.{norm}.{kv_set}.weight"))
+
+
+def norm_bound(weight_d: Tensor) -> Tensor:
+    """What no RMSNorm of d channels times a weight exceeds, FP32, no axes: x_i / sqrt(mean(x^2)) is at most sqrt(d)."""
+    return weight_d.float().abs().max() * math.sqrt(len(weight_d))
 
 
 class PackedSwiGlu(nn.Module):

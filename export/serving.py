@@ -16,62 +16,16 @@ from torch import Tensor, nn
 from ..core.graph_io import GraphIO
 from ..core.precision import Granularity
 from ..core.recipe import ExportOptions
-from ..models.config import LEVELS, NORM_EPSILON
+from ..models.config import LEVELS
 from ..models.layout import layout
 from ..operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from ..operators.beam_step import beam_groups, beam_step
 from ..operators.beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
-from ..operators.context_attention import context_attention
-from ..operators.context_norm import context_norm
-from ..operators.linear import linear
 from ..operators.operator import scope
 from ..operators.token_score import token_score
 from .contracts import ItemSizes, item_serving_io, scoring_io, serving_io
 from .packed import PackedFfn, PackedLinear, PackedMoe, PackedNorm, PackedQuantizer, TensorSource, attended_bound, granularity_of
-
-FEATURE_ALIGNMENT = 16  # FP16 tensor cores want K in multiples of 16; feature widths are 3 * embed_dim
-KeyValue = tuple[Tensor, Tensor]  # FP16 [B, G, S, d] each
-
-
-class ContextEncoder(nn.Module):
-    """Three pathway linears as one matrix: a token's features stand in the columns of its pathway, zero elsewhere."""
-
-    weight: Tensor
-
-    def __init__(self, source: TensorSource) -> None:
-        super().__init__()
-        self.config = config = source.config
-        padding = -config.feature_width % FEATURE_ALIGNMENT
-        weights = [F.pad(source.tensor(f"{name}.weight"), (0, padding)) for name in layout(config).names("context")]
-        self.padding = padding
-        self.register_buffer("weight", torch.cat(weights, 1))
-        for index in range(config.l_kv):
-            self.register_buffer(f"key_norm_{index}", source.tensor(f"context.key_norms.{index}.weight"))
-            if config.s_kv == 2:
-                self.register_buffer(f"value_norm_{index}", source.tensor(f"context.value_norms.{index}.weight"))
-
-    def forward(self, features_BSF: Tensor, lengths_B3: Tensor) -> list[KeyValue]:
-        position_S1 = torch.arange(features_BSF.shape[1], device=features_BSF.device)[:, None]
-        ends_B3 = lengths_B3.cumsum(1)
-        starts_B3 = ends_B3 - lengths_B3
-        inside_BS3 = torch.logical_and(position_S1 >= starts_B3[:, None], position_S1 < ends_B3[:, None])
-        # One choice for all pathways: a builder makes one kernel of it, which writes the columns of each where they belong.
-        padded_BS1F = F.pad(features_BSF, (0, self.padding))[:, :, None]
-        placed_BS3F = torch.where(inside_BS3[..., None], padded_BS1F, torch.zeros((), dtype=features_BSF.dtype))
-        with scope("linear"):
-            (projected_NX,) = linear(placed_BS3F.view(-1, self.weight.shape[1]), self.weight)
-        chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
-        return [self._key_value(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
-
-    def _key_value(self, chunks: Sequence[Tensor], index: int, lengths_B: Tensor) -> KeyValue:
-        first = index * self.config.s_kv
-        with scope(f"key_norm_{index}"):
-            (key,) = context_norm(chunks[first], getattr(self, f"key_norm_{index}"), lengths_B, epsilon=NORM_EPSILON)
-        if self.config.s_kv == 1:
-            return key, key
-        with scope(f"value_norm_{index}"):
-            (value,) = context_norm(chunks[first + 1], getattr(self, f"value_norm_{index}"), lengths_B, epsilon=NORM_EPSILON)
-        return key, value
+from .packed_context import ContextEncoder, KeyValue, attend
 
 
 class PackedBlock(nn.Module):
@@ -114,7 +68,7 @@ class PackedBlock(nn.Module):
         with scope("q"):
             query = self.cross_q(x)
         with scope("attention"):
-            (attended,) = context_attention(query, *kv, lengths_B, rows=rows)
+            attended = attend(query, kv, lengths_B, rows)
         with scope("quantize"):
             attended_x = self.cross_quantizer(attended)
         with scope("o"):

@@ -16,7 +16,9 @@ from .beam_self_attention_quant import (
 from .beam_step import beam_step
 from .beam_step_items import beam_step_items_1, beam_step_items_2, beam_step_items_3
 from .context_attention import context_attention
+from .context_attention_fp8 import context_attention_fp8
 from .context_attention_quant import context_attention_quant_tensor, shared_context_attention_quant_tensor
+from .context_codes import context_key_codes, context_value_codes
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
@@ -37,7 +39,10 @@ OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
         context_norm,
+        context_key_codes,
+        context_value_codes,
         context_attention,
+        context_attention_fp8,
         beam_self_attention_1,
         beam_self_attention_2,
         rms_norm,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..operators.context_codes import token_of_place
 from ..operators.operator import Call
 
 
@@ -58,10 +59,10 @@ def _item_edges(call: Call) -> Iterator[Adversarial]:
 
 
 def _norm_lengths(call: Call) -> Iterator[Adversarial]:
-    """Contexts cut short, so that what lies behind them are real values."""
-    chunk_BSX, weight, lengths_B = call.inputs
+    """Contexts cut short, so that what lies behind them are real values. Norms that are quantized have a scale behind the lengths."""
+    chunk_BSX, weight, lengths_B, *scale = call.inputs
     for what, cut_B in _cut(lengths_B, chunk_BSX.shape[1]):
-        yield _with_inputs(call, what, (chunk_BSX, weight, cut_B))
+        yield _with_inputs(call, what, (chunk_BSX, weight, cut_B, *scale))
 
 
 def _attention_lengths(call: Call) -> Iterator[Adversarial]:
@@ -72,6 +73,16 @@ def _attention_lengths(call: Call) -> Iterator[Adversarial]:
         inside_B1S1 = (torch.arange(tokens) < cut_B[:, None])[:, None, :, None]
         key, value = (torch.where(inside_B1S1, x, 0) for x in (key_BGSd, value_BGSd))
         yield _with_inputs(call, what, (query_ND, key, value, cut_B))
+
+
+def _fp8_attention_lengths(call: Call) -> Iterator[Adversarial]:
+    """Likewise, of codes in blocks of tokens: values behind a context are zero, keys are as they were."""
+    query_ND, key_codes, key_scale, value_codes, value_scale, lengths_B = call.inputs
+    blocks, token_n = key_codes.shape[2], token_of_place()
+    for what, cut_B in _cut(lengths_B, blocks * len(token_n)):
+        inside_BTn = torch.arange(blocks)[:, None] * len(token_n) + token_n < cut_B[:, None, None]
+        value = torch.where(inside_BTn[:, None, :, None], value_codes.float(), 0).to(value_codes.dtype)
+        yield _with_inputs(call, what, (query_ND, key_codes, key_scale, value, value_scale, cut_B))
 
 
 def _routes(call: Call) -> Iterator[Adversarial]:
@@ -126,7 +137,10 @@ _EDGES: dict[str, Callable[[Call], Iterator[Adversarial]]] = {
     "BeamStep": _ties,
     **{f"BeamStepItems{level}": _item_edges for level in (1, 2, 3)},
     "ContextNorm": _norm_lengths,
+    "ContextKeyCodes": _norm_lengths,
+    "ContextValueCodes": _norm_lengths,
     "ContextAttention": _attention_lengths,
+    "ContextAttentionFp8": _fp8_attention_lengths,
     "MoeRoute": _routes,
     "BeamSelfAttention1": _positions,
     "BeamSelfAttention2": _positions,

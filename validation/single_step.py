@@ -42,17 +42,24 @@ def without_single_step(call: Call, actual: list[Array], expected: list[Array]) 
 
 
 def threshold_of(call: Call) -> float:
-    """The operator's threshold; for experts with few hidden codes, which no output shows, what one step of a large one costs."""
-    codes = _hidden_codes(call)
-    return max(call.operator.threshold, _LARGE_VALUE * _OF_EQUAL_SIZE / codes) if codes else call.operator.threshold
+    """The operator's threshold; where an operator makes few hidden codes, which no output shows, what one step of a large one costs."""
+    if call.operator.name in FP8_EXPERTS:
+        return max(call.operator.threshold, _LARGE_VALUE * _OF_EQUAL_SIZE / _hidden_codes(call))
+    if call.operator.name == "ContextAttentionFp8":
+        return max(call.operator.threshold, _OF_EQUAL_SIZE / _attending_rows(call))
+    return call.operator.threshold
 
 
 def _hidden_codes(call: Call) -> int:
     """Codes that FP8 experts make of their hidden activations: one per channel of every selected row."""
-    if call.operator.name not in FP8_EXPERTS:
-        return 0
     gate_up, index_NK = call.inputs[2], call.inputs[-3]
     return index_NK.numel() * (len(gate_up) // int(call.attributes["experts"]) // 2)
+
+
+def _attending_rows(call: Call) -> int:
+    """Rows of all heads that attend: each has one probability at most that is nearly its whole weight."""
+    query_ND, key_codes = call.inputs[:2]
+    return query_ND.numel() // key_codes.shape[-1]
 
 
 def _ordered(values: Array) -> NDArray[np.int64]:

@@ -302,10 +302,13 @@ def _file_gates(recipe: str, serving: ServingModel, scoring: ScoringModel, expor
 
 
 def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, calibration: Requests) -> Gate:
-    """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests."""
+    """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests.
+
+    ModelOpt quantizes linears alone, so attention is in FP16 here.
+    """
     known = read_modelopt_reference(quantized)
     requests = calibration.select(known.requests.numpy())
-    with on_compute_device(serving):
+    with on_compute_device(serving), serving.decoder.context.in_fp16():
         runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
         packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
     fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()

@@ -42,7 +42,7 @@ LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context w
 
 
 @aggregate
-class _Ring:
+class Ring:
     """Stages that a producer fills and all consumers read, and their barriers. A stage has PARTS boxes."""
 
     stages: gl.shared_memory_descriptor
@@ -94,9 +94,9 @@ class _Work:
     requests: gl.tensor
     tokens: gl.tensor
     scale: gl.tensor
-    queries: _Ring
-    keys: _Ring
-    values: _Ring
+    queries: Ring
+    keys: Ring
+    values: Ring
     ROWS: gl.constexpr
     GROUPS: gl.constexpr
     SHARE: gl.constexpr
@@ -200,7 +200,7 @@ def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, HEAD: gl
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=CONSUMERS)
-    return _Ring(stages, full, empty)
+    return Ring(stages, full, empty)
 
 
 @gluon.jit

@@ -18,6 +18,8 @@ from . import (
     beam_step_items,
     beam_step_items_cases,
     context_attention,
+    context_attention_fp8,
+    context_codes,
     context_norm,
     fp8_linear,
     linear,
@@ -66,6 +68,11 @@ FACTORIES: dict[str, KernelFactory] = {
     "Fp8Linear": KernelFactory(fp8_linear.fp8_linear_program, cases=fp8_linear.FP8_LINEAR_CASES),
     "Fp8LinearAdd": KernelFactory(fp8_linear.fp8_linear_add_program, cases=fp8_linear.FP8_LINEAR_ADD_CASES),
     "ContextNorm": KernelFactory(context_norm.context_norm_program, cases=context_norm.CONTEXT_NORM_CASES),
+    "ContextKeyCodes": KernelFactory(context_codes.context_key_codes_program, cases=context_codes.CONTEXT_KEY_CODES_CASES),
+    "ContextValueCodes": KernelFactory(context_codes.context_value_codes_program, cases=context_codes.CONTEXT_VALUE_CODES_CASES),
+    "ContextAttentionFp8": KernelFactory(
+        context_attention_fp8.context_attention_fp8_program, cases=context_attention_fp8.CONTEXT_ATTENTION_FP8_CASES
+    ),
     "ContextAttention": KernelFactory(context_attention.context_attention_program, cases=context_attention.CONTEXT_ATTENTION_CASES),
     "SharedContextAttention": KernelFactory(
         context_attention.shared_context_attention_program, cases=context_attention.SHARED_CONTEXT_ATTENTION_CASES

@@ -9,6 +9,7 @@ import torch
 from onerec_trt.core.difference import difference
 from onerec_trt.operators.kernels.beam_self_attention import beam_self_attention_1_case, beam_self_attention_2_case
 from onerec_trt.operators.kernels.context_attention import context_attention_case, fused_case
+from onerec_trt.operators.kernels.context_attention_fp8 import context_attention_fp8_case
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.launch import bind, execute, new_outputs
@@ -83,6 +84,46 @@ def test_fused_context_attentions_are_their_references(tile, shared, codes):
         hold(case, program_of(case, this_capability(), tiles), clean, given)
 
 
+FP8_TILES = (
+    AttentionTile(16, 64, 3, 4),
+    AttentionTile(64, 128, 2, 4),
+    AttentionTile(128, 64, 2, 8),
+    AttentionTile(128, 128, 4, 12, ctas=132),
+    AttentionTile(128, 128, 4, 12, ctas=7),  # too few for tiles of one warpgroup
+    AttentionTile(128, 64, 6, 12, ctas=5),
+    AttentionTile(64, 128, 4, 8, ctas=7),
+)
+
+
+def cut_short(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """Codes with contexts of all lengths from none to full, and with NaN in the keys behind them."""
+    inputs = case.tensors("cuda")
+    query, keys, key_scale, values, value_scale, lengths = inputs
+    tokens = case.size[3]
+    lengths.copy_(torch.tensor([tokens, 0, tokens // 2, 1, max(0, tokens - 1)], device="cuda"))
+    token = torch.arange(keys.shape[2] * keys.shape[3], device="cuda").view(1, 1, -1, keys.shape[3], 1)
+    bad = keys.float().masked_fill(token >= lengths.view(-1, 1, 1, 1, 1), float("nan")).to(keys.dtype)
+    return inputs, [query, bad, key_scale, values, value_scale, lengths]
+
+
+@pytest.mark.parametrize("beam", BEAMS)
+@pytest.mark.parametrize(("heads", "groups", "head"), [(11, 11, 128), (14, 2, 64), (6, 3, 48), (2, 1, 32)])
+def test_fp8_attention_is_its_reference(beam, heads, groups, head):
+    torch.manual_seed(1)
+    program = program_of(context_attention_fp8_case(REQUESTS, beam, heads, groups, 2, head), this_capability())
+    for tokens in CONTEXTS:
+        case = context_attention_fp8_case(REQUESTS, beam, heads, groups, tokens, head)
+        hold(case, program, *cut_short(case))
+
+
+@pytest.mark.parametrize("tile", FP8_TILES, ids=str)
+def test_every_way_to_cut_an_fp8_attention(tile):
+    for head, tokens in ((128, 777), (64, 512), (48, 100)):
+        case = context_attention_fp8_case(REQUESTS, 130, 4, 2, tokens, head)
+        tiles = Tiles(tuple(case.entries(this_capability(), tile)))
+        hold(case, program_of(case, this_capability(), tiles), *cut_short(case))
+
+
 @pytest.mark.parametrize("make", [beam_self_attention_1_case, beam_self_attention_2_case])
 @pytest.mark.parametrize(("beam", "heads", "head"), [(1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128)])
 def test_beam_self_attention_is_its_reference(make, beam, heads, head):
@@ -94,6 +135,7 @@ CASES: tuple[Callable[[], Case], ...] = (
     lambda: context_attention_case(32, 512, 14, 14, 777, 128),
     lambda: context_attention_case(32, 1, 14, 2, 3000, 128),
     lambda: fused_case(context_attention_case(32, 512, 11, 11, 777, 128), shared=True, codes=True),
+    lambda: context_attention_fp8_case(32, 512, 11, 11, 777, 128),
     lambda: beam_self_attention_2_case(32, 512, 14, 128),
 )
 

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "4B-A0.5B-fp8-row-kernels": (CUT["4B-A0.5B"], "fp8-row", SCHEDULE, True),
     "4B-A0.5B-fp8-row-block-kernels": (CUT["4B-A0.5B"], "fp8-row-block", SCHEDULE, True),
     "4B-A0.5B-fp8-paper": (CUT["4B-A0.5B"], "fp8-paper", SCHEDULE, False),
+    "4B-A0.5B-fp8-paper-attention-kernels": (CUT["4B-A0.5B"], "fp8-paper-attention", SCHEDULE, True),
     "1B-whole": (SIZES["1B"], "fp8-static", WIDE, False),
     "1B-whole-kernels": (SIZES["1B"], "fp8-row", WIDE, True),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onerec_trt.core.precision import PRECISIONS
 from onerec_trt.export.packed import PackedFfn, PackedMoe
 from onerec_trt.export.serving import Decoder, ScoringModel, ServingModel, effective_widths
 from onerec_trt.models.beam_search import beam_search, path_log_probabilities
@@ -97,7 +98,7 @@ def test_every_sharing_of_keys_and_values(make_model, make_packed, make_batch, l
     assert (other - expected).abs().mean() > 5 * FP16_NOISE, "the context matters in this model, so a wrong set would show"
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_scoring_scores_of_found_beams_are_the_beam_scores(make_model, make_packed, make_batch, config, precision):
     packed, batch = make_packed(make_model(config), precision), make_batch(config, LENGTHS)
     sids, scores = serve(packed, batch, (4, 8, 16))
@@ -121,7 +122,7 @@ def test_empty_context_is_served(make_model, make_packed, make_batch, config):
     assert (scores - reference.scores_BW).abs().max() < FP16_NOISE
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"])
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_bad_request_leaves_its_neighbors_bit_identical(make_model, make_packed, make_batch, config, precision):
     packed, batch = make_packed(make_model(config), precision), make_batch(config, LENGTHS)
     features = batch.features.clone()

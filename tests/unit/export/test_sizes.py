@@ -30,7 +30,9 @@ class Shapes:
         return torch.empty(shape, dtype=dtype)
 
 
-@pytest.mark.parametrize(("size", "precision"), [*((size, "fp8-paper") for size in SIZES), ("0.1B", "fp16")])
+@pytest.mark.parametrize(
+    ("size", "precision"), [*((size, "fp8-paper") for size in SIZES), ("0.1B", "fp16"), ("0.1B", "fp8-paper-attention")]
+)
 def test_operators_fit_together_in_every_size(monkeypatch, size, precision):
     config, scheme = SIZES[size], PRECISIONS[precision]
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)  # operators then give their promised shapes
@@ -45,8 +47,10 @@ def test_operators_fit_together_in_every_size(monkeypatch, size, precision):
 
 def check_counts(count, config, scheme):
     moe = sum(config.is_moe(layer) for layer in range(config.n_layers))
-    assert count["ContextNorm"] == config.l_kv * config.s_kv
-    assert count["ContextAttention"] == LEVELS * config.n_layers
+    norms = {"ContextKeyCodes": config.l_kv, "ContextValueCodes": config.l_kv}
+    norms = norms if scheme.fp8_attention else {"ContextNorm": config.l_kv * config.s_kv}
+    attentions = {"ContextAttentionFp8" if scheme.fp8_attention else "ContextAttention": LEVELS * config.n_layers}
+    assert {name: number for name, number in count.items() if name.startswith("Context")} == norms | attentions
     assert count["BeamSelfAttention1"] == count["BeamSelfAttention2"] == config.n_layers
     assert count["MoeRoute"] == LEVELS * moe
     assert count["BeamStep"] == LEVELS

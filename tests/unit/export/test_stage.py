@@ -10,6 +10,7 @@ import onnx.inliner
 import pytest
 import torch
 from onerec_trt.core.errors import ExportError
+from onerec_trt.core.precision import PRECISIONS
 from onerec_trt.core.recipe import ExportOptions
 from onerec_trt.export.lint import lint
 from onerec_trt.export.stage import DESCRIPTION_FILE, SCORING_FILE, SERVING_FILE, Description, write_graphs
@@ -17,7 +18,6 @@ from onerec_trt.models.beam_search import path_log_probabilities
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.operator import DOMAIN
 
-PRECISIONS = ["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block"]
 SHAPES = [[[1, 0, 0]], [[2, 3, 4]], [[1, 2, 3], [0, 0, 7], [2, 0, 0], [0, 0, 0], [3, 3, 3]]]  # traced: 2 requests, 4 tokens
 FP16_NOISE = 0.02  # nat, as in test_serving.py
 

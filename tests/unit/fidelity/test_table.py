@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from onerec_trt.fidelity.outputs import EngineOutputs, System
@@ -96,3 +98,15 @@ def test_a_metric_without_requests_has_no_cell(trained: Trained) -> None:
     assert trained.heldout.targets_n3 is not None
     table = fidelity_table("toy", "pytorch", [System("fp16", "noise floor", outputs)], tied, trained.heldout.targets_n3)
     assert "top-1 outside the tie band" not in [cell.metric for cell in table.rows[0].cells]
+
+
+def test_the_page_says_what_fp8_attention_costs() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    measured = FidelityTable.model_validate_json((docs / "measurements" / "fidelity-attention.json").read_text())
+    lines = [line.replace("|  |", "| |") for line in (docs / "fidelity.md").read_text().splitlines()]
+    for metric in ("hit@10", "hit@64", "overlap@64", "top-1 outside the tie band", "score error, nat"):
+        cells = [row.cell(metric) for row in measured.rows]
+        shown = ["" if cells[0].fp32 is None else f"{cells[0].fp32:.4f}", *(f"{cell.value:.4f}".replace("1.0000", "1") for cell in cells)]
+        assert f"| {metric} | {' | '.join(shown)} |".replace("|  |", "| |") in lines
+    missed = [bar for bar in bars(measured) if not bar.passed]
+    assert (measured.requests, len(bars(measured)), missed) == (1600, 3 * 4, [])

@@ -6,6 +6,8 @@ import torch
 from onerec_trt.operators.beam_self_attention import beam_self_attention_1, beam_self_attention_2
 from onerec_trt.operators.beam_step import beam_groups, beam_step
 from onerec_trt.operators.context_attention import context_attention
+from onerec_trt.operators.context_attention_fp8 import context_attention_fp8
+from onerec_trt.operators.context_codes import context_key_codes, context_value_codes, values_of_blocks
 from onerec_trt.operators.context_norm import context_norm
 from onerec_trt.operators.moe_route import moe_route
 from onerec_trt.operators.operator import Call, Operator
@@ -46,6 +48,19 @@ def test_keys_behind_a_context_are_zero_as_the_contract_says() -> None:
     assert not made["one token"].inputs[1][:, :, 1:].any()
     assert not made["empty contexts"].outputs[0].any()
     assert made["one token"].outputs[0].isfinite().all()
+
+
+def test_codes_behind_a_context_are_cut_off_in_their_order() -> None:
+    chunk, weight, scale = torch.randn(2, 130, 8).half(), torch.ones(4).half(), torch.tensor([0.02])
+    given, epsilon = (chunk, weight, torch.tensor([130, 3]), scale), 1e-6
+    norms = [call(each, *given, epsilon=epsilon) for each in (context_key_codes, context_value_codes)]
+    cut = [each.call for each in adversarial_calls(norms) if each.call.label.endswith("the last token cut off")]
+    keys, values = (norm.outputs[0] for norm in norms)
+    attention = call(context_attention_fp8, torch.randn(4, 8).half(), keys, scale, values, scale, given[2], rows=2)
+    made = by_label(attention)["the last token cut off"]
+    assert torch.equal(values_of_blocks(made.inputs[3]), values_of_blocks(cut[1].outputs[0]))
+    assert not torch.equal(values_of_blocks(made.inputs[3]), values_of_blocks(values))
+    assert torch.equal(made.inputs[1].float(), keys.float()), "keys behind a context are not read"
 
 
 def test_a_row_without_probabilities_takes_no_place() -> None:

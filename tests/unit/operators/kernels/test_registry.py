@@ -128,6 +128,42 @@ def test_a_warp_specialized_attention_has_tiles_of_one_warpgroup_as_long_as_all_
         assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (requests, 700)
 
 
+def context_attention_fp8(rows: int, heads: int, groups: int, head: int = 128, tokens: int = 128) -> Program:
+    keys, values = (InputType("float8_e4m3fn", (None, groups, None, *block)) for block in ((tokens, head), (head, tokens)))
+    query, scale = InputType("float16", (None, heads * head)), InputType("float32", (1,))
+    return program_of("ContextAttentionFp8", query, keys, scale, values, scale, LENGTHS, rows=rows)
+
+
+def test_fp8_attention_has_the_tiles_of_attention(builds):
+    program = context_attention_fp8(512, 14, 2)
+    assert [(build.function, build.constants["WARPGROUPS"]) for build in builds] == [("attention_fp8_sm90", 2), ("attention_fp8_sm90", 1)]
+    for requests, variant, ctas in ((1, 0, 14 * 8), (2, 1, 2 * 14 * 4), (3, 1, 132)):
+        shapes = [(requests * 512, 14 * 128), (requests, 2, 6, 128, 128), (1,), (requests, 2, 6, 128, 128), (1,), (requests,)]
+        assert program.variant(shapes) is program.variants[variant]
+        (launch,) = program.variant(shapes).launches
+        assert evaluated(launch.grid, shapes) == (ctas, 1, 1)
+        assert evaluated([a.value for a in launch.arguments if isinstance(a, Int32)], shapes) == (requests, 6)
+    builds.clear()
+    for rows, head in ((1, 128), (512, 48)):
+        context_attention_fp8(rows, 14, 2, head)
+    assert {build.function for build in builds} == {"attention_fp8"}
+
+
+def test_fp8_attention_refuses_other_blocks_of_tokens():
+    with pytest.raises(BuildError, match="its inputs do not fit together"):
+        context_attention_fp8(4, 2, 2, tokens=64)
+
+
+@pytest.mark.parametrize(("operator", "block"), [("ContextKeyCodes", (128, 48)), ("ContextValueCodes", (48, 128))])
+def test_codes_of_the_context_come_in_blocks_of_tokens(operator, block):
+    inputs = (InputType("float16", (None, None, 96)), InputType("float16", (48,)), LENGTHS, InputType("float32", (1,)))
+    program = program_of(operator, *inputs, epsilon=1e-6)
+    shapes = [(3, 129, 96), (48,), (3,), (1,)]
+    assert program.output_shapes(shapes) == ((3, 2, 2, *block),)
+    (launch,) = program.variant(shapes).launches
+    assert evaluated(launch.grid, shapes) == (3 * 2 * 2, 1, 1)
+
+
 def test_short_rows_of_a_head_go_without_descriptors(builds):
     context_attention(128, 4, 4, head=4)
     context_attention(128, 4, 4, head=48)

@@ -10,6 +10,7 @@ import pytest
 import triton
 from onerec_trt.core.errors import ArtifactError, BuildError
 from onerec_trt.operators.kernels.context_attention import Attention
+from onerec_trt.operators.kernels.context_attention_fp8 import Fp8Attention
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
 from onerec_trt.operators.launch import compile as ahead
@@ -81,6 +82,38 @@ def test_the_warp_specialized_attention_fits_and_spills_nothing(cubins, tmp_path
     assert kernel.warps == tile.warps
     assert kernel.global_scratch_bytes == (2 if attention.shared else 3) * 128, "descriptors of queries, keys and values"
     assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+FP8_ATTENTION = AttentionTile(128, 128, 4, 12, ctas=132)
+
+
+@pytest.mark.parametrize(
+    ("tile", "head"), [(FP8_ATTENTION, 128), (replace(FP8_ATTENTION, m=64, n=64, stages=6, warps=8), 64)], ids=["128", "64"]
+)
+def test_fp8_attention_fits_and_keeps_probabilities_in_their_lanes(cubins, tmp_path, tile, head):
+    """Codes that other lanes or bytes of a register have would be moved by PRMT; products one by one each have a wait of their own."""
+    attention = Fp8Attention(512, 2, 1, head)
+    kernel = compiled(attention.build(attention.usable(tile), "9.0"), cubins)
+    assert (kernel.warps, kernel.global_scratch_bytes) == (tile.warps, 3 * 128), "descriptors of queries, keys and values"
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert code.count("PRMT") == 0
+    assert code.count("WARPGROUP.DEPBAR") == 4 * tile.m // 64 < code.count("QGMMA")
+
+
+@pytest.mark.parametrize(
+    ("tile", "capability", "message"),
+    [
+        (replace(FP8_ATTENTION, m=192), "9.0", "no warp-specialized attention"),
+        (FP8_ATTENTION, "12.0", "no warp-specialized attention"),
+        (replace(FP8_ATTENTION, n=96), "9.0", "96 tokens are no part of 128"),
+    ],
+    ids=["rows", "capability", "tokens"],
+)
+def test_fp8_attention_refuses_other_tiles(tile, capability, message):
+    with pytest.raises(BuildError, match=message):
+        Fp8Attention(512, 2, 1, 128).build(tile, capability)
 
 
 def assert_fits_and_spills_nothing(kernel, folder):
