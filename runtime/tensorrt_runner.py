@@ -25,7 +25,6 @@ from .layer_times import PlaceTime, times_by_place
 from .loaded_plan import LoadedPlan, load_plan, out_of_memory
 from .plan_shapes import Shape, Shapes, check_array, check_inputs, choose_profile, filled_up
 from .resident_inputs import ResidentInputs
-from .staging import Staging
 
 Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks DLPack
 
@@ -72,7 +71,7 @@ class TensorRtRunner:
         self.plan, self.sha256, self.io, self.engine = loaded.path, loaded.sha256, loaded.io, loaded.engine
         self.executions = executions
         self._device = loaded.device
-        self._stopping, self._staging = threading.Lock(), Staging()
+        self._stopping = threading.Lock()
         self._slots: SimpleQueue[ExecutionSlot] = SimpleQueue()  # first in, first out: work spreads over the slots
         with self._on_gpu():
             self._residents = ResidentInputs(self.io.resident)
@@ -120,7 +119,12 @@ class TensorRtRunner:
         """
         given = {name: self._checked(name, array) for name, array in arrays.items()}
         with self._on_gpu():
-            return self._staging.copies({name: _as_tensor(array) for name, array in given.items()})
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                staged = {name: _as_tensor(array).to("cuda", copy=True) for name, array in given.items()}
+            stream.synchronize()
+        return staged
 
     def bind_staged(self, staged: Mapping[str, Tensor]) -> None:
         """Bind what `stage_residents` gave, all between the same two batches.
