@@ -28,6 +28,8 @@ CHILD = """
 import os, resource, sys
 for stream, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+if cwd is not None:
+    os.chdir(cwd)
 if file_limit is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 sys.argv = ["onerec-trt", *arguments]
@@ -47,9 +49,9 @@ class Ended(NamedTuple):
 class Command:
     """One `onerec-trt ...` in a process of its own."""
 
-    def __init__(self, context: ForkServerContext, folder: Path, arguments: tuple[object, ...], file_limit: int | None):
+    def __init__(self, context: ForkServerContext, folder: Path, arguments: tuple[object, ...], file_limit: int | None, cwd: Path | None):
         self._out, self._err = folder / "stdout", folder / "stderr"
-        given = {"arguments": [*map(str, arguments)], "out": str(self._out), "err": str(self._err), "file_limit": file_limit}
+        given = {"arguments": [*map(str, arguments)], "out": str(self._out), "err": str(self._err), "file_limit": file_limit, "cwd": cwd}
         self._process: ForkServerProcess = context.Process(target=exec, args=(CHILD, given))
         self._process.start()
 
@@ -90,13 +92,13 @@ def _forkserver() -> ForkServerContext:
 
 @pytest.fixture
 def start(_forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
-    """Start a command; `file_limit` is the most bytes any file may have."""
+    """Start a command; `file_limit` is the most bytes any file may have, `cwd` the working directory."""
     commands: list[Command] = []
 
-    def begin(*arguments: object, file_limit: int | None = None) -> Command:
+    def begin(*arguments: object, file_limit: int | None = None, cwd: Path | None = None) -> Command:
         folder = tmp_path / f"command{len(commands)}"
         folder.mkdir()
-        commands.append(Command(_forkserver, folder, arguments, file_limit))
+        commands.append(Command(_forkserver, folder, arguments, file_limit, cwd))
         return commands[-1]
 
     yield begin
@@ -107,7 +109,7 @@ def start(_forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def run(start: Start) -> Callable[..., Ended]:
     """Run a command to its end."""
-    return lambda *arguments, file_limit=None: start(*arguments, file_limit=file_limit).ended()
+    return lambda *arguments, **options: start(*arguments, **options).ended()
 
 
 def tree_of(folder: Path) -> dict[str, str]:
