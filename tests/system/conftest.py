@@ -15,11 +15,21 @@ from typing import NamedTuple
 import pytest
 
 PATIENCE_S = 180.0
+# What a command imports only when it comes to it.
+IMPORTED_LATE = (
+    "torch._dynamo",
+    "modelopt.torch.quantization",
+    "torch.onnx._internal.exporter._core",
+    "onnxruntime",
+    "polygraphy.comparator",
+)
 # Runs in the child; given as text because test modules cannot be imported by name there.
 CHILD = """
 import os, resource, sys
 for stream, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+if cwd is not None:
+    os.chdir(cwd)
 if file_limit is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 sys.argv = ["onerec-trt", *arguments]
@@ -39,9 +49,9 @@ class Ended(NamedTuple):
 class Command:
     """One `onerec-trt ...` in a process of its own."""
 
-    def __init__(self, context: ForkServerContext, folder: Path, arguments: tuple[object, ...], file_limit: int | None):
+    def __init__(self, context: ForkServerContext, folder: Path, arguments: tuple[object, ...], file_limit: int | None, cwd: Path | None):
         self._out, self._err = folder / "stdout", folder / "stderr"
-        given = {"arguments": [*map(str, arguments)], "out": str(self._out), "err": str(self._err), "file_limit": file_limit}
+        given = {"arguments": [*map(str, arguments)], "out": str(self._out), "err": str(self._err), "file_limit": file_limit, "cwd": cwd}
         self._process: ForkServerProcess = context.Process(target=exec, args=(CHILD, given))
         self._process.start()
 
@@ -76,19 +86,19 @@ def _forkserver() -> ForkServerContext:
     """Every command is forked from one process that has imported the package: a real process each, without seconds of imports."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["onerec_trt.tools.commands"])
+    context.set_forkserver_preload(["onerec_trt.tools.commands", *IMPORTED_LATE])
     return context
 
 
 @pytest.fixture
 def start(_forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
-    """Start a command; `file_limit` is the most bytes any file may have."""
+    """Start a command; `file_limit` is the most bytes any file may have, `cwd` the working directory."""
     commands: list[Command] = []
 
-    def begin(*arguments: object, file_limit: int | None = None) -> Command:
+    def begin(*arguments: object, file_limit: int | None = None, cwd: Path | None = None) -> Command:
         folder = tmp_path / f"command{len(commands)}"
         folder.mkdir()
-        commands.append(Command(_forkserver, folder, arguments, file_limit))
+        commands.append(Command(_forkserver, folder, arguments, file_limit, cwd))
         return commands[-1]
 
     yield begin
@@ -99,7 +109,7 @@ def start(_forkserver: ForkServerContext, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def run(start: Start) -> Callable[..., Ended]:
     """Run a command to its end."""
-    return lambda *arguments, file_limit=None: start(*arguments, file_limit=file_limit).ended()
+    return lambda *arguments, **options: start(*arguments, **options).ended()
 
 
 def tree_of(folder: Path) -> dict[str, str]:

@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ SERVING = (
     "onerec-trt serve out/served --server .venv-server",
     "python examples/ask.py 127.0.0.1:8000",
 )
+Run = Callable[..., Any]
 SUMMARY_KEYS = {"hit@10", "overlap@10", "scoring_error_vs_fp32", "scoring_error_ratio", "valid_items"}
 
 
@@ -32,7 +35,7 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line]
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def call(*command: str) -> subprocess.CompletedProcess[str]:
     """With one thread: other tests run beside it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
@@ -41,7 +44,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def demo() -> dict[str, object]:
     """`make demo`, as the README says it, in the checkout; the summary it leaves."""
-    done = run("make", "demo")
+    done = call("make", "demo")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     summary: dict[str, object] = json.loads((OUT / "summary.json").read_text())
     return summary
@@ -64,20 +67,22 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in readme_commands() if command not in SERVING][-3:])
-def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], tmp_path: Path, command: str) -> None:
+def test_a_command_for_the_gpu_says_that_there_is_none(demo: dict[str, object], run: Run, tmp_path: Path, command: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one; tests/gpu runs the commands")
-    words = shlex.split(command.replace("recipe.yaml", str(OUT / "recipes" / "fp16.yaml")))
-    done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert re.search(r"NVIDIA driver|no (serving|scoring) plan of TensorRT", done.stderr), done.stderr
-    assert not list(tmp_path.iterdir())
+    program, *arguments = shlex.split(command.replace("recipe.yaml", str(OUT / "recipes" / "fp16.yaml")))
+    assert program == "onerec-trt"
+    (working := tmp_path / "working").mkdir()
+    done = run(*arguments, cwd=working)
+    assert done.code == 1, done.out + done.err
+    assert "Traceback" not in done.err
+    assert re.search(r"NVIDIA driver|no (serving|scoring) plan of TensorRT", done.err), done.err
+    assert not list(working.iterdir())
 
 
 def test_ci_runs_the_readmes_test_command_which_runs_all_tests() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
-    planned = run("make", "--dry-run", "test").stdout
+    planned = call("make", "--dry-run", "test").stdout
     assert "ruff check ." in planned
     assert "mypy -p onerec_trt" in planned
     (tests,) = re.findall(r"python -m pytest(.*)$", planned, re.MULTILINE)
@@ -119,17 +124,16 @@ def test_the_report_is_one_file_without_the_network(demo: dict[str, object]) -> 
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", markup)
 
 
-def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: dict[str, object]) -> None:
-    done = run(str(Path(sys.executable).parent / "onerec-trt"), "run", str(OUT / "recipes" / "fp8-paper.yaml"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("up to date") == 4, done.stderr
+def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: dict[str, object], run: Run) -> None:
+    done = run("run", OUT / "recipes" / "fp8-paper.yaml")
+    assert done.code == 0, done.err[-4000:]
+    assert done.err.count("up to date") == 4, done.err
 
 
-def test_a_plan_can_be_inspected(demo: dict[str, object]) -> None:
-    command = shlex.split("onerec-trt inspect out/demo/fp8-paper/plans/sm89-b1-32-s2-256.plan --json")
-    done = run(str(Path(sys.executable).parent / command[0]), *command[1:])
-    assert done.returncode == 0, done.stderr[-4000:]
-    facts = json.loads(done.stdout)
+def test_a_plan_can_be_inspected(demo: dict[str, object], run: Run) -> None:
+    done = run("inspect", "out/demo/fp8-paper/plans/sm89-b1-32-s2-256.plan", "--json", cwd=ROOT)
+    assert done.code == 0, done.err[-4000:]
+    facts = json.loads(done.out)
     assert facts["compute_capability"] == "8.9"
     assert facts["validated"] is False
 
@@ -152,7 +156,7 @@ def test_the_readmes_ci_example_runs(demo: dict[str, object], tmp_path: Path) ->
     example = example.replace('checkpoint="checkpoint"', f"checkpoint={str(OUT / 'checkpoint')!r}")
     test_file = tmp_path / "test_example.py"
     test_file.write_text(example)
-    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_file))
+    done = call(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_file))
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -161,13 +165,13 @@ def test_the_demo_is_served_as_the_readme_says(demo: dict[str, object]) -> None:
     shutil.rmtree(served, ignore_errors=True)
     programs = Path(sys.executable).parent
     put, serve, ask = (command.replace("NAME", "demo/fp16").split() for command in SERVING)
-    done = run(str(programs / put[0]), *put[1:])
+    done = call(str(programs / put[0]), *put[1:])
     assert done.returncode == 0, done.stderr[-4000:]
     server = subprocess.Popen([programs / serve[0], *serve[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None
         assert any(line.startswith("serving on 127.0.0.1: HTTP 8000, gRPC 8001") for line in server.stdout)
-        done = run(sys.executable, *ask[1:])
+        done = call(sys.executable, *ask[1:])
     finally:
         server.send_signal(signal.SIGTERM)
         ended = server.wait(60)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import torch
 from onerec_trt.operators import fp8
-from onerec_trt.operators.registry import OPERATORS
+from onerec_trt.operators.registry import OPERATORS, functions_of
 from onerec_trt.operators.single_node import as_arrays, feed, fill_e4m3, single_node_model
 
 
@@ -50,3 +50,10 @@ def test_operator_runs_on_functions_handed_in():
     """Without its functions the node has no reference."""
     inputs = codes_and_weight()
     assert not single_node_model(OPERATORS["Fp8Linear"], inputs, {"promotion": 0}, functions=[]).functions
+
+
+def test_functions_that_the_node_does_not_need_are_left_out():
+    everything = functions_of(OPERATORS.values())
+    model = single_node_model(OPERATORS["Fp8Linear"], codes_and_weight(), {"promotion": 0}, functions=everything)
+    assert [function.name for function in model.functions] == [function.name for function in functions_of([OPERATORS["Fp8Linear"]])]
+    assert 1 < len(model.functions) < len(everything)
