@@ -7,14 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
 from torch import Tensor, nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ..core.errors import ExportError
 from ..core.graph_io import METADATA_KEY, GraphIO
@@ -106,26 +104,31 @@ def _traced_once() -> Iterator[None]:
         program.run_decompositions = decompose  # type: ignore[method-assign]
 
 
-_gather = ONNXRegistry.from_torchlib
-
-
 @contextmanager
 def _translations_gathered_once() -> Iterator[None]:
-    """Have the exporter gather its translations of operators once for all graphs: it reads hundreds of functions, 0.6 s at each export."""
-    ONNXRegistry.from_torchlib = staticmethod(_translations)  # type: ignore[method-assign, assignment]
+    """Have the exporter gather its translations of operators once for all graphs: it reads hundreds of functions, 0.6 s at each export.
+
+    The table is private. A PyTorch that keeps it elsewhere gathers it for every graph, with the same result.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    gather = ONNXRegistry.from_torchlib
+
+    def translations(opset_version: int) -> ONNXRegistry:
+        if opset_version not in _gathered:
+            _gathered[opset_version] = gather(opset_version=opset_version)
+        registry = copy.copy(_gathered[opset_version])  # a copy, since the exporter adds our own to what it is given
+        registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(translations)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = _gather  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = gather  # type: ignore[method-assign]
 
 
-def _translations(opset_version: int) -> ONNXRegistry:
-    """A copy, since the exporter adds our own to what it is given."""
-    registry = copy.copy(_gathered(opset_version))
-    registry.functions = {operator: list(translations) for operator, translations in registry.functions.items()}
-    return registry
-
-
-@cache
-def _gathered(opset_version: int) -> ONNXRegistry:
-    return _gather(opset_version=opset_version)
+_gathered: dict[int, Any] = {}  # tables of translations, by opset
