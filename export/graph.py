@@ -120,7 +120,7 @@ def _translations_gathered_once() -> Iterator[None]:
     def translations(opset_version: int) -> ONNXRegistry:
         if opset_version not in _gathered:
             _gathered[opset_version] = gather(opset_version=opset_version)
-        registry = copy.copy(_gathered[opset_version])  # a copy, since the exporter adds our own to what it is given
+        registry: ONNXRegistry = copy.copy(_gathered[opset_version])  # a copy, since the exporter adds our own to what it is given
         registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
         return registry
 
