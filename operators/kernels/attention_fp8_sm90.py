@@ -13,7 +13,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
@@ -21,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from .attention_fp8 import LOWEST, TOP
-from .attention_sm90 import QUERY_STAGES, Ring, exp2
+from .attention_sm90 import QUERY_STAGES, Ring, exp2, make_ring, produce_queries
 from .context_codes import TOKENS
 from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
@@ -108,9 +107,9 @@ def attention_fp8_sm90(
 ):  # fmt: skip
     """Start every partition. `scale` is log2(e) / sqrt(HEAD)."""
     CODES: gl.constexpr = gl.NVMMASharedLayout(HEAD, 8)  # bytes of a row of HEAD codes
-    queries = _ring(QUERY_STAGES, WARPGROUPS, [WARPGROUP_ROWS, HEAD], gl.float16, gl.NVMMASharedLayout(128, 16), WARPGROUPS)
-    keys = _ring(STAGES, 1, [N_TILE, HEAD], gl.float8e4nv, CODES, WARPGROUPS)
-    values = _ring(STAGES, 1, [HEAD, N_TILE], gl.float8e4nv, gl.NVMMASharedLayout(N_TILE, 8), WARPGROUPS)
+    queries = make_ring(QUERY_STAGES, WARPGROUPS, [WARPGROUP_ROWS, HEAD], gl.float16, gl.NVMMASharedLayout(128, 16), WARPGROUPS)
+    keys = make_ring(STAGES, 1, [N_TILE, HEAD], gl.float8e4nv, CODES, WARPGROUPS)
+    values = make_ring(STAGES, 1, [HEAD, N_TILE], gl.float8e4nv, gl.NVMMASharedLayout(N_TILE, 8), WARPGROUPS)
     codes = gl.allocate_shared_memory(gl.float8e4nv, [WARPGROUPS, WARPGROUP_ROWS, HEAD], CODES)
     fence_async_shared()  # the tensor memory accelerator sees the barriers, too
     work = _Work(
@@ -121,47 +120,17 @@ def attention_fp8_sm90(
     )  # fmt: skip
     if WARPGROUPS == 2:
         gl.warp_specialize(
-            [(_attend, (0, work)), (_attend, (1, work)), (_produce_queries, (work,)), (_produce_keys, (work,)), (_produce_values, (work,))],
+            [(_attend, (0, work)), (_attend, (1, work)), (produce_queries, (work,)), (_produce_keys, (work,)), (_produce_values, (work,))],
             [WARPS, 1, 1, 1],
             [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )
     else:
         gl.static_assert(WARPGROUPS == 1)
         gl.warp_specialize(
-            [(_attend, (0, work)), (_produce_queries, (work,)), (_produce_keys, (work,)), (_produce_values, (work,))],
+            [(_attend, (0, work)), (produce_queries, (work,)), (_produce_keys, (work,)), (_produce_values, (work,))],
             [1, 1, 1],
             [FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )
-
-
-@gluon.jit
-def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, TYPE: gl.constexpr, LAYOUT: gl.constexpr, CONSUMERS: gl.constexpr):
-    """A ring without anything in it."""
-    stages = gl.allocate_shared_memory(TYPE, [STAGES * PARTS, BOX[0], BOX[1]], LAYOUT)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=CONSUMERS)
-    return Ring(stages, full, empty)
-
-
-@gluon.jit
-def _produce_queries(work):
-    """Fill the ring of queries, tile after tile. Rows beyond the request's own are another request's, and not stored."""
-    await_previous()
-    BYTES: gl.constexpr = work.WARPGROUPS * WARPGROUP_ROWS * work.HEAD * 2
-    queries = work.queries
-    rows = tma.make_tensor_descriptor(
-        work.query_ND, [work.requests * work.ROWS, work.WIDTH], [work.WIDTH, 1], [WARPGROUP_ROWS, work.HEAD], queries.stages.layout
-    )
-    number = 0
-    for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
-        full = queries.take(number, BYTES)
-        for warpgroup in gl.static_range(work.WARPGROUPS):
-            first = work.row(tile) + warpgroup * WARPGROUP_ROWS
-            tma.async_copy_global_to_shared(rows, [first, work.channel(tile)], full, queries.box(number, warpgroup))
-        number += 1  # noqa: SIM113  Gluon knows no enumerate
 
 
 @gluon.jit

@@ -161,11 +161,11 @@ def attention_sm90(
 ):  # fmt: skip
     """Start every partition. `scale` is log2(e) / sqrt(HEAD); with CODES the result is divided by `code_scale` and leaves as E4M3."""
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    queries = _ring(QUERY_STAGES, WARPGROUPS, WARPGROUP_ROWS, HEAD, OPERAND, WARPGROUPS)
-    keys = _ring(STAGES, 1, N_TILE, HEAD, OPERAND, WARPGROUPS)
+    queries = make_ring(QUERY_STAGES, WARPGROUPS, [WARPGROUP_ROWS, HEAD], gl.float16, OPERAND, WARPGROUPS)
+    keys = make_ring(STAGES, 1, [N_TILE, HEAD], gl.float16, OPERAND, WARPGROUPS)
     values = keys
     if not SHARED:
-        values = _ring(STAGES, 1, N_TILE, HEAD, OPERAND, WARPGROUPS)
+        values = make_ring(STAGES, 1, [N_TILE, HEAD], gl.float16, OPERAND, WARPGROUPS)
     fence_async_shared()  # the tensor memory accelerator sees them, too
     work = _Work(
         query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND, code_scale=code_scale,
@@ -177,7 +177,7 @@ def attention_sm90(
         gl.warp_specialize(
             [
                 (_attend, (0, work)), (_attend, (1, work)),
-                (_produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,)),
+                (produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,)),
             ],
             [WARPS, 1, 1, 1],
             [REGISTERS, FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
@@ -185,16 +185,18 @@ def attention_sm90(
     else:
         gl.static_assert(WARPGROUPS == 1)
         gl.warp_specialize(
-            [(_attend, (0, work)), (_produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,))],
+            [(_attend, (0, work)), (produce_queries, (work,)), (_produce, (key_BGSd, keys, work)), (_produce_values, (work,))],
             [1, 1, 1],
             [FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )
 
 
 @gluon.jit
-def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, HEAD: gl.constexpr, LAYOUT: gl.constexpr, CONSUMERS: gl.constexpr):
-    """A ring without a token."""
-    stages = gl.allocate_shared_memory(gl.float16, [STAGES * PARTS, BOX, HEAD], LAYOUT)
+def make_ring(
+    STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, TYPE: gl.constexpr, LAYOUT: gl.constexpr, CONSUMERS: gl.constexpr
+):
+    """A ring without anything in it; a stage has PARTS boxes."""
+    stages = gl.allocate_shared_memory(TYPE, [STAGES * PARTS, BOX[0], BOX[1]], LAYOUT)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -204,7 +206,7 @@ def _ring(STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, HEAD: gl
 
 
 @gluon.jit
-def _produce_queries(work):
+def produce_queries(work):
     """Fill the ring of queries, tile after tile. Rows beyond the request's own are another request's, and not stored."""
     await_previous()
     BYTES: gl.constexpr = work.WARPGROUPS * WARPGROUP_ROWS * work.HEAD * 2

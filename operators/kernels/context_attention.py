@@ -251,11 +251,15 @@ def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
         yield AttentionTile(128, 64, 4, 12, ctas=MULTIPROCESSORS)
 
 
-def _torch_attention(inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-    query, key, value = inputs[0], inputs[1], inputs[2 if inputs[2].dim() == 4 else 1]
+def library_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """PyTorch's attention of queries [N, D] over full contexts [B, G, S, d]."""
     requests, heads, _, head = key.shape
     rows = query.view(requests, -1, heads, head).transpose(1, 2)
     return lambda: torch.nn.functional.scaled_dot_product_attention(rows, key, value)
+
+
+def _torch_attention(inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+    return library_attention(inputs[0], inputs[1], inputs[2 if inputs[2].dim() == 4 else 1])
 
 
 def _measured() -> Iterator[Measurement]:

@@ -21,7 +21,16 @@ from ..launch.node import HOPPER, WARPGROUP, Node, dependent, expect, expect_siz
 from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
 from ..launch.tiles import AttentionTile
 from ..operator import FP8_THRESHOLD
-from .context_attention import MULTIPROCESSORS, SM90_HEADS, SM90_REGISTERS, SM90_ROWS, TUNED_HEADS, TUNED_ROWS, WARPGROUP_ROWS
+from .context_attention import (
+    MULTIPROCESSORS,
+    SM90_HEADS,
+    SM90_REGISTERS,
+    SM90_ROWS,
+    TUNED_HEADS,
+    TUNED_ROWS,
+    WARPGROUP_ROWS,
+    library_attention,
+)
 from .fp8_linear import accumulator_loss
 
 FAMILY = "context_attention_fp8"
@@ -191,9 +200,7 @@ def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
 def _torch_attention(inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
     query, keys, key_scale, values, value_scale, _ = inputs
     key, value = ((made * scale).half() for made, scale in ((keys_of_blocks(keys), key_scale), (values_of_blocks(values), value_scale)))
-    requests, heads, _, head = key.shape
-    rows = query.view(requests, -1, heads, head).transpose(1, 2)
-    return lambda: torch.nn.functional.scaled_dot_product_attention(rows, key, value)
+    return library_attention(query, key, value)
 
 
 def _measured() -> Iterator[Measurement]:
