@@ -60,9 +60,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real_empty, real_to = torch.empty, torch.Tensor.to
     monkeypatch.setattr(tensorrt_engine, "GpuTurns", lambda *_: SimpleNamespace(turn=turn))
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: real_empty(*shape, **options))
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **options: self if to[0] == "cuda" else real_to(self, *to, **options))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, to, **options: self if to == torch.device("cuda", 1) else real_to(self, to, **options)
+    )
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: found.append("wait")))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(synchronize=lambda: found.append("wait")))
     return found
 
 
@@ -79,7 +81,7 @@ def loaded(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[TensorRtE
     monkeypatch.setattr(tensorrt_engine.TensorRtRunner, "load", load)
     batching = Batching(max_batch=4, preferred=2, max_queue=0, context=300, why="")
     description: Any = SimpleNamespace(name="a", version=1, limits=LIMITS, batching=batching, parameters={}, io=IO)
-    return TensorRtEngine(Path("a.plan"), description, 0, ()), runner, how
+    return TensorRtEngine(Path("a.plan"), description, 1, ()), runner, how
 
 
 def test_the_largest_shape_is_warmed_up_first_and_each_runs_as_a_served_batch_before_the_model_is_ready(
