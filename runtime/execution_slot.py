@@ -25,6 +25,11 @@ from .tensorrt_api import TensorInfo
 
 _log = logging.getLogger(__name__)
 _capturing = threading.Lock()  # torch empties its allocator's caches when a capture begins
+_LEFT_FREE = 1 << 30  # bytes of the GPU that graphs leave alone: the next batch needs some, and so do other processes
+
+
+class CaptureBrokenError(GpuError):
+    """Something outside of the plan, such as another thread that waits for the GPU, broke a capture."""
 
 
 @dataclass(frozen=True)
@@ -119,33 +124,50 @@ class ExecutionSlot:
         if (known := self._captured.get(key)) is not None:
             known.graph.replay()
             return known.outputs
-        if capture and self._capturable and self._captured.earns_place(key):
-            return self._run_and_capture(key, shapes)
-        execution = self._plain[profile]
+        if capture and self._capturable and self._captured.earns_place(key) and (own := self._context_for_graph(profile)):
+            return self._run_and_capture(key, shapes, own)
+        return self._run(self._plain[profile], shapes)
+
+    def _run(self, execution: Execution, shapes: Shapes) -> dict[str, Shape]:
         outputs = execution.set_inputs(shapes)
         execution.enqueue(self.stream.cuda_stream)
         return outputs
 
-    def _run_and_capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes) -> dict[str, Shape]:
+    def _run_and_capture(self, key: tuple[int, tuple[Shape, ...]], shapes: Shapes, execution: Execution) -> dict[str, Shape]:
         """Run once, which settles what follows from the shapes, then capture the same again without running it.
 
-        A plan that cannot be captured runs without graphs from then on.
+        The batch has its outputs whether the capture succeeds or not.
         """
-        profile = key[0]
-        execution = self._freed(profile) or self._bound(self._unbound(profile))
-        outputs = execution.set_inputs(shapes)
-        execution.enqueue(self.stream.cuda_stream)
+        outputs = self._run(execution, shapes)
         try:
-            self._captured.put(key, Captured(self._captured_run(execution), outputs, execution, profile))
-        except CaptureRefusedError as refused:
-            self._capturable = False
-            _log.warning("%s runs without CUDA graphs, which is slower at small batches. %s", refused.where, refused.what)
+            self._captured.put(key, Captured(self._captured_run(execution), outputs, execution, key[0]))
+        except (GpuError, torch.OutOfMemoryError) as problem:
+            self.stream.synchronize()  # the context goes, and may still be running
+            self._without_graph(problem)
         return outputs
 
-    def _captured_run(self, execution: Execution) -> torch.cuda.CUDAGraph:
-        graph, refused = torch.cuda.CUDAGraph(), None
+    def _context_for_graph(self, profile: int) -> Execution | None:
+        """A context of its own for one more graph; None where the GPU has no room for it."""
         try:
-            with _capturing, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            if (freed := self._freed(profile)) is not None:
+                return freed
+            if (free := torch.cuda.mem_get_info()[0]) < _LEFT_FREE:
+                raise torch.OutOfMemoryError(f"{free >> 20} MiB of the GPU are free")
+            return self._bound(self._unbound(profile))
+        except (GpuError, torch.OutOfMemoryError) as problem:
+            self._without_graph(problem)
+            return None
+
+    def _without_graph(self, problem: GpuError | torch.OutOfMemoryError) -> None:
+        """Say why there is no graph. Only a capture that was broken is worth another try."""
+        self._capturable = isinstance(problem, CaptureBrokenError)
+        runs, what = "a batch runs" if self._capturable else "new shapes run", str(problem).splitlines()[0]
+        _log.warning("%s: %s without a CUDA graph, which is slower at small batches. %s", self._engine.where, runs, what)
+
+    def _captured_run(self, execution: Execution) -> torch.cuda.CUDAGraph:
+        graph, pool, refused = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+        try:
+            with _capturing, torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 try:
                     execution.enqueue(self.stream.cuda_stream)
                 except CaptureRefusedError as error:
@@ -153,9 +175,9 @@ class ExecutionSlot:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # whatever CUDA says of a broken capture
+            _end_pool(pool)
             if refused is None:
-                hint = "no thread may wait for the whole GPU during a capture: warm all shapes up first, or use graphs=0"
-                raise GpuError(f"a CUDA graph could not be captured: {str(error).splitlines()[0]}", hint=hint) from error
+                raise CaptureBrokenError(f"The capture was broken: {str(error).splitlines()[0]}") from error
         if refused is not None:
             raise refused
         return graph
@@ -188,6 +210,13 @@ class ExecutionSlot:
 
     def _view(self, name: str, shape: Shape) -> Tensor:
         return self._buffers[name][: math.prod(shape)].view(shape)
+
+
+def _end_pool(pool: tuple[int, int]) -> None:
+    """Do what torch leaves undone after a broken capture: until then it reuses no memory that a second stream has used."""
+    with suppress(RuntimeError):  # a torch that has done it
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
 def _buffer(tensor: TensorInfo, elements: int) -> Tensor:

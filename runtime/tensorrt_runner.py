@@ -54,7 +54,7 @@ class Pending:
 class TensorRtRunner:
     """A plan, ready to run. Safe to call from several threads.
 
-    While a shape is captured, at its second use or in `warm_up`, CUDA allows no other thread to wait for the whole GPU.
+    A shape is captured at its second use or in `warm_up`. Where that fails, batches run without a CUDA graph, and a warning says why.
 
     Args:
         loaded: The plan.
@@ -156,7 +156,7 @@ class TensorRtRunner:
 
         Raises:
             RequestError: An input is missing, unknown, not bound, of a wrong type, or beyond every profile.
-            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
+            GpuError: The GPU's memory is exhausted.
         """
         return self.submit(inputs).result()
 
@@ -168,7 +168,7 @@ class TensorRtRunner:
 
         Raises:
             RequestError: An input is missing, unknown, of a wrong type, or beyond every profile.
-            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
+            GpuError: The GPU's memory is exhausted.
         """
         arrays = {name: value if isinstance(value, np.ndarray) else _tensor(name, value) for name, value in inputs.items()}
         self._residents.require_bound(str(self.plan))
@@ -181,9 +181,11 @@ class TensorRtRunner:
     def warm_up(self, batch: int, context: int) -> None:
         """Run this shape on every execution until its CUDA graph is captured; requests of it are fast from the first on.
 
+        No other thread may wait for the whole GPU meanwhile, or there is no graph.
+
         Raises:
             RequestError: The shape is beyond every profile, or a resident input is not bound.
-            GpuError: The GPU's memory is exhausted, or another thread broke a capture.
+            GpuError: The GPU's memory is exhausted.
         """
         self._residents.require_bound(str(self.plan))
         profile, shapes = self._fitted(self.io.shapes(batch, context))
@@ -195,6 +197,12 @@ class TensorRtRunner:
                 for _ in range(3):  # plain, with a capture after it, from the graph
                     slot.run(profile, zeros, warming_up=True)
                 slot.stream.synchronize()
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured so far and still kept, of all executions together."""
+        with self._all_slots() as slots:
+            return sum(slot.graphs for slot in slots)
 
     def layer_times(self, inputs: Mapping[str, Tensor]) -> list[PlaceTime]:
         """Where the time of a batch goes, by the places in the model that the plan's layers compute; the slowest first.

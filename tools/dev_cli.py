@@ -194,12 +194,27 @@ def serving(
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 6.0,
     arrival_seconds: Annotated[float, typer.Option(help="Of the load at random times.")] = 20.0,
     gpus: Annotated[int, typer.Option(min=1, max=2, help="At most.")] = 2,
+    instances: Annotated[list[int], typer.Option(min=1, help="Of a server on each GPU; may be given several times.")] = [1, 2],  # noqa: B006
+    parameter: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="A setting of the Python backend; may be given several times.")
+    ] = [],  # noqa: B006
     commit: Commit = "",
 ) -> None:
     """Serve a model with the Python backend and measure it beside the bare runtime: rate, latency, two GPUs beside one."""
+    from .server_commands import setting
     from .serving.run import Extent, measure_serving
 
-    extent = Extent(context, tuple(mixed), samples=samples, clients=clients, seconds=seconds, arrival_seconds=arrival_seconds, gpus=gpus)
+    extent = Extent(
+        context,
+        tuple(mixed),
+        samples=samples,
+        clients=clients,
+        seconds=seconds,
+        arrival_seconds=arrival_seconds,
+        gpus=gpus,
+        instances=tuple(instances),
+        parameters=dict(map(setting, parameter)),
+    )
     measure_serving(model, server, out, extent, typer.echo, commit)
 
 

@@ -104,12 +104,17 @@ def _options(model: Path, wishes: Wishes) -> Options:
         gpus=wishes.gpus,
         graph_limits=GRAPH_LIMITS.model_copy(update={"max_batch": batch, "max_context": context}),
         unvalidated=wishes.unvalidated,
-        parameters=dict(map(_setting, wishes.parameters)),
+        parameters=dict(map(setting, wishes.parameters)),
         trust=wishes.trust,
     )
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
+    """Key and value of a setting of the Python backend.
+
+    Raises:
+        RecipeError: It is not written as KEY=VALUE.
+    """
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise RecipeError(f"not a setting: {text!r}", where="--parameter", hint="write KEY=VALUE")

@@ -39,8 +39,8 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, on the CPU."""
 
-    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Run batches of so many requests and tokens, so that the first real one is as fast as the next."""
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """Run batches of so many requests and tokens, so that the first real one is as fast as the next; gives how many are CUDA graphs."""
 
 
 def load_engine(folder: Path, description: VersionDescription, device: int, trust: Sequence[Path] = ()) -> Engine:
@@ -89,8 +89,9 @@ class OnnxRuntimeEngine:
         """Outputs by name."""
         return self.runner(inputs)
 
-    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> int:
         """ONNX Runtime allocates at the first use of a shape."""
         for batch, context in shapes:
             inputs = {name: self.room(name, shape) for name, shape in context_io(self._io).shapes(batch, context).items()}
             self.run(inputs | open_rules(self._io, batch))
+        return 0

@@ -8,6 +8,7 @@ Reason = Literal["request", "model"]
 
 FAILED = "onerec_trt_failed_requests_total"
 WARMED = "onerec_trt_warmed_shapes"
+GRAPHS = "onerec_trt_cuda_graphs"
 CATALOGUES = "onerec_trt_catalogues_total"
 
 
@@ -32,6 +33,10 @@ class Metrics:
             name=WARMED, description="Batch shapes that ran before the model became ready", kind=utils.MetricFamily.GAUGE
         )
         self._warmed = self._warmed_family.Metric(labels=labels)
+        self._graphs_family = utils.MetricFamily(
+            name=GRAPHS, description="Batch shapes among them that run as CUDA graphs", kind=utils.MetricFamily.GAUGE
+        )
+        self._graphs = self._graphs_family.Metric(labels=labels)
         self._catalogue_family = utils.MetricFamily(
             name=CATALOGUES,
             description="Catalogues that took the place of another one while requests ran, or could not: 'loaded' or 'failed'",
@@ -43,9 +48,10 @@ class Metrics:
         """Count requests that were answered with an error."""
         self._failed[reason].increment(requests)
 
-    def warmed(self, shapes: int) -> None:
-        """State how many batch shapes ran before the model became ready."""
+    def warmed(self, shapes: int, graphs: int) -> None:
+        """State how many batch shapes ran before the model became ready, and how many of them run as CUDA graphs."""
         self._warmed.set(shapes)
+        self._graphs.set(graphs)
 
     def catalogue(self, *, loaded: bool) -> None:
         """Count a catalogue that was to take the place of another one."""

@@ -48,11 +48,11 @@ class TritonPythonModel:
         if follows_catalogue(self._version.io):
             self._answers = CatalogueAnswers(self._engine.runner, Catalogues(folder.parent), self._catalogue_told)
         shapes = self._engine.shapes()
-        self._engine.warm_up(shapes)
-        self._metrics.warmed(len(shapes))
+        graphs = self._engine.warm_up(shapes)
+        self._metrics.warmed(len(shapes), graphs)
         if self._engine.pacing is not None:
             self._engine.pacing.back()
-        self._utils.Logger.log_info(f"{self._where}: warmed up with {len(shapes)} batch shapes")
+        self._utils.Logger.log_info(f"{self._where}: warmed up with {len(shapes)} batch shapes, {graphs} of them CUDA graphs")
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answer each request with items, or with an error of its own.

@@ -26,9 +26,10 @@ class TensorRtEngine:
     """A plan, loaded on one GPU."""
 
     def __init__(self, plan: Path, description: VersionDescription, device: int, trust: Sequence[Path]) -> None:
-        torch.cuda.set_device(device)
+        self._device = torch.device("cuda", device)
+        torch.cuda.set_device(self._device)
         graphs = graph_shapes(description)
-        self._shapes = sorted({*outermost_shapes(description.limits), *graphs})
+        self._shapes = sorted({*outermost_shapes(description.limits), *graphs}, reverse=True)
         self._runner = TensorRtRunner.load(plan, graphs=len(self._shapes) if graphs else 0, capture_in_use=False, trust=trust)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
         self._lengths = description.io.name(Role.PATHWAY_LENGTHS)
@@ -38,7 +39,7 @@ class TensorRtEngine:
         self.runner = _RunnerInTurns(self._runner, self.run)
 
     def shapes(self) -> list[tuple[int, int]]:
-        """The outermost ones, and those that become CUDA graphs."""
+        """The outermost ones, and those that become CUDA graphs; the largest first, so that what does not fit shows at once."""
         return self._shapes
 
     def room(self, name: str, shape: tuple[int, ...]) -> Array:
@@ -50,19 +51,30 @@ class TensorRtEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, after waiting for the GPU. Inputs are the arrays that `room` gave last, or others."""
         on_gpu = {name: self._on_gpu(name, array) for name, array in inputs.items()}
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream(self._device).synchronize()
         with self.pacing.turn(len(inputs[self._lengths])):
             outputs: dict[str, torch.Tensor] = self._runner(on_gpu)
-            return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+            answers = {name: tensor.to("cpu", non_blocking=True) for name, tensor in outputs.items()}  # into page-locked memory
+            torch.cuda.current_stream(self._device).synchronize()
+        return {name: tensor.numpy() for name, tensor in answers.items()}
 
     def _on_gpu(self, name: str, array: Array) -> torch.Tensor:
         lent = self._lent.pop(name, None)
-        return (torch.from_numpy(array) if lent is None else lent).to("cuda", non_blocking=True)
+        return (torch.from_numpy(array) if lent is None else lent).to(self._device, non_blocking=True)
 
-    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """TensorRT allocates and loads kernels at the first use of a shape; graphs are captured."""
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """TensorRT allocates and loads kernels at the first use of a shape; graphs are captured.
+
+        Then each shape runs as a served batch does: that takes page-locked memory, and shows how long its turn lasts.
+        """
         for batch, context in shapes:
             self._runner.warm_up(batch, context)
+        for batch, context in shapes:
+            inputs = {name: self.room(name, shape) for name, shape in self._runner.io.shapes(batch, context).items()}
+            for array in inputs.values():
+                array[...] = 0
+            self.run(inputs)
+        return self._runner.graphs
 
 
 class _RunnerInTurns:

@@ -19,6 +19,7 @@ from onerec_trt.core.recipe import BuildOptions, ExportOptions
 from onerec_trt.core.stages import run_stage
 from onerec_trt.export.stage import export_stage
 from onerec_trt.models.config import parse_config
+from onerec_trt.runtime.engine import Execution
 from onerec_trt.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from onerec_trt.runtime.plan_record import PlanRecord, record_path
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
@@ -235,6 +236,39 @@ def test_a_warm_runner_answers_from_its_graphs(plan_of: Callable[[str], Path]) -
     expected = cold(inputs)
     for _ in range(4):
         assert_same_bits(runner(inputs), expected)
+
+
+def test_a_capture_that_breaks_costs_the_graph_alone(
+    plan_of: Callable[[str], Path], on_gpu: Callable[[Arrays], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch has its items, memory that a second stream has used is reused, and the shape is captured another time."""
+    runner, inputs = TensorRtRunner.load(plan_of("serving")), on_gpu(batch_of(5, 20))
+    expected = TensorRtRunner.load(plan_of("serving"), graphs=0)(inputs)
+    enqueue, broken = Execution.enqueue, []
+
+    def enqueue_and_wait(self: Execution, stream: int) -> None:
+        enqueue(self, stream)
+        if torch.cuda.is_current_stream_capturing():
+            broken.append(True)
+            torch.cuda.synchronize()
+
+    def active_bytes() -> int:
+        torch.cuda.synchronize()
+        return int(torch.cuda.memory_stats()["active_bytes.all.current"])
+
+    def assert_right(actual: Mapping[str, torch.Tensor]) -> None:
+        assert_same_bits({name: tensor.cpu() for name, tensor in actual.items()}, {name: t.cpu() for name, t in expected.items()})
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(Execution, "enqueue", enqueue_and_wait)
+        for _ in range(2):
+            assert_right(runner(inputs))
+    assert (broken, runner.graphs) == ([True], 0)
+    before = active_bytes()
+    for _ in range(50):
+        assert_right(runner({name: tensor.clone() for name, tensor in inputs.items()}))
+    assert runner.graphs == 1
+    assert active_bytes() < before + 10 * sum(tensor.nbytes for tensor in inputs.values())
 
 
 @pytest.mark.parametrize(("batch", "context"), [(BATCH + 1, CONTEXT), (1, CONTEXT + 1)])

@@ -83,6 +83,7 @@ class ServingResult(_Part):
         environment: Machine, driver, versions, commit.
         model: What was served.
         context: Tokens of every request, but for the mixed load.
+        parameters: Settings of the Python backend other than the defaults.
         times_ms: Samples of the bare runtime by requests of a batch.
         batching: What the server's batching follows from.
         loads: In the order of measuring.
@@ -92,6 +93,7 @@ class ServingResult(_Part):
     environment: dict[str, Any]
     model: dict[str, Any]
     context: int
+    parameters: dict[str, str] = {}
     times_ms: dict[int, list[float]]
     batching: str
     loads: list[MeasuredLoad]

@@ -1,7 +1,7 @@
 """`onerec-trt dev serving`: a model served by the Python backend, beside the bare runtime on the same machine.
 
-First t(B) of the bare runtime, which sets the batching. Then a server with one instance, one with two, and one with two on each of two
-GPUs, where there are two. Each is asked by clients in processes of their own.
+First t(B) of the bare runtime, which sets the batching. Then a server for each number of instances, and where there are two GPUs one with
+the last number on each of them. Each is asked by clients in processes of their own; the one with most instances gets every load.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Extent:
         seconds: Of each load, after a warm-up of a sixth of that.
         arrival_seconds: Likewise, of the load at random times, whose p99 wants many requests.
         gpus: At most; fewer where fewer are visible.
+        instances: Of each server on one GPU, in turn.
+        parameters: Settings of the Python backend, such as `cuda_graphs`.
     """
 
     context: int = 512
@@ -64,6 +66,8 @@ class Extent:
     seconds: float = 6.0
     arrival_seconds: float = 20.0
     gpus: int = 2
+    instances: tuple[int, ...] = (1, 2)
+    parameters: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 environment={**software(_TOOLS, commit), **measurement.environment()},
                 model=measurement.describe(),
                 context=extent.context,
+                parameters=extent.parameters,
                 times_ms=times_ms,
                 batching=measurement.batching,
                 loads=loads,
@@ -144,10 +149,12 @@ class _Measurement:
         """Every load on every server."""
         gpus = min(self._extent.gpus, torch.cuda.device_count()) if self._on_gpu else 0
         one = min(gpus, 1)
-        yield from self._on(Setup(1, one), self._closed_loops)
-        yield from self._on(Setup(2, one), self._every_load)
+        *fewer, most = self._extent.instances
+        for instances in fewer:
+            yield from self._on(Setup(instances, one), self._closed_loops)
+        yield from self._on(Setup(most, one), self._every_load)
         if gpus >= 2:
-            yield from self._on(Setup(2, 2), self._on_two)
+            yield from self._on(Setup(most, 2), self._on_two)
 
     def environment(self) -> dict[str, Any]:
         """The machine."""
@@ -177,6 +184,7 @@ class _Measurement:
             instances=setup.instances,
             gpus=max(1, setup.gpus),
             unvalidated=True,
+            parameters=self._extent.parameters,
             graph_limits=GRAPH_LIMITS.model_copy(update={"max_context": max(contexts), "max_batch": max(self._extent.batches)}),
         )
         self._added = add_version(repository, self._model, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -94,6 +93,8 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stream", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 35, 1 << 36))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def make_runner() -> MakeRunner:
         inputs = (*INPUTS, TensorInfo("index", "int32", (2,))) if resident else INPUTS
         profile = {**PROFILE, "index": ((2,), (2,), (2,))} if resident else PROFILE
         engine: Any = SimpleNamespace(
-            scratch_bytes=8, profiles=(profile,), inputs=inputs, outputs=OUTPUTS, execution=lambda *_: Execution()
+            where="a.plan", scratch_bytes=8, profiles=(profile,), inputs=inputs, outputs=OUTPUTS, execution=lambda *_: Execution()
         )
         loaded = LoadedPlan(Path("a.plan"), "0" * 64, io, engine, device=0)
         return TensorRtRunner(loaded, executions=executions, graphs=graphs, capture_in_use=capture_in_use)
@@ -163,32 +164,73 @@ def test_memory_exhausted_by_warming_up_is_a_typed_error(make_runner: MakeRunner
     assert len(Execution.enqueued) == 3
 
 
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        (
-            RuntimeError("operation failed due to a previous error during capture\nmore"),
-            "could not be captured: operation failed .* capture$",
-        ),
-        (torch.OutOfMemoryError("no room"), "memory is exhausted"),
-    ],
-)
-def test_a_capture_that_fails_is_a_typed_error_and_the_slot_comes_back(
-    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, problem: RuntimeError, message: str
-) -> None:
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> list[RuntimeError | None]:
+    """How each capture ends, in turn; None and those beyond the list: well."""
+    ends: list[RuntimeError | None] = []
+
     @contextmanager
     def capture(*_: object, **__: object) -> Iterator[None]:
+        ran = len(Execution.enqueued)
         yield
-        raise problem
+        del Execution.enqueued[ran:]
+        if ends and (problem := ends.pop(0)) is not None:
+            raise problem
 
-    runner = make_runner(graphs=1)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    real = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **options: real(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    runner(batch(2, 3))  # a shape's first use is not captured
-    with pytest.raises(GpuError) as caught:
+    return ends
+
+
+BROKEN = RuntimeError("operation failed due to a previous error during capture\nmore")
+
+
+def test_a_broken_capture_costs_the_batch_nothing_and_is_tried_again(
+    make_runner: MakeRunner, capturing: list[RuntimeError | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = make_runner(graphs=2)
+    capturing.append(BROKEN)
+    for uses, graphs in enumerate((0, 0, 0, 1), 1):
+        assert runner(batch(2, 3))["scores"].shape == (2, 4)
+        assert (len(Execution.enqueued), runner.graphs) == (uses, graphs)
+    runner(batch(2, 3))
+    assert len(Execution.enqueued) == 4, "it ran from its graph"
+    (record,) = caplog.records
+    assert "a batch runs without a CUDA graph" in record.getMessage()
+    assert record.getMessage().endswith("due to a previous error during capture")
+
+
+def test_a_gpu_without_room_for_more_graphs_runs_new_shapes_without_and_says_so_once(
+    make_runner: MakeRunner,
+    capturing: list[RuntimeError | None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = make_runner(graphs=3)
+    runner.warm_up(2, 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((1 << 30) - 1, 1 << 36))
+    for context in (4, 5):
+        runner.warm_up(2, context)
+        assert runner(batch(2, context))["scores"].shape == (2, 4)
+    assert runner.graphs == 1
+    (record,) = caplog.records
+    assert "a.plan: new shapes run without a CUDA graph" in record.getMessage()
+    assert "1023 MiB of the GPU are free" in record.getMessage()
+    ran = len(Execution.enqueued)
+    runner(batch(2, 3))
+    assert len(Execution.enqueued) == ran, "what was captured before still runs from its graph"
+
+
+def test_memory_that_runs_out_in_a_capture_ends_captures(
+    make_runner: MakeRunner, capturing: list[RuntimeError | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = make_runner(graphs=2)
+    capturing.append(torch.OutOfMemoryError("no room"))
+    for _ in range(6):
         runner(batch(2, 3))
-    assert re.search(message, caught.value.what)
-    runner(batch(1, 3))
+    assert (len(Execution.enqueued), runner.graphs, len(caplog.records)) == (6, 0, 1)
 
 
 @pytest.mark.parametrize("torch_complains", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2,
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
     export, out = make_export(tmp_path / "exported", 0), tmp_path / "cpu-serving.json"
     said: list[str] = []
-    result = measure_serving(export / "model.onnx", SERVER, out, TINY, said.append, "abc")
+    extent = replace(TINY, parameters={"cuda_graphs": "0"})
+    result = measure_serving(export / "model.onnx", SERVER, out, extent, said.append, "abc")
     assert ServingResult.model_validate_json(out.read_text()) == result
     assert [len(samples) for samples in result.times_ms.values()] == [3, 3]
     closed = [load for load in result.loads if load.rate is None]
@@ -41,6 +43,7 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
         assert sum(size * each.batches for size, each in load.server.by_size.items()) == load.server.requests * load.batch
         assert all(each.infer_ms > 0 for each in load.server.by_size.values())
     assert result.loads[-1].seconds == 1.0
+    assert result.parameters == {"cuda_graphs": "0"}
     assert result.environment["commit"] == "abc"
     assert result.environment["server"].startswith("2.")
     assert result.summary is not None

@@ -156,6 +156,7 @@ def test_each_request_gets_its_own_items_in_its_place(loaded: backend.TritonPyth
     counted = {reason: metric.value for (name, reason), metric in MetricFamily.values.items() if name.startswith("onerec_trt_failed")}
     assert counted == {"request": 1, "model": 0}
     assert MetricFamily.values["onerec_trt_warmed_shapes", ""].value == 2, "one request and the largest batch"
+    assert MetricFamily.values["onerec_trt_cuda_graphs", ""].value == 0, "on a CPU"
 
 
 def test_answers_leave_before_an_instance_that_is_early_waits(
