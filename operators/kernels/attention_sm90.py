@@ -35,7 +35,7 @@ from triton.language.core import _aggregate as aggregate
 
 from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
-from .rows import divider, e4m3, saturated_quotient
+from .rows import divider, e4m3
 
 QUERY_STAGES = gl.constexpr(2)
 LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context without tokens gives no NaN
@@ -159,7 +159,7 @@ def attention_sm90(
     WARPGROUPS: gl.constexpr, N_TILE: gl.constexpr, STAGES: gl.constexpr, CTAS: gl.constexpr,
     REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Start every partition. `scale` is log2(e) / sqrt(HEAD); with CODES the result is divided by `code_scale` and leaves as E4M3."""
+    """Start every partition. `scale` is log2(e) / sqrt(HEAD); with CODES the result over `code_scale` leaves as E4M3."""
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     queries = make_ring(QUERY_STAGES, WARPGROUPS, [WARPGROUP_ROWS, HEAD], gl.float16, OPERAND, WARPGROUPS)
     keys = make_ring(STAGES, 1, [N_TILE, HEAD], gl.float16, OPERAND, WARPGROUPS)
@@ -263,6 +263,9 @@ def _attend(warpgroup: gl.constexpr, work):
     keys = work.keys
     values = work.values
     nothing = gl.full([WARPGROUP_ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
+    reciprocal = 1.0
+    if work.CODES:
+        reciprocal = divider(gl.load(work.code_scale))[1]
     number = 0  # of the step whose values are weighed next
     count = 0  # of the tile
     for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
@@ -291,7 +294,7 @@ def _attend(warpgroup: gl.constexpr, work):
         values.wait(number)
         attended = warpgroup_mma(weights, values.box(number, 0), attended)
         values.give_back(number)
-        _finish(attended, gl.convert_layout(total, ROW), tile, count, warpgroup, work)
+        _finish(attended, gl.convert_layout(total, ROW), reciprocal, tile, count, warpgroup, work)
         number += 1
         count += 1  # noqa: SIM113  Gluon knows no enumerate
 
@@ -320,7 +323,7 @@ def _ask(count, number, weights, attended, warpgroup: gl.constexpr, work):
 
 
 @gluon.jit
-def _finish(attended, total, tile, count, warpgroup: gl.constexpr, work):
+def _finish(attended, total, reciprocal, tile, count, warpgroup: gl.constexpr, work):
     """Divide by the sum of the weights and store, as FP16 or codes. The result turns its layout where the tile's queries were."""
     total = gl.where(total == 0.0, 1.0, total)  # no tokens at all: the largest probability is 1 otherwise; NaN stays NaN
     result = (attended * (1.0 / total)[:, None]).to(gl.float16)
@@ -336,8 +339,8 @@ def _finish(attended, total, tile, count, warpgroup: gl.constexpr, work):
     gl.thread_barrier()  # by all threads, for one of which the next line speaks
     work.queries.give_back(count)
     if work.CODES:
-        negative, reciprocal = divider(gl.load(work.code_scale))
-        result = e4m3(saturated_quotient(result.to(gl.float32), negative, reciprocal))
+        # Not the quotient, which would keep both consumers from their probabilities: 1 of 5 million codes is another.
+        result = e4m3(result.to(gl.float32) * reciprocal)
     row = work.block(tile) + warpgroup * WARPGROUP_ROWS + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
     channel = work.channel(tile) + gl.arange(0, work.HEAD, gl.SliceLayout(0, LAYOUT))
     start = work.output_ND + (work.context(tile) // work.GROUPS).to(gl.int64) * (work.ROWS * work.WIDTH)

@@ -190,6 +190,7 @@ def _candidates(case: Case, capability: str) -> Iterator[ExpertTile | RowTile]:
     assert case.tile is not None
     if case.tile.family == "moe_rank":
         yield from (RowTile(1, chunk, max(4, chunk // 512)) for chunk in (512, 1024, 4096, 8192))
+        yield from (RowTile(tokens, 0, warps) for tokens, warps in ((32, 4), (64, 8)))  # by blocks of tokens
     elif case.tile.family in ROW_WIDTHS:
         for rows, chunk, warps in ((1, 256, 1), (1, 2048, 8), (4, 256, 4), (4, 512, 4), (4, 512, 8)):
             yield RowTile(rows, chunk, warps)

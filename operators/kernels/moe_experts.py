@@ -47,6 +47,7 @@ from ..launch.program import (
     minimum,
 )
 from ..launch.tiles import ExpertTile, RowClass, RowTile
+from .moe_rank import block_builds, rank_build, tokens_of_block
 from .moe_scheme import SCHEMES, Scheme, Share
 
 PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to load
@@ -251,12 +252,14 @@ class _Node:
         """Buffers by name, for the variant that needs most of each."""
         sizes, rows = self.sizes, self.node.rows
         entries = rows * sizes.slots
-        tiles = capacity = unfused = constant(0)
+        tiles = capacity = unfused = blocks = constant(0)
         for each in self.classes:
             tile = _expert_tile(each)
             largest = rows if each.max_rows is None else minimum(rows, each.max_rows)
             tiles = maximum(tiles, sizes.tiles(largest, min(tile.up_m, tile.down_m)))
             capacity = maximum(capacity, sizes.capacity(largest, tile))
+            if tokens := tokens_of_block(self._row_tile("moe_rank", sizes.experts, each)):
+                blocks = maximum(blocks, cdiv(largest, tokens))
             if not sizes.fused(tile):
                 unfused = maximum(unfused, sizes.capacity(largest, tile))
         return {
@@ -271,6 +274,8 @@ class _Node:
             "hidden": Buffer(sizes.hidden_stride * sizes.width * capacity),
             "hidden_scale": Buffer(4 * sizes.hidden_scales * capacity),
             "wide": Buffer(maximum(2 * sizes.d * capacity, 4 * sizes.h * unfused)),
+            "count": Buffer(4 * sizes.experts * blocks),
+            "before": Buffer(4 * triton.next_power_of_2(sizes.experts) * blocks),
         }
 
     def _buffer(self, name: str) -> Scratch:
@@ -292,7 +297,7 @@ class _Node:
         capacity = self.sizes.capacity(self.node.rows, tile)
         activation = () if self.sizes.fused(tile) else (self._hidden(tile, each, capacity),)
         return (
-            self._rank(each),
+            *self._rank(each),
             self._place(tile, each, capacity),
             self._up(tile, capacity),
             *activation,
@@ -303,18 +308,24 @@ class _Node:
     def _launch(self, build: Build, grid: Expr | int, *arguments: Argument) -> Launch:
         return Launch(self.node.compile(build), (grid, 1, 1), arguments)
 
-    def _rank(self, each: RowClass) -> Launch:
-        cut = self._row_tile("moe_rank", self.sizes.experts, each)
-        types = ("*i64", "*i32", "*i32", "i32")
-        constants = {"EXPERTS": self.sizes.experts, "PORTIONS": cut.rows, "CHUNK": cut.chunk}
-        build = dependent(Build(f"{__package__}.moe_place", "moe_rank", types, constants, self.node.capability, cut.warps))
-        arguments = (self._input("index"), self._buffer("rank"), self._buffer("total"), Int32(self.node.rows * self.sizes.slots))
-        return self._launch(build, self.sizes.experts * cut.rows, *arguments)
+    def _rank(self, each: RowClass) -> tuple[Launch, ...]:
+        sizes, rows, capability = self.sizes, self.node.rows, self.node.capability
+        cut = self._row_tile("moe_rank", sizes.experts, each)
+        index, rank, total = self._input("index"), self._buffer("rank"), self._buffer("total")
+        if not tokens_of_block(cut):
+            build = rank_build(sizes.experts, cut, capability)
+            return (self._launch(build, sizes.experts * cut.rows, index, rank, total, Int32(rows * sizes.slots)),)
+        blocks, count = cdiv(rows, cut.rows), self._buffer("count")
+        number, offset = block_builds(sizes.experts, sizes.slots, cut, capability)
+        return (
+            self._launch(number, blocks, index, rank, count, Int32(rows), Int32(blocks)),
+            self._launch(offset, sizes.experts, count, self._buffer("before"), total, Int32(blocks)),
+        )
 
     def _place(self, tile: ExpertTile, each: RowClass, capacity: Expr) -> Launch:
         sizes, operand = self.sizes, DTYPES[self.scheme.operand].pointer
         cut = self._row_tile("moe_place", sizes.k * sizes.width, each)
-        types = (operand, "*fp32", "*i64", "*fp32", "*i32", "*i32", operand, "*fp32", "*fp32", "*i32", "*i32", "*i32", "i32", "i32")
+        types = (operand, "*fp32", "*i64", "*fp32", "*i32", "*i32", "*i32", operand, "*fp32", "*fp32", "*i32", "*i32", "*i32", "i32", "i32")
         constants = {
             "WIDTH": sizes.k,
             "SCALES": sizes.x_scales,
@@ -328,10 +339,11 @@ class _Node:
             "SLOT_TILE": triton.next_power_of_2(sizes.slots),
             "EXPERT_TILE": triton.next_power_of_2(sizes.experts),
             "SCALE_TILE": triton.next_power_of_2(max(1, sizes.x_scales)),
+            "TOKENS": tokens_of_block(self._row_tile("moe_rank", sizes.experts, each)),
         }
         build = dependent(Build(f"{__package__}.moe_place", "moe_place", types, constants, self.node.capability, cut.warps))
         read = (self._input(name) for name in ("x", "x_scale", "index", "weight"))
-        scratch = (self._buffer(name) for name in ("rank", "total", "x", "x_scale", "gate", "row", "up_table", "down_table"))
+        scratch = (self._buffer(name) for name in ("rank", "total", "before", "x", "x_scale", "gate", "row", "up_table", "down_table"))
         return self._launch(build, cdiv(self.node.rows, cut.rows) + 2, *read, *scratch, Int32(self.node.rows), Int32(capacity))
 
     def _up(self, tile: ExpertTile, capacity: Expr) -> Launch:

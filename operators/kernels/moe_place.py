@@ -1,7 +1,7 @@
 """Brings the rows of each expert together: their order, the table of tiles, and copies of codes, scales and gates in that order.
 
-An entry is a token and one of its slots. Experts follow each other; the entries of one stand in token order and begin at a multiple
-of ALIGN rows. Nothing is counted by atomics: equal inputs give equal positions.
+moe_rank.py has numbered the entries, which are a token and one of its slots. Experts follow each other; the entries of one stand in token
+order and begin at a multiple of ALIGN rows.
 
 A product walks tiles, each of one expert. A table, one for each product, holds the number of tiles, three unused numbers, then four for
 every tile: its expert, its first sorted row, how many rows are filled, and an unused one.
@@ -23,49 +23,22 @@ AT_A_TIME = tl.constexpr(16)  # tiles of the table
 
 
 @triton.jit
-def moe_rank(
-    index_NS, rank_NS, total_E, entries,
-    EXPERTS: tl.constexpr, PORTIONS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    """Number the entries of one expert in token order, and count them.
-
-    PORTIONS CTAs per expert: each counts the entries before its own, which takes less time than to number them.
-    """
-    if DEPENDENT:
-        await_previous()
-    expert = tl.program_id(0) % EXPERTS
-    portion = tl.cdiv(tl.cdiv(entries, CHUNK), PORTIONS) * CHUNK
-    first = tl.program_id(0) // EXPERTS * portion
-    last = tl.minimum(first + portion, entries)
-    earlier = tl.zeros((CHUNK,), tl.int32)
-    for start in range(0, first, CHUNK):
-        entry = start + tl.arange(0, CHUNK)
-        earlier += (tl.load(index_NS + entry, mask=entry < entries, other=-1) == expert).to(tl.int32)
-    before = tl.sum(earlier, 0)
-    for start in range(first, last, CHUNK):
-        entry = start + tl.arange(0, CHUNK)
-        hit = tl.load(index_NS + entry, mask=entry < last, other=-1) == expert
-        up_to = tl.cumsum(hit.to(tl.int32), 0)
-        tl.store(rank_NS + entry, before + up_to - 1, mask=hit)
-        before += tl.sum(hit.to(tl.int32), 0)
-    if tl.program_id(0) >= EXPERTS * (PORTIONS - 1):  # the last one has seen all of them
-        tl.store(total_E + expert, before)
-
-
-@triton.jit
 def moe_place(
-    x_NK, x_scale_NB, index_NS, weight_NS, rank_NS, total_E, x_RK, x_scale_BR, gate_R, row_NS, up_table, down_table, rows, capacity,
+    x_NK, x_scale_NB, index_NS, weight_NS, rank_NS, total_E, before_BE,
+    x_RK, x_scale_BR, gate_R, row_NS, up_table, down_table, rows, capacity,
     WIDTH: tl.constexpr, SCALES: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     ALIGN: tl.constexpr, UP_TILE: tl.constexpr, DOWN_TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    SLOT_TILE: tl.constexpr, EXPERT_TILE: tl.constexpr, SCALE_TILE: tl.constexpr, DEPENDENT: tl.constexpr,
+    SLOT_TILE: tl.constexpr, EXPERT_TILE: tl.constexpr, SCALE_TILE: tl.constexpr, TOKENS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The first two CTAs write the tables, each other one places ROWS tokens.
 
-    SCALES: scales of a row; 0 where it has none. `capacity`: rows of the sorted buffers. The last three constants are SLOTS, EXPERTS
-    and SCALES, rounded up to powers of two.
+    TOKENS: of a block whose entries are numbered by themselves, and `before_BE` says how many of an expert are before it; 0: all entries
+    are numbered in one. SCALES: scales of a row; 0 where it has none. `capacity`: rows of the sorted buffers. SLOT_TILE, EXPERT_TILE
+    and SCALE_TILE are SLOTS, EXPERTS and SCALES, rounded up to powers of two.
     """
     if DEPENDENT:
         await_previous()
+    tl.static_assert(TOKENS % ROWS == 0)
     experts = tl.arange(0, EXPERT_TILE)
     total = tl.load(total_E + experts, mask=experts < EXPERTS, other=0)
     group = (total + ALIGN - 1) // ALIGN * ALIGN
@@ -75,7 +48,10 @@ def moe_place(
     elif tl.program_id(0) == 1:
         _write_table(down_table, total, first, DOWN_TILE)
     else:
-        tokens = (tl.program_id(0) - 2) * ROWS + tl.arange(0, ROWS)
+        token = (tl.program_id(0) - 2) * ROWS
+        if TOKENS > 0:
+            first += tl.load(before_BE + token // TOKENS * EXPERT_TILE + experts, mask=experts < EXPERTS, other=0)
+        tokens = token + tl.arange(0, ROWS)
         slots = tl.arange(0, SLOT_TILE)
         entry = tokens[:, None] * SLOTS + slots[None, :]
         exists = (tokens[:, None] < rows) & (slots[None, :] < SLOTS)

@@ -78,6 +78,7 @@ def choose(
     """Select and weigh the experts of M_TILE tokens, whose rows are given."""
     SLOTS: tl.constexpr = TOP_K + SHARED
     experts = tl.arange(0, EXPERT_TILE)
+    expert_EM = tl.broadcast_to(experts[:, None], logits_EM.shape)
     score_EM = tl.sigmoid(logits_EM)
     bias = tl.load(bias_E + experts, mask=experts < EXPERTS, other=0.0)
     key_EM = tl.where(experts[:, None] < EXPERTS, _ordered(score_EM + bias[:, None]), TAKEN)
@@ -86,10 +87,8 @@ def choose(
     inside = row < rows
     place = row.to(tl.int64) * SLOTS
     for slot in tl.static_range(TOP_K):
-        best = tl.min(tl.where(key_EM == tl.max(key_EM, 0)[None, :], experts[:, None], EXPERT_TILE), 0)
-        hit = experts[:, None] == best[None, :]
-        key_EM = tl.where(hit, TAKEN, key_EM)
-        score = tl.sum(tl.where(hit, score_EM, 0.0), 0)
+        _, best, score = tl.reduce((key_EM, expert_EM, score_EM), 0, _better)
+        key_EM = tl.where(expert_EM == best[None, :], TAKEN, key_EM)
         total += score
         chosen = chosen + (score,)  # type: ignore[assignment]  # noqa: RUF005
         tl.store(index_NS + place + slot, best.to(tl.int64), mask=inside)
@@ -98,6 +97,13 @@ def choose(
     for slot in tl.static_range(TOP_K, SLOTS):
         tl.store(index_NS + place + slot, tl.full((M_TILE,), EXPERTS + slot - TOP_K, tl.int64), mask=inside)
         tl.store(weight_NS + place + slot, tl.full((M_TILE,), 1.0, tl.float32), mask=inside)
+
+
+@triton.jit
+def _better(key, expert, score, other_key, other_expert, other_score):
+    """Of two experts the one with the larger key, of equal keys the smaller one: its key, number and score."""
+    other = (other_key > key) | ((other_key == key) & (other_expert < expert))
+    return tl.where(other, other_key, key), tl.where(other, other_expert, expert), tl.where(other, other_score, score)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ CAPABILITIES = ("8.9", "9.0", "12.0")
 
 @dataclass(frozen=True)
 class RowTile:
-    """How a memory-bound kernel cuts its rows. A tile's class is the `kind` of its entry in the table.
+    """How a memory-bound kernel cuts its rows; moe_rank.py has its own use of one. A tile's class is the `kind` of its entry in the table.
 
     Attributes:
         rows: Rows of a CTA.

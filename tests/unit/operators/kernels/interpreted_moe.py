@@ -29,14 +29,15 @@ MORE = [(20, 64, 33, 6, 3, "skewed"), (33, 64, 48, 5, 2, "one takes all")]  # se
 
 
 def tiles_of(width: int, experts: int) -> Tiles:
-    tile = ExpertTile(16, 16, 32, 2, 2, 4)
+    tiles = {4: ExpertTile(16, 16, 32, 2, 2, 4), 20: ExpertTile(16, 16, 32, 3, 3, 4)}
+    ranks = {4: RowTile(2, 32, 1), 20: RowTile(8, 0, 1)}  # by expert, and by blocks of tokens
     rows = {
-        "moe_rank": RowTile(2, 32, 1),
         "moe_place": RowTile(4, 128, 1),
         "moe_hidden": RowTile(2, 128, 1),
         "moe_combine": RowTile(2, 64, 1),
     }
-    entries = [Entry("9.0", scheme.family, 1, (64, 64), tile) for scheme in SCHEMES.values()]
+    entries = [Entry("9.0", scheme.family, number, (64, 64), tile) for scheme in SCHEMES.values() for number, tile in tiles.items()]
+    entries += [Entry("9.0", "moe_rank", number, (64,), rank) for number, rank in ranks.items()]
     entries += [Entry("9.0", family, 1, (64,), row) for family, row in rows.items()]
     routes = {8: RouteTile(16, 64, 2, 4), 30: RouteTile(16, 64, 2, 4, parts=3)}
     entries += [Entry("9.0", "moe_route", rows, (width, experts), tile) for rows, tile in routes.items()]

@@ -72,7 +72,7 @@ def launches_of(case: Case, tiles: Tiles) -> list[str]:
 @pytest.mark.parametrize("operator", SCHEMES)
 def test_the_activation_is_part_of_the_up_product_where_it_can_be(operator):
     product = ["moe_up_sm90"] if operator in FUSED else ["moe_gemm_sm90", "moe_hidden"]
-    assert launches(operator, 16384) == ["moe_rank", "moe_place", *product, "moe_gemm_sm90", "moe_combine"]
+    assert launches(operator, 16384) == ["moe_number", "moe_offset", "moe_place", *product, "moe_gemm_sm90", "moe_combine"]
     assert launches(operator, 32) == ["moe_rank", "moe_place", "moe_gemm", "moe_hidden", "moe_gemm", "moe_combine"]
 
 
@@ -80,7 +80,7 @@ def test_the_activation_is_part_of_the_up_product_where_it_can_be(operator):
 def test_promoted_sums_leave_room_for_the_activation_with_two_consumers(up_rows, activation):
     case = moe_experts_case("MoeExpertsFp8RowBlock", 16384, 1408, 1408, promotion=128)
     tiles = committed_tiles().with_entries(case.entries("9.0", ExpertTile(up_rows, 192, 128, 4, 4, 12, 132)))
-    assert launches_of(case, tiles)[2:-2] == activation
+    assert launches_of(case, tiles)[3:-2] == activation
 
 
 def test_the_up_product_promotes_channel_scaled_experts(tmp_path):
