@@ -84,7 +84,7 @@ class ReferenceMeasurement(BaseModel):
 
     `training`: as in its training.json. `device`: what packed models ran on; `table` and `bars` are theirs.
     `mixed`: the table of the mixed recipe that the first of `layers` leads to. `engine_table`: the table of recipes that went through the
-    pipeline, as their engine answered.
+    pipeline, as their engine answered, with bars of its own. `environment`: machine, driver, versions and commit of the last call.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,6 +98,8 @@ class ReferenceMeasurement(BaseModel):
     stress: Stress | None = None
     mixed: FidelityTable | None = None
     engine_table: FidelityTable | None = None
+    engine_bars: tuple[Gate, ...] = ()
+    environment: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

@@ -149,12 +149,19 @@ def reference(
         Literal["onnxruntime", "tensorrt"] | None,
         typer.Option(help="Then take it through the pipeline with this engine.", show_default=False),
     ] = None,
+    engine_requests: Annotated[
+        int | None, typer.Option(min=1, help="Held-out requests of the pipeline. Default: --requests.", show_default=False)
+    ] = None,
+    commit: Commit = "",
 ) -> None:
     """Train a reference model on the synthetic world and measure it in every precision; exits with 2 when a bar is missed."""
     from .fidelity.command import chosen_device
     from .fidelity.reference_command import ReferenceOptions, run_reference
 
-    run_reference(ReferenceOptions(size, seed, steps, decay, state, out, minutes, requests, batch_size, chosen_device(device), engine))
+    where = chosen_device(device)
+    run_reference(
+        ReferenceOptions(size, seed, steps, decay, state, out, minutes, requests, batch_size, where, engine, engine_requests, commit)
+    )
 
 
 @app.command("serving-load")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,24 @@ from typing import Any
 import torch
 import typer
 
+from ...core.recipe import Recipe
 from ...fidelity.reference_measurement import MeasurementJob, ReferenceMeasurement, measure_reference
 from ...fidelity.reference_run import train_reference
 from ...fidelity.reference_training import late_fall
 from ...fidelity.references import Decay, reference_model
+from ...fidelity.table import bars
+from ...runtime.machine import driver_version, this_machine
 from ...validation.backends import EngineName
 from ...validation.gates import require
+from ..environment import software
 from ..tables import gates_table
 from ..terminal import print_results
-from .reference_recipes import engine_tables, reference_recipes
+from .reference_recipes import PRECISIONS, answer_in_fp32, engine_tables, reference_recipes
 from .results_page import JSON_FILE, merged, require_own_results, write_results
 from .tables import fidelity_text
 
 _SHOWN_LOSSES = 12
+_TOOLS = ("onerec-trt", "torch", "triton", "onnx", "onnxruntime", "nvidia-modelopt", "numpy")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class ReferenceOptions:
         batch_size: Of them, at once.
         device: Where PyTorch computes.
         engine: What runs the recipes of the reference, after all else. Default: they are not made.
+        engine_requests: Held-out requests of the recipes. Default: as many as are measured.
+        commit: Of the product. Default: read from git.
     """
 
     size: str
@@ -53,10 +61,15 @@ class ReferenceOptions:
     batch_size: int
     device: torch.device
     engine: EngineName | None = None
+    engine_requests: int | None = None
+    commit: str = ""
 
 
 def run_reference(options: ReferenceOptions) -> None:
     """Train, measure and write results until all is done or the time is over.
+
+    With an engine, the recipes and the FP32 answers that they share are there as soon as the training is finished, whatever the time:
+    other processes may run recipes while this one measures, and what they validated is not run again.
 
     Raises:
         RecipeError: There is no such reference.
@@ -69,50 +82,76 @@ def run_reference(options: ReferenceOptions) -> None:
     figures = train_reference(options.size, reference, options.seed, options.state, options.minutes, options.device, _say)
     typer.echo(_training_text(figures))
     found = ReferenceMeasurement(training=figures, device="")
-    if figures["finished"]:
-        found = _measured(options, deadline)
-    else:
-        write_results(merged(found, options.out), options.out)
-    missing = unfinished(found)
+    found = _measured(options, _recipes(options), deadline) if figures["finished"] else _written(options, found)
+    missing = unfinished(found, options.engine)
     if missing:
         typer.echo(f"not done yet: {', '.join(missing)}; the same command goes on")
     typer.echo(f"results: {options.out / JSON_FILE}", err=True)
     if not missing:
-        require(found.bars, where=str(options.out / JSON_FILE))
+        require((*found.bars, *found.engine_bars), where=str(options.out / JSON_FILE))
 
 
-def _measured(options: ReferenceOptions, deadline: float) -> ReferenceMeasurement:
+def _recipes(options: ReferenceOptions) -> list[Recipe]:
+    """The recipes of the reference and what FP32 answers; none without an engine."""
+    if options.engine is None:
+        return []
+    requests = options.engine_requests or options.requests
+    recipes = reference_recipes(options.size, options.seed, options.state, reference_model(options.size), requests, options.batch_size)
+    answer_in_fp32(recipes)
+    return recipes
+
+
+def _measured(options: ReferenceOptions, recipes: Sequence[Recipe], deadline: float) -> ReferenceMeasurement:
     """Measure what is left, and write the results after each part."""
     job = MeasurementJob(options.size, options.seed, options.state, options.requests, options.batch_size, options.device, deadline, _say)
     found = None
     for found in measure_reference(job):
-        write_results(merged(found, options.out), options.out)
+        found = _written(options, found)
     assert found is not None
     if options.engine is not None and not unfinished(found):
-        found = _with_engine(options, options.engine, found, deadline)
+        found = _with_engine(options, options.engine, found, recipes, deadline)
     if found.table is not None:
         print_results([fidelity_text(found.table), gates_table(found.bars)])
     return found
 
 
-def _with_engine(options: ReferenceOptions, engine: EngineName, found: ReferenceMeasurement, deadline: float) -> ReferenceMeasurement:
+def _with_engine(
+    options: ReferenceOptions, engine: EngineName, found: ReferenceMeasurement, recipes: Sequence[Recipe], deadline: float
+) -> ReferenceMeasurement:
     """Take the reference through the pipeline, one recipe after the other, and write the results after each."""
-    reference = reference_model(options.size)
-    recipes = reference_recipes(options.size, options.seed, options.state, reference, options.requests, options.batch_size)
     for table in engine_tables(recipes, engine, deadline):
-        found = found.model_copy(update={"engine_table": table})
-        write_results(merged(found, options.out), options.out)
+        found = _written(options, found.model_copy(update={"engine_table": table, "engine_bars": tuple(bars(table))}))
     if found.engine_table is not None:
-        print_results([fidelity_text(found.engine_table)])
+        print_results([fidelity_text(found.engine_table), gates_table(found.engine_bars)])
     return found
 
 
-def unfinished(found: ReferenceMeasurement) -> list[str]:
-    """Parts of a reference that are still to come."""
+def _written(options: ReferenceOptions, found: ReferenceMeasurement) -> ReferenceMeasurement:
+    """Write what is known so far, with what it was measured with, beside the results of other references; gives what was written."""
+    found = found.model_copy(update={"environment": _environment(options)})
+    write_results(merged(found, options.out), options.out)
+    return found
+
+
+def _environment(options: ReferenceOptions) -> dict[str, Any]:
+    """Versions and commit, on a GPU its name and driver, and the library that ran plans."""
+    environment = software(_TOOLS, options.commit)
+    if options.device.type == "cuda":
+        environment |= {"gpu": torch.cuda.get_device_name(options.device), "driver": driver_version()}
+    if options.engine == "tensorrt":
+        environment["tensorrt"] = this_machine("tensorrt").library_version
+    return environment
+
+
+def unfinished(found: ReferenceMeasurement, engine: EngineName | None = None) -> list[str]:
+    """Parts of a reference that are still to come, those of the engine that is asked for included."""
     if not found.training["finished"]:
         return ["training", "measurement"]
     parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress, "mixed recipe": found.mixed}
-    return [name for name, part in parts.items() if part is None]
+    missing = [name for name, part in parts.items() if part is None]
+    rows = len(PRECISIONS) + (engine == "tensorrt")  # the plan that is built once more
+    ran = 0 if found.engine_table is None else len(found.engine_table.rows)
+    return missing if engine is None or ran >= rows else [*missing, "recipes"]
 
 
 def _say(line: str) -> None:

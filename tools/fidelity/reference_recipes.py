@@ -11,17 +11,19 @@ import yaml
 
 from ...core.artifacts import write_text
 from ...core.recipe import MIN_REQUESTS, Recipe, load_recipe
+from ...core.stages import run_stage
 from ...fidelity.reference_data import request_file
 from ...fidelity.reference_run import reference_folders
 from ...fidelity.references import ReferenceModel
 from ...fidelity.table import FidelityTable
 from ...validation.backends import EngineName
+from ...validation.fp32_reference import reference_stage
 from ...validation.validate import VALIDATE
-from ..pipeline import folders_of, run_stages
+from ..pipeline import folders_of, reference_job_of, run_stages
 from .command import table_of
 
 # FP16 first, as the noise floor; then the fastest.
-PRECISIONS = ("fp16", "fp8-row-block", "fp8-row", "fp8-static", "fp8-paper")
+PRECISIONS = ("fp16", "fp8-row-block", "fp8-row", "fp8-paper", "fp8-static", "fp8-paper-attention")
 AGAIN = "again"  # folder beside the others, of what is built once more
 _STAGES: dict[EngineName, tuple[str, ...]] = {
     "onnxruntime": ("calibrate", "export", VALIDATE["onnxruntime"]),
@@ -55,11 +57,17 @@ def reference_recipes(size: str, seed: int, root: Path, reference: ReferenceMode
                 "plugins": True,
                 "profiles": [{"batch": [1, batch_size, batch_size], "context": [2, longest, longest]}],
             },
-            "validate": {"max_requests": max(MIN_REQUESTS, requests), "batch_size": batch_size},
+            # ONNX Runtime would take days for all requests: where it is wanted, its stage is run by name
+            "validate": {"max_requests": max(MIN_REQUESTS, requests), "batch_size": batch_size, "onnxruntime": False},
         }
         write_text(path := folders.state / "recipes" / f"{precision}.yaml", yaml.safe_dump(values, sort_keys=False))
         recipes.append(load_recipe(path))
     return recipes
+
+
+def answer_in_fp32(recipes: Sequence[Recipe]) -> None:
+    """Make the FP32 reference that all recipes share, so that processes which run them side by side find it."""
+    run_stage(reference_stage(reference_job_of(recipes[0]), folders_of(recipes[0]).reference))
 
 
 def engine_tables(recipes: Sequence[Recipe], engine: EngineName, deadline: float) -> Iterator[FidelityTable]:

@@ -10,12 +10,14 @@ from pydantic import ValidationError
 
 from ...core.artifacts import read_json, write_json, write_text
 from ...core.errors import ArtifactError, first_problem
+from ...fidelity.analysis import PUBLISHED
 from ...fidelity.distributions import PARTS
 from ...fidelity.reference_measurement import Analyzed, Layers, ReferenceMeasurement
 from ...fidelity.reference_training import late_fall
 from ...fidelity.sensitivity import UnitError
 from ...fidelity.stress_measurement import SCALES, Stress
 from ...fidelity.table import Cell, FidelityTable, Row
+from ...validation.gates import Gate
 from ..outputs import require_own_json
 from .svg import Bars, write_bars
 
@@ -105,12 +107,10 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
     yield f"## {name}"
     yield from _training(measured.training)
     if measured.table is not None:
-        missed = [gate for gate in measured.bars if not gate.passed]
-        yield f"{len(measured.bars) - len(missed)} of {len(measured.bars)} bars are reached."
-        yield from (f"- {gate.recipe}: {gate.sentence()}" for gate in missed)
-        yield ""
+        yield from _bars(measured.bars)
         yield from _fidelity(measured.table, f"packed models in PyTorch on {measured.device}")
     if measured.engine_table is not None:
+        yield from _bars(measured.engine_bars)
         yield from _fidelity(measured.engine_table, f"recipes with {measured.engine_table.engine}")
     if measured.layers is not None:
         yield from _sensitivity(name, measured.layers)
@@ -120,6 +120,14 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
         yield from _stress(measured.stress)
     if measured.analysis is not None:
         yield from _distributions(name, measured.analysis)
+
+
+def _bars(bars: Sequence[Gate]) -> Iterator[str]:
+    """How many are reached, and those that are not."""
+    missed = [gate for gate in bars if not gate.passed]
+    yield f"{len(bars) - len(missed)} of {len(bars)} bars are reached."
+    yield from (f"- {gate.recipe}: {gate.sentence()}" for gate in missed)
+    yield ""
 
 
 def _training(training: dict[str, Any]) -> Iterator[str]:
@@ -205,6 +213,8 @@ def _distributions(model: str, analysis: Analyzed) -> Iterator[str]:
             mean = found.averages[part]
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts[part].items())
             yield f"| {found.model} | {part}s | {mean.tensors} | {mean.variance:.3g} | {mean.absmax:.3g} | {mean.absp99:.3g} | {verdicts} |"
+    for known in PUBLISHED:
+        yield f"| {known.model}, published | {known.part}s | | {known.variance or ''} | {known.absmax or ''} | | |"
     yield ""
     yield f"![Variance by kind of tensor, beside the ranking model]({IMAGES}/fidelity-spread-{model}.svg)"
 

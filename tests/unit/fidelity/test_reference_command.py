@@ -13,6 +13,7 @@ import torch
 from onerec_trt.core.artifacts import read_json, write_json
 from onerec_trt.core.errors import ArtifactError, GateError
 from onerec_trt.core.recipe import Recipe
+from onerec_trt.core.records import tool_version
 from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement
 from onerec_trt.fidelity.references import REFERENCES
 from onerec_trt.fidelity.table import FidelityTable
@@ -21,6 +22,7 @@ from onerec_trt.tools.fidelity.reference_command import ReferenceOptions, run_re
 from onerec_trt.tools.fidelity.reference_recipes import PRECISIONS
 from onerec_trt.tools.fidelity.results_page import merged, read_results, write_results
 from onerec_trt.tools.fidelity.svg import Bars, bars_svg
+from onerec_trt.validation.gates import gate
 
 from .conftest import SEED, SIZE, Trained
 
@@ -89,16 +91,42 @@ def test_an_engines_table_stands_beside_the_one_of_packed_models(options: Refere
     found = whole(options)
     assert found.table is not None
     table = found.table.model_copy(update={"engine": "onnxruntime"})
-    asked: list[tuple[list[str], str]] = []
+    asked: list[tuple[list[str], str, int]] = []
 
     def tables(recipes: Sequence[Recipe], engine: str, _deadline: float) -> Iterator[FidelityTable]:
-        asked.append(([recipe.name for recipe in recipes], engine))
+        asked.append(([recipe.name for recipe in recipes], engine, recipes[0].validation.max_requests))
         yield table
 
     monkeypatch.setattr(reference_command, "engine_tables", tables)
-    assert whole(replace(options, engine="onnxruntime")).engine_table == table
-    assert asked == [(list(PRECISIONS), "onnxruntime")]
+    measured = whole(replace(options, engine="onnxruntime", engine_requests=65))
+    assert (measured.engine_table, measured.engine_bars) == (table, found.bars)
+    assert asked == [(list(PRECISIONS), "onnxruntime", 65)]
     assert "recipes with onnxruntime:" in (options.out / "fidelity.md").read_text()
+
+
+def test_a_bar_that_an_engine_misses_ends_the_command(options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = whole(options).table
+    assert table is not None
+    monkeypatch.setattr(reference_command, "engine_tables", lambda *_: iter([table]))
+    monkeypatch.setattr(reference_command, "bars", lambda _: [gate("overlap@16", "fp8-row", 0.5, ">=", 0.95)])
+    with pytest.raises(GateError, match="overlap@16"):
+        run_reference(replace(options, engine="onnxruntime"))
+    assert "- fp8-row: overlap@16: 0.5, must be >= 0.95" in (options.out / "fidelity.md").read_text()
+
+
+def test_recipes_are_there_before_anything_is_measured(options: ReferenceOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    run_reference(replace(options, requests=23, minutes=0.0, engine="onnxruntime"))
+    folder = options.state / f"{SIZE}-seed{SEED}" / "recipes"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(PRECISIONS)
+    assert (folder / "reference" / "record.json").is_file()
+    assert "not done yet: table, layers, analysis, stress, mixed recipe, recipes;" in capsys.readouterr().out
+
+
+def test_results_say_what_they_were_measured_with(options: ReferenceOptions) -> None:
+    environment = whole(replace(options, commit="1234567")).environment
+    assert environment["commit"] == "1234567"
+    assert environment["torch"] == tool_version("torch")
+    assert "gpu" not in environment
 
 
 @pytest.mark.parametrize(("file", "text"), [("fidelity.json", '{"mine": 1}'), ("fidelity.md", "# Mine\n")])

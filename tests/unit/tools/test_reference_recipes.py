@@ -10,8 +10,15 @@ from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.stages import run_stage
 from onerec_trt.fidelity.references import REFERENCES
 from onerec_trt.tools.fidelity import reference_recipes as module
-from onerec_trt.tools.fidelity.reference_recipes import PRECISIONS, copied_for_another_build, engine_tables, reference_recipes
-from onerec_trt.tools.pipeline import folders_of, stages_of
+from onerec_trt.tools.fidelity.reference_recipes import (
+    PRECISIONS,
+    answer_in_fp32,
+    copied_for_another_build,
+    engine_tables,
+    reference_recipes,
+)
+from onerec_trt.tools.pipeline import folders_of, reference_job_of, stages_of, whole_run
+from onerec_trt.validation.fp32_reference import reference_stage
 
 FOREVER = float("inf")
 
@@ -23,6 +30,7 @@ def test_a_recipe_for_each_precision_takes_the_longest_context(tmp_path: Path) -
     assert {recipe.max_context for recipe in recipes} == {5 + 40 + 243}
     assert {recipe.export.beam for recipe in recipes} == {reference.beam}
     assert {(recipe.validation.max_requests, recipe.build.target, recipe.build.plugins) for recipe in recipes} == {(1024, "tensorrt", True)}
+    assert {whole_run(recipe) for recipe in recipes} == {("calibrate", "export", "build", "validate-tensorrt")}
     assert all((tmp_path / "0.1B-moe-seed1" / "recipes" / f"{precision}.yaml").is_file() for precision in PRECISIONS)
 
 
@@ -32,6 +40,12 @@ def test_the_table_grows_with_each_exported_graph(finished_recipe: Callable[[str
     assert [[row.system for row in table.rows] for table in tables] == [["fp16"], ["fp16", "fp8-row"]]
     assert tables[-1].engine == "onnxruntime"
     assert tables[-1].rows[1].cell("score error, nat").value > tables[-1].rows[0].cell("score error, nat").value
+
+
+def test_what_fp32_answers_is_there_for_whoever_validates_first(world: Path, finished_recipe: Callable[[str], Recipe]) -> None:
+    recipe = finished_recipe("fp8-row").model_copy(update={"output": world / "answers"})
+    answer_in_fp32([recipe])
+    assert not run_stage(reference_stage(reference_job_of(recipe), folders_of(recipe).reference)).ran
 
 
 def test_no_recipe_begins_when_the_time_is_over(finished_recipe: Callable[[str], Recipe]) -> None:
