@@ -97,8 +97,8 @@ class RuleEncoder:
         """Semantic IDs of which no allowed item is left, ascending."""
         if not len(rules.excluded):
             return np.zeros(0, np.int64)
-        touched = np.unique(self.index.entries_with(np.asarray(rules.excluded, np.int64)))
-        touched = touched[touched >= 0]
+        touched = np.sort(self.index.entries_with(np.asarray(rules.excluded, np.int64)))
+        touched = touched[np.diff(touched, prepend=-1) > 0]  # each once, and none below 0
         gone: NDArray[np.int64] = touched[np.diff(allowed_items(self.index, touched, rules).rows) == 0]
         if len(gone) > self._excluded:
             what = f"request {place} excludes {len(gone)} semantic IDs, the graph takes {self._excluded}"
@@ -138,7 +138,8 @@ def allowed_items(index: ItemIndex, entries_N: NDArray[np.int64], rules: ItemRul
     if rules.restricts_categories:
         kept &= _fulfilling(index, rules)[index.arrays["item_patterns"][place]]
     if len(rules.excluded):
-        kept &= ~np.isin(ids, np.asarray(rules.excluded, np.int64))
+        excluded = np.sort(np.asarray(rules.excluded, np.int64))
+        kept &= excluded[np.minimum(np.searchsorted(excluded, ids), len(excluded) - 1)] != ids
     rows: NDArray[np.int64] = np.concatenate([[0], np.bincount(owner[kept], minlength=len(entries_N)).cumsum()]).astype(np.int64)
     return FoundItems(ids[kept], rows)
 

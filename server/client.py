@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core.arrays import Array
 from ..core.errors import ArtifactError, RequestError
 from ..core.graph_io import GraphIO, Role
-from ..runtime.item_rules import ItemRules
+from ..runtime.item_rules import OPEN, ItemRules
 from .client_memory import SharedInputs
 from .client_rules import ItemIds, catalogue_digest, item_ids, rule_inputs
 from .repository.model_config import BUCKETS, IO
@@ -128,6 +128,8 @@ class Client:
             RequestError: The server refuses the request, or cannot be reached in time.
         """
         features, lengths = self.io.name(Role.CONTEXT_FEATURES), self.io.name(Role.PATHWAY_LENGTHS)
+        if rules is None and follows_catalogue(self.io):
+            rules = [OPEN] * len(features_BSF)
         given = rule_inputs(rules, self.io.tensor(Role.ITEM_SCORES).dims[-1]) if rules else {}
         found = self.infer({features: features_BSF, lengths: lengths_B3, **given})
         sids, scores = found[self.io.name(Role.FOUND_ITEMS)], found[self.io.name(Role.ITEM_SCORES)]

@@ -14,26 +14,22 @@ ItemIds = tuple[tuple[int, ...], ...]  # of each semantic ID
 
 
 def rule_inputs(rules: Sequence[ItemRules], beams: int) -> dict[str, Array]:
-    """The optional inputs that carry the rules of each context; none for rules that no context has.
+    """The optional inputs that carry the rules of each context: all of them, because the server batches requests of the same inputs only.
 
     Args:
         rules: One for each context.
-        beams: Of the model: what a context without a wish gets, where another one has one.
+        beams: Of the model: what a context without a wish gets.
     """
-    inputs: dict[str, Array] = {}
-    if most := max(len(each.excluded) for each in rules):
-        excluded = np.full((len(rules), most), served.NO_ITEM, np.int64)
-        for row, each in enumerate(rules):
-            excluded[row, : len(each.excluded)] = each.excluded
-        inputs[served.EXCLUDED_ITEMS] = excluded
-    if any(each.required for each in rules):
-        inputs[served.REQUIRED_CATEGORIES] = np.array([[each.required] for each in rules], np.uint64)
-    if any(each.forbidden for each in rules):
-        inputs[served.FORBIDDEN_CATEGORIES] = np.array([[each.forbidden] for each in rules], np.uint64)
-    if any(each.beams is not None for each in rules):
-        wanted = [beams if each.beams is None else each.beams for each in rules]
-        inputs[served.BEAMS] = np.array(wanted, np.int32)[:, None]
-    return inputs
+    excluded = np.full((len(rules), max(1, *(len(each.excluded) for each in rules))), served.NO_ITEM, np.int64)
+    for row, each in enumerate(rules):
+        excluded[row, : len(each.excluded)] = each.excluded
+    wanted = [beams if each.beams is None else each.beams for each in rules]
+    return {
+        served.EXCLUDED_ITEMS: excluded,
+        served.REQUIRED_CATEGORIES: np.array([[each.required] for each in rules], np.uint64),
+        served.FORBIDDEN_CATEGORIES: np.array([[each.forbidden] for each in rules], np.uint64),
+        served.BEAMS: np.array(wanted, np.int32)[:, None],
+    }
 
 
 def item_ids(found: Mapping[str, Array], row: int) -> ItemIds:

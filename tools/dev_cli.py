@@ -75,12 +75,25 @@ def bench_items(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/items.json"),
     items: Annotated[int, typer.Option(min=1, help="Items of the random catalogue.")] = 10_000_000,
     samples: Annotated[int, typer.Option(min=3, help="Samples of each step.")] = 21,
+    case: Annotated[
+        list[str], typer.Option(help="BATCHxBEAMxCONTEXT of whole plans; may be given several times.", show_default="steps alone")
+    ] = [],  # noqa: B006
+    size: Annotated[str, typer.Option(help="Of whole plans: a published size.")] = "4B-A0.5B",
+    layers: Annotated[int, typer.Option(min=0, help="Cut the model to this many layers; 0: all.")] = 0,
+    recipe: Annotated[str, typer.Option(help="Of whole plans, as of `bench`.")] = "fp8-row-block+kernels",
+    work: Annotated[
+        Path, typer.Option(parser=located, metavar="PATH", help="Folder that keeps weights, graphs, plans and kernel timings.")
+    ] = Path("out/bench"),
     commit: Commit = "",
 ) -> None:
-    """Check the beam steps that follow a catalogue against their reference, and time them beside open ones and during swaps."""
+    """Check the beam steps that follow a catalogue against their reference, and time them beside open ones and during swaps.
+
+    With a batch shape, whole plans that follow a catalogue, too.
+    """
+    from .tuning.item_plans import plan_bench
     from .tuning.items import bench_items as measure
 
-    measure(out, items, samples, typer.echo, commit)
+    measure(out, items, samples, typer.echo, commit, plan_bench(size, layers, recipe, case, work) if case else None)
 
 
 @app.command()

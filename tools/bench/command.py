@@ -38,7 +38,7 @@ def bench(
     plans_only: bool,
     as_json: bool,
 ) -> None:
-    models = dict(_model(size, layers) for size in sizes)
+    models = dict(model_of(size, layers) for size in sizes)
     options = benchmark.BenchOptions(
         models=models,
         cases=tuple(map(parse_case, cases)),
@@ -64,7 +64,12 @@ def bench(
         raise GateError("this run does not count:\n    " + "\n    ".join(problems), where=str(out), hint="is anything else using the GPU?")
 
 
-def _model(size: str, layers: int) -> tuple[str, OneRecConfig]:
+def model_of(size: str, layers: int) -> tuple[str, OneRecConfig]:
+    """Name and configuration of a published size, cut to so many layers; 0: all.
+
+    Raises:
+        RecipeError: There is no such size, or it has fewer layers.
+    """
     if size not in SIZES:
         raise RecipeError(f"there is no size {size!r}", where="--size", hint=f"choose among {', '.join(SIZES)}")
     config = SIZES[size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ...builders.stage import build_stage
 from ...calibration.quantized import open_quantized
@@ -30,6 +30,8 @@ SCALES_SOURCES = Sources(
 )
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
 RECIPES: tuple[str, ...] = tuple(f"{name}{ending}" for ending in ("", WITH_KERNELS) for name in get_args(PrecisionName))
+ItemsName = Literal["open", "catalogue"]
+_ENDING: dict[ItemsName, str] = {"open": "", "catalogue": "-catalogue"}  # of a folder's name
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ def make_plan(
     profiles: Sequence[Profile],
     folder: Path,
     timing_cache: Path,
+    items: ItemsName = "open",
 ) -> BenchPlan:
     """Checkpoint, graph and plan of one model in one precision, in `folder`; nothing is made twice.
+
+    `items`: whether its beams are open or follow a catalogue, as in `ExportOptions`. Default: open.
 
     Raises:
         CalibrationError: fp8-static of a model with experts.
@@ -64,8 +69,8 @@ def make_plan(
         ArtifactError: The disk is full.
     """
     precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)
-    _, exported = make_graph(config, precision, beam, folder, scoring=False)
-    plans = folder / precision / ("plan-with-kernels" if plugins else "plan")
+    _, exported = make_graph(config, precision, beam, folder, scoring=False, items=items)
+    plans = folder / precision / (("plan-with-kernels" if plugins else "plan") + _ENDING[items])
     options = BuildOptions(target="tensorrt", profiles=tuple(profiles), timing_cache=timing_cache, plugins=plugins)
     run_stage(build_stage(options, precision, exported, plans, forms=("serving",)))
     (plan,) = plans.glob("*.plan")
@@ -73,7 +78,13 @@ def make_plan(
 
 
 def make_graph(
-    config: OneRecConfig, precision: PrecisionName, beam: tuple[int, int, int], folder: Path, *, scoring: bool = True
+    config: OneRecConfig,
+    precision: PrecisionName,
+    beam: tuple[int, int, int],
+    folder: Path,
+    *,
+    scoring: bool = True,
+    items: ItemsName = "open",
 ) -> tuple[Path, Path]:
     """Folders of a quantized checkpoint of random weights and of its graphs, in `folder`; nothing is made twice.
 
@@ -81,9 +92,9 @@ def make_graph(
         CalibrationError: fp8-static of a model with experts.
         ArtifactError: The disk is full.
     """
-    checkpoint, exported = (folder / precision / name for name in ("checkpoint", "exported"))
+    checkpoint, exported = (folder / precision / name for name in ("checkpoint", f"exported{_ENDING[items]}"))
     _quantize(config, precision, checkpoint, folder)
-    run_stage(export_stage(ExportOptions(beam=beam), checkpoint, exported, scoring=scoring))
+    run_stage(export_stage(ExportOptions(beam=beam, items=items), checkpoint, exported, scoring=scoring))
     return checkpoint, exported
 
 

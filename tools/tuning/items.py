@@ -1,6 +1,6 @@
 """`onerec-trt dev bench-items`: the beam step that follows a catalogue beside the open one, and the swap of the catalogue under load.
 
-Every step is first compared with its PyTorch reference on a catalogue of full size.
+Every step is first compared with its PyTorch reference on a catalogue of full size. Whole plans come behind, where they are asked for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ...runtime.item_index import RESIDENT, ItemIndex
 from ...runtime.item_rules import ItemRules
 from ...runtime.resident_inputs import ResidentInputs
 from ..environment import software
+from .item_plans import PlanBench, measure_plans
 from .parity import difference_of, this_capability
 from .timing import Captured, Run, captured, interleaved_us
 
@@ -44,12 +46,15 @@ DEVICE = "cuda"
 Say = Callable[[str], None]
 
 
-def bench_items(out: Path, items: int = ITEMS, samples: int = 21, say: Say = print, commit: str = "") -> dict[str, Any]:
-    """Check, measure, and write the result; gives it, too.
+def bench_items(
+    out: Path, items: int = ITEMS, samples: int = 21, say: Say = print, commit: str = "", plans: PlanBench | None = None
+) -> dict[str, Any]:
+    """Check, measure, and write the result: the steps first, so that a plan that fails leaves them; gives it, too.
 
     Raises:
         GpuError: There is no GPU, or it fails.
         GateError: A kernel differs from PyTorch.
+        CalibrationError, BuildError: A plan cannot be made.
         ArtifactError: The result cannot be written.
     """
     capability = this_capability()
@@ -72,14 +77,22 @@ def bench_items(out: Path, items: int = ITEMS, samples: int = 21, say: Say = pri
     steps = list(_steps(index, capability, samples, say))
     report = {"environment": environment, "steps": steps, "swap": _swap(index, capability, say)}
     write_json(out, report)
+    if plans is not None:
+        other = index_in_memory(random_catalogue(CODEBOOK, max(1, items // 10), seed=2, categories=CATEGORIES), CODEBOOK, CLASSES)
+        report["plans"] = measure_plans(plans, (index, other), partial(_rules, index), say)
+        write_json(out, report)
     return report
 
 
+def _rules(index: ItemIndex, request: int) -> ItemRules:
+    """All kinds: 4096 seen items, a required and a forbidden category."""
+    seen = np.random.default_rng((2, request)).choice(index.arrays["items"], min(EXCLUDED, index.items), replace=False)
+    return ItemRules(excluded=tuple(seen.tolist()), required=0xFF, forbidden=0x300)
+
+
 def _worlds(index: ItemIndex) -> dict[str, World]:
-    """The catalogue without rules, and with all of them: 4096 seen items, a required and a forbidden category."""
-    draw = np.random.default_rng(2)
-    seen = [tuple(draw.choice(index.arrays["items"], EXCLUDED, replace=False).tolist()) for _ in range(REQUESTS)]
-    ruled = tuple(ItemRules(excluded=each, required=0xFF, forbidden=0x300) for each in seen)
+    """The catalogue without rules, and with them."""
+    ruled = tuple(_rules(index, request) for request in range(REQUESTS))
     return {
         "no rules": World(index, (ItemRules(),) * REQUESTS, CLASSES, EXCLUDED),
         "rules": World(index, ruled, CLASSES, EXCLUDED),

@@ -16,11 +16,12 @@ from onerec_trt.builders.native_graph import prepare
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.calibration.targets import quantized_targets
-from onerec_trt.core.recipe import PrecisionName, Profile
+from onerec_trt.core.recipe import ExportOptions, PrecisionName, Profile
+from onerec_trt.core.stages import run_stage
 from onerec_trt.export.graph import export_graph
 from onerec_trt.export.passes import attach_functions
 from onerec_trt.export.serving import ServingModel
-from onerec_trt.export.stage import SERVING_FILE
+from onerec_trt.export.stage import SERVING_FILE, export_stage
 from onerec_trt.export.weights import externalize
 from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.registry import FACTORIES, KernelFactory
@@ -111,3 +112,16 @@ def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], k
     places |= {f"step{step}.blocks.{layer}.cross.attention" for step in range(3) for layer in range(layers)}
     assert {node.name for node in fused.kernel_nodes if node.operator in beams | contexts} == places
     assert {node.name for node in fused.fused_nodes} == {place for place in places if not (in_fp8 and ".cross." in place)}
+
+
+def test_steps_that_follow_a_catalogue_run_their_kernels(tmp_path: Path) -> None:
+    random_quantized_checkpoint(CONFIG, "fp16", tmp_path / "quantized", 0)
+    options = ExportOptions(beam=(8, 8, 8), items="catalogue", item_capacity=100, max_excluded=16, category_classes=32)
+    run_stage(export_stage(options, tmp_path / "quantized", tmp_path / "exported", scoring=False))
+    profile = Profile(batch=(1, 2, 4), context=(2, 4, 8))
+    graph = prepare(tmp_path / "exported" / SERVING_FILE, [profile], None, Kernels(UNCOMPILED, "9.0"))
+    steps = {node.name: node.operator for node in graph.kernel_nodes if "Beam" in node.operator and "Attention" not in node.operator}
+    assert steps == {f"step{step}.beam": f"BeamStepItems{step + 1}" for step in range(3)}
+    (shapes,) = graph.profiles
+    assert shapes["excluded"] == ((1, 16), (2, 16), (4, 16))
+    assert shapes["entries"] == ((100,),) * 3, "a catalogue does not come with the batch"

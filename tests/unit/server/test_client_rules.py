@@ -1,0 +1,29 @@
+"""Rules on their way from a client to the server: nothing is lost, and requests of different rules can share a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onerec_trt.runtime.item_rules import OPEN, ItemRules
+from onerec_trt.server.client_rules import rule_inputs
+from onerec_trt.server.python_backend.item_requests import rules_of
+from onerec_trt.server.repository.served_io import RULE_INPUTS
+
+BEAMS = 40
+RULES = [OPEN, ItemRules(excluded=(5, 3, 2**40)), ItemRules(required=1 << 63), ItemRules(forbidden=6, beams=7), ItemRules(excluded=(9,))]
+
+
+@pytest.mark.parametrize("rules", [*([each] for each in RULES), RULES])
+def test_the_server_reads_what_the_client_wrote(rules: list[ItemRules]) -> None:
+    read = rules_of(rule_inputs(rules, BEAMS), len(rules), "onerec")
+    for mine, theirs in zip(rules, read, strict=True):
+        assert list(mine.excluded) == list(theirs.excluded)
+        assert (mine.required, mine.forbidden, mine.beams or BEAMS) == (theirs.required, theirs.forbidden, theirs.beams)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_every_request_brings_the_same_inputs(rules: ItemRules) -> None:
+    """The server's batcher puts no two requests together of which one leaves an optional input out."""
+    inputs = rule_inputs([rules], BEAMS)
+    assert inputs.keys() == RULE_INPUTS.keys()
+    assert all(array.dtype == np.dtype(RULE_INPUTS[name].dtype) and array.size for name, array in inputs.items())
