@@ -33,7 +33,7 @@ Kind = Literal[
 ]
 Other = Literal["norm", "embedding", "selection bias"]
 Scheme = Literal["linear", "expert"]
-Role = Literal["beam", "activation", "norm", "self-attention", "context attention", "product", "experts"]
+Role = Literal["beam", "activation", "norm", "self-attention", "context attention", "product", "router", "experts"]
 
 # What is computed at a place in the graph; places in a block stand without `blocks.N`, all without `stepN`.
 PLACES: Mapping[str, Role] = {
@@ -57,7 +57,7 @@ PLACES: Mapping[str, Role] = {
     "self.o": "product",
     "ffn.gate_up": "product",
     "ffn.down": "product",
-    "ffn.route": "experts",
+    "ffn.route": "router",
     "ffn.experts": "experts",
 }
 EVERY_STEP = tuple(range(LEVELS))

@@ -59,6 +59,9 @@ def random_model(
 @app.command("bench-operators")
 def bench_operators(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/operators.json"),
+    operator: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Measure this operator alone; may be given several times.", show_default=False)
+    ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
     commit: Commit = "",
 ) -> None:
@@ -66,7 +69,7 @@ def bench_operators(
     from .tuning.benchmark import bench_operators as measure
     from .tuning.page import write_page
 
-    write_page(measure(out, samples, typer.echo, commit), page := out.with_suffix(".html"))
+    write_page(measure(out, samples, typer.echo, commit, operator), page := out.with_suffix(".html"))
     typer.echo(f"with plots: {page}")
 
 

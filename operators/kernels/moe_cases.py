@@ -6,7 +6,7 @@ Letters: N tokens, S slots of a token, D channels of the model, H hidden channel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product as combinations
@@ -22,6 +22,7 @@ from ..launch.case import (
     Fill,
     KernelCases,
     Measurement,
+    Part,
     TileKey,
     Trial,
     Tuning,
@@ -38,6 +39,7 @@ from .moe_scheme import SCHEMES, Share
 from .product_cases import MULTIPROCESSORS
 
 EXPERTS, SLOTS, SHARED, WIDTH = 54, 4, 1, 1408  # of 4B-A0.5B: 53 routed experts, 3 of a token, and a shared one
+RANK_AND_PLACE = "rank and place"  # tokens into the order of their experts
 CODE, SCALE = 100.0, 0.006  # about the deviation of random codes, and the mean of random scales
 STEP_SHARE = 0.086  # a step of E4M3 over a value, weighted by energy, of SiLU(gate) * up with both standard normal
 GAIN = 1.6  # relative error of SiLU(gate) * up over that of gate and up, weighted in the same way
@@ -173,9 +175,21 @@ def moe_experts_cases(operator: str) -> KernelCases:
                     if SCHEMES[operator].weight is not Share.NONE
                     else "FP16"
                 )
-                yield Measurement(case, name, grouped_products(SCHEMES[operator], EXPERTS), partial(_read_bytes, case))
+                library = grouped_products(SCHEMES[operator], EXPERTS)
+                yield Measurement(case, name, library, partial(_read_bytes, case), partial(expert_parts, case))
 
     return KernelCases(ragged=ragged, of_model=of_model, odd=odd, tuned=tuned, candidates=_candidates, measured=measured)
+
+
+def expert_parts(case: Case, kernels: Sequence[str]) -> list[Part]:
+    """What comes before the products, gate and up with the activation, down, and what comes behind; each product has its launch."""
+    up, down = (number for number, kernel in enumerate(kernels) if kernel.startswith(("moe_up", "moe_gemm")))
+    return [
+        Part(RANK_AND_PLACE, tuple(range(up))),
+        Part("up, with the activation", tuple(range(up, down)), case.flops * 2 // 3),
+        Part("down", (down,), case.flops // 3),
+        Part("combine", tuple(range(down + 1, len(kernels)))),
+    ]
 
 
 def _read_bytes(case: Case, inputs: list[Tensor]) -> int:

@@ -5,7 +5,7 @@ Each kernel declares its `KernelCases` beside itself. The tuner, the benchmark a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -180,6 +180,15 @@ class Library:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Launches of a program, by their numbers, that do one thing of an operator; `flops` are those of its products."""
+
+    name: str
+    launches: tuple[int, ...]
+    flops: int = 0
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One line of the benchmark.
 
@@ -188,12 +197,14 @@ class Measurement:
         variant: What distinguishes it from others of its operator and size.
         library: What is timed beside it.
         read_bytes: Bytes of the inputs that must be read. Default: all of them.
+        parts: Of its launches, whose kernels' names it is given. Default: none are shown.
     """
 
     case: Case
     variant: str
     library: Library
     read_bytes: Callable[[list[Tensor]], int] = lambda inputs: sum(each.nbytes for each in inputs)
+    parts: Callable[[Sequence[str]], Sequence[Part]] = lambda _kernels: ()
 
 
 @dataclass(frozen=True)

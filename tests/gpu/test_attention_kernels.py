@@ -20,7 +20,7 @@ from torch import Tensor
 
 BEAMS = (1, 16, 130, 512)
 CONTEXTS = (1, 37, 512, 777, 3000)
-RUNS = 200
+RUNS = 1000
 REQUESTS = 5
 TILES = (
     AttentionTile(16, 64, 3, 4),

@@ -26,7 +26,7 @@ from .repeats import captured, repeated, same_bits
 LEVELS = (1, 2, 3)
 CODEBOOK, ITEMS, REQUESTS, ROWS, WIDTH = 8192, 300_000, 4, 256, 512
 CLASSES = 80
-RUNS = 200
+RUNS = 1000
 NAN, INFINITY = float("nan"), float("inf")
 
 

@@ -19,7 +19,7 @@ from .repeats import repeated, same_bits
 FUSED = ("BeamSelfAttention1QuantRow", "BeamSelfAttention2QuantRow", "BeamSelfAttention1QuantTensor", "BeamSelfAttention2QuantTensor")
 SHAPES = ((1, 14, 128), (16, 23, 128), (130, 10, 64), (512, 14, 128), (7, 3, 48), (5, 1, 4))  # beams, heads, channels of a head
 REQUESTS = 5
-RUNS = 200
+RUNS = 1000
 ZERO_ROW = 2
 
 

@@ -14,7 +14,7 @@ from onerec_trt.operators.launch.tiles import ExpertTile, committed_tiles
 from onerec_trt.tools.tuning.parity import this_capability
 from torch import Tensor
 
-RUNS = 200
+RUNS = 1000
 INDEX, RESIDUAL = -3, -1
 TILES = (
     ExpertTile(128, 128, 128, 4, 5, 12, 132),

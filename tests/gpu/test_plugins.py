@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pynvml
 import pytest
 import torch
 import triton
@@ -50,6 +48,8 @@ from onerec_trt.runtime.tensorrt_api import load
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 from onnx import TensorProto, helper
 from triton.backends.compiler import GPUTarget
+
+from .gpu_memory import used_bytes
 
 WIDTH, MAX_ROWS, BLOCK = 64, 4096, 1024
 MICROSECONDS_PER_NODE = 20.0  # of CPU time to enqueue one node; a plain launch takes about 3
@@ -158,18 +158,6 @@ def test_a_kernel_runs_in_a_plan(plan: bytes, rows: int) -> None:
     assert torch.equal(RunnablePlan(plan)(x), x + (3 if rows >= 16 else 0))
 
 
-def _used_bytes() -> int:
-    """GPU memory of this process, where NVML can tell processes apart; else of the whole GPU, which nobody else may be using."""
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-    finally:
-        pynvml.nvmlShutdown()
-    free, total = torch.cuda.mem_get_info()
-    return int(used.get(os.getpid()) or total - free)
-
-
 def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
     """The first shapes may grow what the driver and PyTorch keep; ten thousand more must not."""
     chain = RunnablePlan(plan)
@@ -179,8 +167,7 @@ def test_shapes_come_and_go_without_growth(plan: bytes) -> None:
         for count in part:
             x = _rows(int(count))
             assert torch.equal(chain(x), x + (3 if count >= 16 else 0))
-        torch.cuda.empty_cache()
-        used.append(_used_bytes())
+        used.append(used_bytes())
     assert used[1] <= used[0]
 
 
@@ -278,9 +265,7 @@ def test_threads_and_shapes_come_and_go_without_growth(plans: dict[bool, Path], 
             order = np.random.default_rng(most).integers(len(batches), size=most)
             answers = pool.map(lambda number: _same_bits(runner(batches[number]), expected[number]), order)
             assert all(answers)
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            used.append(_used_bytes())
+            used.append(used_bytes())
     assert used[1] <= used[0]
 
 

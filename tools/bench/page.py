@@ -12,7 +12,7 @@ from ..clock import in_words
 from ..report.measurement import Measured, write_measurement
 from ..report.plot import Plot, rows_axis, rows_height
 from ..report.theme import LIMIT_COLOR, color, label
-from .parts import PARTS, milliseconds_by_part
+from .parts import ELSEWHERE, PARTS, milliseconds_by_part
 from .result import Result
 from .table import HEADINGS, WORDS, candidate_rows, case_text, results_with_limits
 
@@ -98,13 +98,13 @@ def _part_plots(layer_times: Sequence[dict[str, Any]]) -> Iterable[Plot]:
     names = [label(f"{times['recipe']}, {case_text(times)}") for times in layer_times]
     by_part = list(map(milliseconds_by_part, layer_times))
     figure = go.Figure()
-    for place, part in enumerate(PARTS):
+    for place, part in enumerate(part for part in PARTS if any(milliseconds[part] for milliseconds in by_part)):
         figure.add_bar(
             x=[milliseconds[part] for milliseconds in by_part],
             y=names,
             orientation="h",
             name=part,
-            marker={"color": color(place) if place < len(PARTS) - 1 else LIMIT_COLOR},
+            marker={"color": LIMIT_COLOR if part == ELSEWHERE else color(place)},
             hovertemplate=f"{part}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         )
     figure.update_xaxes(title_text="ms, layers timed one by one")

@@ -7,6 +7,8 @@ from typing import Any
 
 from ...models.layout import PLACES, Role
 
+EXPERTS = "experts"
+ROUTER = "router"
 PRODUCTS = "matrix products"
 CONTEXT = "attention to the context"
 SELF = "self-attention"
@@ -14,17 +16,18 @@ ACTIVATION = "SwiGLU"
 NORMS = "norms and residuals"
 BEAM = "beam steps, heads, embedding"
 ELSEWHERE = "elsewhere"
-PARTS = (PRODUCTS, CONTEXT, SELF, ACTIVATION, NORMS, BEAM, ELSEWHERE)
+PARTS = (EXPERTS, ROUTER, PRODUCTS, CONTEXT, SELF, ACTIVATION, NORMS, BEAM, ELSEWHERE)
 
 # A fused layer computes several places and counts for the first of these parts that any of them belongs to.
 _PART_OF_ROLE: Mapping[Role, str] = {
+    "experts": EXPERTS,
+    "router": ROUTER,
     "beam": BEAM,
     "activation": ACTIVATION,
     "norm": NORMS,
     "self-attention": SELF,
     "context attention": CONTEXT,
     "product": PRODUCTS,
-    "experts": ELSEWHERE,
 }
 
 

@@ -25,11 +25,12 @@ from ..clock import ClockWatch
 from ..environment import software
 from .candidates import EngineName, PlanCandidate, load_runner, shared_items, torch_candidate
 from .case import Case
+from .parts import PARTS, part_of
 from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
 from .random_scales import SCALES_FROM
 from .result import Result, Sampled, invalid_because, limits_ms, result_of
 from .roofline import Gpu, gpu_of
-from .sampling import interleaved_ms
+from .sampling import interleaved_ms, summary, sustained_ms
 from .torch_baseline import TorchBaseline
 
 _PLACES_KEPT = 30  # of a plan's layer times; the rest is small
@@ -61,12 +62,13 @@ class BenchOptions:
 @dataclass(frozen=True)
 class _Measured:
     """What was measured of one model and shape: results, the share of items each candidate has in common with the first, where the
-    time of each plan goes, by its recipe, and what the clock did meanwhile."""
+    time of each plan goes, by its recipe, what the clock did meanwhile, and each candidate by itself."""
 
     results: list[Result]
     shared: dict[str, float]
     layers: dict[str, list[PlaceTime]]
     clock: dict[str, Any]
+    alone: list[dict[str, Any]]
 
 
 def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
     gpu, cases = gpu_of(machine.gpu), options.cases
     plans = prepare(options)
     results: list[Result] = []
-    agreement, layers, clocks = [], [], []
+    agreement, layers, clocks, alone = [], [], [], []
     for model, config in options.models.items():
         baseline = TorchBaseline(RandomWeights(config, SEED)) if options.engines else None
         for case in cases:
@@ -89,7 +91,11 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
             results += measured.results
             agreement.append({"model": model, **case.as_json(), "share_of_items_of_the_first": measured.shared})
             clocks.append({"model": model, **case.as_json(), **measured.clock})
-            layers += [{"model": model, "recipe": recipe, **case.as_json(), **_layers(times)} for recipe, times in measured.layers.items()]
+            alone += [{"model": model, **case.as_json(), **each} for each in measured.alone]
+            layers += [
+                {"model": model, "recipe": recipe, **case.as_json(), **_layers(times, _median_of(measured.results, recipe))}
+                for recipe, times in measured.layers.items()
+            ]
         del baseline
         _free()
     environment = {
@@ -97,6 +103,7 @@ def bench(options: BenchOptions, out: Path) -> dict[str, Any]:
         "agreement": agreement,
         "layer_times": layers,
         "clocks": clocks,
+        "alone": alone,
         "limits_of": gpu.name,
         "limits_ms": [{"model": m, **case.as_json(), **limits_ms(c, case, gpu)} for m, c in options.models.items() for case in cases],
         "plans": [_plan_facts(model, plan) for (model, _), made in plans.items() for plan in made],
@@ -151,6 +158,7 @@ def _measure(
     by_name = {sampled.name: run for sampled, run in candidates.items()}
     with ClockWatch() as clock:
         taken = interleaved_ms(by_name, options.samples, torch.cuda.synchronize)
+    alone = [_alone(sampled, run) for sampled, run in candidates.items()]
     items = {name: run().clone() for name, run in by_name.items()}
     first = next(iter(items.values()))
     shared = {name: round(shared_items(first, sids), 4) for name, sids in items.items()}
@@ -158,13 +166,37 @@ def _measure(
     layers = {recipe: plan.layer_times() for recipe, plan in running.items()}
     del candidates, running, by_name, items, first
     _free()
-    return _Measured(results, shared, layers, clock.summary())
+    return _Measured(results, shared, layers, clock.summary(), alone)
 
 
-def _layers(times: Sequence[PlaceTime]) -> dict[str, Any]:
-    """The slowest places, and the sum of all."""
+def _alone(sampled: Sampled, run: Callable[[], Tensor]) -> dict[str, Any]:
+    """One candidate back to back, with nothing between its batches: its sustained latency, and the clock and power that are its own."""
+    with ClockWatch() as clock:
+        samples = sustained_ms(run, torch.cuda.synchronize)
     return {
-        "milliseconds": round(sum(time.milliseconds for time in times), 3),
+        "engine": sampled.engine,
+        "recipe": sampled.recipe,
+        "batches": len(samples),
+        "latency_ms": summary(samples),
+        **clock.summary(),
+    }
+
+
+def _median_of(results: Sequence[Result], recipe: str) -> float:
+    """Milliseconds of a plan."""
+    return next(result.latency_ms.median for result in results if result.engine == "tensorrt" and result.recipe == recipe)
+
+
+def _layers(times: Sequence[PlaceTime], median_ms: float) -> dict[str, Any]:
+    """The slowest places, the sum of all by part, and that sum over the median latency."""
+    milliseconds = sum(time.milliseconds for time in times)
+    by_part = dict.fromkeys(PARTS, 0.0)
+    for time in times:
+        by_part[part_of(time.places)] += time.milliseconds
+    return {
+        "milliseconds": round(milliseconds, 3),
+        "of_latency": round(milliseconds / median_ms, 4),
+        "parts": {part: round(taken, 3) for part, taken in by_part.items()},
         "places": [time.model_dump(mode="json") for time in times[:_PLACES_KEPT]],
     }
 
@@ -196,6 +228,7 @@ def _environment(options: BenchOptions, machine: Machine) -> dict[str, Any]:
         "tensorrt": machine.library_version,
         **software(tools, options.commit),
         "weights": "random" + (f"; fp8-static: {SCALES_FROM}" if "fp8-static" in map(precision_of, options.recipes) else ""),
-        "timing": "wall clock from inputs on the GPU to items on the GPU, candidates in turns, in an order drawn anew for every round",
+        "timing": "wall clock from inputs on the GPU to items on the GPU, candidates in turns, in an order drawn anew for every round; "
+        "alone: after that, one candidate back to back",
         "models": {name: config.model_dump(mode="json") for name, config in options.models.items()},
     }

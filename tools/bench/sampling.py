@@ -43,6 +43,22 @@ def interleaved_ms(
     return taken
 
 
+def sustained_ms(run: Run, synchronize: Callable[[], None], seconds: float = 1.0, warm_up: float = 0.3) -> list[float]:
+    """Wall-clock milliseconds of one candidate's batches, one right after the other, once it has run for `warm_up` seconds.
+
+    That is longer than a GPU takes to reach its power limit. At least two batches are timed.
+    """
+    taken: list[float] = []
+    begun = time.perf_counter()
+    while len(taken) < 2 or time.perf_counter() - begun < warm_up + seconds:
+        started = time.perf_counter()
+        run()
+        synchronize()
+        if started - begun >= warm_up:
+            taken.append((time.perf_counter() - started) * 1e3)
+    return taken
+
+
 def summary(samples_ms: Sequence[float]) -> dict[str, float]:
     """Median, 10th and 90th percentile, interpolated between samples."""
     deciles = statistics.quantiles(samples_ms, n=10, method="inclusive")

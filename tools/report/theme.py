@@ -10,7 +10,7 @@ from .run import RecipeRun
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 # Readable on white and on near-black, and told apart by people who see red and green alike (after Okabe and Ito).
-_RECIPE_COLORS = ("#8492a6", "#2f81d6", "#14a38b", "#e0872f", "#b667c4", "#c9a411")
+_RECIPE_COLORS = ("#8492a6", "#2f81d6", "#14a38b", "#e0872f", "#b667c4", "#c9a411", "#52606d", "#5ab4cf")
 # Markers differ too, so that recipes with the same value stay visible.
 _RECIPE_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "pentagon", "star")
 LIMIT_COLOR = "#d64550"

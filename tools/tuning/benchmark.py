@@ -6,7 +6,8 @@ A kernel is measured only after a comparison with its operator's PyTorch referen
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,57 +16,103 @@ import torch
 from torch import Tensor
 
 from ...core.artifacts import write_json
+from ...core.errors import RecipeError
 from ...operators.kernels.registry import FACTORIES, program_of
 from ...operators.launch.case import Library, Measurement
+from ...operators.launch.compile import Build, compile_many
 from ...operators.launch.launch import bind, new_outputs, new_scratch
-from ...operators.launch.program import Program, Variant
+from ...operators.launch.program import Kernel, Program, Variant
 from ...runtime.machine import driver_version
+from ..bench.roofline import Gpu, gpu_of
 from ..clock import ClockWatch
 from ..environment import software
 from .parity import copies_of, difference_of, this_capability
+from .rates import parts_of, rates, route_and_place
 from .timing import Captured, captured, interleaved_us
 
 SAMPLES = 21
 DEVICE = "cuda"
+REST_S = 0.2  # of the GPU before the first sample of a kernel
 TIMING = (
     "CUDA events around a CUDA graph of at least 24 calls, kernel and library in turns; inputs and outputs rotate, at least three "
     "sets and 200 MiB of them; gbytes_per_s counts every input and output once, but of experts only those that are chosen; launches: "
-    "each alone in a graph of its own"
+    "each alone in a graph of its own; first: the first sample after a rest; sustained: the median of the later half"
 )
 
 
-def measurements() -> Iterator[Measurement]:
-    """What the table of the documentation shows, kernel by kernel."""
-    for factory in FACTORIES.values():
-        yield from factory.cases.measured()
-
-
-def bench_operators(out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print, commit: str = "") -> dict[str, Any]:
-    """Check and measure every case, and write the result; gives it, too. `commit` is read from git where none is given.
+def measurements(operators: Collection[str] = ()) -> Iterator[Measurement]:
+    """What the table of the documentation shows, kernel by kernel; of these operators alone, if any are named.
 
     Raises:
+        RecipeError: One of them has no kernel.
+    """
+    if unknown := sorted(set(operators) - set(FACTORIES)):
+        raise RecipeError(f"no kernel for {', '.join(unknown)}", where="--operator", hint=f"choose among {', '.join(FACTORIES)}")
+    for name, factory in FACTORIES.items():
+        if not operators or name in operators:
+            yield from factory.cases.measured()
+
+
+def bench_operators(
+    out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print, commit: str = "", operators: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check and measure every case, and write the result; gives it, too.
+
+    Args:
+        out: The JSON file.
+        samples: Of each kernel and library.
+        say: Is called with each line of progress.
+        commit: Of the product. Default: read from git.
+        operators: Default: all that have a kernel and a measurement.
+
+    Raises:
+        RecipeError: An operator has no kernel.
         GpuError: There is no GPU, or it fails.
         GateError: A kernel differs from PyTorch.
         ArtifactError: The result cannot be written.
     """
     capability = this_capability()
     torch.manual_seed(0)
+    cases = list(measurements(operators))
+    _compile_all(cases, capability)
+    gpu = gpu_of(torch.cuda.get_device_properties(0).name)
     results, differences, clocks = [], [], []
-    for each in measurements():
-        result, difference, clock = _measure(each, capability, samples)
+    for each in cases:
+        result, difference, clock = _measure(each, capability, samples, gpu)
         results.append(result)
         name = {"operator": each.case.operator, "shape": each.case.label, "variant": each.variant}
         differences.append({**name, "difference": difference})
         clocks.append({**name, **clock})
         say(line(result))
+        for part in result["parts"]:
+            say(part_line(part))
         torch.cuda.empty_cache()
-    environment = {**_environment(capability, commit), "samples": samples, "differences": differences, "clocks": clocks}
-    report = {"environment": environment, "results": results}
+    environment = {
+        **_environment(capability, commit),
+        "memory_bandwidth_of": gpu.name,
+        "samples": samples,
+        "differences": differences,
+        "clocks": clocks,
+    }
+    report = {"environment": environment, "results": results, "route_and_place": route_and_place(results)}
     write_json(out, report)
     return report
 
 
-def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str, Any], float, dict[str, Any]]:
+def _compile_all(cases: Collection[Measurement], capability: str) -> None:
+    """Fill the cache of compiled kernels, in parallel processes; what does not compile is named where it is measured."""
+    builds: dict[str, Build] = {}
+
+    def remember(build: Build) -> Kernel:
+        builds[repr(build)] = build
+        return Kernel(b"-", "-", build.warps, 0, 0)
+
+    for each in cases:
+        program_of(each.case, capability, compile_with=remember)
+    compile_many(builds.values())
+
+
+def _measure(each: Measurement, capability: str, samples: int, gpu: Gpu) -> tuple[dict[str, Any], float, dict[str, Any]]:
     """The result, the difference from PyTorch, and what the clock did while samples of kernel and library were taken."""
     case = each.case
     program = program_of(case, capability)
@@ -82,8 +129,11 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
         candidates["library"] = _captured_library(each.library, inputs)
     except (RuntimeError, NotImplementedError) as error:
         name += f"; failed: {str(error).splitlines()[0]}"
+    time.sleep(REST_S)
     with ClockWatch() as clock:
         taken = interleaved_us(candidates, samples)
+    launches = _launches(program, inputs, outputs, scratch, samples)
+    parts = each.parts([launch["kernel"] for launch in launches]) if launches else ()
     median = statistics.median(taken["kernel"])
     result = {
         "operator": case.operator,
@@ -93,9 +143,11 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
         "microseconds": round(median, 3),
         "tflops": round(case.flops / median / 1e6, 1) if case.flops else None,
         "gbytes_per_s": round(moved / median / 1e3, 1),
+        **rates(taken["kernel"], case.flops, moved, gpu.bytes_per_second),
         "library": name,
         "library_microseconds": round(statistics.median(taken["library"]), 3) if "library" in taken else None,
-        "launches": _launches(program, inputs, outputs, scratch, samples),
+        "launches": launches,
+        "parts": parts_of(launches, parts),
     }
     return result, difference, clock.summary()
 
@@ -103,15 +155,23 @@ def _measure(each: Measurement, capability: str, samples: int) -> tuple[dict[str
 def _launches(
     program: Program, inputs: list[list[Tensor]], outputs: list[list[Tensor]], scratch: list[list[Tensor]], samples: int
 ) -> list[dict[str, Any]]:
-    """Median time of every launch of a program by itself, in order, over the scratch that the whole program left; none where it is one."""
+    """The time of every launch of a program by itself, in order, over the scratch that the whole program left; none where it is one."""
     launches = program.variant([tuple(tensor.shape) for tensor in inputs[0]]).launches
     if len(launches) == 1 or any(buffer.clear for buffer in program.scratch):
         return []
     timed = []
     for launch in launches:
         alone = replace(program, variants=(Variant(1, (launch,)),))
-        sampled = interleaved_us({"": captured([bind(alone, *each) for each in zip(inputs, outputs, scratch, strict=True)])}, samples)
-        timed.append({"kernel": launch.kernel.entry, "microseconds": round(statistics.median(sampled[""]), 3)})
+        graph = captured([bind(alone, *each) for each in zip(inputs, outputs, scratch, strict=True)])
+        time.sleep(REST_S)
+        sampled = interleaved_us({"": graph}, samples)
+        timed.append(
+            {
+                "kernel": launch.kernel.entry,
+                "microseconds": round(statistics.median(sampled[""]), 3),
+                "samples_us": [round(sample, 3) for sample in sampled[""]],
+            }
+        )
     return timed
 
 
@@ -131,6 +191,16 @@ def line(result: dict[str, Any]) -> str:
     library = result["library_microseconds"]
     beside = f"{library:8.1f} us {result['library']}" if library else result["library"]
     return f"{result['operator']:16} {result['shape']:18} {result['variant']:40} {result['microseconds']:8.1f} us {rate} | {beside}"
+
+
+def part_line(part: dict[str, Any]) -> str:
+    """A part of an operator in one line, below the operator's own."""
+    both = (f"{when} {part[when]['microseconds']:.1f} us" + _rate(part[when]["tflops"]) for when in ("first", "sustained"))
+    return f"    {part['name']}: {', '.join(both)}"
+
+
+def _rate(tflops: float | None) -> str:
+    return f" {tflops:.0f} TFLOP/s" if tflops else ""
 
 
 def _environment(capability: str, commit: str) -> dict[str, Any]:

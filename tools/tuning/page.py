@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,20 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         remarks=[f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.", f"{environment['timing']}."],
         headings=_HEADINGS,
         words=_WORDS,
-        rows=[_row(result, clock) for result, clock in zip(results, environment["clocks"], strict=True)],
+        rows=[row for result, clock in zip(results, environment["clocks"], strict=True) for row in _rows(result, clock)],
         figures=[_plot(results)],
         facts=[(name, environment[name]) for name in _FACTS if name in environment],
     )
     write_measurement(measured, path)
+
+
+def _rows(result: dict[str, Any], clock: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The kernel, and below it what each part of its launches takes at sustained clocks."""
+    yield _row(result, clock)
+    for part in result.get("parts", ()):  # results of earlier revisions have none
+        sustained = part["sustained"]
+        rate = f"{sustained['tflops']:.0f}" if sustained["tflops"] else ""
+        yield (result["operator"], result["shape"], part["name"], "", f"{sustained['microseconds']:.1f}", rate, "", "", "", "")
 
 
 def _row(result: dict[str, Any], clock: dict[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from onerec_trt.tools.bench.page import write_page
-from onerec_trt.tools.bench.parts import ELSEWHERE, PARTS, PRODUCTS, milliseconds_by_part, part_of
+from onerec_trt.tools.bench.parts import ELSEWHERE, EXPERTS, PARTS, PRODUCTS, ROUTER, milliseconds_by_part, part_of
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -38,7 +38,7 @@ def test_the_page_says_what_was_measured(measured: dict[str, Any], tmp_path: Pat
     data = json.loads(re.search(r'id="plots-data">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
     assert set(data) == {"latency-0", "parts"}
     assert len(data["latency-0"]["data"][0]["x"]) == len(measured["results"])
-    assert [trace["name"] for trace in data["parts"]["data"]] == list(PARTS)
+    assert [trace["name"] for trace in data["parts"]["data"]] == [part for part in PARTS if part not in (EXPERTS, ROUTER)]
     assert "This run counts" in html
     assert "clock at 1B, 32 x 512 x 512: 1515 of 1980 MHz, 100 % at the power limit" in html
     assert not re.search(r'(src|href)="(?!#)', html.split("<script", 1)[0]), "nothing is loaded from anywhere"
@@ -64,6 +64,9 @@ def test_a_run_that_does_not_count_says_so_and_takes_nothing_for_markup(measured
         ("blocks.*.cross.q, blocks.*.cross.attention", "attention to the context"),
         ("context.key_norm_0, node_pad_2", "attention to the context"),
         ("beam, blocks.*.self.attention, node_embedding_2", "beam steps, heads, embedding"),
+        ("blocks.*.ffn.experts", EXPERTS),
+        ("blocks.*.ffn.experts, blocks.*.cross.norm", EXPERTS),
+        ("blocks.*.ffn.route", ROUTER),
         ("elsewhere", ELSEWHERE),
         ("node_add_1", ELSEWHERE),
     ],
@@ -122,5 +125,5 @@ def test_the_documentation_shows_these_parts(measured: dict[str, Any]) -> None:
     recipes = shown["part"][1:]
     by_recipe = {times["recipe"]: milliseconds_by_part(times) for times in measured["environment"]["layer_times"]}
     assert set(recipes) == set(by_recipe)
-    for part in PARTS:
+    for part in (part for part in PARTS if any(times[part] for times in by_recipe.values())):
         assert shown[part][1:] == [f"{by_recipe[recipe][part]:.1f}" for recipe in recipes]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,7 @@ from onerec_trt.tools.bench.candidates import shared_items
 from onerec_trt.tools.bench.case import Case, parse_case
 from onerec_trt.tools.bench.result import Sampled, invalid_because, limits_ms, result_of
 from onerec_trt.tools.bench.roofline import H200 as H200_RATES
-from onerec_trt.tools.bench.sampling import interleaved_ms, summary
+from onerec_trt.tools.bench.sampling import interleaved_ms, summary, sustained_ms
 from onerec_trt.tools.bench.table import terminal_tables
 from onerec_trt.tools.environment import git_commit
 from rich.console import Console
@@ -65,6 +68,19 @@ def test_candidates_take_turns_after_warming_up() -> None:
     assert len({"".join(each) for each in rounds}) == 6  # every order comes
     assert {name: len(samples) for name, samples in taken.items()} == {"a": 30, "b": 30, "c": 30}
     assert all(sample >= 0 for samples in taken.values() for sample in samples)
+
+
+def test_a_candidate_alone_is_timed_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, runs = itertools.count(), 0
+
+    def run() -> None:
+        nonlocal runs
+        runs += 1
+
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))  # a second passes between two looks at the clock
+    taken = sustained_ms(run, lambda: None, seconds=12, warm_up=6)
+    assert set(taken) == {1000.0}
+    assert 2 <= len(taken) < runs
 
 
 def test_the_summary_interpolates() -> None:
@@ -147,6 +163,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
+    monkeypatch.setattr(benchmark, "sustained_ms", partial(sustained_ms, seconds=0, warm_up=0))
     monkeypatch.setattr(benchmark, "TorchBaseline", lambda source: SimpleNamespace(config=source.config))
 
 
@@ -206,6 +223,13 @@ def test_the_file_is_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (recipe, beam) for beam in (4, [2, 3, 4]) for recipe in ("fp16", "fp8-static")
     ]
     assert all(entry["milliseconds"] == 50 and len(entry["places"]) == 30 for entry in layers)
+    assert all(entry["parts"]["matrix products"] == sum(entry["parts"].values()) == 50 for entry in layers)
+    medians = [values["latency_ms"]["median"] for values in report["results"] if values["engine"] == "tensorrt"]
+    assert [entry["of_latency"] for entry in layers] == [round(50 / median, 4) for median in medians]
+    assert [(each["engine"], each["recipe"], each["beam"]) for each in environment["alone"]] == [
+        (values["engine"], values["recipe"], values["beam"]) for values in report["results"]
+    ]
+    assert all(each["batches"] >= 2 and each["latency_ms"].keys() == {"median", "p10", "p90"} for each in environment["alone"])
 
     text = in_80_columns(report)
     assert "small, batch x beam x context 2 x 2-3-4 x 8" in text

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from onerec_trt.core.dtypes import DTYPES
-from onerec_trt.core.errors import BuildError, GateError, GpuError
+from onerec_trt.core.errors import BuildError, GateError, GpuError, RecipeError
 from onerec_trt.operators.kernels.context_attention import context_attention_case
 from onerec_trt.operators.kernels.linear import linear_add_case
-from onerec_trt.operators.kernels.moe_cases import moe_experts_case, moe_experts_cases
+from onerec_trt.operators.kernels.moe_cases import expert_parts, moe_experts_case, moe_experts_cases
 from onerec_trt.operators.kernels.quant import quant_row_case
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Case, Library, Measurement, TileKey, Tuning
@@ -20,11 +21,12 @@ from onerec_trt.operators.launch.program import Kernel
 from onerec_trt.operators.launch.tiles import TABLE, RowTile, committed_tiles, read_tiles
 from onerec_trt.tools.cli import app
 from onerec_trt.tools.tuning import benchmark, parity, tune
+from onerec_trt.tools.tuning.rates import rates, route_and_place
 
 CASE = quant_row_case(64, 256)
 SCHEMA = {
     *("operator", "shape", "variant", "samples_us", "microseconds", "tflops", "gbytes_per_s", "library", "library_microseconds"),
-    "launches",
+    *("launches", "parts", "first", "sustained"),
 }  # fmt: skip
 
 
@@ -50,9 +52,10 @@ def no_gpu(monkeypatch) -> None:
         monkeypatch.setattr(module, "captured", lambda runs, *_: Sampler(warps_of(runs[0])))
         monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(benchmark, "new_scratch", lambda *_: [])
+    monkeypatch.setattr(benchmark, "REST_S", 0)
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU", name="NVIDIA H100"))
 
 
 def warps_of(program) -> float:
@@ -118,12 +121,12 @@ def test_candidates_make_programs(capability):
 
 def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, **given) -> dict:
     library = Library("torch", lambda _: call)
-    monkeypatch.setattr(benchmark, "measurements", lambda: iter([Measurement(case, "row scales", library, **given)]))
+    monkeypatch.setattr(benchmark, "measurements", lambda _: iter([Measurement(case, "row scales", library, **given)]))
     monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
     monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.prepare(inputs[0])())
     monkeypatch.setattr(benchmark, "copies_of", lambda _: 2)
     program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
-    monkeypatch.setattr(benchmark, "program_of", lambda *_: program)
+    monkeypatch.setattr(benchmark, "program_of", lambda *_, **__: program)
     out = tmp_path / "operators.json"
     assert benchmark.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
     return json.loads(out.read_text())
@@ -135,7 +138,10 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
     assert set(result) == SCHEMA
     assert (result["samples_us"], result["microseconds"], result["library_microseconds"]) == ([4.0] * 3, 4.0, 9.0)
     assert result["gbytes_per_s"] == pytest.approx(2 * 64 * 256 * 2 / 4e3, abs=0.1)
-    assert result["launches"] == []  # it is one
+    assert result["launches"] == result["parts"] == []  # it is one
+    assert result["first"] == result["sustained"]
+    assert result["sustained"]["of_memory_bandwidth"] == pytest.approx(2 * 64 * 256 * 2 / 4e-6 / 3.35e12, abs=1e-4)
+    assert report["route_and_place"] == []
     assert report["environment"]["differences"][0]["difference"] == 0
     (clock,) = report["environment"]["clocks"]
     assert (clock["operator"], clock["shape"], clock["readings"], clock["mhz"]) == ("QuantRow", "64x256", 0, None)
@@ -149,6 +155,59 @@ def test_each_launch_of_a_program_is_timed(tmp_path, monkeypatch):
     assert [each["kernel"] for each in result["launches"]] == kernels
     assert [each["microseconds"] for each in result["launches"]] == [4, 1, 4, 1, 4, 1]  # warps of their tiles for few rows
     assert result["gbytes_per_s"] == 2.0
+
+
+def test_parts_of_the_experts_are_those_of_their_launches(tmp_path, monkeypatch):
+    case = moe_experts_case("MoeExpertsFp8RowBlock", 4, 128, 128, 3, 2)
+    (result,) = measured(tmp_path, monkeypatch, lambda: Sampler(9.0), case, parts=partial(expert_parts, case))["results"]
+    place, up, down, combine = result["parts"]
+    assert [part["kernels"] for part in (place, up, down, combine)] == [
+        ["moe_rank", "moe_place"],
+        ["moe_gemm", "moe_hidden"],
+        ["moe_gemm"],
+        ["moe_combine"],
+    ]
+    assert [part["sustained"]["microseconds"] for part in (place, up, down, combine)] == [5, 5, 4, 1]
+    rates_of = [6 * 4 * 2 * 128 * 128 * share / us / 1e6 for share, us in ((2 / 3, 5), (1 / 3, 4))]
+    assert [part["first"]["tflops"] for part in (up, down)] == [pytest.approx(rate, abs=0.1) for rate in rates_of]
+    assert benchmark.part_line(combine) == "    combine: first 1.0 us, sustained 1.0 us"
+
+
+@pytest.mark.parametrize(
+    "measurement",
+    [m for m in benchmark.measurements() if m.case.operator.startswith("MoeExperts")],
+    ids=lambda m: f"{m.case.operator} {m.case.rows} {m.variant}",
+)
+def test_each_product_of_the_experts_has_its_launch(measurement):
+    case = measurement.case
+    program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
+    kernels = [launch.kernel.entry for launch in program.variant([each.shape for each in case.inputs]).launches]
+    parts = measurement.parts(kernels)
+    assert [number for part in parts for number in part.launches] == list(range(len(kernels)))
+    assert sum(part.flops for part in parts) == case.flops
+
+
+def test_rates_of_the_first_sample_and_of_the_later_half():
+    found = rates([1.0, 5.0, 2.0, 4.0, 4.0, 2.0], flops=8_000_000, moved=6_700_000, bytes_per_second=3.35e12)
+    assert found["first"] == {"microseconds": 1.0, "tflops": 8.0, "of_memory_bandwidth": 2.0}
+    assert found["sustained"] == {"microseconds": 4.0, "tflops": 2.0, "of_memory_bandwidth": 0.5}
+
+
+def test_routing_and_placing_are_added_up_where_tokens_are_as_many():
+    def taking(operator, shape, first, sustained, parts=()):
+        times = {"first": {"microseconds": first}, "sustained": {"microseconds": sustained}}
+        return {"operator": operator, "shape": shape, "variant": "v", "parts": [{"name": p, **times} for p in parts], **times}
+
+    results = [taking("MoeRoute", "32x8x3x2", 1.0, 2.0), taking("MoeExperts", "32x8x8x3x2", 3.0, 5.0, ("rank and place", "down"))]
+    alone = taking("MoeExperts", "64x8x8x3x2", 3.0, 5.0, ("rank and place",))
+    (found,) = route_and_place([*results, alone])
+    assert (found["operator"], found["shape"], found["microseconds"]) == ("MoeExperts", "32x8x8x3x2", {"first": 4.0, "sustained": 7.0})
+
+
+def test_operators_are_measured_by_name():
+    assert {m.case.operator for m in benchmark.measurements(["BeamStep"])} == {"BeamStep"}
+    with pytest.raises(RecipeError, match="no kernel for Gemm"):
+        next(benchmark.measurements(["Gemm"]))
 
 
 def test_weights_of_experts_that_no_token_chose_are_not_read():
