@@ -89,7 +89,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def whole_run(recipe: Recipe) -> tuple[str, ...]:
     """Names of the stages that `onerec-trt run` runs: plans built on their GPU are validated there, too."""
-    stages = STAGES if recipe.validation.onnxruntime else STAGES[:-1]
+    stages = STAGES if first_engine(recipe) == "onnxruntime" else STAGES[:-1]
     return (*stages, VALIDATE["tensorrt"]) if recipe.build.target == "tensorrt" else stages
 
 
