@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from .layers import Part, rows_of
 from .plot import Plot, log_axis, rows_axis, rows_height
 from .run import RecipeRun
-from .theme import colors, label, symbols
+from .theme import label, markers
 
 
 def score_error_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
@@ -19,7 +19,7 @@ def score_error_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     names = list(dict.fromkeys(row.label for of_run in rows.values() for row in of_run))
     if not names:
         return []
-    figure, color, symbol = go.Figure(), colors(runs), symbols(runs)
+    figure, marker = go.Figure(), markers(runs)
     for name, of_run in rows.items():
         figure.add_scatter(
             x=[row.score_error for row in of_run],
@@ -27,7 +27,7 @@ def score_error_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
             mode="markers",
             orientation="h",
             name=label(name),
-            marker={"color": color[name], "symbol": symbol[name], "size": 7},
+            marker=marker[name],
             hovertemplate="%{y}<br>%{x:.3g} nat<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(log_axis("predicted error of a score, nat", [row.score_error or 0.0 for of_run in rows.values() for row in of_run]))
@@ -49,7 +49,7 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     if not longest:
         return []
     figure = make_subplots(1, 2, subplot_titles=[f"{part} in FP8" for part in parts], horizontal_spacing=0.16)
-    color, symbol = colors(runs), symbols(runs)
+    marker = markers(runs)
     for column, part in enumerate(parts, 1):
         for name, rows in found[part].items():
             figure.add_scatter(
@@ -60,7 +60,7 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
                 name=label(name),
                 legendgroup=label(name),
                 showlegend=column == 1 and bool(rows),
-                marker={"color": color[name], "symbol": symbol[name], "size": 7},
+                marker=marker[name],
                 hovertemplate="%{y}<br>%{x:.1f} dB<extra>%{fullData.name}</extra>",
                 row=1,
                 col=column,

@@ -34,6 +34,12 @@ def symbols(runs: Sequence[RecipeRun]) -> dict[str, str]:
     return {run.name: _RECIPE_SYMBOLS[place % len(_RECIPE_SYMBOLS)] for place, run in enumerate(runs)}
 
 
+def markers(runs: Sequence[RecipeRun]) -> dict[str, dict[str, Any]]:
+    """Color, symbol and size of each recipe's markers, as Plotly takes them."""
+    color, symbol = colors(runs), symbols(runs)
+    return {run.name: {"color": color[run.name], "symbol": symbol[run.name], "size": 7} for run in runs}
+
+
 def label(text: str) -> str:
     """Text for a plot, which would otherwise take tags in it for markup."""
     return escape(text)
