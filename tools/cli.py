@@ -5,7 +5,6 @@ What the commands do stands in commands.py, which is imported when one runs.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from enum import StrEnum
@@ -21,6 +20,7 @@ from ..core.errors import ArtifactError, OnerecTrtError
 from ..core.paths import located
 from ..core.threads import set_thread_defaults
 from . import dev_cli, server_cli
+from .streams import accept_any_character, stream_error, unwritten_output
 
 PROGRAM = "onerec-trt"
 
@@ -65,7 +65,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C, and Typer makes of it
 def main() -> None:
     """Run the command line; a typed error becomes a message and its exit code, never a traceback."""
     set_thread_defaults()
-    _accept_any_character()
+    accept_any_character()
     console = Console(stderr=True, soft_wrap=True)  # a path stays in one piece
     try:
         app(prog_name=PROGRAM)
@@ -77,7 +77,7 @@ def main() -> None:
         if ending.code == INTERRUPTED:
             remove_unfinished()
             console.print("interrupted; finished stages are kept, nothing is half-written")
-        if (problem := _unwritten_output()) is not None:
+        if (problem := unwritten_output()) is not None:
             sys.exit(_say(console, problem))
         raise
 
@@ -92,32 +92,10 @@ def _say(console: Console, error: OnerecTrtError) -> int:
 def _typed(error: OSError) -> ArtifactError:
     """What the operating system refused, for a reader. Artifacts have typed errors of their own: what names no file is an output stream."""
     if error.filename is None:
-        _unwritten_output()
-        return _stream_error(error)
+        unwritten_output()
+        return stream_error(error)
     hint = "correct the path or its permissions; finished stages are kept"
     return ArtifactError(f"the operating system refuses: {error.strerror or error}", where=os.fsdecode(error.filename), hint=hint)
-
-
-def _unwritten_output() -> ArtifactError | None:
-    """The typed error where standard output takes nothing more, such as a file on a full disk; None where all is written."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        return _stream_error(error)
-    return None
-
-
-def _stream_error(error: OSError) -> ArtifactError:
-    hint = "free space there, or send the output elsewhere; finished stages are kept"
-    return ArtifactError(f"standard output cannot be written: {error.strerror or error}", where="standard output", hint=hint)
-
-
-def _accept_any_character() -> None:
-    """Where the encoding of a stream lacks a character, an escape such as \\u2713 is printed: no run fails for a check mark."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_version(wanted: bool) -> None:
