@@ -24,7 +24,6 @@ from onerec_trt.core.artifacts import (
     json_object,
     read_json,
     restore_interrupted_swap,
-    sha256,
     write_json,
 )
 from onerec_trt.core.errors import ArtifactError
@@ -339,29 +338,6 @@ def test_what_safetensors_says_in_words_is_understood(tmp_path: Path, number: in
         write_text(tmp_path / "a", "data", then=SafetensorError(words))
 
 
-def test_sha256_of_a_file_is_the_known_one(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
-    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_sha256_of_a_folder_follows_names_and_contents_only(tmp_path: Path) -> None:
-    for copy in ("x", "y"):
-        (tmp_path / copy / "sub").mkdir(parents=True)
-        (tmp_path / copy / "sub" / "a").write_text("1")
-        (tmp_path / copy / "b").write_text("2")
-    before = sha256(tmp_path / "x")
-    assert before == sha256(tmp_path / "y")
-    (tmp_path / "y" / "b").write_text("3")
-    assert sha256(tmp_path / "y") != before
-    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
-    assert sha256(tmp_path / "x") != before
-
-
-def test_sha256_of_nothing_is_an_artifact_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="not found"):
-        sha256(tmp_path / "absent")
-
-
 def test_files_in_leaves_out_unfinished_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / ".partial-stage-12").mkdir()
     (tmp_path / ".partial-stage-12" / "weights").write_text("half")
@@ -423,9 +399,3 @@ def test_a_place_that_cannot_be_is_a_typed_error(tmp_path: Path, parent: str) ->
         write_text(tmp_path / parent / "out.json", "new")
     assert "output path" in caught.value.hint
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_what_cannot_be_read_is_named_when_it_is_hashed() -> None:
-    with pytest.raises(ArtifactError, match="the file cannot be read: ") as caught:
-        sha256(Path("/proc/self/mem"))
-    assert caught.value.where == "/proc/self/mem"

@@ -83,3 +83,32 @@ def test_a_missing_file_among_many_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="file not found") as caught:
         sha256_of({"here": tmp_path / "here", "there": tmp_path / "there"})
     assert caught.value.where == str(tmp_path / "there")
+
+
+def test_sha256_of_a_file_is_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_a_folder_follows_names_and_contents_only(tmp_path: Path) -> None:
+    for copy in ("x", "y"):
+        (tmp_path / copy / "sub").mkdir(parents=True)
+        (tmp_path / copy / "sub" / "a").write_text("1")
+        (tmp_path / copy / "b").write_text("2")
+    before = sha256(tmp_path / "x")
+    assert before == sha256(tmp_path / "y")
+    (tmp_path / "y" / "b").write_text("3")
+    assert sha256(tmp_path / "y") != before
+    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
+    assert sha256(tmp_path / "x") != before
+
+
+def test_sha256_of_nothing_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not found"):
+        sha256(tmp_path / "absent")
+
+
+def test_what_cannot_be_read_is_named_when_it_is_hashed() -> None:
+    with pytest.raises(ArtifactError, match="the file cannot be read: ") as caught:
+        sha256(Path("/proc/self/mem"))
+    assert caught.value.where == "/proc/self/mem"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from onerec_trt.models.checkpoint import save_checkpoint
 from onerec_trt.models.config import OneRecConfig, parse_config
 from onerec_trt.models.onerec import OneRec
 from onerec_trt.models.requests import Batch, Requests, offsets_of
@@ -55,6 +57,13 @@ def make_model() -> Callable[..., OneRec]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_model: Callable[..., OneRec]) -> Path:
+    """A checkpoint."""
+    save_checkpoint(make_model(), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
 
 
 @pytest.fixture

@@ -29,14 +29,10 @@ from onerec_trt.models.onerec import OneRec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .same_weights import assert_same_weights
+
 MakeModel = Callable[..., OneRec]
 NAME = "blocks.1.ffn.experts.2.down.weight"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, make_model: MakeModel) -> Path:
-    save_checkpoint(make_model(), tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
 
 
 @pytest.fixture
@@ -49,15 +45,6 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None
     tensors = load_file(folder / WEIGHTS_NAME)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_NAME)
-
-
-def assert_same_weights(actual: OneRec, expected: OneRec) -> None:
-    assert actual.config == expected.config
-    theirs = expected.state_dict()
-    assert actual.state_dict().keys() == theirs.keys()
-    for name, value in actual.state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, theirs[name]), name
 
 
 def test_a_model_comes_back(folder: Path, make_model: MakeModel) -> None:
@@ -367,47 +354,6 @@ def test_the_hint_fits_another_type(folder: Path, dtype: torch.dtype) -> None:
     with pytest.raises(CheckpointError, match="are of another type") as caught:
         open_checkpoint(folder)
     assert "save them in one of these types" in caught.value.hint
-
-
-# Names of the user's own
-
-OWN_NAMES = """
-blocks.{layer}.ffn.experts.{expert}.{...}: moe.{expert}.layer{layer}.{...}
-token_embedding.weight: wte
-"{...}": onerec.{...}
-ignore: ["optimizer.{...}"]
-"""
-
-
-def own_name(name: str) -> str:
-    parts = name.split(".")
-    if ".experts." in name:
-        return f"moe.{parts[4]}.layer{parts[1]}.{'.'.join(parts[5:])}"
-    return "wte" if name == "token_embedding.weight" else f"onerec.{name}"
-
-
-def test_a_checkpoint_with_names_of_its_own(folder: Path, make_model: MakeModel) -> None:
-    tensors = {own_name(name): value for name, value in load_file(folder / WEIGHTS_NAME).items()}
-    save_file(tensors | {"optimizer.step": torch.zeros(1)}, folder / WEIGHTS_NAME)
-    (folder / "map.yaml").write_text(OWN_NAMES)
-    assert_same_weights(open_checkpoint(folder, folder / "map.yaml").load_model(), make_model())
-    with pytest.raises(CheckpointError, match="missing"):
-        open_checkpoint(folder)
-
-
-def test_errors_give_both_names(folder: Path) -> None:
-    tensors = {own_name(name): value for name, value in load_file(folder / WEIGHTS_NAME).items()}
-    tensors["wte"][0, 0] = float("nan")
-    tensors["more"] = torch.zeros(1)
-    save_file(tensors, folder / WEIGHTS_NAME)
-    (folder / "map.yaml").write_text(OWN_NAMES)
-    with pytest.raises(CheckpointError, match="1 unexpected: more") as caught:
-        open_checkpoint(folder, folder / "map.yaml")
-    assert "key map" in caught.value.hint
-    del tensors["more"]
-    save_file(tensors, folder / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match=r"token_embedding\.weight \(wte in the file\)"):
-        open_checkpoint(folder, folder / "map.yaml").load_model()
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
