@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from onerec_trt.tools.bench.page import write_page
 from onerec_trt.tools.bench.parts import ELSEWHERE, EXPERTS, PARTS, PRODUCTS, ROUTER, milliseconds_by_part, part_of
+from onerec_trt.tools.bench.table import shape_text
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -107,11 +108,11 @@ def test_the_documentation_shows_these_latencies(file: str, heading: str) -> Non
 def test_the_documentation_shows_the_published_model() -> None:
     shown = table_after("## 4B-A0.5B on an H100")
     results = json.loads((DOCS / "measurements" / "h100-moe.json").read_text())["results"]
-    by_engine = {(result["batch"], result["beam"], result["context"], result["engine"]): result for result in results}
-    for shape in {key[:3] for key in by_engine}:
-        baseline, plan = by_engine[*shape, "torch-cuda-graph"], by_engine[*shape, "tensorrt"]
+    by_recipe = {(shape_text(result), result["recipe"], result["engine"]): result for result in results}
+    for shape in {key[0] for key in by_recipe}:
+        baseline, plan = by_recipe[shape, "bf16", "torch-cuda-graph"], by_recipe[shape, "fp8-row-block+kernels", "tensorrt"]
         latency = plan["latency_ms"]
-        assert shown[" x ".join(map(str, shape))][1:] == [
+        assert shown[shape][1:] == [
             f"{baseline['latency_ms']['median']:.1f}",
             f"{latency['median']:.1f}",
             f"{latency['p10']:.1f} to {latency['p90']:.1f}",
