@@ -214,7 +214,7 @@ def serving(
     mixed: Annotated[list[int], typer.Option(min=1, help="Tokens of the mixed load; may be given several times.")] = [512, 1000, 3000],  # noqa: B006
     samples: Annotated[int, typer.Option(min=3, help="Samples of each batch of the bare runtime.")] = 20,
     clients: Annotated[int, typer.Option(min=1, help="Requests at the same time; a second load has twice as many.")] = 64,
-    seconds: Annotated[float, typer.Option(help="Of each load.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Of each load, and of the bare runtime's batches back to back.")] = 8.0,
     arrival_seconds: Annotated[float, typer.Option(help="Of the load at random times.")] = 20.0,
     gpus: Annotated[int, typer.Option(min=1, max=2, help="At most.")] = 2,
     instances: Annotated[list[int], typer.Option(min=1, help="Of a server on each GPU; may be given several times.")] = [1, 2],  # noqa: B006

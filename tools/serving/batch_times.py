@@ -16,6 +16,7 @@ from ...models.config import PATHWAYS
 from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ...server.repository.batching import BatchTimes
+from ..bench.sampling import sustained_ms
 from ..outputs import require_own_json
 from ..recommend import open_runner
 
@@ -61,6 +62,17 @@ def samples_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batches
         for batch, given in inputs.items():
             taken[batch].append(_seconds(runner, given) * 1e3)
     return taken
+
+
+def back_to_back_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batch: int, seconds: float, warm_up: float) -> list[float]:
+    """Likewise of batches one right after the other, for `seconds` after a warm-up: at the clocks that the GPU can keep up.
+
+    Raises:
+        RequestError: The batch is beyond every profile.
+        GpuError: The GPU's memory is exhausted.
+    """
+    inputs = random_inputs(runner.io, batch, context)
+    return sustained_ms(lambda: runner(inputs), lambda: None, seconds, warm_up)  # a call waits for its items by itself
 
 
 def random_inputs(io: GraphIO, batch: int, context: int) -> dict[str, Array]:

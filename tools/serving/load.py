@@ -61,7 +61,10 @@ class Load:
 
 
 class LoadResult(BaseModel):
-    """What clients saw: answered contexts per second, latencies in ms from arrival to items, and requests that failed."""
+    """What clients saw: answered contexts per second, latencies in ms from arrival to items, and requests that failed.
+
+    A rate of closed loops is the sum of those of the loops. In files of earlier revisions it is the number of answers over the time.
+    """
 
     requests_per_s: float
     p50_ms: float
@@ -95,13 +98,13 @@ def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[Abstra
         for each in meanwhile:
             watching.enter_context(each)
         parts = asking.get()
-    samples = [sample for answered, _ in parts for sample in answered]
-    failed = sum(failures for _, failures in parts)
+    samples = [sample for part in parts for sample in part.samples_ms]
+    failed = sum(part.failed for part in parts)
     if len(samples) < 2:
         raise RequestError(f"{len(samples)} requests were answered and {failed} failed", where=load.url, hint="look at the server's log")
     percentiles = statistics.quantiles(samples, n=100)
     result = LoadResult(
-        requests_per_s=len(samples) * load.batch / load.seconds,
+        requests_per_s=sum(part.requests_per_s for part in parts) * load.batch,
         p50_ms=percentiles[49],
         p99_ms=percentiles[98],
         failed=failed,
@@ -120,14 +123,37 @@ def _share(barrier: Any) -> None:
     _together = barrier
 
 
-def _one_process(load: Load, number: int) -> tuple[list[float], int]:
-    """Latencies in ms of what counts, and how many requests failed."""
+@dataclass(frozen=True)
+class _Seen:
+    """By one process: latencies of what counts, requests that failed, and answers per second."""
+
+    samples_ms: list[float]
+    failed: int
+    requests_per_s: float
+
+
+def _one_process(load: Load, number: int) -> _Seen:
     meter = _Meter(load, number)
     if load.rate is not None:
-        meter.open_loop(load.rate / load.processes)
+        rate = meter.open_loop(load.rate / load.processes)
     else:
-        meter.closed_loops(len(range(number, load.clients, load.processes)))
-    return meter.samples, meter.failed
+        rate = meter.closed_loops(len(range(number, load.clients, load.processes)))
+    return _Seen(meter.samples, meter.failed, rate)
+
+
+def loop_rate(answered: Sequence[float], seconds: float) -> float:
+    """Answers per second of one closed loop.
+
+    It is the rate from its first answer to its last one. Answers come batch by batch, so that a count over a fixed time would depend
+    on how many batches happen to end within it.
+
+    Args:
+        answered: When they came, in seconds, ascending.
+        seconds: How long they counted; what a single answer is divided by.
+    """
+    if len(answered) < 2:
+        return len(answered) / seconds
+    return (len(answered) - 1) / (answered[-1] - answered[0])
 
 
 class _Meter:
@@ -148,38 +174,48 @@ class _Meter:
         self._begin = time.perf_counter() + self._load.warm_up
         self._end = self._begin + self._load.seconds
 
-    def closed_loops(self, clients: int) -> None:
+    def closed_loops(self, clients: int) -> float:
+        """Answers per second."""
         connected = threading.Barrier(clients, self._start)
         with ThreadPoolExecutor(clients) as pool:
-            for loop in [pool.submit(self._loop, connected) for _ in range(clients)]:
-                loop.result()
+            loops = [pool.submit(self._loop, connected) for _ in range(clients)]
+            return sum(loop_rate(loop.result(), self._load.seconds) for loop in loops)
 
-    def open_loop(self, rate: float) -> None:
+    def open_loop(self, rate: float) -> float:
+        """Answers per second, to requests that arrive at this rate."""
         self._start()
         arrival = time.perf_counter()
         with ThreadPoolExecutor(_OPEN_LOOP_THREADS) as pool:
             while (arrival := arrival + self._random.exponential(1 / rate)) < self._end:
                 time.sleep(max(0.0, arrival - time.perf_counter()))
                 pool.submit(self._ask, arrival)
+        return len(self.samples) / self._load.seconds
 
-    def _loop(self, connected: threading.Barrier) -> None:
+    def _loop(self, connected: threading.Barrier) -> list[float]:
+        """When the answers that count came."""
+        found: list[float] = []
         with self._client():  # gives shared memory back at the end
             connected.wait(_PATIENCE_S)
             while (now := time.perf_counter()) < self._end:
-                self._ask(now)
+                if (answered := self._ask(now)) is not None:
+                    found.append(answered)
+        return found
 
-    def _ask(self, arrival: float) -> None:
+    def _ask(self, arrival: float) -> float | None:
+        """When the answer came. None: it does not count, or there was none."""
         features_BSF, lengths_B3 = self._prepared[int(arrival * 1e6) % len(self._prepared)]
         try:
             self._client().recommend_batch(features_BSF, lengths_B3)
         except OnerecTrtError:
             with self._lock:
                 self.failed += 1
-            return
+            return None
         now = time.perf_counter()
-        if self._begin <= (now if self._load.rate is None else arrival) <= self._end:
-            with self._lock:
-                self.samples.append((now - arrival) * 1e3)
+        if not self._begin <= (now if self._load.rate is None else arrival) <= self._end:
+            return None
+        with self._lock:
+            self.samples.append((now - arrival) * 1e3)
+        return now
 
     def _client(self) -> Client:
         if not hasattr(self._local, "client"):

@@ -50,21 +50,42 @@ class MeasuredLoad(_Part):
     server: ServerStatistics | None = None
 
 
+class BareRate(_Part):
+    """The largest batch in the bare runtime, from inputs in memory to items in memory: how long it took, and its requests per second."""
+
+    batch_ms: float
+    requests_per_s: float
+
+
+class Bare(_Part):
+    """The bare runtime.
+
+    Args:
+        first: Median of its first samples, in turns with smaller batches: the GPU's clocks are higher than under a load.
+        sustained: Mean of batches back to back, for as long as a load lasts.
+    """
+
+    first: BareRate
+    sustained: BareRate
+
+
 class Summary(_Part):
     """The figures that matter.
 
     Args:
-        bare_batch_ms: The largest batch in the bare runtime, from inputs in memory to items in memory.
-        bare_requests_per_s: Its rate.
+        bare: The largest batch in the bare runtime. None: in files of earlier revisions, which have first samples only.
+        bare_batch_ms: That, sustained; in files of earlier revisions of first samples.
+        bare_requests_per_s: Likewise its rate, from which the losses are computed.
         requests_per_s: The highest rate of the served model on one GPU, or on the CPU: closed loops of one-context requests.
         overhead_batch_32: Share of the bare rate that is lost at that.
         overhead_shared_memory: Likewise where no payload goes over a connection.
         p50_ms: At 80 % of that rate, arriving at random times.
         p99_ms: Likewise.
-        p99_over_batch: That, as a multiple of `bare_batch_ms`.
+        p99_over_batch: That, as a multiple of the bare runtime's first samples, which are the shorter ones.
         two_gpu_scaling: Rate on two GPUs over the rate on one, with the same clients for each. None: there was one.
     """
 
+    bare: Bare | None = None
     bare_batch_ms: float
     bare_requests_per_s: float
     requests_per_s: float
@@ -84,7 +105,8 @@ class ServingResult(_Part):
         model: What was served.
         context: Tokens of every request, but for the mixed load.
         parameters: Settings of the Python backend other than the defaults.
-        times_ms: Samples of the bare runtime by requests of a batch.
+        times_ms: First samples of the bare runtime by requests of a batch.
+        sustained_ms: Its largest batches back to back, after a warm-up. None: in files of earlier revisions.
         batching: What the server's batching follows from.
         loads: In the order of measuring.
         summary: None before random arrivals were measured.
@@ -95,30 +117,41 @@ class ServingResult(_Part):
     context: int
     parameters: dict[str, str] = {}
     times_ms: dict[int, list[float]]
+    sustained_ms: list[float] | None = None
     batching: str
     loads: list[MeasuredLoad]
     summary: Summary | None
 
 
-def summarize(times_ms: dict[int, list[float]], loads: Sequence[MeasuredLoad]) -> Summary | None:
+def bare_rates(times_ms: dict[int, list[float]], sustained_ms: Sequence[float]) -> Bare:
+    """Of the largest batch, from first samples by requests of a batch, and from batches back to back."""
+    largest = max(times_ms)
+    first_ms, mean_ms = statistics.median(times_ms[largest]), statistics.mean(sustained_ms)
+    first, sustained = (BareRate(batch_ms=each, requests_per_s=largest / each * 1e3) for each in (first_ms, mean_ms))
+    return Bare(first=first, sustained=sustained)
+
+
+def summarize(times_ms: dict[int, list[float]], sustained_ms: Sequence[float] | None, loads: Sequence[MeasuredLoad]) -> Summary | None:
     """The figures of a measurement; None before random arrivals were measured."""
     arrivals = next((load for load in loads if load.rate is not None), None)
     if arrivals is None:
         return None
-    largest = max(times_ms)
-    batch_ms = statistics.median(times_ms[largest])
-    bare = largest / batch_ms * 1e3
+    first_ms = statistics.median(times_ms[max(times_ms)])
+    bare = bare_rates(times_ms, sustained_ms) if sustained_ms is not None else None
+    batch_ms = bare.sustained.batch_ms if bare is not None else first_ms
+    bare_rate = max(times_ms) / batch_ms * 1e3
     best = saturating(loads)
     double = [load for load in loads if load.gpus == 2]
     return Summary(
+        bare=bare,
         bare_batch_ms=batch_ms,
-        bare_requests_per_s=bare,
+        bare_requests_per_s=bare_rate,
         requests_per_s=best.result.requests_per_s,
-        overhead_batch_32=1 - best.result.requests_per_s / bare,
-        overhead_shared_memory=1 - max(load.result.requests_per_s for load in loads if load.shared_memory) / bare,
+        overhead_batch_32=1 - best.result.requests_per_s / bare_rate,
+        overhead_shared_memory=1 - max(load.result.requests_per_s for load in loads if load.shared_memory) / bare_rate,
         p50_ms=arrivals.result.p50_ms,
         p99_ms=arrivals.result.p99_ms,
-        p99_over_batch=arrivals.result.p99_ms / batch_ms,
+        p99_over_batch=arrivals.result.p99_ms / first_ms,
         two_gpu_scaling=double[0].result.requests_per_s / best.result.requests_per_s if double else None,
     )
 

@@ -1,7 +1,8 @@
 """`onerec-trt dev serving`: a model served by the Python backend, beside the bare runtime on the same machine.
 
-First t(B) of the bare runtime, which sets the batching. Then a server for each number of instances, and where there are two GPUs one with
-the last number on each of them. Each is asked by clients in processes of their own; the one with most instances gets every load.
+First t(B) of the bare runtime, which sets the batching, and its largest batch back to back for as long as a load. Then a server for each
+number of instances, and where there are two GPUs one with the last number on each of them. Each is asked by clients in processes of their
+own; the one with most instances gets every load.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import gc
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..environment import software
 from ..outputs import require_own_json
 from ..recommend import open_runner
 from .background import served
-from .batch_times import samples_ms
+from .batch_times import back_to_back_ms, samples_ms
 from .busy import BusyWatch
 from .load import Load, describe, measure_load
 from .page import table
@@ -49,9 +50,9 @@ class Extent:
         context: Tokens of every request, but for the mixed load.
         mixed: Tokens of the mixed load's requests.
         batches: Of t(B).
-        samples: Of each.
+        samples: Of each, in turns.
         clients: Of one GPU in closed loops, and in a second load twice as many.
-        seconds: Of each load, after a warm-up of a sixth of that.
+        seconds: Of each load, and of the bare runtime's batches back to back, after a warm-up of a sixth of that.
         arrival_seconds: Likewise, of the load at random times, whose p99 wants many requests.
         gpus: At most; fewer where fewer are visible.
         instances: Of each server on one GPU, in turn.
@@ -63,7 +64,7 @@ class Extent:
     batches: tuple[int, ...] = BATCHES
     samples: int = 20
     clients: int = 64
-    seconds: float = 6.0
+    seconds: float = 8.0
     arrival_seconds: float = 20.0
     gpus: int = 2
     instances: tuple[int, ...] = (1, 2)
@@ -101,7 +102,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
     require_own_json(out, ("environment", "times_ms", "loads", "summary"))
     with tempfile.TemporaryDirectory(prefix="onerec-trt-serving-") as working:
         measurement = _Measurement(model, server, Path(working), extent, say)
-        times_ms = measurement.bare()
+        bare = measurement.bare()
         loads: list[MeasuredLoad] = []
         for load in measurement.loads():
             loads.append(load)
@@ -110,15 +111,24 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 model=measurement.describe(),
                 context=extent.context,
                 parameters=extent.parameters,
-                times_ms=times_ms,
+                times_ms=bare.times_ms,
+                sustained_ms=bare.sustained_ms,
                 batching=measurement.batching,
                 loads=loads,
-                summary=summarize(times_ms, loads),
+                summary=summarize(bare.times_ms, bare.sustained_ms, loads),
             )
             write_json(out, result.model_dump(mode="json"))
     say(table(result))
     say(f"summary: {result.summary}")
     return result
+
+
+@dataclass(frozen=True)
+class _BareSamples:
+    """Of the bare runtime, in ms: first ones by requests of a batch, and its largest batches back to back."""
+
+    times_ms: dict[int, list[float]]
+    sustained_ms: list[float]
 
 
 class _Measurement:
@@ -130,20 +140,22 @@ class _Measurement:
         self._http = self._server_version = ""
         self.batching = ""
 
-    def bare(self) -> dict[int, list[float]]:
-        """Samples of the bare runtime in ms, by requests of a batch; their medians are what the servers batch by."""
-        runner = open_runner(self._model)
-        taken = samples_ms(runner, self._extent.context, self._extent.batches, self._extent.samples)
+    def bare(self) -> _BareSamples:
+        """Times the bare runtime, from inputs in memory to items in memory. The servers batch by the medians of the first samples."""
+        extent, runner = self._extent, open_runner(self._model)
+        taken = samples_ms(runner, extent.context, extent.batches, extent.samples)
+        sustained = back_to_back_ms(runner, extent.context, max(extent.batches), extent.seconds, _warm_up(extent.seconds))
         del runner
         if self._on_gpu:
             gc.collect()
             torch.cuda.empty_cache()  # the servers need the memory
         medians = {batch: statistics.median(each) for batch, each in taken.items()}
-        times = BatchTimes(model_sha256=sha256(self._model), context=self._extent.context, milliseconds=medians)
+        times = BatchTimes(model_sha256=sha256(self._model), context=extent.context, milliseconds=medians)
         write_json(self._times, times.model_dump(mode="json"))
         for batch, milliseconds in medians.items():
             self._say(f"bare, batch {batch:2}: {milliseconds:7.2f} ms, {batch / milliseconds * 1e3:7.1f} requests/s")
-        return {batch: [round(sample, 3) for sample in each] for batch, each in taken.items()}
+        self._say(f"bare, sustained: {statistics.mean(sustained):.2f} ms, {max(taken) / statistics.mean(sustained) * 1e3:.1f} requests/s")
+        return _BareSamples({batch: _rounded(each) for batch, each in taken.items()}, _rounded(sustained))
 
     def loads(self) -> Iterator[MeasuredLoad]:
         """Every load on every server."""
@@ -216,7 +228,7 @@ class _Measurement:
         load = replace(Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0), **changes)
         most = max(1, (os.cpu_count() or 1) // 2)
         processes = load.processes or min(most, max(1, load.clients // _PER_PROCESS))
-        return replace(load, processes=processes, warm_up=load.seconds / 6)
+        return replace(load, processes=processes, warm_up=_warm_up(load.seconds))
 
     def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
         asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
@@ -241,6 +253,14 @@ class _Measurement:
             result=result,
             server=counted.counted(),
         )
+
+
+def _warm_up(seconds: float) -> float:
+    return seconds / 6
+
+
+def _rounded(samples: Sequence[float]) -> list[float]:
+    return [round(sample, 3) for sample in samples]
 
 
 def _count(number: int, what: str) -> str:

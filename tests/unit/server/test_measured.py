@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.tools.serving.load import LoadResult
+from onerec_trt.tools.serving.load import LoadResult, loop_rate
 from onerec_trt.tools.serving.page import table
 from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
 from onerec_trt.tools.serving.run import Extent, measure_serving
@@ -26,6 +26,8 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
     result = measure_serving(export / "model.onnx", SERVER, out, extent, said.append, "abc")
     assert ServingResult.model_validate_json(out.read_text()) == result
     assert [len(samples) for samples in result.times_ms.values()] == [3, 3]
+    assert result.sustained_ms is not None
+    assert len(result.sustained_ms) > 3, "for as long as a load, which is more than first samples"
     closed = [load for load in result.loads if load.rate is None]
     assert [load.shared_memory for load in closed] == [False] * 4 + [True] + [False] * 2
     assert [(load.instances, load.clients, load.batch, load.contexts) for load in closed if not load.shared_memory] == [
@@ -55,17 +57,26 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
 
 @pytest.fixture
 def of_a_gpu() -> ServingResult:
-    times = {32: [50.0] * 3}
+    times, sustained = {32: [48.0] * 3}, [50.0] * 3
     loads = [load(608.0).model_copy(update={"name": "one", "gpu_busy": [0.97]}), load(624.0, shm=True), load(480.0, rate=486.0)]
-    summary = summarize(times, loads)
-    return ServingResult(environment={}, model={}, context=512, times_ms=times, batching="", loads=loads, summary=summary)
+    return ServingResult(
+        environment={},
+        model={},
+        context=512,
+        times_ms=times,
+        sustained_ms=sustained,
+        batching="",
+        loads=loads,
+        summary=summarize(times, sustained, loads),
+    )
 
 
-def test_the_table_has_a_row_for_the_bare_runtime_and_each_load(of_a_gpu: ServingResult) -> None:
+def test_the_table_has_rows_for_the_bare_runtime_and_each_load(of_a_gpu: ServingResult) -> None:
     lines = table(of_a_gpu).splitlines()
-    assert lines[2] == "| bare runtime, batches of 32 | 640 | 50.0 | | |"
-    assert lines[3] == "| one | 608 | 30.0 | 60.0 | 97 % |"
-    assert len(lines) == 3 + len(of_a_gpu.loads)
+    assert lines[2] == "| bare runtime, batches of 32, first samples | 667 | 48.0 | | |"
+    assert lines[3] == "| bare runtime, batches of 32, sustained | 640 | 50.0 | | |"
+    assert lines[4] == "| one | 608 | 30.0 | 60.0 | 97 % |"
+    assert len(lines) == 4 + len(of_a_gpu.loads)
 
 
 def load(
@@ -88,7 +99,7 @@ def load(
 
 
 def test_the_summary_compares_the_highest_rate_with_the_bare_runtime() -> None:
-    times = {1: [6.0, 6.0, 7.0], 32: [50.0, 49.0, 51.0]}
+    times, sustained = {1: [6.0, 6.0, 7.0], 32: [40.0, 38.0, 41.0]}, [50.0, 49.0, 51.0]
     loads = [
         load(500.0),
         load(608.0),
@@ -97,20 +108,57 @@ def test_the_summary_compares_the_highest_rate_with_the_bare_runtime() -> None:
         load(480.0, rate=486.0, p99_ms=80.0),
         load(1200.0, gpus=2),
     ]
-    summary = summarize(times, loads)
-    assert summarize(times, loads[:3]) is None
+    summary = summarize(times, sustained, loads)
+    assert summarize(times, sustained, loads[:3]) is None
     assert summary is not None
+    assert summary.bare is not None
     assert saturating(loads) is loads[1]
-    assert summary.bare_requests_per_s == 32 / statistics.median(times[32]) * 1e3
+    assert (summary.bare.first.batch_ms, summary.bare.first.requests_per_s) == (40.0, 800.0)
+    assert (summary.bare.sustained.batch_ms, summary.bare.sustained.requests_per_s) == (50.0, 640.0)
+    assert (summary.bare_batch_ms, summary.bare_requests_per_s) == (50.0, 640.0), "losses are those against the sustained rate"
     assert summary.overhead_batch_32 == pytest.approx(0.05)
     assert summary.overhead_shared_memory == pytest.approx(0.025)
-    assert (summary.p50_ms, summary.p99_ms, summary.p99_over_batch) == (30.0, 80.0, 1.6)
+    assert (summary.p50_ms, summary.p99_ms, summary.p99_over_batch) == (30.0, 80.0, 2.0)
     assert summary.two_gpu_scaling == pytest.approx(1200 / 608)
+
+
+def test_sustained_is_the_mean_of_all_batches() -> None:
+    summary = summarize({32: [40.0] * 3}, [40.0, 40.0, 70.0], [load(600.0), load(600.0, shm=True), load(480.0, rate=480.0)])
+    assert summary is not None
+    assert summary.bare_batch_ms == 50.0, "batches over the time that they took"
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.01, 0.19])
+def test_the_rate_of_closed_loops_does_not_depend_on_how_many_batches_end_in_time(begin: float) -> None:
+    every, clients, seconds = 0.0478, 128, 4.0  # batches of 32, whose clients ask again at once
+    ends = [every * batch for batch in range(200)]
+    loops = [[end for end in ends[client % 4 :: 4] if begin <= end <= begin + seconds] for client in range(clients)]
+    assert sum(loop_rate(answered, seconds) for answered in loops) == pytest.approx(32 / every, rel=1e-9)
+    assert sum(map(len, loops)) / seconds != pytest.approx(32 / every, rel=0.003), "a count would be of whole batches"
+
+
+@pytest.mark.parametrize(("answered", "rate"), [([], 0.0), ([1.5], 0.5), ([1.0, 1.5], 2.0)])
+def test_a_loop_with_few_answers_has_a_rate(answered: list[float], rate: float) -> None:
+    assert loop_rate(answered, 2.0) == rate
+
+
+def read(name: str) -> ServingResult:
+    return ServingResult.model_validate_json((ROOT / "docs" / "measurements" / name).read_text())
 
 
 @pytest.fixture(scope="module")
 def measured() -> ServingResult:
-    return ServingResult.model_validate_json((ROOT / "docs" / "measurements" / "h100-serving.json").read_text())
+    return read("h200-serving.json")
+
+
+@pytest.mark.parametrize("name", ["h100-serving.json", "h200-serving.json"])
+def test_a_file_without_sustained_samples_has_the_summary_of_its_first_ones(name: str) -> None:
+    earlier = read(name)
+    assert earlier.sustained_ms is None
+    assert earlier.summary == summarize(earlier.times_ms, None, earlier.loads)
+    assert earlier.summary is not None
+    assert earlier.summary.bare is None
+    assert table(earlier).splitlines()[2].startswith("| bare runtime, batches of 32, first samples |")
 
 
 def rows_of_the_page() -> list[list[str]]:
@@ -120,23 +168,41 @@ def rows_of_the_page() -> list[list[str]]:
 
 
 def test_the_page_on_serving_says_what_was_measured(measured: ServingResult) -> None:
-    assert measured.summary == summarize(measured.times_ms, measured.loads)
     rows = rows_of_the_page()
-    for line in table(measured).splitlines()[2:]:
-        assert [cell.strip() for cell in line.strip("|").split("|")][:-1] in rows
+    for line in table(measured).splitlines():
+        assert [cell.strip() for cell in line.strip("|").split("|")] in rows
     medians = {batch: statistics.median(samples) for batch, samples in sorted(measured.times_ms.items())}
     assert ["requests of a batch", *map(str, medians)] in rows
     assert ["bare runtime, ms", *(f"{milliseconds:.1f}" for milliseconds in medians.values())] in rows
     assert ["requests/s", *(f"{batch / milliseconds * 1e3:.0f}" for batch, milliseconds in medians.items())] in rows
 
 
+def test_where_the_time_of_a_batch_goes_is_what_the_files_say(measured: ServingResult) -> None:
+    serving = (ROOT / "docs" / "serving.md").read_text()
+    one, two = measured.loads[0], saturating(measured.loads)
+    waited = statistics.mean(two.result.samples_ms)
+    period, alone = waited * 32 / two.clients, statistics.mean(one.result.samples_ms) * 32 / one.clients
+    assert f"A served batch takes {period:.1f} ms: {two.clients} clients wait {waited:.1f} ms" in serving
+    assert f"alone takes {alone:.1f} ms for a batch, and one of two comes round every {2 * period:.1f} ms" in serving
+    assert f"waits some {2 * period - alone:.0f} ms for its turn" in serving
+    assert f"without work for at least {alone - statistics.median(measured.times_ms[32]):.0f} ms of every batch" in serving
+    before = read("h100-serving.json").summary
+    assert before is not None
+    answered = f"answered {before.requests_per_s:.0f} requests/s where the bare runtime's first samples gave"
+    assert f"{answered} {before.bare_requests_per_s:.0f}" in serving
+    assert f"its p99 was {before.p99_ms:.1f} ms, {before.p99_over_batch:.1f} x the time of a batch" in serving
+
+
 def test_the_summary_stands_in_the_pages(measured: ServingResult) -> None:
     assert measured.summary is not None
+    assert measured.summary.two_gpu_scaling is not None
     rate, lost = measured.summary.requests_per_s, f"{measured.summary.overhead_batch_32:.1%}".replace("%", " %")
+    (two,) = (load.result.requests_per_s for load in measured.loads if load.gpus == 2)
     serving, readme, clusters = ((ROOT / page).read_text() for page in ("docs/serving.md", "README.md", "docs/clusters.md"))
-    assert f"{rate:.0f} requests/s, {rate * 3600 / 1e6:.1f} million per hour**, {lost} below" in serving
+    assert f"{rate:.0f} requests/s, {rate * 3600 / 1e6:.1f} million per hour**, {lost} below the first samples" in serving
+    assert f"Two GPUs answer {measured.summary.two_gpu_scaling:.2f} x as many" in serving
     assert f"p99 is {measured.summary.p99_over_batch:.1f} x the time of a batch of 32" in serving
-    assert f"{rate:.0f} requests/s over gRPC, {rate * 3600 / 1e6:.1f} million per hour, {lost} below the bare plan" in readme
-    assert f"answered {rate:.0f} requests of 512 tokens per second" in clusters
+    assert f"{rate:.0f} requests/s over gRPC, {rate * 3600 / 1e6:.1f} million per hour; {two:.0f} on two" in readme
+    assert f"answered {rate:.0f} requests of 512 tokens per second with 4B-A0.5B on one H200, and {two:.0f} on two" in clusters
     gigabits = rate * measured.model["bytes_of_a_request"] * 8 / 1e9
     assert f"{rate * 3600 / 1e6:.1f} million per GPU-hour, and {gigabits:.1f} Gbit/s of payload" in clusters
