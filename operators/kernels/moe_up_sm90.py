@@ -15,7 +15,7 @@ from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import BLOCKS, CHANNEL, ROW, TENSOR
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
 from .moe_ring_sm90 import Ring, init_barriers, product, start
-from .rows import divider, e4m3, nan_max, quotient, saturated_quotient, scale_of
+from .rows import divider, e4m3, nan_max, saturated_quotient, scale_of
 from .swiglu import sigmoid
 
 HIDDEN_TILE = gl.constexpr(128)  # hidden channels of a tile, and of a block
@@ -156,6 +156,6 @@ def _stored(hidden, rows, expert, column, ring, epilogue):
         gl.static_assert(epilogue.HIDDEN_SCALE == PER_BLOCK)
         scale = scale_of(gl.reduce(gl.abs(hidden), 1, nan_max))
         gl.store(epilogue.hidden_scale + column * ring.capacity + rows, scale)
-        negative, reciprocal = divider(scale)
-        stored = e4m3(quotient(hidden, negative[:, None], reciprocal[:, None]))
+        # Not `quotient`: two instructions less per value, where the power limit decides (docs/kernels/moe-experts.md).
+        stored = e4m3(hidden * divider(scale)[1][:, None])
     return stored
