@@ -82,14 +82,15 @@ def test_no_time_is_lost(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "heading"),
+    ("file", "batch", "heading"),
     [
-        ("h200-dense.json", "## 1B, batch 32, beam 512, context 512"),
-        ("h200-dense-kernels.json", "### Plans with kernels, in random order"),
-        ("h100-moe-fp16.json", "### In FP8 and FP16"),
+        ("h200-dense.json", 32, "## 1B, batch 32, beam 512, context 512"),
+        ("h200-dense-kernels.json", 32, "### Plans with kernels, in random order"),
+        ("h200-dense-kernels.json", 1, "### One request"),
+        ("h100-moe-fp16.json", 32, "### In FP8 and FP16"),
     ],
 )
-def test_the_documentation_shows_these_latencies(file: str, heading: str) -> None:
+def test_the_documentation_shows_these_latencies(file: str, batch: int, heading: str) -> None:
     names = {
         "torch-eager": "PyTorch eager",
         "torch-cuda-graph": "PyTorch, CUDA graph",
@@ -97,7 +98,9 @@ def test_the_documentation_shows_these_latencies(file: str, heading: str) -> Non
         "tensorrt": "TensorRT",
     }
     shown = table_after(heading)
-    for result in json.loads((DOCS / "measurements" / file).read_text())["results"]:
+    results = [each for each in json.loads((DOCS / "measurements" / file).read_text())["results"] if each["batch"] == batch]
+    assert len(results) == len(shown) - 2, "a row for each candidate, below the table's head"
+    for result in results:
         engine, recipe = names[result["engine"]], result["recipe"].removesuffix("+kernels")
         row = shown[f"{engine}{' with kernels' if result['recipe'] != recipe else ''} {recipe}"]
         latency = result["latency_ms"]
@@ -119,6 +122,12 @@ def test_the_documentation_shows_the_published_model() -> None:
             f"{plan['requests_per_s']:.0f}",
             f"{latency['median'] / plan['limit_ms']:.2f}",
         ]
+
+
+def test_the_documentation_shows_the_published_model_on_an_h200() -> None:
+    shown = table_after("## 4B-A0.5B on an H200")
+    cases = json.loads((DOCS / "measurements" / "h200-items.json").read_text())["plans"]["cases"]
+    assert [shown[shape_text(case)][1:] for case in cases] == [[f"{case['milliseconds']['open']:.2f}"] for case in cases]
 
 
 def test_the_documentation_shows_these_parts(measured: dict[str, Any]) -> None:
