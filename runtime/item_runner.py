@@ -32,7 +32,7 @@ class ResidentRunner(Protocol):
     @property
     def io(self) -> GraphIO: ...
 
-    def stage_residents(self, arrays: Mapping[str, Any], /) -> Mapping[str, Any]: ...
+    def stage_residents(self, arrays: Mapping[str, Any], /) -> Any: ...
 
     def bind_staged(self, staged: Any, /) -> None: ...
 
@@ -84,7 +84,6 @@ class ItemRunner:
 
     Raises:
         ArtifactError: The graph takes no catalogue, or not this one.
-        GpuError: The GPU's memory is exhausted.
     """
 
     def __init__(self, runner: ResidentRunner, index: ItemIndex) -> None:
@@ -104,7 +103,6 @@ class ItemRunner:
 
         Raises:
             ArtifactError: The file is damaged, truncated, or no index, or the graph does not take it. The old catalogue serves on.
-            GpuError: The GPU's memory is exhausted. Likewise.
         """
         self.swap(index := ItemIndex.load(path))
         return index.digest
@@ -114,7 +112,6 @@ class ItemRunner:
 
         Raises:
             ArtifactError: The graph does not take it. The old catalogue serves on.
-            GpuError: The GPU's memory is exhausted. Likewise.
         """
         with self._swapping:
             before = self._encoder.index

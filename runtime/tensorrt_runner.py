@@ -24,7 +24,7 @@ from .execution_slot import ExecutionSlot
 from .layer_times import PlaceTime, times_by_place
 from .loaded_plan import LoadedPlan, load_plan, out_of_memory
 from .plan_shapes import Shape, Shapes, check_array, check_inputs, choose_profile, filled_up
-from .resident_inputs import ResidentInputs
+from .resident_inputs import ResidentInputs, Staged
 
 Input: TypeAlias = Any  # a NumPy array, a torch tensor, or anything that speaks DLPack
 
@@ -71,7 +71,7 @@ class TensorRtRunner:
         self.plan, self.sha256, self.io, self.engine = loaded.path, loaded.sha256, loaded.io, loaded.engine
         self.executions = executions
         self._device = loaded.device
-        self._stopping = threading.Lock()
+        self._stopping, self._binding = threading.Lock(), threading.Lock()
         self._slots: SimpleQueue[ExecutionSlot] = SimpleQueue()  # first in, first out: work spreads over the slots
         with self._on_gpu():
             self._residents = ResidentInputs(self.io.resident)
@@ -102,37 +102,34 @@ class TensorRtRunner:
     def bind_resident(self, name: str, array: Input) -> None:
         """Give a resident input its content, or swap it: batches submitted before see the old content, later ones the new.
 
-        Takes effect between batches, without waiting for those that run. An array may change as soon as this returns.
+        Takes effect between batches; those that run go on. An array may change as soon as this returns.
 
         Raises:
             RequestError: The plan has no such resident input, or the type or shape is another.
-            GpuError: The GPU's memory is exhausted.
         """
-        self._bind({name: self._checked(name, array)})
+        with self._binding:
+            self.bind_staged(self.stage_residents({name: array}))
 
-    def stage_residents(self, arrays: Mapping[str, Input]) -> dict[str, Tensor]:
-        """Copies on the GPU of the content of resident inputs by name, to be bound together; batches go on meanwhile.
+    def stage_residents(self, arrays: Mapping[str, Input]) -> Staged:
+        """Copy content of resident inputs by name to the GPU, to be bound together; batches go on meanwhile.
+
+        There is room for one: staging waits for the swap before it, and takes the place of what was staged and not bound.
 
         Raises:
             RequestError: The plan has no such resident input, or the type or shape is another.
-            GpuError: The GPU's memory is exhausted.
         """
         given = {name: self._checked(name, array) for name, array in arrays.items()}
         with self._on_gpu():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                staged = {name: _as_tensor(array).to("cuda", copy=True) for name, array in given.items()}
-            stream.synchronize()
-        return staged
+            return self._residents.stage(given)
 
-    def bind_staged(self, staged: Mapping[str, Tensor]) -> None:
-        """Bind what `stage_residents` gave, all between the same two batches.
+    def bind_staged(self, staged: Staged) -> None:
+        """Bind what `stage_residents` gave, all between the same two batches. Waits for nothing but calls of `submit` under way.
 
         Raises:
-            GpuError: The GPU's memory is exhausted.
+            RequestError: Something else has been staged since.
         """
-        self._bind(staged)
+        with self._all_slots() as slots:
+            self._residents.swap(staged, [slot.stream for slot in slots])
 
     def _checked(self, name: str, array: Input) -> Array | Tensor:
         """Content of a resident input."""
@@ -142,14 +139,6 @@ class TensorRtRunner:
         given = array if isinstance(array, np.ndarray) else _tensor(name, array)
         check_array(self._residents.tensors[name], _dtype(given), tuple(given.shape), str(self.plan))
         return given
-
-    def _bind(self, contents: Mapping[str, Array | Tensor]) -> None:
-        with self._all_slots() as slots:
-            tensors = {name: _pinned(array) if isinstance(array, np.ndarray) else array for name, array in contents.items()}
-            slots[0].stream.wait_stream(torch.cuda.current_stream())
-            for name, content in tensors.items():
-                finished = self._residents.swap(name, content, [slot.stream for slot in slots])
-            slots[0].keep(list(tensors.values()), finished)
 
     def __call__(self, inputs: Mapping[str, Input]) -> dict[str, Any]:
         """Outputs by name, after waiting for them; on the GPU when an input is there.
@@ -296,10 +285,6 @@ def _filled_up(array: Array | Tensor, shape: Shape) -> Array | Tensor:
 
 def _dtype(array: Array | Tensor) -> str:
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
-
-
-def _as_tensor(array: Array | Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
 
 
 def _pinned(array: Array) -> Tensor:

@@ -16,6 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from onerec_trt.core.recipe import load_recipe
+from onerec_trt.models.catalogue import build_catalogue
+from onerec_trt.models.demo import DEMO_CONFIG
+from onerec_trt.tools.pipeline import run_stages, validations
+from onerec_trt.tools.recommend import recommend
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "demo"
@@ -128,6 +133,28 @@ def test_a_recipe_of_the_demo_runs_again_and_finds_everything_up_to_date(demo: d
     done = run("run", OUT / "recipes" / "fp8-paper.yaml")
     assert done.code == 0, done.err[-4000:]
     assert done.err.count("up to date") == 4, done.err
+
+
+def test_beams_that_follow_the_demo_s_catalogue_find_items_alone(demo: dict[str, Any], tmp_path: Path) -> None:
+    assert 0.9 < demo["recipes"]["fp16"]["valid_items"] < 1, "open beams"
+    for name in ("checkpoint", "data"):
+        (tmp_path / name).symlink_to(OUT / name)
+    shutil.copytree(OUT / "fp16" / "calibrated", tmp_path / "fp16-items" / "calibrated")  # beams change nothing in it
+    (tmp_path / "recipes").mkdir()
+    recipe = load_recipe(Path(shutil.copy(ROOT / "configs" / "demo-fp16-items.yaml", tmp_path / "recipes")))
+    assert [result.record.stage for result in run_stages(recipe, ["calibrate", "export", "validate"]) if result.record.ran] == [
+        "export",
+        "validate",
+    ]
+    (result,) = validations([recipe])
+    assert result.passed, [gate for gate in result.gates if not gate.passed]
+    assert [gate.value for gate in result.gates if gate.name == "share of valid items"] == [1.0]
+    assert result.validity is not None
+    assert (result.validity.found, result.validity.valid) == (64 * 32, 64 * 32)
+    index = tmp_path / "items.index"
+    build_catalogue(OUT / "data" / "catalogue.parquet", index, DEMO_CONFIG.codebook)
+    model, requests = tmp_path / "fp16-items" / "exported" / "model.onnx", OUT / "data" / "heldout.parquet"
+    assert recommend(model, requests, tmp_path / "found.parquet", limit=32, catalogue=index).valid_share == 1.0
 
 
 def test_a_plan_can_be_inspected(demo: dict[str, object], run: Run) -> None:

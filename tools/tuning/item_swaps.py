@@ -8,7 +8,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -24,26 +25,32 @@ Answered = tuple[float, ItemBatch]  # when it came, in seconds
 
 
 class TimedRunner:
-    """Passes everything on, and notes the milliseconds of staging a catalogue and of binding it."""
+    """Passes everything on, and notes the milliseconds of staging a catalogue, of binding it, and of submitting a batch."""
 
     def __init__(self, runner: ResidentRunner) -> None:
         self._runner, self.io = runner, runner.io
         self.stage_ms: list[float] = []
         self.bind_ms: list[float] = []
+        self.submit_ms: list[float] = []
 
-    def stage_residents(self, arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
-        begun = time.perf_counter()
-        staged = self._runner.stage_residents(arrays)
-        self.stage_ms.append((time.perf_counter() - begun) * 1e3)
-        return staged
+    def stage_residents(self, arrays: Mapping[str, Any], /) -> Any:
+        with _noted(self.stage_ms):
+            return self._runner.stage_residents(arrays)
 
     def bind_staged(self, staged: Any, /) -> None:
-        begun = time.perf_counter()
-        self._runner.bind_staged(staged)
-        self.bind_ms.append((time.perf_counter() - begun) * 1e3)
+        with _noted(self.bind_ms):
+            self._runner.bind_staged(staged)
 
     def submit(self, inputs: Mapping[str, Any], /) -> Submitted:
-        return self._runner.submit(inputs)
+        with _noted(self.submit_ms):
+            return self._runner.submit(inputs)
+
+
+@contextmanager
+def _noted(taken_ms: list[float]) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    taken_ms.append((time.perf_counter() - begun) * 1e3)
 
 
 def swaps_under_load(
@@ -74,6 +81,8 @@ def swaps_under_load(
     alone = _answers(server, inputs, rules, batches)
     timed.stage_ms.clear()
     timed.bind_ms.clear()
+    longest_submit_ms = max(timed.submit_ms)
+    timed.submit_ms.clear()
     whole_ms: list[float] = []
     swapping = threading.Thread(target=_swap_often, args=(server, indexes, swaps, whole_ms))
     swapping.start()
@@ -92,6 +101,8 @@ def swaps_under_load(
         "longest_batch_ms": round(max(alone_ms), 3),
         "batch_ms_beside_swaps": round(statistics.median(beside_ms), 3),
         "longest_batch_ms_beside_swaps": round(max(beside_ms), 3),
+        "longest_submit_ms": round(longest_submit_ms, 3),
+        "longest_submit_ms_beside_swaps": round(max(timed.submit_ms), 3),
         "longest_stall_in_batches": round(max(beside_ms) / batch_ms - 1, 3),
         "gaps_ms_beside_swaps": [round(gap, 3) for gap in beside_ms],
         "answers": len(beside),
@@ -141,9 +152,8 @@ def _answers(
 
 def _swap_often(server: ItemRunner, indexes: Sequence[ItemIndex], swaps: int, taken_ms: list[float]) -> None:
     for swap in range(swaps):
-        begun = time.perf_counter()
-        server.swap(indexes[swap % len(indexes)])
-        taken_ms.append((time.perf_counter() - begun) * 1e3)
+        with _noted(taken_ms):
+            server.swap(indexes[swap % len(indexes)])
 
 
 def _gaps_ms(answers: Sequence[Answered]) -> list[float]:

@@ -144,6 +144,32 @@ def test_a_batch_under_way_ends_with_its_catalogue(graph: OnnxRuntimeRunner) -> 
     assert dict(items_of(runner(requests(1)), 0)) == expected(new, ItemRules())
 
 
+@pytest.mark.parametrize("slow", ["the index is read", "its content is staged"])
+def test_batches_go_on_while_a_catalogue_is_loaded(
+    graph: OnnxRuntimeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    old, new = (index_in_memory(catalogue(seed), CODEBOOK, 40) for seed in (1, 2))
+    write_index(path := tmp_path / "new.index", CODEBOOK, new.arrays)
+    runner = ItemRunner(graph, old)
+    begun, go_on = threading.Event(), threading.Event()
+    owner, name = (ItemIndex, "load") if slow == "the index is read" else (graph, "stage_residents")
+    real = getattr(owner, name)
+
+    def held(*args: object) -> object:
+        begun.set()
+        assert go_on.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, held)
+    loading = threading.Thread(target=runner.load, args=(path,))
+    loading.start()
+    assert begun.wait(60)
+    assert [runner(requests(1)).catalogue for _ in range(2)] == [old.digest] * 2
+    go_on.set()
+    loading.join()
+    assert runner(requests(1)).catalogue == new.digest
+
+
 def test_what_does_not_load_leaves_the_old_catalogue(graph: OnnxRuntimeRunner, tmp_path: Path) -> None:
     items = catalogue(1)
     runner = ItemRunner(graph, index_in_memory(items, CODEBOOK, 40))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,8 @@ from onerec_trt.runtime.engine import CaptureRefusedError
 from onerec_trt.runtime.loaded_plan import LoadedPlan
 from onerec_trt.runtime.tensorrt_api import TensorInfo
 from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
+
+from .cpu_as_cuda import Stream, use_cpu
 
 F = 3
 IO = GraphIO(
@@ -32,30 +34,6 @@ INPUTS = (TensorInfo("features", "float16", (-1, -1, F)), TensorInfo("lengths", 
 OUTPUTS = (TensorInfo("scores", "float32", (-1, 4)),)
 PROFILE = {"features": ((1, 2, F), (2, 4, F), (4, 8, F)), "lengths": ((1, 3), (2, 3), (4, 3))}
 MakeRunner = Callable[..., TensorRtRunner]
-
-
-class Stream:
-    """Runs everything at once; remembers what was asked of it."""
-
-    cuda_stream = 0
-    asked: list[str]
-
-    def wait_stream(self, stream: Any) -> None:
-        self.asked.append("wait")
-
-    def synchronize(self) -> None:
-        self.asked.append("synchronize")
-
-
-class Event:
-    def record(self) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        pass
 
 
 class Execution:
@@ -81,20 +59,8 @@ class Execution:
 
 @pytest.fixture(autouse=True)
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch.empty
-    Stream.asked, Execution.enqueued, Execution.bound = [], [], set()
-
-    def empty(*shape: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> torch.Tensor:
-        return real(*shape, **options)
-
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    for name in ("stream", "device"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 35, 1 << 36))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    use_cpu(monkeypatch)
+    Execution.enqueued, Execution.bound = [], set()
 
 
 @pytest.fixture
@@ -325,7 +291,7 @@ def test_a_resident_input_is_swapped_in_its_place_between_batches(make_runner: M
     with torch.inference_mode():
         runner.bind_resident("index", torch.tensor([5, 6], dtype=torch.int32))
     assert (buffer.tolist(), buffer.data_ptr()) == ([5, 6], address)  # what CUDA graphs have captured stays right
-    assert Stream.asked == ["wait"] * 5  # for the caller, then one stream for two others, and they for it; never the CPU
+    assert Stream.asked == ["wait"] * 5  # the copy for the caller, then one stream for two others, and they for it
     runner(batch(2, 3))
 
 
