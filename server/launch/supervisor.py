@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 from ...core.errors import ArtifactError
@@ -29,6 +30,7 @@ from .shared_memory import region_prefix, remove_leftovers
 
 _LOOK_EVERY_S = 0.25
 _START_TIMEOUT_S = 120.0
+_ENDING_S = 5.0  # from its last connection to its end, of a server that dies
 READY_LINE = "serving on"  # begins what is said once every model is ready; its addresses follow
 Say = Callable[[str], None]
 
@@ -50,6 +52,10 @@ class ServeOptions:
     endpoints: Endpoints
     shared_memory: bool
     trust: tuple[Path, ...] = ()
+
+
+class _ServerEndedError(ArtifactError):
+    """The server ended by itself."""
 
 
 class Supervisor:
@@ -77,14 +83,16 @@ class Supervisor:
         """Serve the promoted version of a model; where it cannot be loaded, set it aside and serve the one before.
 
         Raises:
-            ArtifactError: No version that was promoted can be loaded.
+            ArtifactError: No version that was promoted can be loaded, or the server ended by itself.
         """
         while True:
             version = self._repository.promoted(model)[0]
             self._configs[model] = self._repository.config_path(model).read_bytes()
             try:
                 description = _opened(self._repository, model, version, self._trust)
-                self._control.load(model)
+                self._load(model)
+            except _ServerEndedError:
+                raise
             except ArtifactError as error:
                 self._set_aside(model, version, error)
                 continue
@@ -98,15 +106,28 @@ class Supervisor:
             ArtifactError: The server ended by itself, or no version of a model can be loaded any more.
         """
         while not stopped.wait(_LOOK_EVERY_S):
-            if (code := self._process.poll()) is not None:
-                hint = "look at its log; start it again"
-                raise ArtifactError(f"the server ended with code {code}", where=str(self._repository.path), hint=hint)
+            self._require_running()
             for model in list(self._served):
                 if self._changed(model):
                     self.load(model)
                 elif died := self._instances[model] - stubs(self._process.pid).keys():
                     self._replace(model, died)
             self._retire()
+
+    def _require_running(self) -> None:
+        if (code := self._process.poll()) is not None:
+            hint = "look at its log; start it again"
+            raise _ServerEndedError(f"the server ended with code {code}", where=str(self._repository.path), hint=hint)
+
+    def _load(self, model: str, config: str | None = None) -> None:
+        """Have the server load a model; if it ends meanwhile, that is what is wrong, not the model."""
+        try:
+            self._control.load(model, config)
+        except (ConnectionError, HTTPException):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ENDING_S)  # its connections close before it has ended
+            self._require_running()
+            raise
 
     def _begin(self, description: VersionDescription) -> None:
         """Take note of what is served now."""
@@ -131,7 +152,7 @@ class Supervisor:
         remaining = self._instances[model] - died
         config = model_config(self._served[model], self._repository.promoted(model))
         config.parameters["replaced"].string_value = str(self._replaced)
-        self._control.load(model, json_format().MessageToJson(config, preserving_proto_field_name=True))
+        self._load(model, json_format().MessageToJson(config, preserving_proto_field_name=True))
         self._begin(self._served[model])
         self._retiring |= dict.fromkeys(remaining, time.monotonic() + EXIT_TIMEOUT_S)
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.runtime.signature import new_key, sign
-from onerec_trt.server.launch import processes
+from onerec_trt.server.launch import processes, supervisor
+from onerec_trt.server.launch.control import Control
+from onerec_trt.server.launch.flags import Endpoints
 from onerec_trt.server.launch.shared_memory import SHARED_MEMORY, region_prefix
+from onerec_trt.server.launch.supervisor import Supervisor
 from onerec_trt.server.repository.store import Repository
 
 VERSIONS = (0, 1)  # seeds of version 1 and 2
@@ -191,6 +196,26 @@ def test_a_server_that_demands_signatures_serves_what_is_signed_and_nothing_else
     with pytest.raises(AssertionError, match="signed by another key"), start(repository, (stranger,)):
         pass
     assert repository.promoted("onerec") == (1,)
+
+
+def test_a_server_that_dies_while_a_version_is_loaded_is_what_is_wrong_not_the_version(repository: Repository, monkeypatch: Any) -> None:
+    process = subprocess.Popen(["sleep", "0.3"])  # its connections are closed before it has ended
+    control = Control(Endpoints("127.0.0.1", 0, 0, 0), "key")
+    monkeypatch.setattr(control, "_call", Mock(side_effect=ConnectionRefusedError))
+    repository.promote("onerec", 2)
+    with pytest.raises(ArtifactError, match="the server ended with code 0"):
+        Supervisor(repository, process, control, (), print).load("onerec")
+    assert repository.promoted("onerec")[0] == 2
+
+
+def test_a_server_that_is_alive_and_cannot_be_reached_is_not_said_to_have_ended(repository: Repository, monkeypatch: Any) -> None:
+    monkeypatch.setattr(supervisor, "_ENDING_S", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        control = Control(Endpoints("127.0.0.1", 0, 0, 0), "key")
+        monkeypatch.setattr(control, "_call", Mock(side_effect=ConnectionRefusedError))
+        with pytest.raises(ConnectionRefusedError):
+            Supervisor(repository, process, control, (), print).load("onerec")
+        process.kill()
 
 
 def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Repository, start: Any, traffic: Any) -> None:
