@@ -118,7 +118,7 @@ def test_equal_requests_are_computed_each_time_and_never_answered_from_a_cache(r
     with running.client() as client:
         for _ in range(3):
             client.recommend(asked.features_SF, asked.lengths_3)
-    assert running.metric("nv_inference_exec_count") == before + 3
+    running.wait_for(lambda: running.metric("nv_inference_exec_count") >= before + 3)  # the server counts after it has answered
 
 
 def test_the_model_was_warm_when_it_became_ready(running: Any) -> None:

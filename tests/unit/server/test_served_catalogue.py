@@ -157,7 +157,7 @@ def test_catalogues_change_under_load_and_no_request_is_lost_or_sees_two(
             running.repository.add_catalogue("onerec", paths[swap % 2])
             loaded += 2  # of both instances
             running.wait_for(lambda: running.metric("onerec_trt_catalogues_total", result="loaded") == loaded)  # noqa: B023
-            running.wait_for(lambda: answers[-1].catalogue == indexes[swap % 2].digest)  # noqa: B023
+            running.wait_for(lambda: bool(answers) and answers[-1].catalogue == indexes[swap % 2].digest)  # noqa: B023
         ended.set()
         for client in clients:
             client.result()

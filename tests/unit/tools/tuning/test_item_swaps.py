@@ -78,7 +78,7 @@ def test_every_swap_and_every_answer_is_counted(indexes: list[ItemIndex]) -> Non
     assert sum(result["answers_of_each_catalogue"]) == result["answers"]
     assert result["longest_batch_ms_beside_swaps"] == max(result["gaps_ms_beside_swaps"])
     stall = result["longest_batch_ms_beside_swaps"] / result["batch_ms"] - 1
-    assert result["longest_stall_in_batches"] == pytest.approx(stall, rel=0.1)
+    assert result["longest_stall_in_batches"] == pytest.approx(stall, rel=0.1, abs=0.002)
     times = ("swap_ms", "stage_ms", "longest_enqueue_ms", "from_call_to_served_ms", "longest_submit_ms", "longest_submit_ms_beside_swaps")
     assert all(result[name] >= 0 for name in times)
 
