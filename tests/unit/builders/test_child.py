@@ -124,7 +124,7 @@ def test_ctrl_c_kills_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     pid_file = tmp_path / "pid"
     _instead(
         monkeypatch,
-        f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); send(event='started', phase='a', parent='', steps=2); time.sleep(60)",
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); send(event='started', phase='a', parent='', steps=2); signal.pause()",
     )
     interrupter = threading.Thread(target=_interrupt_when_written, args=(pid_file,))
     interrupter.start()
@@ -138,7 +138,12 @@ def test_ctrl_c_kills_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def _interrupt_when_written(pid_file: Path) -> None:
     while not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.01)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    child_process = Path("/proc", pid_file.read_text())
+    while child_process.exists():  # again where an interrupt meets code that cannot raise it, such as a callback of the garbage collector
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        for _ in range(500):
+            if child_process.exists():
+                time.sleep(0.01)
 
 
 def test_the_child_ends_with_its_parent() -> None:
