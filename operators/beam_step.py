@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.difference import difference
 from ..models.ordering import stable_topk
+from .log_probability import LOG_PROBABILITY, LogProbability, SoftmaxParts
 from .operator import DETAIL, ONEREC, Array, Attributes, Operator, Spec, op
 
 TIE_BAND = 1e-5  # nat; candidates closer than this may be ordered either way by FP32 sums in another order
@@ -63,15 +64,6 @@ def compare_beams(actual: list[Array], expected: list[Array], inputs: list[Array
 
 
 @script(DETAIL, default_opset=op)
-def LogNormalizer(logits):
-    """FP32 [N, 1]: logarithm of the sum of exponentials of FP16 logits [N, V]."""
-    last = op.Constant(value_ints=[1])
-    wide = op.Cast(logits, to=1)
-    largest = op.ReduceMax(wide, last, keepdims=1)
-    return op.Add(largest, op.Log(op.ReduceSum(op.Exp(op.Sub(wide, largest)), last, keepdims=1)))
-
-
-@script(DETAIL, default_opset=op)
 def BeamOrder(total):
     """FP32 scores as finite numbers in the order of BeamStep: NaN after -inf."""
     return op.Where(op.IsNaN(total), op.Constant(value_float=_BELOW), op.Max(total, op.Constant(value_float=_LOWEST)))
@@ -85,13 +77,13 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     vocabulary = op.Shape(logits, start=1)
     size = op.Reshape(op.Constant(value_int=group), one)
     before = op.Reshape(scores, op.Constant(value_ints=[-1, 1]))
-    normalizer = LogNormalizer(logits)
+    largest, log_sum = SoftmaxParts(logits)
 
     # The best of each group. Rounding keeps the order, so that it has the score it will have as a candidate.
     groups = op.Reshape(logits, op.Concat(rest, size, axis=0))
-    largest = op.Reshape(op.ReduceMax(groups, one, keepdims=0), op.Concat(op.Shape(logits, end=1), rest, axis=0))
-    total = op.Add(op.Sub(op.Cast(largest, to=1), normalizer), before)
-    by_request = op.Reshape(BeamOrder(total), op.Concat(batch, rest, axis=0))
+    best_of = op.Reshape(op.ReduceMax(groups, one, keepdims=0), op.Concat(op.Shape(logits, end=1), rest, axis=0))
+    group_total = op.Add(LogProbability(best_of, largest, log_sum), before)
+    by_request = op.Reshape(BeamOrder(group_total), op.Concat(batch, rest, axis=0))
     _best, unordered = op.TopK(by_request, op.Reshape(op.Constant(value_int=kept), one), axis=1)
     # In the order of their numbers, so that equal candidates stand in their flat order: TopK gives the earlier one first.
     ordered, _order = op.TopK(op.Cast(unordered, to=1), op.Reshape(op.Constant(value_int=kept), one), axis=1, largest=0)
@@ -103,12 +95,11 @@ def BeamStep(logits, scores, width: int, group: int, kept: int):
     row_count = op.Shape(scores, start=1)
     row = op.Add(op.Div(number, per_row), op.Mul(request, row_count))
     place = op.Add(number, op.Mul(request, op.Mul(row_count, per_row)))
-    chosen = op.Cast(op.Gather(groups, place, axis=0), to=1)
-    column = op.Constant(value_ints=[-1, 1])
-    shape = op.Concat(op.Shape(place), one, axis=0)
-    own = op.Reshape(op.Gather(op.Reshape(normalizer, column), op.Reshape(row, rest), axis=0), shape)
-    past = op.Reshape(op.Gather(before, op.Reshape(row, rest), axis=0), shape)
-    candidates = op.Reshape(op.Add(op.Sub(chosen, own), past), op.Concat(batch, rest, axis=0))
+    chosen = op.Gather(groups, op.Reshape(place, rest), axis=0)
+    own = op.Gather(op.Concat(largest, log_sum, before, axis=1), op.Reshape(row, rest), axis=0)
+    own_largest, own_log_sum, past = op.Split(own, axis=1, num_outputs=3)
+    total = op.Add(LogProbability(chosen, own_largest, own_log_sum), past)
+    candidates = op.Reshape(total, op.Concat(batch, rest, axis=0))
     _best, position = op.TopK(BeamOrder(candidates), op.Reshape(op.Constant(value_int=width), one), axis=1)
     best = op.GatherElements(candidates, position, axis=1)
     flat = op.Add(op.Mul(op.GatherElements(number, op.Div(position, size), axis=1), size), op.Mod(position, size))
@@ -124,7 +115,7 @@ beam_step = Operator(
     name="BeamStep",
     reference=beam_step_reference,
     function=BeamStep,
-    helpers=(LogNormalizer, BeamOrder),
+    helpers=(*LOG_PROBABILITY, BeamOrder),
     outputs=_specs,
     compare=compare_beams,
 )

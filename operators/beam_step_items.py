@@ -16,8 +16,9 @@ from torch import Tensor
 from ..core.difference import difference
 from ..models.ordering import stable_topk
 from ..runtime.item_index import WORD
-from .beam_step import TIE_BAND, LogNormalizer
+from .beam_step import TIE_BAND
 from .item_mask import BEAMS, first_mask, second_mask, third_mask
+from .log_probability import LOG_PROBABILITY, LogProbability, SoftmaxParts
 from .operator import DETAIL, ONEREC, Array, Attributes, Operator, Spec, op
 
 NO_TOKEN = -1
@@ -171,8 +172,9 @@ def KeepItems(total, mask, limits, code, vocabulary, width: int):
 @script(DETAIL, default_opset=op)
 def AllTotals(logits, scores):
     """Totals FP32 [B, R * V] of every candidate, and their flat indices INT64 [B, R * V]."""
+    largest, log_sum = SoftmaxParts(logits)
     row = op.Reshape(scores, op.Constant(value_ints=[-1, 1]))
-    total = op.Add(op.Sub(op.Cast(logits, to=1), LogNormalizer(logits)), row)
+    total = op.Add(LogProbability(logits, largest, log_sum), row)
     by_request = op.Reshape(total, op.Concat(op.Shape(scores, end=1), op.Constant(value_ints=[-1]), axis=0))
     count = op.Squeeze(op.Shape(by_request, start=1))
     numbers = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
@@ -279,7 +281,8 @@ def BeamStepItems3(logits, scores, first, second, pair_bits, pair_ranks, pair_ro
     word = op.Cast(op.Gather(entries, op.Where(inside, entry, zero), axis=0), to=7)
     shift = op.Constant(value_int=65536)
     code = op.Mod(word, shift)
-    total = op.Add(op.Sub(op.Cast(op.GatherElements(logits, code, axis=1), to=1), LogNormalizer(logits)), op.Reshape(scores, column))
+    largest, log_sum = SoftmaxParts(logits)
+    total = op.Add(LogProbability(op.GatherElements(logits, code, axis=1), largest, log_sum), op.Reshape(scores, column))
     by_request = op.Concat(op.Shape(scores, end=1), last, axis=0)
     row_count = op.Squeeze(op.Shape(scores, start=1))
     row = op.Mod(op.Range(zero, op.Squeeze(op.Shape(logits, end=1)), op.Constant(value_int=1)), row_count)
@@ -300,7 +303,7 @@ beam_step_items_1 = Operator(
     name="BeamStepItems1",
     reference=beam_step_items_1_reference,
     function=BeamStepItems1,
-    helpers=(LogNormalizer, AllTotals, ClassAllowed, KeepItems),
+    helpers=(*LOG_PROBABILITY, AllTotals, ClassAllowed, KeepItems),
     outputs=_specs,
     compare=compare_item_beams,
 )
@@ -308,7 +311,7 @@ beam_step_items_2 = Operator(
     name="BeamStepItems2",
     reference=beam_step_items_2_reference,
     function=BeamStepItems2,
-    helpers=(LogNormalizer, AllTotals, WordBits, ClassAllowed, KeepItems),
+    helpers=(*LOG_PROBABILITY, AllTotals, WordBits, ClassAllowed, KeepItems),
     outputs=_specs,
     compare=compare_item_beams,
 )
@@ -316,7 +319,7 @@ beam_step_items_3 = Operator(
     name="BeamStepItems3",
     reference=beam_step_items_3_reference,
     function=BeamStepItems3,
-    helpers=(LogNormalizer, WordBits, EntryRange, Excluded, ClassAllowed, KeepItems),
+    helpers=(*LOG_PROBABILITY, WordBits, EntryRange, Excluded, ClassAllowed, KeepItems),
     outputs=_specs,
     compare=compare_item_beams,
 )

@@ -6,6 +6,7 @@ import torch
 from onnxscript import script
 from torch import Tensor
 
+from .log_probability import LOG_PROBABILITY, LogProbability, SoftmaxParts
 from .operator import ONEREC, Operator, Spec, op
 
 
@@ -18,16 +19,18 @@ def token_score_reference(logits_NV: Tensor, tokens_BW: Tensor) -> tuple[Tensor]
 
 @script(ONEREC, default_opset=op)
 def TokenScore(logits, tokens):
-    log_probability = op.LogSoftmax(op.Cast(logits, to=1), axis=-1)
+    largest, log_sum = SoftmaxParts(logits)
     rows = op.Shape(logits, end=1)
     # [rows, tokens per row]: one row per request reads all of that request's tokens.
     grouped = op.Reshape(tokens, op.Concat(rows, op.Constant(value_ints=[-1]), axis=0))
-    return op.Reshape(op.GatherElements(log_probability, grouped, axis=1), op.Shape(tokens))
+    chosen = LogProbability(op.GatherElements(logits, grouped, axis=1), largest, log_sum)
+    return op.Reshape(chosen, op.Shape(tokens))
 
 
 token_score = Operator(
     name="TokenScore",
     reference=token_score_reference,
     function=TokenScore,
+    helpers=LOG_PROBABILITY,
     outputs=lambda logits, tokens: (Spec(torch.float32, tuple(tokens.shape)),),
 )

@@ -18,7 +18,8 @@ from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
 from .outputs import Floats, Outputs, Sids
 
-# ONNX Runtime gives a row the same result whatever rows lie beside it, so only the FP32 sums of three log-probabilities differ.
+# Both graphs compute log-probabilities by one function (operators/log_probability.py), and ONNX Runtime gives a row the same result
+# whatever rows lie beside it. So only the FP32 sums of three log-probabilities differ.
 ONNXRUNTIME_TOLERANCE = 2e-6 * LEVELS  # nat, for scores down to -16; beyond, FP32 itself is coarser and the tolerance grows with it
 _EXACT_DOWN_TO = 16.0
 

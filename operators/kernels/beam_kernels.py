@@ -26,7 +26,7 @@ _NO_KEY = tl.constexpr(-(1 << 31))  # of a tile without a candidate, in the orde
 
 @triton.jit
 def total_key(logit, normalizer_N, score_N, row, present):
-    """Key of (logit - normalizer) + score, the order of the ONNX function."""
+    """Key of (logit - normalizer) + score, rounded in this order."""
     normalizer = tl.load(normalizer_N + row, mask=present, other=0.0)
     return key_of(logit - normalizer + tl.load(score_N + row, mask=present, other=0.0), present)
 
