@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,25 @@ from .torch_runner import FoundBeams, ScoringTorchRunner, torch_beams
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What every trial of an engine is measured beside, on the same requests.
+
+    Args:
+        requests: All of them.
+        model: In FP32, where it is to compute.
+        fp32: FP32's beams.
+        quantized: The quantized PyTorch model, as `quantized_outputs` gives it.
+        batch_size: Requests per batch of the FP32 model.
+    """
+
+    requests: Requests
+    model: OneRec
+    fp32: Reference
+    quantized: tuple[Floats, FoundBeams]
+    batch_size: int
+
+
 def quantized_outputs(
     serving: ServingModel, requests: Requests, fp32: Reference, batch_size: int, index: ItemIndex | None = None
 ) -> tuple[Floats, FoundBeams]:
@@ -39,9 +59,7 @@ def quantized_outputs(
         return _floats(along), torch_beams(serving, requests, batch_size, "beams, quantized PyTorch", index)
 
 
-def engine_outputs(
-    trial: Trial, engine: str, model: OneRec, requests: Requests, fp32: Reference, quantized: tuple[Floats, FoundBeams], batch_size: int
-) -> Outputs:
+def engine_outputs(trial: Trial, engine: str, beside: Yardstick) -> Outputs:
     """Both forms of an engine on all requests.
 
     The scoring graph runs along FP32's beams, and then along those items of the engine and of the quantized model that FP32 does not
@@ -50,25 +68,22 @@ def engine_outputs(
     Args:
         trial: How the engine is run.
         engine: Its name, for progress bars.
-        model: In FP32, where it is to compute.
-        requests: All of them.
-        fp32: FP32's beams.
-        quantized: What `quantized_outputs` gave.
-        batch_size: Requests per batch of the FP32 model.
+        beside: The models on the same requests.
     """
     label = " ".join(filter(None, (engine, trial.label)))
-    scorer, (along_nW3, beams) = trial.scoring(), quantized
+    requests, fp32, (along_nW3, beams) = beside.requests, beside.fp32, beside.quantized
+    scorer = trial.scoring()
     scoring_nW3 = _floats(run_all(scorer, requests, trial.batch_size, f"scoring, {label}", fp32.sids_nW3)[Role.TOKEN_SCORES])
     found = run_all(trial.serving(), requests, trial.batch_size, f"beams, {label}")
     sids_nW3 = found[Role.FOUND_ITEMS].astype(np.int64)
     width = sids_nW3.shape[1]
-    valid_nW3 = in_range(sids_nW3, model.config.codebook)
+    valid_nW3 = in_range(sids_nW3, beside.model.config.codebook)
     own_nM3 = _engine_scores(scorer, trial, requests, np.concatenate([valid_nW3, beams.sids_nW3], 1), fp32, scoring_nW3, label)
     return Outputs(
         sids_nW3=sids_nW3,
         scores_nW=_floats(found[Role.ITEM_SCORES]),
         own_nW3=own_nM3[:, :width],
-        fp32_nW3=_fp32_scores(model, requests, valid_nW3, fp32, batch_size),
+        fp32_nW3=_fp32_scores(beside, valid_nW3),
         scoring_nW3=scoring_nW3,
         quantized_nW3=along_nW3,
         quantized_sids_nW3=beams.sids_nW3,
@@ -87,14 +102,15 @@ def _engine_scores(
     return path_scores(sids_nM3, fp32.sids_nW3, scoring_nW3, fp32.sids_nW3.shape[1], score)
 
 
-def _fp32_scores(model: OneRec, requests: Requests, sids_nW3: Sids, fp32: Reference, batch_size: int) -> Floats:
+def _fp32_scores(beside: Yardstick, sids_nW3: Sids) -> Floats:
     """The FP32 model's log-probabilities [n, W, 3] of the items an engine found."""
+    model, fp32 = beside.model, beside.fp32
     slots = -(-fp32.sids_nW3.shape[1] // 4)  # FP32 knows most of them
     device = model.token_embedding.weight.device
 
     def score(rows: Sequence[int] | Ints, items_rs3: Ints) -> Floats:
         scores, first = [], 0
-        for batch in requests.select(rows).batches(batch_size):
+        for batch in beside.requests.select(rows).batches(beside.batch_size):
             items_Bs3 = torch.from_numpy(items_rs3[first : first + len(batch.lengths_B3)])
             inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, items_Bs3))
             scores.append(path_log_probabilities(model, *inputs).cpu().numpy())

@@ -41,9 +41,9 @@ from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
 from .gates import Gate, gate
 from .item_validity import ItemValidity
-from .judgement import Case, judge
+from .judgement import Case, Judgement, judge
 from .lineage import require_lineage
-from .measure import engine_outputs, quantized_outputs
+from .measure import Yardstick, engine_outputs, quantized_outputs
 from .operator_parity import OperatorResult, operator_gates, operator_results, weight_gate
 from .outputs import Floats, outputs_file, write_outputs
 from .request_overlap import overlap_warnings
@@ -165,7 +165,7 @@ def validate_stage(
         return read if plans is None else read | {name: plans / name for name in under_test().plans}
 
     def body(temporary: Path) -> dict[str, Any]:
-        return _write(job, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
+        return _validate(job, calibrated.folder, exported.folder, read_reference(reference.folder), under_test(), index(), temporary)
 
     def verdicts(record: Record) -> None:
         if plans is not None:
@@ -218,9 +218,10 @@ def read_validation(folder: Path, of: Sequence[Path] = ()) -> Validation:
     return validation
 
 
-def _write(
+def _validate(
     job: ValidationJob, quantized: Path, exported: Path, fp32: Reference, under_test: UnderTest, index: ItemIndex | None, folder: Path
 ) -> dict[str, Any]:
+    """Run every gate and write the files of the stage; gives what its record says of the result."""
     source = open_quantized(quantized)
     e4m3_self_test()
     requests = heldout_requests(job.reference)
@@ -235,23 +236,17 @@ def _write(
     few = requests.select(slice(job.options.operator_requests))
     operators = operator_results(serving, graph, few, job.options.operator_requests, fused=job.fused, index=index)
     batch_size = job.options.batch_size
-    quantized_model = quantized_outputs(serving, requests, fp32, batch_size, index)
+    beside = Yardstick(requests, model, fp32, quantized_outputs(serving, requests, fp32, batch_size, index), batch_size)
     scoring = ScoringModel(serving.decoder, serving.widths[-1]).eval()
-    judgements = []
     release_memory()
-    for trial in under_test.trials:
-        outputs = engine_outputs(trial, under_test.engine, model, requests, fp32, quantized_model, batch_size)
-        write_outputs(outputs, folder / outputs_file(trial.label))
-        case = Case(outputs, fp32, requests, index, follows=job.export.items == "catalogue")
-        judgements.append(judge(case, job.recipe, job.options, under_test.engine, trial.label, model.config.codebook))
-        if trial is under_test.trials[0]:
-            _save_for_polygraphy(outputs.scoring_nW3[: trial.batch_size], scoring.io, under_test.engine, folder)
+    judgements = _judge_trials(job, under_test, beside, index, scoring.io, folder)
+    last = judgements[-1]
     gates = [
         source_gate(job.recipe, job.calibration, source),
         *_file_gates(job.recipe, serving, scoring, exported),
         *operator_gates(job.recipe, operators),
         _packed_gate(job, quantized, serving, calibration),
-        underflow_gate(job.recipe, job.options, model, source, requests, fp32, judgements[-1].scoring.quantized),
+        underflow_gate(job.recipe, job.options, model, source, requests, fp32, last.scoring.quantized),
         *(gate for judgement in judgements for gate in judgement.gates),
     ]
     validation = Validation(
@@ -260,10 +255,10 @@ def _write(
         engine=under_test.engine,
         requests=len(requests),
         gates=gates,
-        beams=judgements[-1].beams,
-        scoring=judgements[-1].scoring,
-        serving=judgements[-1].serving,
-        validity=judgements[-1].validity,
+        beams=last.beams,
+        scoring=last.scoring,
+        serving=last.serving,
+        validity=last.validity,
         fp16_noise=fp32.fp16_noise,
         operators=operators,
         plans={name: plan.sha256 for name, plan in under_test.plans.items()},
@@ -274,6 +269,21 @@ def _write(
     )
     write_json(folder / VALIDATION_FILE, validation.model_dump(mode="json"))
     return {"passed": validation.passed, "gates": len(gates), "warnings": validation.warnings}
+
+
+def _judge_trials(
+    job: ValidationJob, under_test: UnderTest, beside: Yardstick, index: ItemIndex | None, scoring: GraphIO, folder: Path
+) -> list[Judgement]:
+    """Run the engine in each way, keep what it gave in the folder, and judge it."""
+    judgements = []
+    for trial in under_test.trials:
+        outputs = engine_outputs(trial, under_test.engine, beside)
+        write_outputs(outputs, folder / outputs_file(trial.label))
+        case = Case(outputs, beside.fp32, beside.requests, index, follows=job.export.items == "catalogue")
+        judgements.append(judge(case, job.recipe, job.options, under_test.engine, trial.label, beside.model.config.codebook))
+        if trial is under_test.trials[0]:
+            _save_for_polygraphy(outputs.scoring_nW3[: trial.batch_size], scoring, under_test.engine, folder)
+    return judgements
 
 
 def _require_enough(requests: Requests, path: Path) -> None:

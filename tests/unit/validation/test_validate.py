@@ -129,7 +129,7 @@ def test_nothing_is_done_twice(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:
         raise AssertionError("validated again")
 
-    monkeypatch.setattr(validate_module, "_write", refuse)
+    monkeypatch.setattr(validate_module, "_validate", refuse)
     assert run(recipe).passed
 
 
