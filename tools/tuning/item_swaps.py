@@ -45,6 +45,11 @@ class TimedRunner:
         with _noted(self.submit_ms):
             return self._runner.submit(inputs)
 
+    def forget(self) -> None:
+        """Drop what was noted so far."""
+        for noted in (self.stage_ms, self.bind_ms, self.submit_ms):
+            noted.clear()
+
 
 @contextmanager
 def _noted(taken_ms: list[float]) -> Iterator[None]:
@@ -79,17 +84,13 @@ def swaps_under_load(
     idle_ms = _idle_swaps_ms(timed, server, indexes[0], synchronize)
     expected = {index.digest: _answer_of(server, index, inputs, rules) for index in indexes}
     alone = _answers(server, inputs, rules, batches)
-    timed.stage_ms.clear()
-    timed.bind_ms.clear()
     longest_submit_ms = max(timed.submit_ms)
-    timed.submit_ms.clear()
+    timed.forget()  # of these only what happened beside swaps counts below
     whole_ms: list[float] = []
     swapping = threading.Thread(target=_swap_often, args=(server, indexes, swaps, whole_ms))
     swapping.start()
     beside = _answers(server, inputs, rules, batches, swapping)
     swapping.join()
-    alone_ms, beside_ms = _gaps_ms(alone), _gaps_ms(beside)
-    batch_ms = statistics.median(alone_ms)
     return {
         "swaps": len(whole_ms),
         "swap_ms": round(statistics.median(idle_ms), 3),
@@ -97,14 +98,9 @@ def swaps_under_load(
         "longest_enqueue_ms": round(max(timed.bind_ms), 3),
         "stage_ms": round(statistics.median(timed.stage_ms), 3),
         "from_call_to_served_ms": round(statistics.median(whole_ms), 3),
-        "batch_ms": round(batch_ms, 3),
-        "longest_batch_ms": round(max(alone_ms), 3),
-        "batch_ms_beside_swaps": round(statistics.median(beside_ms), 3),
-        "longest_batch_ms_beside_swaps": round(max(beside_ms), 3),
         "longest_submit_ms": round(longest_submit_ms, 3),
         "longest_submit_ms_beside_swaps": round(max(timed.submit_ms), 3),
-        "longest_stall_in_batches": round(max(beside_ms) / batch_ms - 1, 3),
-        "gaps_ms_beside_swaps": [round(gap, 3) for gap in beside_ms],
+        **_batch_times(_gaps_ms(alone), _gaps_ms(beside)),
         "answers": len(beside),
         "answers_of_each_catalogue": [sum(batch.catalogue == index.digest for _, batch in beside) for index in indexes],
         "wrong_answers": sum(not _same(batch, expected[batch.catalogue]) for _, batch in (*alone, *beside)),
@@ -154,6 +150,19 @@ def _swap_often(server: ItemRunner, indexes: Sequence[ItemIndex], swaps: int, ta
     for swap in range(swaps):
         with _noted(taken_ms):
             server.swap(indexes[swap % len(indexes)])
+
+
+def _batch_times(alone_ms: Sequence[float], beside_ms: Sequence[float]) -> dict[str, Any]:
+    """How long a batch took, by the gaps between answers; a stall is what the longest one beside swaps took too long, in batches."""
+    batch_ms = statistics.median(alone_ms)
+    return {
+        "batch_ms": round(batch_ms, 3),
+        "longest_batch_ms": round(max(alone_ms), 3),
+        "batch_ms_beside_swaps": round(statistics.median(beside_ms), 3),
+        "longest_batch_ms_beside_swaps": round(max(beside_ms), 3),
+        "longest_stall_in_batches": round(max(beside_ms) / batch_ms - 1, 3),
+        "gaps_ms_beside_swaps": [round(gap, 3) for gap in beside_ms],
+    }
 
 
 def _gaps_ms(answers: Sequence[Answered]) -> list[float]:
