@@ -15,7 +15,8 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators import fp8
 from onerec_trt.operators.kernels.fp8_linear import accumulator_loss
 from onerec_trt.operators.kernels.moe_cases import flipped_codes, moe_experts_case, moe_route_case
-from onerec_trt.operators.kernels.moe_experts import Experts, moe_experts_program
+from onerec_trt.operators.kernels.moe_experts import moe_experts_program
+from onerec_trt.operators.kernels.moe_products import Experts
 from onerec_trt.operators.kernels.moe_route import moe_route_program
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
