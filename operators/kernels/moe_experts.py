@@ -31,7 +31,7 @@ from ..launch.program import (
     maximum,
     minimum,
 )
-from ..launch.tiles import ExpertTile, RowClass, RowTile
+from ..launch.tiles import ExpertTile, RowClass, RowTile, merged
 from .moe_inputs import experts_of, places
 from .moe_place import ENTRY
 from .moe_products import FUSED_COLUMNS, align, rows_and_stages
@@ -53,7 +53,7 @@ class _Node:
         self.inputs = places(self.scheme)
         self.sizes = experts_of(node)
         classes = node.tiles.classes(node.capability, self.scheme.family, (self.sizes.d, self.sizes.h))
-        self.classes = [replace(each, tile=self.sizes.usable(_expert_tile(each))) for each in classes]
+        self.classes = merged([replace(each, tile=self.sizes.usable(_expert_tile(each))) for each in classes])
 
     def program(self) -> Program:
         variants = by_rows(self.node.rows, self.classes, self._launches)

@@ -77,6 +77,12 @@ def test_the_activation_is_part_of_the_up_product_where_it_can_be(operator):
     assert launches(operator, 32) == ["moe_rank", "moe_place", "moe_gemm", "moe_hidden", "moe_gemm", "moe_combine"]
 
 
+def test_odd_widths_number_many_tokens_by_blocks_too():
+    case = moe_experts_case("MoeExpertsFp8Row", 16384, 200, 136)
+    without_descriptors = ["moe_gemm", "moe_hidden", "moe_gemm"]
+    assert launches_of(case, committed_tiles()) == ["moe_number", "moe_offset", "moe_place", *without_descriptors, "moe_combine"]
+
+
 @pytest.mark.parametrize(("up_rows", "activation"), [(128, ["moe_up_sm90"]), (192, ["moe_gemm_sm90", "moe_hidden"])])
 def test_promoted_sums_leave_room_for_the_activation_with_two_consumers(up_rows, activation):
     case = moe_experts_case("MoeExpertsFp8RowBlock", 16384, 1408, 1408, promotion=128)
