@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...core.dtypes import DTYPES
-from ...core.errors import BuildError
 from ...core.precision import BLOCK
 from ..launch.compile import Build
-from ..launch.node import HOPPER, LANES_PER_WARP, TMA_ALIGNMENT, WARPGROUP, dependent
+from ..launch.node import LANES_PER_WARP, TMA_ALIGNMENT, dependent
 from ..launch.program import Expr, minimum
 from ..launch.tiles import ExpertTile
 from .moe_scheme import Scheme, Share
+from .warp_specialized import PRODUCT_REGISTERS, WARPGROUP_ROWS, warp_specialized_build
 
-PERSISTENT = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread at launch, to multiply, to load
 TWO_CONSUMERS = 128  # rows of their tile
 POINTERS = ExpertTile(64, 64, 64, 3, 3, 4)  # where strides allow no descriptors
 FUSED_COLUMNS = 128  # hidden channels of a tile of the up product that computes the activation
-WARPGROUP_ROWS = 64  # of an instruction of the tensor core; sorted rows of an expert begin at a multiple of them
 
 
 @dataclass(frozen=True)
@@ -139,12 +137,8 @@ def rows_and_stages(tile: ExpertTile, down: bool) -> tuple[int, int]:
 
 
 def _persistent(
-    name: str, types: tuple[str, ...], constants: Mapping[str, int | bool], tile: ExpertTile, down: bool, k_tile: int, capability: str
+    kernel: str, types: tuple[str, ...], constants: Mapping[str, int | bool], tile: ExpertTile, down: bool, k_tile: int, capability: str
 ) -> Build:
     m, stages = rows_and_stages(tile, down)
-    if m not in PERSISTENT or capability != HOPPER:
-        hint = f"choose {' or '.join(map(str, PERSISTENT))} rows on {HOPPER}, or ctas = 0"
-        raise BuildError(f"no warp-specialized kernel for tiles of {m} rows on {capability}", where=name, hint=hint)
-    at_launch, many, few = PERSISTENT[m]
-    cut = {"M_TILE": m, "K_TILE": k_tile, "CTAS": tile.ctas, "STAGES": stages, "REGISTERS": many, "FEW_REGISTERS": few}
-    return Build(f"{__package__}.{name}", name, types, {**constants, **cut}, capability, WARPGROUP, registers=at_launch)
+    cut = {"M_TILE": m, "K_TILE": k_tile, "CTAS": tile.ctas, "STAGES": stages}
+    return warp_specialized_build(kernel, types, {**constants, **cut}, capability, rows=m, registers=PRODUCT_REGISTERS, where=kernel)

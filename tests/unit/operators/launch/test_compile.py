@@ -105,8 +105,8 @@ def test_fp8_attention_fits_and_keeps_probabilities_in_their_lanes(cubins, tmp_p
 @pytest.mark.parametrize(
     ("tile", "capability", "message"),
     [
-        (replace(FP8_ATTENTION, m=192), "9.0", "no warp-specialized attention"),
-        (FP8_ATTENTION, "12.0", "no warp-specialized attention"),
+        (replace(FP8_ATTENTION, m=192), "9.0", "no warp-specialized kernel"),
+        (FP8_ATTENTION, "12.0", "no warp-specialized kernel"),
         (replace(FP8_ATTENTION, n=96), "9.0", "96 tokens are no part of 128"),
     ],
     ids=["rows", "capability", "tokens"],
@@ -127,7 +127,7 @@ def assert_fits_and_spills_nothing(kernel, folder):
 
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
 def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
-    with pytest.raises(BuildError, match="no warp-specialized attention"):
+    with pytest.raises(BuildError, match="no warp-specialized kernel"):
         Attention(512, 2, 1, 128).build(tile, capability)
 
 
