@@ -20,13 +20,29 @@ def context_attention_reference(query_ND: Tensor, key_BGSd: Tensor, value_BGSd: 
 
     Keys and values beyond a request's length are zero, as ContextNorm leaves them.
     """
-    batch, groups, tokens, d_head = key_BGSd.shape
-    query_BGXd = query_ND.float().view(batch, rows, groups, -1, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    valid_B11S = (torch.arange(tokens, device=query_ND.device) < lengths_B[:, None])[:, None, None]
+    _, groups, tokens, d_head = key_BGSd.shape
+    query_BGXd = rows_of_groups(query_ND.float(), rows, groups, d_head)
+    valid_B11S = valid_tokens(lengths_B, tokens)
     score = (query_BGXd @ key_BGSd.float().transpose(2, 3) * d_head**-0.5).masked_fill(~valid_B11S, -torch.inf)
     probability = torch.where(valid_B11S, score.softmax(-1), 0)
-    attended = (probability @ value_BGSd.float()).half().unflatten(2, (-1, rows))
-    return (attended.permute(0, 3, 1, 2, 4).reshape(query_ND.shape),)
+    return (rows_of_requests((probability @ value_BGSd.float()).half(), rows),)
+
+
+def rows_of_groups(query_ND: Tensor, rows: int, groups: int, d_head: int) -> Tensor:
+    """[B, G, X, d]: the X = H / G * rows query rows that attend to the same keys, head after head."""
+    query_BRGHd: Tensor = query_ND.unflatten(0, (-1, rows)).unflatten(2, (groups, -1, d_head))
+    return query_BRGHd.permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def rows_of_requests(attended_BGXd: Tensor, rows: int) -> Tensor:
+    """[B * rows, D]: back from `rows_of_groups`."""
+    attended_BGHRd: Tensor = attended_BGXd.unflatten(2, (-1, rows))
+    return attended_BGHRd.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
+
+
+def valid_tokens(lengths_B: Tensor, tokens: int) -> Tensor:
+    """BOOL [B, 1, 1, S]: whether a token is one of its request."""
+    return (torch.arange(tokens, device=lengths_B.device) < lengths_B[:, None])[:, None, None]
 
 
 @script(ONEREC, default_opset=op)

@@ -14,6 +14,7 @@ from onnxscript import script
 from torch import Tensor
 
 from . import fp8
+from .context_attention import rows_of_groups, rows_of_requests, valid_tokens
 from .context_codes import keys_of_blocks, values_of_blocks
 from .functions import QuantizeByScale, QuantizeRows
 from .operator import FP8_THRESHOLD, ONEREC, Operator, Spec, op
@@ -36,19 +37,18 @@ def context_attention_fp8_reference(
         lengths_B: INT64; values beyond are zero, keys are not read.
         rows: Query rows of a request.
     """
-    batch, groups, _, _, d_head = key_codes.shape
+    _, groups, _, _, d_head = key_codes.shape
     key_BGSd, value_BGSd = keys_of_blocks(key_codes), values_of_blocks(value_codes)
-    query_BGXd = query_ND.view(batch, rows, groups, -1, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    query_codes, query_scale = fp8.quantize_rows(query_BGXd)
-    valid_B11S = (torch.arange(key_BGSd.shape[2], device=query_ND.device) < lengths_B[:, None])[:, None, None]
+    query_codes, query_scale = fp8.quantize_rows(rows_of_groups(query_ND, rows, groups, d_head))
+    valid_B11S = valid_tokens(lengths_B, key_BGSd.shape[2])
     factor_BGX1 = query_scale * (key_scale * (LOG2_E * d_head**-0.5))
     score = (query_codes.float() @ key_BGSd.transpose(2, 3) * factor_BGX1).masked_fill(~valid_B11S, -torch.inf)
     top_BGX1 = score.amax(-1, keepdim=True).ceil() - TOP
     probability = torch.where(valid_B11S, (score - top_BGX1).exp2(), 0)
     weight_BGX1 = value_scale / probability.sum(-1, keepdim=True)
     attended = fp8.to_e4m3(probability).float() @ value_BGSd * weight_BGX1
-    attended = torch.where((lengths_B > 0)[:, None, None, None], attended, 0).half().unflatten(2, (-1, rows))
-    return (attended.permute(0, 3, 1, 2, 4).reshape(query_ND.shape),)
+    attended = torch.where((lengths_B > 0)[:, None, None, None], attended, 0).half()
+    return (rows_of_requests(attended, rows),)
 
 
 @script(ONEREC, default_opset=op)

@@ -1,6 +1,6 @@
 """The warp-specialized FP8 attention over the context for compute capability 9.0: producer warps load, one or two warpgroups attend.
 
-Roles, rings and barriers are those of attention_sm90.py. What differs:
+attention_ring_sm90.py says who does what. What differs from attention_sm90.py:
 
 - Queries arrive in FP16. A consumer quantizes its own rows once for a tile, and the tensor core reads the codes from shared memory.
 - Keys and values are codes in blocks of tokens, zero behind a request, so one descriptor of each serves all tiles.
@@ -11,16 +11,11 @@ Roles, rings and barriers are those of attention_sm90.py. What differs:
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.language.core import _aggregate as aggregate
 
 from .attention_fp8 import LOWEST, TOP
-from .attention_sm90 import QUERY_STAGES, Ring, exp2, make_ring, produce_queries
+from .attention_ring_sm90 import QUERY_STAGES, Ring, Tiles, exp2, hide_padding, make_ring, produce_queries, turn
 from .context_codes import TOKENS
 from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
@@ -28,7 +23,7 @@ from .rows import AMAX_FLOOR, E4M3_MAX, divider, e4m3, nan_max, quotient
 
 
 @aggregate
-class _Work:
+class _Work(Tiles):
     """What every warp is given."""
 
     query_ND: gl.tensor
@@ -55,47 +50,9 @@ class _Work:
     PARTS: gl.constexpr
     WIDTH: gl.constexpr
 
-    @gluon.constexpr_function
-    def __init__(self, **given):
-        rows = given["WARPGROUPS"] * WARPGROUP_ROWS.value
-        given |= {"PARTS": -(-given["ROWS"] // rows), "WIDTH": given["GROUPS"] * given["SHARE"] * given["HEAD"]}
-        for name, value in given.items():
-            setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
-
     @gluon.jit
-    def tiles(self):
-        return self.requests * (self.GROUPS * self.SHARE * self.PARTS)
-
-    @gluon.jit
-    def context(self, tile):
-        """Number of the tile's keys and values: request times groups plus group."""
-        return tile // (self.SHARE * self.PARTS)
-
-    @gluon.jit
-    def length(self, tile):
-        """Tokens of the tile's request."""
-        length = gl.load(self.lengths_B + self.context(tile) // self.GROUPS)
-        return gl.minimum(gl.maximum(length, 0), self.blocks * TOKENS).to(gl.int32)
-
-    @gluon.jit
-    def steps(self, length):
-        """At least one: a request without tokens attends to zeros."""
-        return gl.maximum(gl.cdiv(length, self.N_TILE), 1)
-
-    @gluon.jit
-    def part(self, tile):
-        """First row of the tile within its request."""
-        return tile % self.PARTS * (self.WARPGROUPS * WARPGROUP_ROWS)
-
-    @gluon.jit
-    def row(self, tile):
-        """First row of the tile."""
-        return self.context(tile) // self.GROUPS * self.ROWS + self.part(tile)
-
-    @gluon.jit
-    def channel(self, tile):
-        """First channel of the tile's head."""
-        return (self.context(tile) % self.GROUPS * self.SHARE + tile // self.PARTS % self.SHARE) * self.HEAD
+    def most_tokens(self):
+        return self.blocks * TOKENS
 
 
 @gluon.jit
@@ -254,9 +211,7 @@ def _ask(number, weights, attended, warpgroup: gl.constexpr, work):
 @gluon.jit
 def _softmax(score, factor, largest, first, length, work):
     """Probabilities against the largest score so far, rounded up to an integer; that integer, and what earlier ones shrink by."""
-    if first + work.N_TILE > length:
-        token = first + gl.arange(0, work.N_TILE, gl.SliceLayout(0, score.type.layout))
-        score = gl.where((token < length)[None, :], score, float("-inf"))
+    score = hide_padding(score, first, length, work.N_TILE)
     above = gl.maximum(largest, ceil(gl.max(score, 1) * factor))
     probability = exp2(score * factor[:, None] - (above - TOP)[:, None])
     return probability, above, exp2(largest - above)
@@ -290,17 +245,7 @@ def _finish(attended, total, of_values, tile, count, warpgroup: gl.constexpr, wo
     result = (attended * (of_values / total)[:, None]).to(gl.float16)
     LANES: gl.constexpr = work.HEAD // 8  # 16 bytes of FP16 each
     LAYOUT: gl.constexpr = gl.BlockedLayout([LANES // 2, 8], [32 // LANES, LANES], [WARPS, 1], [1, 0])
-    box = work.queries.box(count, warpgroup)
-    box.store(result)
-    gl.thread_barrier()
-    result = box.load(LAYOUT)
-    fence_async_shared()  # the producer writes what was read here
-    gl.thread_barrier()  # by all threads, for one of which the next line speaks
-    work.queries.give_back(count)
-    row = work.part(tile) + warpgroup * WARPGROUP_ROWS + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
-    channel = work.channel(tile) + gl.arange(0, work.HEAD, gl.SliceLayout(0, LAYOUT))
-    start = work.output_ND + (work.context(tile) // work.GROUPS).to(gl.int64) * (work.ROWS * work.WIDTH)
-    gl.store(start + row[:, None] * work.WIDTH + channel[None, :], result, mask=(row < work.ROWS)[:, None])
+    work.store(turn(result, LAYOUT, count, warpgroup, work.queries), tile, warpgroup)
 
 
 @gluon.jit

@@ -1,88 +1,25 @@
 """The warp-specialized context attention for compute capability 9.0: producer warps load, one or two warpgroups attend.
 
-Flash attention forward in Gluon, with the means of gemm_sm90.py, which explains phases of barriers. A tile is one or two warpgroup
-tiles, 64 query rows of a head of a request each. A step is N_TILE tokens. The kernel is persistent: a CTA is alone on its
-multiprocessor and walks tile after tile.
-
-- A consumer per warpgroup tile: four warps. While the tensor core weighs the values of one step, they turn the scores of the next into
-  probabilities. While it has nothing to do for one consumer, it works for the other.
-- A producer for queries: a warp that loads the rows of a tile while those of the tile before are attended with.
-- A producer for keys and one for values: a warp that fills a ring of STAGES stages, ahead into the next tile. Where keys are the values
-  (SHARED) one ring serves both products: half the bytes. Its descriptor ends with the request's own tokens, so that what lies beyond
-  reads as zero: 0 times the NaN of a padding would be NaN.
-
-Barriers and who completes them, one set for queries, one for keys and one for values:
-
-| barrier         | arrivals  | from                                           | waited for by |
-| --------------- | --------- | ---------------------------------------------- | ------------- |
-| full[stage]     | 1         | the producer, and the bytes it loads           | all consumers |
-| empty[stage]    | consumers | each consumer, once no product reads the stage | the producer  |
-
-All warps walk the same tiles in the same order and count their steps: step s, over all tiles of the CTA, uses stage s % STAGES
-in turn s / STAGES; the t-th tile of the CTA has its queries in stage t % 2.
+Flash attention forward in Gluon; attention_ring_sm90.py says who does what. Where keys are the values (SHARED) one ring serves both
+products: half the bytes. The descriptor of keys or values ends with the request's own tokens, so that what lies beyond reads as zero:
+0 times the NaN of a padding would be NaN.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.language.core import _aggregate as aggregate
 
+from .attention_ring_sm90 import QUERY_STAGES, Ring, Tiles, exp2, hide_padding, make_ring, produce_queries, turn
 from .dependent import await_previous
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .rows import divider, e4m3
 
-QUERY_STAGES = gl.constexpr(2)
 LOWEST = gl.constexpr(-1.0e38)  # below every score; finite, so that a context without tokens gives no NaN
 
 
 @aggregate
-class Ring:
-    """Stages that a producer fills and all consumers read, and their barriers. A stage has PARTS boxes."""
-
-    stages: gl.shared_memory_descriptor
-    full: gl.shared_memory_descriptor
-    empty: gl.shared_memory_descriptor
-    COUNT: gl.constexpr
-    PARTS: gl.constexpr
-
-    @gluon.constexpr_function
-    def __init__(self, stages, full, empty):
-        self.stages = stages
-        self.full = full
-        self.empty = empty
-        self.COUNT = gl.constexpr(full.shape[0])
-        self.PARTS = gl.constexpr(stages.shape[0] // full.shape[0])
-
-    @gluon.jit
-    def wait(self, number, needed=True):
-        """Until a stage is full."""
-        mbarrier.wait(self.full.index(number % self.COUNT), number // self.COUNT & 1, pred=needed)
-
-    @gluon.jit
-    def box(self, number, part: gl.constexpr):
-        return self.stages.index(number % self.COUNT * self.PARTS + part)
-
-    @gluon.jit
-    def give_back(self, number):
-        mbarrier.arrive(self.empty.index(number % self.COUNT), count=1)
-
-    @gluon.jit
-    def take(self, number, BYTES: gl.constexpr):
-        """Wait until a stage is empty; the barrier that so many bytes will complete."""
-        mbarrier.wait(self.empty.index(number % self.COUNT), (number // self.COUNT & 1) ^ 1)
-        full = self.full.index(number % self.COUNT)
-        mbarrier.expect(full, BYTES)
-        return full
-
-
-@aggregate
-class _Work:
+class _Work(Tiles):
     """What every warp is given."""
 
     query_ND: gl.tensor
@@ -106,50 +43,12 @@ class _Work:
     WARPGROUPS: gl.constexpr
     N_TILE: gl.constexpr
     CTAS: gl.constexpr
-    BLOCKS: gl.constexpr
+    PARTS: gl.constexpr
     WIDTH: gl.constexpr
 
-    @gluon.constexpr_function
-    def __init__(self, **given):
-        rows = given["WARPGROUPS"] * WARPGROUP_ROWS.value
-        given |= {"BLOCKS": -(-given["ROWS"] // rows), "WIDTH": given["GROUPS"] * given["SHARE"] * given["HEAD"]}
-        for name, value in given.items():
-            setattr(self, name, gl.constexpr(value) if isinstance(value, int) else value)
-
     @gluon.jit
-    def tiles(self):
-        return self.requests * (self.GROUPS * self.SHARE * self.BLOCKS)
-
-    @gluon.jit
-    def context(self, tile):
-        """Number of the tile's keys and values: request times groups plus group."""
-        return tile // (self.SHARE * self.BLOCKS)
-
-    @gluon.jit
-    def length(self, tile):
-        """Tokens of the tile's request."""
-        length = gl.load(self.lengths_B + self.context(tile) // self.GROUPS)
-        return gl.minimum(gl.maximum(length, 0), self.tokens).to(gl.int32)
-
-    @gluon.jit
-    def steps(self, length):
-        """At least one: a request without tokens attends to zeros beyond its end."""
-        return gl.maximum(gl.cdiv(length, self.N_TILE), 1)
-
-    @gluon.jit
-    def block(self, tile):
-        """First row of the tile within its request."""
-        return tile % self.BLOCKS * (self.WARPGROUPS * WARPGROUP_ROWS)
-
-    @gluon.jit
-    def row(self, tile):
-        """First row of the tile."""
-        return self.context(tile) // self.GROUPS * self.ROWS + self.block(tile)
-
-    @gluon.jit
-    def channel(self, tile):
-        """First channel of the tile's head."""
-        return (self.context(tile) % self.GROUPS * self.SHARE + tile // self.BLOCKS % self.SHARE) * self.HEAD
+    def most_tokens(self):
+        return self.tokens
 
 
 @gluon.jit
@@ -166,7 +65,7 @@ def attention_sm90(
     values = keys
     if not SHARED:
         values = make_ring(STAGES, 1, [N_TILE, HEAD], gl.float16, OPERAND, WARPGROUPS)
-    fence_async_shared()  # the tensor memory accelerator sees them, too
+    fence_async_shared()  # the tensor memory accelerator sees the barriers, too
     work = _Work(
         query_ND=query_ND, key_BGSd=key_BGSd, value_BGSd=value_BGSd, lengths_B=lengths_B, output_ND=output_ND, code_scale=code_scale,
         requests=requests, tokens=tokens, scale=scale, queries=queries, keys=keys, values=values,
@@ -189,38 +88,6 @@ def attention_sm90(
             [1, 1, 1],
             [FEW_REGISTERS, FEW_REGISTERS, FEW_REGISTERS],
         )
-
-
-@gluon.jit
-def make_ring(
-    STAGES: gl.constexpr, PARTS: gl.constexpr, BOX: gl.constexpr, TYPE: gl.constexpr, LAYOUT: gl.constexpr, CONSUMERS: gl.constexpr
-):
-    """A ring without anything in it; a stage has PARTS boxes."""
-    stages = gl.allocate_shared_memory(TYPE, [STAGES * PARTS, BOX[0], BOX[1]], LAYOUT)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=CONSUMERS)
-    return Ring(stages, full, empty)
-
-
-@gluon.jit
-def produce_queries(work):
-    """Fill the ring of queries, tile after tile. Rows beyond the request's own are another request's, and not stored."""
-    await_previous()
-    BYTES: gl.constexpr = work.WARPGROUPS * WARPGROUP_ROWS * work.HEAD * 2
-    queries = work.queries
-    rows = tma.make_tensor_descriptor(
-        work.query_ND, [work.requests * work.ROWS, work.WIDTH], [work.WIDTH, 1], [WARPGROUP_ROWS, work.HEAD], queries.stages.layout
-    )
-    number = 0
-    for tile in range(gl.program_id(0), work.tiles(), work.CTAS):
-        full = queries.take(number, BYTES)
-        for warpgroup in gl.static_range(work.WARPGROUPS):
-            first = work.row(tile) + warpgroup * WARPGROUP_ROWS
-            tma.async_copy_global_to_shared(rows, [first, work.channel(tile)], full, queries.box(number, warpgroup))
-        number += 1  # noqa: SIM113  Gluon knows no enumerate
 
 
 @gluon.jit
@@ -330,35 +197,18 @@ def _finish(attended, total, reciprocal, tile, count, warpgroup: gl.constexpr, w
     WIDE: gl.constexpr = 16 if work.CODES else 8  # channels of 16 bytes
     LANES: gl.constexpr = work.HEAD // WIDE
     LAYOUT: gl.constexpr = gl.BlockedLayout([LANES // 2, WIDE], [32 // LANES, LANES], [WARPS, 1], [1, 0])
-    box = work.queries.box(count, warpgroup)
     gl.thread_barrier()  # no product reads the queries any more
-    box.store(result)
-    gl.thread_barrier()
-    result = box.load(LAYOUT)
-    fence_async_shared()  # the producer writes what was read here
-    gl.thread_barrier()  # by all threads, for one of which the next line speaks
-    work.queries.give_back(count)
+    result = turn(result, LAYOUT, count, warpgroup, work.queries)
     if work.CODES:
         # Not the quotient, which would keep both consumers from their probabilities: 1 of 5 million codes is another.
         result = e4m3(result.to(gl.float32) * reciprocal)
-    row = work.block(tile) + warpgroup * WARPGROUP_ROWS + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
-    channel = work.channel(tile) + gl.arange(0, work.HEAD, gl.SliceLayout(0, LAYOUT))
-    start = work.output_ND + (work.context(tile) // work.GROUPS).to(gl.int64) * (work.ROWS * work.WIDTH)
-    gl.store(start + row[:, None] * work.WIDTH + channel[None, :], result, mask=(row < work.ROWS)[:, None])
+    work.store(result, tile, warpgroup)
 
 
 @gluon.jit
 def _softmax(score, largest, first, length, work):
     """Probabilities against the largest score so far, that score, and what earlier ones shrink by."""
-    if first + work.N_TILE > length:
-        token = first + gl.arange(0, work.N_TILE, gl.SliceLayout(0, score.type.layout))
-        score = gl.where((token < length)[None, :], score, float("-inf"))
+    score = hide_padding(score, first, length, work.N_TILE)
     above = gl.maximum(largest, gl.max(score, 1))
     probability = exp2(score * work.scale - (above * work.scale)[:, None])
     return probability, above, exp2((largest - above) * work.scale)
-
-
-@gluon.jit
-def exp2(x):
-    """2^x in one instruction, subnormal results 0: FP16 rounds them to 0 anyway."""
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=False, pack=1)

@@ -5,7 +5,6 @@ Both are flash attention forward, an FP32 softmax between two FP16 products on t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,104 +15,63 @@ import triton
 from ...core.errors import BuildError
 from ..launch.case import Case, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half, scales
 from ..launch.compile import Build
-from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, dependent, expect, expect_size, static
-from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
+from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, Node, dependent, expect, expect_size, static
+from ..launch.program import Argument, Input, Int32, Launch, Output, Program, Tensor, dim, minimum
 from ..launch.tiles import AttentionTile
+from .attention_sizes import AttentionSizes
+from .warp_specialized import ATTENTION_REGISTERS, MULTIPROCESSORS, WARPGROUP_ROWS, warp_specialized_build
 
+FAMILY = "context_attention"
 MIN_HEAD = 16  # channels of a tensor core instruction
 FP16_BYTES = 2
-LOG2_E = math.log2(math.e)
-WARPGROUP_ROWS = 64  # query rows that a warpgroup attends with
-SM90_ROWS = (64, 128)  # of a tile of the warp-specialized kernel
-SM90_HEADS = (64, 128)  # channels of a head that it takes: whole rows of swizzled shared memory
-SM90_REGISTERS = (168, 232, 40)  # per thread: at launch, consumers, producers
 ANY_TILE = AttentionTile(128, 64, 2, 4, descriptors=True)  # in place of the warp-specialized kernel, for other heads
-MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 TUNED_HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
 TUNED_ROWS = (1, 128, 512)
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(AttentionSizes):
     """An attention over the context, as its kernels are compiled for it.
 
     Attributes:
-        rows: Beams per request.
-        groups: Heads of keys and values.
-        share: Query heads that share keys and values.
-        head: Channels of a head.
         shared: Whether keys are the values.
         codes: Whether the result is quantized by a scale that is given.
     """
 
-    rows: int
-    groups: int
-    share: int
-    head: int
     shared: bool = False
     codes: bool = False
 
     def usable(self, tile: AttentionTile) -> AttentionTile:
         """The tile, or one of the other kernel and without descriptors where heads or rows do not allow them."""
-        if tile.ctas and (self.head not in SM90_HEADS or self.rows < WARPGROUP_ROWS):
+        if tile.ctas and not self.warp_specialized:
             tile = ANY_TILE
         aligned = self.head * FP16_BYTES % TMA_ALIGNMENT == 0
         return tile if aligned or not tile.descriptors else AttentionTile(tile.m, tile.n, tile.stages, tile.warps)
 
     def build(self, tile: AttentionTile, capability: str) -> Build:
         """How the kernel is compiled for a usable tile."""
-        constants: dict[str, int | bool] = {
-            "ROWS": self.rows,
-            "GROUPS": self.groups,
-            "SHARE": self.share,
-            "HEAD": self.head,
-            "N_TILE": tile.n,
-            "CODES": self.codes,
-        }
+        constants = self.constants(tile) | {"CODES": self.codes}
         tensors = ("*fp16", "*fp16", "*fp16", "*i64", "*fp8e4nv" if self.codes else "*fp16")
         if not tile.ctas:
             cut = {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(self.head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
             any_types = (*tensors, "i32", "fp32", "*fp32")
             build = Build(f"{__package__}.attention", "attention", any_types, constants | cut, capability, tile.warps, tile.stages)
             return dependent(build)
-        if tile.m not in SM90_ROWS or capability != HOPPER:
-            what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
-            hint = f"choose {' or '.join(map(str, SM90_ROWS))} rows on {HOPPER}, or ctas = 0"
-            raise BuildError(what, where="context_attention", hint=hint)
-        at_launch, many, few = SM90_REGISTERS
         # One ring takes the room of two, and one stage more.
         stages = 2 * tile.stages + 1 if self.shared else tile.stages
         constants |= {"SHARED": self.shared, "WARPGROUPS": tile.m // WARPGROUP_ROWS, "STAGES": stages, "CTAS": tile.ctas}
-        constants |= {"REGISTERS": many, "FEW_REGISTERS": few}
         types = (*tensors, "*fp32", "i32", "i32", "fp32")
-        return Build(f"{__package__}.attention_sm90", "attention_sm90", types, constants, capability, WARPGROUP, registers=at_launch)
-
-    def tiles(self, tile: AttentionTile) -> int:
-        """Tiles of a request. One of the warp-specialized kernel has rows of a single head."""
-        if tile.ctas:
-            return self.groups * self.share * -(-self.rows // tile.m)
-        return self.groups * -(-self.rows * self.share // tile.m)
+        return warp_specialized_build(
+            "attention_sm90", types, constants, capability, rows=tile.m, registers=ATTENTION_REGISTERS, where=FAMILY
+        )
 
     def launch(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> Launch:
         """The launch for a node: `tensors` are query, keys, values, lengths and the result."""
         kernel = node.compile(self.build(tile, node.capability))
-        tiles, tokens, scale = dim(1, 0) * self.tiles(tile), Int32(dim(1, 2)), Float32(LOG2_E / math.sqrt(self.head))
+        tiles, tokens = dim(1, 0) * self.tiles(tile), Int32(dim(1, 2))
         if not tile.ctas:
-            return Launch(kernel, (tiles, 1, 1), (*tensors, tokens, scale, code_scale))
-        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, code_scale, Int32(dim(1, 0)), tokens, scale))
-
-    def variants(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> tuple[Variant, ...]:
-        """The launches for few and for many requests, in a usable tile.
-
-        A warpgroup that has a multiprocessor to itself is faster than one of two, but two together are faster than one after the other.
-        So the warp-specialized kernel has tiles of one warpgroup as long as all of them run at once.
-        """
-        whole = Variant(1, (self.launch(tile, node, tensors, code_scale),))
-        if tile.ctas == 0 or tile.m == WARPGROUP_ROWS:
-            return (whole,)
-        single = replace(tile, m=WARPGROUP_ROWS, warps=tile.warps - WARPGROUP)
-        at_once = (dim(1, 0) * self.tiles(single)).le(tile.ctas)
-        return (Variant(at_once, (self.launch(single, node, tensors, code_scale),)), whole)
+            return Launch(kernel, (tiles, 1, 1), (*tensors, tokens, self.scale, code_scale))
+        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, code_scale, Int32(dim(1, 0)), tokens, self.scale))
 
 
 def context_attention_program(node: Node) -> Program:
@@ -146,10 +104,11 @@ def _program(node: Node, shared: bool, codes: bool) -> Program:
         expect(node, lengths + 1, "float32")
         expect_size(node, lengths + 1, 1)
     attention = _attention(node, value, shared, codes)
-    tile = node.tiles.tile(node.capability, "context_attention", (attention.head,), attention.rows * attention.share)
+    tile = node.tiles.tile(node.capability, FAMILY, (attention.head,), attention.rows * attention.share)
     assert isinstance(tile, AttentionTile), tile
     tensors = (Input(0), Input(1), Input(value), Input(lengths), Output(0))
-    variants = attention.variants(attention.usable(tile), node, tensors, Input(lengths + 1) if codes else NO_ADDRESS)
+    code_scale: Argument = Input(lengths + 1) if codes else NO_ADDRESS
+    variants = attention.variants(attention.usable(tile), lambda tile: attention.launch(tile, node, tensors, code_scale))
     return node.program((Tensor("float8_e4m3fn" if codes else "float16", node.shape),), variants)
 
 
@@ -174,7 +133,7 @@ def context_attention_case(requests: int, rows: int, heads: int, groups: int, to
         (half(requests * rows, heads * head), key, value, equal(requests, value=tokens)),
         (requests, heads, rows, tokens, head),
         {"rows": rows},
-        tile=TileKey("context_attention", rows * heads // groups, (head,)),
+        tile=TileKey(FAMILY, rows * heads // groups, (head,)),
         requests=requests,
         flops=4 * requests * rows * heads * tokens * head,
     )
@@ -231,7 +190,7 @@ def _trials() -> Iterator[Trial]:
 def _tuned() -> Iterator[Tuning]:
     for head, heads in TUNED_HEADS.items():
         for rows in TUNED_ROWS:
-            yield Tuning(context_attention_case(32, rows, heads, heads, 512, head), ("context_attention",))
+            yield Tuning(context_attention_case(32, rows, heads, heads, 512, head), (FAMILY,))
 
 
 def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:

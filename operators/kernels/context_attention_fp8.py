@@ -5,33 +5,24 @@ Both are flash attention forward, an FP32 softmax between two E4M3 products on t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
 
 from ...core.errors import BuildError
-from ..context_attention_fp8 import LOG2_E
 from ..context_codes import TOKENS, keys_of_blocks, values_of_blocks
 from ..launch.case import Case, Example, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half
 from ..launch.compile import Build
-from ..launch.node import HOPPER, WARPGROUP, Node, dependent, expect, expect_size, static
-from ..launch.program import Argument, Float32, Input, Int32, Launch, Output, Program, Tensor, Variant, dim, minimum
+from ..launch.node import HOPPER, Node, dependent, expect, expect_size, static
+from ..launch.program import Argument, Input, Int32, Launch, Output, Program, Tensor, dim, minimum
 from ..launch.tiles import AttentionTile
 from ..operator import FP8_THRESHOLD
-from .context_attention import (
-    MULTIPROCESSORS,
-    SM90_HEADS,
-    SM90_REGISTERS,
-    SM90_ROWS,
-    TUNED_HEADS,
-    TUNED_ROWS,
-    WARPGROUP_ROWS,
-    library_attention,
-)
+from .attention_sizes import AttentionSizes
+from .context_attention import TUNED_HEADS, TUNED_ROWS, library_attention
 from .fp8_linear import accumulator_loss
+from .warp_specialized import ATTENTION_REGISTERS, MULTIPROCESSORS, WARPGROUP_ROWS, warp_specialized_build
 
 FAMILY = "context_attention_fp8"
 MIN_HEAD = 32  # channels of a tensor core instruction
@@ -40,28 +31,16 @@ ANY_TILE = AttentionTile(128, 64, 2, 8)  # in place of the warp-specialized kern
 
 
 @dataclass(frozen=True)
-class Fp8Attention:
-    """An attention over the context in FP8, as its kernels are compiled for it.
-
-    Attributes:
-        rows: Beams per request.
-        groups: Heads of keys and values.
-        share: Query heads that share keys and values.
-        head: Channels of a head.
-    """
-
-    rows: int
-    groups: int
-    share: int
-    head: int
+class Fp8Attention(AttentionSizes):
+    """An attention over the context in FP8, as its kernels are compiled for it."""
 
     def usable(self, tile: AttentionTile) -> AttentionTile:
         """The tile, or one of the other kernel where heads or rows do not allow it."""
-        return ANY_TILE if tile.ctas and (self.head not in SM90_HEADS or self.rows < WARPGROUP_ROWS) else tile
+        return ANY_TILE if tile.ctas and not self.warp_specialized else tile
 
     def build(self, tile: AttentionTile, capability: str) -> Build:
         """How the kernel is compiled for a usable tile."""
-        constants = {"ROWS": self.rows, "GROUPS": self.groups, "SHARE": self.share, "HEAD": self.head, "N_TILE": tile.n}
+        constants = self.constants(tile)
         tensors = ("*fp16", "*fp8e4nv", "*fp32", "*fp8e4nv", "*fp32", "*i64", "*fp16")
         if TOKENS % tile.n:
             raise BuildError(f"{tile.n} tokens are no part of {TOKENS}", where=FAMILY, hint="choose a tile with n a power of two")
@@ -69,40 +48,20 @@ class Fp8Attention:
             constants |= {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(self.head)), "M_TILE": tile.m}
             any_types, module = (*tensors, "i32", "fp32"), f"{__package__}.attention_fp8"
             return dependent(Build(module, "attention_fp8", any_types, constants, capability, tile.warps, tile.stages))
-        if tile.m not in SM90_ROWS or capability != HOPPER:
-            what = f"no warp-specialized attention for tiles of {tile.m} rows on {capability}"
-            hint = f"choose {' or '.join(map(str, SM90_ROWS))} rows on {HOPPER}, or ctas = 0"
-            raise BuildError(what, where=FAMILY, hint=hint)
-        at_launch, many, few = SM90_REGISTERS
         constants |= {"WARPGROUPS": tile.m // WARPGROUP_ROWS, "STAGES": tile.stages, "CTAS": tile.ctas}
-        constants |= {"REGISTERS": many, "FEW_REGISTERS": few}
-        types, module = (*tensors, "i32", "i32", "fp32"), f"{__package__}.attention_fp8_sm90"
-        return Build(module, "attention_fp8_sm90", types, constants, capability, WARPGROUP, registers=at_launch)
-
-    def tiles(self, tile: AttentionTile) -> int:
-        """Tiles of a request. One of the warp-specialized kernel has rows of a single head."""
-        if tile.ctas:
-            return self.groups * self.share * -(-self.rows // tile.m)
-        return self.groups * -(-self.rows * self.share // tile.m)
+        types = (*tensors, "i32", "i32", "fp32")
+        return warp_specialized_build(
+            "attention_fp8_sm90", types, constants, capability, rows=tile.m, registers=ATTENTION_REGISTERS, where=FAMILY
+        )
 
     def launch(self, tile: AttentionTile, node: Node) -> Launch:
         """The launch for a node."""
         kernel = node.compile(self.build(tile, node.capability))
         tensors: tuple[Argument, ...] = (*(Input(number) for number in range(6)), Output(0))
-        requests, blocks, scale = Int32(dim(1, 0)), Int32(dim(1, 2)), Float32(LOG2_E / math.sqrt(self.head))
-        tiles = dim(1, 0) * self.tiles(tile)
+        tiles, blocks = dim(1, 0) * self.tiles(tile), Int32(dim(1, 2))
         if not tile.ctas:
-            return Launch(kernel, (tiles, 1, 1), (*tensors, blocks, scale))
-        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, requests, blocks, scale))
-
-    def variants(self, tile: AttentionTile, node: Node) -> tuple[Variant, ...]:
-        """The launches for few and for many requests, in a usable tile: those of context_attention.py, and for its reason."""
-        whole = Variant(1, (self.launch(tile, node),))
-        if tile.ctas == 0 or tile.m == WARPGROUP_ROWS:
-            return (whole,)
-        single = replace(tile, m=WARPGROUP_ROWS, warps=tile.warps - WARPGROUP)
-        at_once = (dim(1, 0) * self.tiles(single)).le(tile.ctas)
-        return (Variant(at_once, (self.launch(single, node),)), whole)
+            return Launch(kernel, (tiles, 1, 1), (*tensors, blocks, self.scale))
+        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, Int32(dim(1, 0)), blocks, self.scale))
 
 
 def context_attention_fp8_program(node: Node) -> Program:
@@ -114,7 +73,8 @@ def context_attention_fp8_program(node: Node) -> Program:
     attention = _attention(node)
     tile = node.tiles.tile(node.capability, FAMILY, (attention.head,), attention.rows * attention.share)
     assert isinstance(tile, AttentionTile), tile
-    return node.program((Tensor("float16", node.shape),), attention.variants(attention.usable(tile), node))
+    variants = attention.variants(attention.usable(tile), lambda tile: attention.launch(tile, node))
+    return node.program((Tensor("float16", node.shape),), variants)
 
 
 def _attention(node: Node) -> Fp8Attention:

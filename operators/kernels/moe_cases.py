@@ -36,7 +36,7 @@ from ..launch.tiles import ExpertTile, RouteTile, RowTile
 from .fp8_linear import accumulator_loss
 from .moe_library import grouped_products
 from .moe_scheme import SCHEMES, Share
-from .product_cases import MULTIPROCESSORS
+from .warp_specialized import MULTIPROCESSORS
 
 EXPERTS, SLOTS, SHARED, WIDTH = 54, 4, 1, 1408  # of 4B-A0.5B: 53 routed experts, 3 of a token, and a shared one
 RANK_AND_PLACE = "rank and place"  # tokens into the order of their experts

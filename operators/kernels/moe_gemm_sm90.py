@@ -5,12 +5,12 @@ FP16 [sorted rows, N] of x @ the expert's [N, K]; scales and gate as in moe_gemm
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
-from .moe_gemm import BLOCKS, CHANNEL, EXPERT, ROW, TENSOR
-from .moe_ring_sm90 import Ring, init_barriers, product, start
+from .moe_gemm import BLOCKS, CHANNEL
+from .moe_ring_sm90 import Ring, make_barriers, product, scale_of_rows, start
 
 
 @aggregate
@@ -43,13 +43,7 @@ class _Epilogue:
         expert = ring.expert(tile)
         channel = tile % ring.COLUMNS * ring.BOX
         # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
-        factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-        if self.X_SCALE == TENSOR:
-            factor *= gl.load(self.x_scale)
-        elif self.X_SCALE == EXPERT:
-            factor *= gl.load(self.x_scale + expert)
-        elif self.X_SCALE == ROW:
-            factor *= gl.load(self.x_scale + rows)
+        factor = scale_of_rows(rows, expert, self, LAYOUT)
         if self.GATED:
             factor *= gl.load(self.gate_R + rows)
         channel_scale = gl.full([ring.BOX], 1.0, gl.float32, CHANNEL_LAYOUT)
@@ -81,10 +75,7 @@ def moe_gemm_sm90(
     x_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES * CONSUMERS, WARPGROUP_ROWS, K_TILE], OPERAND)
     weight_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES, N_TILE, K_TILE], OPERAND)
     staging = gl.allocate_shared_memory(gl.float16, [CONSUMERS, WARPGROUP_ROWS, N_TILE], gl.NVMMASharedLayout(128, 16))
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    init_barriers(full, empty, STAGES, CONSUMERS)
-    fence_async_shared()  # the tensor memory accelerator sees them, too
+    full, empty = make_barriers(STAGES, CONSUMERS)
     ring = Ring(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,

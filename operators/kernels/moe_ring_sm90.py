@@ -19,6 +19,7 @@ Every role walks the same tiles in the same order: step s, counted over all tile
 
 An epilogue belongs to a kernel. It says where results go and makes those of 64 rows of a tile: `result`, `WIDTH` channels in a row of it,
 `staging`, and `values(tile, row, number, warpgroup, ring)`.
+`x_scale` holds the scales of x, of which X_SCALE says what shares one.
 """
 
 from triton.experimental import gluon
@@ -34,6 +35,7 @@ from triton.language.core import _aggregate as aggregate
 
 from .dependent import await_previous, prefetch
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
+from .moe_gemm import EXPERT, ROW, TENSOR
 from .moe_place import ENTRY
 
 
@@ -115,10 +117,15 @@ class Ring:
 
 
 @gluon.jit
-def init_barriers(full, empty, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+def make_barriers(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+    """`full` and `empty` of a ring without anything in it."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=2)
         mbarrier.init(empty.index(stage), count=CONSUMERS)
+    fence_async_shared()  # the tensor memory accelerator sees them, too
+    return full, empty
 
 
 @gluon.jit
@@ -230,6 +237,19 @@ def skip(number, ring):
         ring.wait(number)
         ring.release(number)
         number += 1
+
+
+@gluon.jit
+def scale_of_rows(rows, expert, epilogue, LAYOUT: gl.constexpr):
+    """FP32 [64] of x, in rows of a result of LAYOUT; 1 where x has no scales, or those of blocks."""
+    scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+    if epilogue.X_SCALE == TENSOR:
+        scale *= gl.load(epilogue.x_scale)
+    elif epilogue.X_SCALE == EXPERT:
+        scale *= gl.load(epilogue.x_scale + expert)
+    elif epilogue.X_SCALE == ROW:
+        scale *= gl.load(epilogue.x_scale + rows)
+    return scale
 
 
 @gluon.jit

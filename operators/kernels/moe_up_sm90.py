@@ -8,13 +8,13 @@ own values that a tile can know.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma
 from triton.language.core import _aggregate as aggregate
 
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
-from .moe_gemm import BLOCKS, CHANNEL, ROW, TENSOR
+from .moe_gemm import BLOCKS, CHANNEL
 from .moe_hidden import IN_FP16, PER_BLOCK, PER_EXPERT
-from .moe_ring_sm90 import Ring, init_barriers, product, start
+from .moe_ring_sm90 import Ring, make_barriers, product, scale_of_rows, start
 from .rows import divider, e4m3, nan_max, saturated_quotient, scale_of
 from .swiglu import sigmoid
 
@@ -53,11 +53,7 @@ class _Epilogue:
         expert = ring.expert(tile)
         column = tile % ring.COLUMNS
         # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
-        factor = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-        if self.X_SCALE == TENSOR:
-            factor *= gl.load(self.x_scale)
-        elif self.X_SCALE == ROW:
-            factor *= gl.load(self.x_scale + rows)
+        factor = scale_of_rows(rows, expert, self, LAYOUT)
         gate_scale = gl.full([HIDDEN_TILE], 1.0, gl.float32, CHANNEL_LAYOUT)
         up_scale = gate_scale
         if self.WEIGHT_SCALE == CHANNEL:
@@ -98,10 +94,7 @@ def moe_up_sm90(
     x_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES * CONSUMERS, WARPGROUP_ROWS, K_TILE], OPERAND)
     weight_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES, 2 * HIDDEN_TILE, K_TILE], OPERAND)
     staging = gl.allocate_shared_memory(hidden_RH.dtype.element_ty, [CONSUMERS, WARPGROUP_ROWS, HIDDEN_TILE], OPERAND)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    init_barriers(full, empty, STAGES, CONSUMERS)
-    fence_async_shared()  # the tensor memory accelerator sees them, too
+    full, empty = make_barriers(STAGES, CONSUMERS)
     ring = Ring(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,

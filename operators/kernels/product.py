@@ -8,13 +8,13 @@ from typing import Literal
 from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ..launch.compile import Build
-from ..launch.node import HOPPER, LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, WARPGROUP, Node, by_rows, dependent, expect_size, static
+from ..launch.node import LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, Node, by_rows, dependent, expect_size, static
 from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
 from ..launch.tiles import GemmTile
+from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
 
 OUTPUT_BYTES = 2
 LOAD_STAGES = 3
-WARP_SPECIALIZED = {128: (168, 232, 40), 192: (128, 160, 32)}  # by a tile's rows, registers per thread: at launch, consumers, others
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,10 @@ class Product:
         if not tile.ctas:
             constants["THREADS"] = tile.warps * LANES_PER_WARP
             return dependent(Build(f"{__package__}.gemm", "gemm", types, constants, capability, tile.warps, tile.stages))
-        if tile.m not in WARP_SPECIALIZED or capability != HOPPER:
-            hint = f"choose {' or '.join(map(str, WARP_SPECIALIZED))} rows on {HOPPER}, or ctas = 0"
-            raise BuildError(f"no warp-specialized kernel for tiles of {tile.m} rows on {capability}", where=self.family, hint=hint)
-        at_launch, many, few = WARP_SPECIALIZED[tile.m]
-        constants |= {"CTAS": tile.ctas, "STAGES": tile.stages, "REGISTERS": many, "FEW_REGISTERS": few}
-        return Build(f"{__package__}.gemm_sm90", "gemm_sm90", types, constants, capability, WARPGROUP, registers=at_launch)
+        constants |= {"CTAS": tile.ctas, "STAGES": tile.stages}
+        return warp_specialized_build(
+            "gemm_sm90", types, constants, capability, rows=tile.m, registers=PRODUCT_REGISTERS, where=self.family
+        )
 
     def usable(self, tile: GemmTile) -> GemmTile:
         """The tile, without descriptors where the strides do not allow them."""

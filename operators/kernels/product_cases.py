@@ -10,8 +10,8 @@ from ..launch.case import MANY_ROWS, Case, TileKey, Trial, Tuning
 from ..launch.node import HOPPER
 from ..launch.tiles import GemmTile
 from .product import Product
+from .warp_specialized import MULTIPROCESSORS
 
-MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SHAPES = ((1408, 1408), (1408, 4224), (1408, 5632), (5632, 1408))  # (K, N): o, q k v, gate or up, down of 0.5B and of experts
 PLAIN_SHAPES = SHAPES[:3]  # a model's down projection always has a residual
 FEW_ROW_SHAPES = ((1408, 5632), (5632, 1408))

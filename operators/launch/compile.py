@@ -5,6 +5,7 @@ What comes out is the `Kernel` that a launch program carries.
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import importlib
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,37 @@ def _fingerprint(build: Build, source: Any) -> str:
     from triton._C.libtriton import get_cache_invalidating_env_vars
     from triton.compiler import make_backend
 
+    _hash_callees_first(source.fn)
     backend = make_backend(_target(build))
     compiler = (triton.__version__, backend.hash(), backend.parse_options(_options(build)).hash())
     parts = [FORMAT, build.capability, source.hash(), *compiler, sorted(get_cache_invalidating_env_vars().items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _hash_callees_first(function: Any) -> None:
+    """Have Triton hash a function, and before it every one that it calls.
+
+    Otherwise its key depends on what the process asked for earlier: Triton 3.6 adds the constants of a called function to those of the
+    caller only if the called one has its key (`DependenciesFinder._update_hash` in triton/runtime/jit.py).
+    """
+    if function.hash is None:
+        for called in _named_in(function):
+            _hash_callees_first(called)
+        function.cache_key  # noqa: B018  computed when it is asked for
+
+
+def _named_in(function: Any) -> list[Any]:
+    """The functions of Triton whose names stand in its text, methods of its aggregates included."""
+    from triton.runtime.jit import JITCallable
+
+    def value_of(node: ast.AST) -> Any:
+        if isinstance(node, ast.Attribute):
+            return getattr(value_of(node.value), node.attr, None)
+        return function.__globals__.get(node.id) if isinstance(node, ast.Name) else None
+
+    values = [value_of(node) for node in ast.walk(function.parse()) if isinstance(node, ast.Name | ast.Attribute)]
+    parts = chain.from_iterable(getattr(value, "hash_attrs", [value]) for value in values)
+    return [part for part in parts if isinstance(part, JITCallable) and part is not function]
 
 
 def _target(build: Build) -> Any:

@@ -185,7 +185,7 @@ class Tiles:
         counts = sorted({entry.rows for entry in known})
         bounds = [math.isqrt(low * high) for low, high in pairwise(counts)]
         nearest = [min((e for e in known if e.rows == rows), key=lambda e: (_distance(e.shape, shape), e.shape)).tile for rows in counts]
-        return _merged([RowClass(bound, tile) for bound, tile in zip([*bounds, None], nearest, strict=True)])
+        return merged([RowClass(bound, tile) for bound, tile in zip([*bounds, None], nearest, strict=True)])
 
     def tile(self, capability: str, family: str, shape: Sequence[int], rows: int) -> Tile:
         """The tile for one row count, which must be known.
@@ -214,7 +214,7 @@ class Tiles:
         write_text(path, f"[\n{lines}\n]\n")
 
 
-def _merged(classes: list[RowClass]) -> list[RowClass]:
+def merged(classes: list[RowClass]) -> list[RowClass]:
     """Neighbors with the same tile are one: a kernel is compiled once."""
     followers: list[RowClass | None] = [*classes[1:], None]
     return [each for each, after in zip(classes, followers, strict=True) if after is None or after.tile != each.tile]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .layers import Part, rows_of
+from .layers import LayerRow, Part, rows_of
 from .plot import Plot, log_axis, rows_axis, rows_height
 from .run import RecipeRun
 from .theme import label, markers
@@ -21,15 +22,7 @@ def score_error_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
         return []
     figure, marker = go.Figure(), markers(runs)
     for name, of_run in rows.items():
-        figure.add_scatter(
-            x=[row.score_error for row in of_run],
-            y=[label(row.label) for row in of_run],
-            mode="markers",
-            orientation="h",
-            name=label(name),
-            marker=marker[name],
-            hovertemplate="%{y}<br>%{x:.3g} nat<extra>%{fullData.name}</extra>",
-        )
+        figure.add_trace(_tensors(name, of_run, [row.score_error for row in of_run], "%{x:.3g} nat", marker=marker[name]))
     figure.update_xaxes(log_axis("predicted error of a score, nat", [row.score_error or 0.0 for of_run in rows.values() for row in of_run]))
     figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=[label(name) for name in names])
     figure.update_layout(height=rows_height(len(names)))
@@ -39,6 +32,13 @@ def score_error_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
         "farthest to the right are worth a finer precision, whatever their signal-to-noise ratio."
     )
     return [Plot("score-error", "Predicted error of scores per layer", caption, figure)]
+
+
+def _tensors(name: str, rows: Sequence[LayerRow], values: Sequence[float | None], shown: str, **more: Any) -> go.Scatter:
+    """A recipe's tensors as markers, each in its own row of the plot; `shown` is how a marker's text writes the value."""
+    text = f"%{{y}}<br>{shown}<extra>%{{fullData.name}}</extra>"
+    places = [label(row.label) for row in rows]
+    return go.Scatter(x=values, y=places, mode="markers", orientation="h", name=label(name), hovertemplate=text, **more)
 
 
 def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
@@ -52,19 +52,9 @@ def snr_plots(runs: Sequence[RecipeRun]) -> list[Plot]:
     marker = markers(runs)
     for column, part in enumerate(parts, 1):
         for name, rows in found[part].items():
-            figure.add_scatter(
-                x=[row.snr_db for row in rows],
-                y=[label(row.label) for row in rows],
-                mode="markers",
-                orientation="h",
-                name=label(name),
-                legendgroup=label(name),
-                showlegend=column == 1 and bool(rows),
-                marker=marker[name],
-                hovertemplate="%{y}<br>%{x:.1f} dB<extra>%{fullData.name}</extra>",
-                row=1,
-                col=column,
-            )
+            once = {"legendgroup": label(name), "showlegend": column == 1 and bool(rows)}
+            trace = _tensors(name, rows, [row.snr_db for row in rows], "%{x:.1f} dB", marker=marker[name], **once)
+            figure.add_trace(trace, row=1, col=column)
     ratios = [row.snr_db for by_run in found.values() for rows in by_run.values() for row in rows if row.snr_db is not None]
     figure.update_xaxes(title_text="signal-to-noise ratio, dB", range=(min(ratios) - 1, max(ratios) + 1))
     for column, part in enumerate(parts, 1):

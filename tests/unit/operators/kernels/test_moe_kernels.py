@@ -15,7 +15,8 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators import fp8
 from onerec_trt.operators.kernels.fp8_linear import accumulator_loss
 from onerec_trt.operators.kernels.moe_cases import flipped_codes, moe_experts_case, moe_route_case
-from onerec_trt.operators.kernels.moe_experts import Experts, moe_experts_program
+from onerec_trt.operators.kernels.moe_experts import moe_experts_program
+from onerec_trt.operators.kernels.moe_products import Experts
 from onerec_trt.operators.kernels.moe_route import moe_route_program
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
@@ -74,6 +75,12 @@ def test_the_activation_is_part_of_the_up_product_where_it_can_be(operator):
     product = ["moe_up_sm90"] if operator in FUSED else ["moe_gemm_sm90", "moe_hidden"]
     assert launches(operator, 16384) == ["moe_number", "moe_offset", "moe_place", *product, "moe_gemm_sm90", "moe_combine"]
     assert launches(operator, 32) == ["moe_rank", "moe_place", "moe_gemm", "moe_hidden", "moe_gemm", "moe_combine"]
+
+
+def test_odd_widths_number_many_tokens_by_blocks_too():
+    case = moe_experts_case("MoeExpertsFp8Row", 16384, 200, 136)
+    without_descriptors = ["moe_gemm", "moe_hidden", "moe_gemm"]
+    assert launches_of(case, committed_tiles()) == ["moe_number", "moe_offset", "moe_place", *without_descriptors, "moe_combine"]
 
 
 @pytest.mark.parametrize(("up_rows", "activation"), [(128, ["moe_up_sm90"]), (192, ["moe_gemm_sm90", "moe_hidden"])])

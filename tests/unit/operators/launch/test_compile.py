@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -105,8 +106,8 @@ def test_fp8_attention_fits_and_keeps_probabilities_in_their_lanes(cubins, tmp_p
 @pytest.mark.parametrize(
     ("tile", "capability", "message"),
     [
-        (replace(FP8_ATTENTION, m=192), "9.0", "no warp-specialized attention"),
-        (FP8_ATTENTION, "12.0", "no warp-specialized attention"),
+        (replace(FP8_ATTENTION, m=192), "9.0", "no warp-specialized kernel"),
+        (FP8_ATTENTION, "12.0", "no warp-specialized kernel"),
         (replace(FP8_ATTENTION, n=96), "9.0", "96 tokens are no part of 128"),
     ],
     ids=["rows", "capability", "tokens"],
@@ -127,7 +128,7 @@ def assert_fits_and_spills_nothing(kernel, folder):
 
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
 def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
-    with pytest.raises(BuildError, match="no warp-specialized attention"):
+    with pytest.raises(BuildError, match="no warp-specialized kernel"):
         Attention(512, 2, 1, 128).build(tile, capability)
 
 
@@ -177,6 +178,34 @@ def test_whatever_changes_the_cubin_changes_its_place(tmp_path, monkeypatch):
     for build in (base, *others):
         compiled(build, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1 + len(others)
+
+
+CALLING = """
+import triton
+import triton.language as tl
+
+STEP = tl.constexpr(3)
+
+@triton.jit
+def inner(pointer):
+    tl.store(pointer, tl.load(pointer) + STEP)
+
+@triton.jit
+def outer(pointer):
+    inner(pointer)
+"""
+
+
+def test_what_was_compiled_before_changes_no_place(tmp_path, monkeypatch):
+    """Or else a plan's second build, or another process, would not find what the first one left."""
+    monkeypatch.setattr(ahead, "_compile", lambda build, _: ahead.Kernel(b"cubin", build.function, build.warps, 0, 0))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "calling_kernels.py").write_text(CALLING)
+    for functions in (("outer",), ("inner", "outer")):
+        monkeypatch.delitem(sys.modules, "calling_kernels", raising=False)  # as in a new process
+        for function in functions:
+            compiled(Build("calling_kernels", function, ("*i32",), {}, "9.0", 4), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_what_the_compiler_reads_from_the_environment_changes_its_place(tmp_path, monkeypatch):

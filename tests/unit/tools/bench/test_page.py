@@ -22,9 +22,9 @@ def measured() -> dict[str, Any]:
     return report
 
 
-def table_after(heading: str) -> dict[str, list[str]]:
-    """The rows of the first table below a heading of docs/performance.md, by their first cell, without bold."""
-    text = (DOCS / "performance.md").read_text().split(heading, 1)[1]
+def table_after(heading: str, page: Path = DOCS / "performance.md") -> dict[str, list[str]]:
+    """The rows of the first table below a heading of a page, by their first cell, without bold."""
+    text = page.read_text().split(heading, 1)[1]
     rows = [line.replace("**", "").strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     end = next((n for n, row in enumerate(rows) if n > 2 and set(row[0]) <= {"-"}), len(rows) + 1) - 1  # where the next table begins
     return {" ".join(row[:2]) if rows[0][0] == "engine" else row[0]: row for row in rows[:end]}
@@ -122,6 +122,34 @@ def test_the_documentation_shows_the_published_model() -> None:
             f"{plan['requests_per_s']:.0f}",
             f"{latency['median'] / plan['limit_ms']:.2f}",
         ]
+
+
+def test_the_first_table_of_the_readme_shows_the_published_model() -> None:
+    shown = table_after("# onerec-trt", DOCS.parent / "README.md")
+    results = json.loads((DOCS / "measurements" / "h100-moe.json").read_text())["results"]
+    for plan in (result for result in results if result["engine"] == "tensorrt"):
+        (baseline,) = (each for each in results if each["engine"] == "torch-cuda-graph" and shape_text(each) == shape_text(plan))
+        assert shown[shape_text(plan)][1:] == [
+            f"{baseline['latency_ms']['median']:.1f}",
+            f"{plan['latency_ms']['median']:.1f}",
+            f"{plan['requests_per_s']:.0f}",
+            f"{plan['limit_ms']:.1f}",
+        ]
+
+
+def test_the_parts_of_the_published_model_are_the_whole() -> None:
+    report = json.loads((DOCS / "measurements" / "h100-moe.json").read_text())
+    latencies = {shape_text(each): each["latency_ms"]["median"] for each in report["results"] if each["engine"] == "tensorrt"}
+    head, _line, *rows = table_after("### Where its time goes").values()
+    columns = dict(zip(head[1:], zip(*(map(float, row[1:]) for row in rows), strict=True), strict=True))
+    assert set(columns) == {shape_text(times) for times in report["environment"]["layer_times"]}
+    for times in report["environment"]["layer_times"]:
+        *parts, layers, batch = columns[shape_text(times)]
+        by_part = milliseconds_by_part(times)
+        assert parts[:2] == [round(by_part[part], 1) for part in (EXPERTS, ROUTER)]
+        assert sum(parts) == pytest.approx(times["milliseconds"], abs=0.05 * len(parts)), "each part is rounded"
+        assert [layers, batch] == [round(times["milliseconds"], 1), round(latencies[shape_text(times)], 1)]
+        assert times["batch"] < 32 or sum(parts) == pytest.approx(batch, rel=0.05)
 
 
 def test_the_documentation_shows_the_published_model_on_an_h200() -> None:
