@@ -110,9 +110,19 @@ def _batcher(config: Any, description: VersionDescription) -> None:
     if batching.preferred < batching.max_batch:
         batcher.preferred_batch_size.append(batching.preferred)
     batcher.max_queue_delay_microseconds = 0
-    policy = batcher.default_queue_policy
-    policy.timeout_action, policy.allow_timeout_override = policy.REJECT, True  # a client that has given up is not served any more
-    policy.max_queue_size = batching.max_queue
+    if batching.max_queue:
+        _limit_queue(batcher.default_queue_policy, batching.max_queue)
+
+
+def _limit_queue(policy: Any, requests: int) -> None:
+    """Refuse what finds so many requests waiting, and what has waited for longer than its client wants.
+
+    That has a price, so a queue of any length has no policy. With one, the server's batcher prepares a batch only once an instance is
+    free. An instance tells so before it counts as free, and a batcher that looks in between looks again when the next request comes, or
+    after half a second (`WaitForPayloadSlotAvailable` in dynamic_batch_scheduler.cc of the server's core, 2.51 and later).
+    """
+    policy.max_queue_size = requests
+    policy.timeout_action, policy.allow_timeout_override = policy.REJECT, True
 
 
 def _parameters(description: VersionDescription, promoted: Sequence[int]) -> dict[str, str]:
