@@ -46,7 +46,7 @@ def repository(
         typer.Option(parser=located, metavar="PATH", help="Measured times of batches (dev batch-times, bench).", show_default=False),
     ] = None,
     any_queue: Annotated[
-        bool, typer.Option("--any-queue", help="Refuse nothing for a long queue. Default: what is answered in one second may wait.")
+        bool, typer.Option("--any-queue", help="Let any number of requests wait. Default: with --times, what is answered in one second.")
     ] = False,
     instances: Annotated[
         int | None,
