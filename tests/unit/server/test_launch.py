@@ -22,6 +22,7 @@ from onerec_trt.server.repository.add import Options, add_version
 from onerec_trt.server.repository.store import Repository
 
 from .plans import prove, write_plan
+from .process_table import runs
 
 
 def program(path: Path) -> Path:
@@ -129,6 +130,6 @@ def test_a_child_ends_with_its_parent(watched: str) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+    while runs(pid):
         assert time.monotonic() < deadline, "it outlives its parent"
         time.sleep(0.02)
