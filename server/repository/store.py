@@ -84,6 +84,9 @@ class Repository:
             ArtifactError: None was, or the model's configuration is malformed.
         """
         there = self.versions(model)
+        if not there:
+            hint = f"its models: {', '.join(self.models())}"
+            raise ArtifactError(f"the repository holds no model '{model}'", where=str(self.path), hint=hint)
         found = tuple(version for version in promotions(self.config_path(model)) if version in there)
         if not found:
             hint = "choose a version with `onerec-trt repository --out REPO --promote NUMBER`"

@@ -8,11 +8,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
+from onerec_trt.server.launch.control import Control
 from onerec_trt.server.launch.flags import Endpoints, launch_line, listening_arguments, server_arguments
 from onerec_trt.server.launch.installation import find_server
 from onerec_trt.server.launch.processes import end_with_parent, stubs
@@ -85,6 +88,15 @@ def test_apis_that_change_a_server_are_restricted() -> None:
         endpoints, "secret", shared_memory=True
     )
     assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(closed)
+
+
+def test_another_program_at_the_port_is_not_taken_for_the_server() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        assert not Control(Endpoints("127.0.0.1", other.server_port, 0, 0), "key").live()
+        thread.join()
+    assert not Control(Endpoints("127.0.0.1", other.server_port, 0, 0), "key").live(), "nothing listens there any more"
 
 
 def test_shared_memory_of_servers_that_are_gone_is_removed_and_no_other(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onerec_trt.core.errors import RequestError
+from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.server.client import Client
+from onerec_trt.server.launch.control import Control
+from onerec_trt.server.launch.flags import Endpoints
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.tools.serving.load import Load, LoadResult, measure_load
 
@@ -131,6 +134,23 @@ def test_equal_requests_are_computed_each_time_and_never_answered_from_a_cache(r
 
 def test_the_model_was_warm_when_it_became_ready(running: Any) -> None:
     assert running.metric("onerec_trt_warmed_shapes") == 2
+
+
+def test_only_who_has_its_key_takes_a_server_for_its_own(running: Any) -> None:
+    """Whoever starts another one at its ports must not wait for this one, and then blame a version that this one does not load."""
+    control = Control(Endpoints("127.0.0.1", *(running.ports[each] for each in ("http", "grpc", "metrics"))), "the key of another one")
+    assert not control.live()
+    with pytest.raises(ArtifactError, match="the server cannot load the model: This API is restricted"):
+        control.load("onerec")
+
+
+def test_a_client_says_what_it_could_not_reach(running: Any) -> None:
+    http, grpc = (f"127.0.0.1:{running.ports[protocol]}" for protocol in ("http", "grpc"))
+    for url, protocol in ((grpc, "http"), (http, "grpc"), ("127.0.0.1:1", "http"), ("127.0.0.1:1", "grpc")):
+        with pytest.raises(RequestError, match=f"(?s)the server does not answer.*where: onerec at {url}.*at which address and port"):
+            Client(url, protocol=protocol)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"the server refuses: .*nothing"):
+        Client(http, "nothing")
 
 
 def test_apis_that_change_a_server_ask_for_its_key(running: Any) -> None:
