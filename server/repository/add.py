@@ -109,6 +109,7 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
         files = {str(path.relative_to(folder)): sha256(path) for path in files_in(folder)}
         description = _description(name, version, source, files, options)
         write_description(folder, description)
+    repository.write_version_config(description)
     if not repository.config_path(name).exists():
         repository.promote(name, version)
     return description

@@ -13,6 +13,7 @@ from .served_io import ServedTensor, served_inputs, served_outputs
 from .version import VersionDescription
 
 CONFIG_FILE = "config.pbtxt"
+CONFIGS, _CONFIG_ENDING = "configs", ".pbtxt"  # where a server looks for the configuration that `--model-config-name` names
 PROMOTED, IO, BUCKETS = "promoted", "io", "context_buckets"  # parameters: promotions, newest first; the contract; for clients
 _SEPARATOR = ","
 _HEADER = """# Written by `onerec-trt repository`; it is written anew at every promotion.
@@ -42,6 +43,16 @@ def model_config(description: VersionDescription, promoted: Sequence[int]) -> An
     for key, value in _parameters(description, promoted).items():
         config.parameters[key].string_value = value
     return config
+
+
+def config_name(version: int) -> str:
+    """What `--model-config-name` calls the configuration that serves one version, whichever is promoted."""
+    return f"version-{version}"
+
+
+def config_file(version: int) -> Path:
+    """Its path in a model's folder."""
+    return Path(CONFIGS, config_name(version) + _CONFIG_ENDING)
 
 
 def config_text(description: VersionDescription, promoted: Sequence[int]) -> str:
