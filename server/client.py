@@ -26,6 +26,10 @@ from .repository.model_config import BUCKETS, IO
 from .repository.served_io import follows_catalogue, served_outputs
 from .triton_api import DATA_TYPES, Protocol, client_module, server_error
 
+# In gRPC's words. A server that cannot be reached has the same status as one whose queue is full, but not the same text.
+_UNANSWERED = ("failed to connect", "DEADLINE_EXCEEDED")
+_NO_SHARED_MEMORY = "ask a server on this machine that was started with `onerec-trt serve --shared-memory`"
+
 
 @dataclass(frozen=True)
 class Items:
@@ -167,7 +171,7 @@ class Client:
             if self._memory is None:
                 tensor.set_data_from_numpy(np.ascontiguousarray(array))
             else:
-                tensor.set_shared_memory(self._call(partial(self._memory.put, name, array)), array.nbytes)
+                tensor.set_shared_memory(self._call(partial(self._memory.put, name, array), _NO_SHARED_MEMORY), array.nbytes)
             tensors.append(tensor)
         return tensors
 
@@ -179,12 +183,17 @@ class Client:
         config = self._call(lambda: self._client.get_model_config(self._model)).config
         return {key: value.string_value for key, value in config.parameters.items()}
 
-    def _call(self, call: Any) -> Any:
-        """What a call gives; what the server or the network objects becomes a typed error."""
+    def _call(self, call: Any, refused: str = "") -> Any:
+        """What a call gives; what the server or the network objects becomes a typed error. `refused`: what to do if the server does."""
         try:
             return call()
         except server_error() as error:
-            raise RequestError(f"the server refuses: {error}", where=self._where) from None
+            if any(each in str(error) for each in _UNANSWERED):
+                raise self._unanswered(error) from None
+            raise RequestError(f"the server refuses: {error}", where=self._where, hint=refused) from None
         except (OSError, HTTPException) as error:
-            hint = "look whether the server runs, and at which address and port"
-            raise RequestError(f"the server does not answer: {error}", where=self._where, hint=hint) from None
+            raise self._unanswered(error) from None
+
+    def _unanswered(self, error: Exception) -> RequestError:
+        hint = "look whether the server runs, and at which address and port"
+        return RequestError(f"the server does not answer: {error}", where=self._where, hint=hint)

@@ -221,6 +221,7 @@ def serving(
     parameter: Annotated[
         list[str], typer.Option(metavar="KEY=VALUE", help="A setting of the Python backend; may be given several times.")
     ] = [],  # noqa: B006
+    any_queue: Annotated[bool, typer.Option("--any-queue", help="As of `repository`.")] = False,
     commit: Commit = "",
 ) -> None:
     """Serve a model with the Python backend and measure it beside the bare runtime: rate, latency, two GPUs beside one."""
@@ -237,6 +238,7 @@ def serving(
         gpus=gpus,
         instances=tuple(instances),
         parameters=dict(map(setting, parameter)),
+        any_queue=any_queue,
     )
     measure_serving(model, server, out, extent, typer.echo, commit)
 

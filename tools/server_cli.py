@@ -45,6 +45,9 @@ def repository(
         Path | None,
         typer.Option(parser=located, metavar="PATH", help="Measured times of batches (dev batch-times, bench).", show_default=False),
     ] = None,
+    any_queue: Annotated[
+        bool, typer.Option("--any-queue", help="Let any number of requests wait. Default: with --times, what is answered in one second.")
+    ] = False,
     instances: Annotated[
         int | None,
         typer.Option(min=1, help="On each GPU. Default: 2 of a plan in the Python backend, else 1.", show_default=False),
@@ -80,6 +83,7 @@ def repository(
             flavor=flavor and flavor.value,
             name=name,
             times=times,
+            any_queue=any_queue,
             instances=instances,
             gpus=gpus,
             graph=(max_batch, max_context),

@@ -35,6 +35,7 @@ class Wishes(NamedTuple):
     flavor: str | None
     name: str | None
     times: Path | None
+    any_queue: bool
     instances: int | None
     gpus: int
     graph: tuple[int, int]
@@ -100,6 +101,7 @@ def _options(model: Path, wishes: Wishes) -> Options:
         flavor=cast(Flavor, flavor),
         name=wishes.name,
         times=wishes.times,
+        any_queue=wishes.any_queue,
         instances=wishes.instances,
         gpus=wishes.gpus,
         graph_limits=GRAPH_LIMITS.model_copy(update={"max_batch": batch, "max_context": context}),

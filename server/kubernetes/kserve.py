@@ -31,9 +31,10 @@ def kserve_manifests(
         return [serving_runtime(version, options), inference_service(version, options)]
     newer, percent = canary
     if newer.name != version.name or newer.version == version.version:
-        raise RecipeError(f"version {newer.version} of {newer.name} is no canary of version {version.version}", where="--canary")
+        problem = f"version {newer.version} of {newer.name} is no canary of version {version.version}"
+        raise RecipeError(problem, where="--canary", hint="name another version of the model")
     if not 1 <= percent <= 99:
-        raise RecipeError(f"{percent} percent of the requests", where="--canary-percent", hint="give 1 to 99")
+        raise RecipeError(f"{percent} percent of the requests", where="--canary", hint="give 1 to 99")
     service = inference_service(version, options)
     service["spec"]["canary"] = [{"trafficPercent": percent, "predictor": _predictor(newer, options)}]
     return [serving_runtime(version, options), serving_runtime(newer, options), service]

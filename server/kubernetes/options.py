@@ -47,7 +47,7 @@ class ClusterOptions:
             raise RecipeError("there is no image", where="--image", hint="name an image that holds the server")
         if not 1 <= self.min_replicas <= self.max_replicas:
             problem = f"{self.min_replicas} to {self.max_replicas} replicas"
-            raise RecipeError(problem, where="--replicas", hint="give at least one, and no more at least than at most")
+            raise RecipeError(problem, where="--replicas", hint="give two numbers, at least 1, the smaller one first")
         if not 0 < self.queue_ms < float("inf"):
             raise RecipeError(f"a queue time of {self.queue_ms} ms", where="--queue-ms", hint="give a positive number")
 

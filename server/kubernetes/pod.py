@@ -7,6 +7,7 @@ from typing import Any
 
 from ..launch.flags import CONTROL_HEADER, EXIT_TIMEOUT_S, RESTRICTED, SHARED_MEMORY_API, server_arguments
 from ..python_backend.warm_up import graph_shapes
+from ..repository.model_config import config_name
 from ..repository.version import VersionDescription
 from .options import ClusterOptions
 
@@ -126,14 +127,16 @@ def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
 
 
 def arguments(version: VersionDescription, models: PurePosixPath = _MODELS) -> list[str]:
-    """The server's arguments. Who may reach it is for the NetworkPolicy to say, so it listens on all addresses.
+    """The server's arguments. They name the version's own configuration, so that a pod that starts again serves no other one.
 
-    The key of the restricted APIs is the pod's own id: nothing in the cluster needs those APIs, since a version never changes in a pod.
+    Who may reach the server is for the NetworkPolicy to say, so it listens on all addresses. The key of the restricted APIs is the pod's
+    own id: nothing in the cluster needs those APIs, since a version never changes in a pod.
     """
     restricted = ",".join((*RESTRICTED, SHARED_MEMORY_API))
     return [
         *server_arguments(models, [version]),
         f"--load-model={version.name}",
+        f"--model-config-name={config_name(version.version)}",
         f"--http-port={HTTP}",
         f"--grpc-port={GRPC}",
         f"--metrics-port={METRICS}",

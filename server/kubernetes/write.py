@@ -41,8 +41,8 @@ def write_manifests(
     """
     store = Repository(repository)
     name = model or _only_model(store)
-    version = store.open(name, store.promoted(name)[0])
-    newer = None if canary is None else (store.open(name, canary[0]), canary[1])
+    version = _opened(store, name, store.promoted(name)[0])
+    newer = None if canary is None else (_opened(store, name, canary[0]), canary[1])
     contents = {KUBERNETES_FILE: cluster_manifests(version, options), KSERVE_FILE: kserve_manifests(version, options, newer)}
     paths = [out / file for file in contents]
     for path in paths:
@@ -58,6 +58,13 @@ def text(manifests: Sequence[Manifest], version: VersionDescription) -> str:
     state = "validated" if version.validated else f"not validated: {version.reason}"
     head = f"{_FIRST_LINE}\n# {version.name} version {version.version}, {version.model_file} {version.model_sha256}, {state}\n"
     return head + str(yaml.safe_dump_all(manifests, sort_keys=False, explicit_start=True, width=140))
+
+
+def _opened(store: Repository, model: str, version: int) -> VersionDescription:
+    """A version whose configuration is there: without it, a pod's server would serve the promoted version in its place."""
+    if not (path := store.version_config_path(model, version)).is_file():
+        raise ArtifactError(f"version {version} has no configuration of its own", where=str(path), hint="add the version again")
+    return store.open(model, version)
 
 
 def _only_model(store: Repository) -> str:

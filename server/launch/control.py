@@ -25,10 +25,10 @@ class Control:
         self._endpoints, self._key = endpoints, key
 
     def live(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server answers, and takes the key: something else may have its port."""
         try:
-            return self._call("GET", "/v2/health/live", timeout=1.0)[0] == http.client.OK
-        except OSError:
+            return self._call("POST", "/v2/repository/index", {}, timeout=1.0)[0] == http.client.OK
+        except (OSError, http.client.HTTPException, ValueError):
             return False
 
     def load(self, model: str, config: str | None = None) -> None:

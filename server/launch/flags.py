@@ -24,10 +24,8 @@ class Endpoints:
     grpc: int
     metrics: int
 
-    @property
-    def url(self) -> str:
-        """Of HTTP, as the client libraries want it."""
-        return f"{self.address}:{self.http}"
+    def __str__(self) -> str:
+        return f"{self.address}: HTTP {self.http}, gRPC {self.grpc}, metrics {self.metrics}"
 
 
 def server_arguments(repository: PurePath, models: Iterable[VersionDescription]) -> list[str]:

@@ -199,11 +199,11 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
             ]
             with _started(installation, arguments, trust_environment(options.trust)) as process:
                 control = Control(endpoints, key)
-                _wait_until_live(process, control, stopped)
+                _wait_until_live(process, control, stopped, str(endpoints))
                 supervisor = Supervisor(repository, process, control, options.trust, say)
                 for model in models:
                     supervisor.load(model)
-                say(f"{READY_LINE} {endpoints.address}: HTTP {endpoints.http}, gRPC {endpoints.grpc}, metrics {endpoints.metrics}")
+                say(f"{READY_LINE} {endpoints}")
                 supervisor.watch(stopped)
     finally:
         remove_leftovers()
@@ -259,14 +259,14 @@ def _started(installation: Installation, arguments: list[str], environment: Mapp
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait_until_live(process: subprocess.Popen[bytes], control: Control, stopped: threading.Event) -> None:
+def _wait_until_live(process: subprocess.Popen[bytes], control: Control, stopped: threading.Event, where: str) -> None:
     for _ in range(int(_START_TIMEOUT_S / _LOOK_EVERY_S)):
         if process.poll() is not None:
             hint = "its log says why: often a port that is in use"
-            raise ArtifactError(f"the server did not start: it ended with code {process.returncode}", where=str(process.args), hint=hint)
+            raise ArtifactError(f"the server did not start: it ended with code {process.returncode}", where=where, hint=hint)
         if control.live() or stopped.wait(_LOOK_EVERY_S):
             return
-    raise ArtifactError(f"the server does not answer after {_START_TIMEOUT_S:.0f} s", where=str(process.args), hint="look at its log")
+    raise ArtifactError(f"the server does not answer after {_START_TIMEOUT_S:.0f} s", where=where, hint="look at its log")
 
 
 def _with_ports(endpoints: Endpoints) -> Endpoints:

@@ -36,7 +36,7 @@ def _counts(lengths_B3: Array, context: int, where: str) -> list[int]:
     """Tokens of each context."""
     if (lengths_B3.view(np.int64) < 0).any():
         raise RequestError("a length is negative", where=where, hint="give the tokens of each pathway")
-    counts = [int(count) for count in lengths_B3.view(np.int64).sum(1)]
+    counts = [sum(lengths_3) for lengths_3 in lengths_B3.view(np.int64).tolist()]  # Python's integers, which do not overflow
     for count in counts:
         if not 1 <= count <= context:
             hint = "lengths are the tokens of the static, short-term and long-term pathway; features hold as many tokens, or more"

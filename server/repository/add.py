@@ -49,6 +49,7 @@ class Options:
         flavor: `tensorrt` or `python`.
         name: Of the model. Default: by the form of the graph.
         times: JSON file with measured times of batches. Default: none.
+        any_queue: Let any number of requests wait. Default: as many as the measured times say.
         instances: Executions at the same time, on each GPU. Default: 2 of a plan in the Python backend, where one prepares its batch
             while that of the other runs; else 1.
         gpus: The first so many of those that the server sees.
@@ -61,6 +62,7 @@ class Options:
     flavor: Flavor
     name: str | None = None
     times: Path | None = None
+    any_queue: bool = False
     instances: int | None = None
     gpus: int = 1
     graph_limits: Limits = GRAPH_LIMITS
@@ -107,6 +109,7 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
         files = {str(path.relative_to(folder)): sha256(path) for path in files_in(folder)}
         description = _description(name, version, source, files, options)
         write_description(folder, description)
+    repository.write_version_config(description)
     if not repository.config_path(name).exists():
         repository.promote(name, version)
     return description
@@ -128,7 +131,7 @@ def _description(name: str, version: int, source: _Source, files: dict[str, str]
         io=source.io,
         limits=source.limits,
         context_buckets=() if options.flavor == "python" else context_buckets(source.io, source.limits),
-        batching=batching(together, times, max(1, resources.gpus)),
+        batching=batching(together, times, max(1, resources.gpus), limited=not options.any_queue),
         resources=resources,
         plan=source.plan,
         validated=source.validated,

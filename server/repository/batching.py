@@ -43,7 +43,7 @@ class Batching(BaseModel):
     Args:
         max_batch: Most requests that a client may send at once, and that a batch may hold.
         preferred: Requests that a batch is filled to from a longer queue.
-        max_queue: Requests that may wait. 0: any number.
+        max_queue: Requests that may wait. 0: any number, for as long as it takes.
         context: Tokens of the requests that this was measured with. None: not measured.
         why: How this was chosen, for people.
     """
@@ -57,13 +57,14 @@ class Batching(BaseModel):
     why: str
 
 
-def batching(max_batch: int, times: BatchTimes | None, gpus: int = 1) -> Batching:
+def batching(max_batch: int, times: BatchTimes | None, gpus: int = 1, *, limited: bool = True) -> Batching:
     """The smallest batch whose measured rate is nearly the best; the largest that fits where nothing was measured.
 
     Args:
         max_batch: The largest that fits.
         times: Measured on one GPU.
         gpus: That answer one queue.
+        limited: Whether the queue has a limit where times were measured.
     """
     rates = {} if times is None else {batch: rate for batch, rate in times.rates.items() if batch <= max_batch}
     if times is None or not rates:
@@ -73,9 +74,10 @@ def batching(max_batch: int, times: BatchTimes | None, gpus: int = 1) -> Batchin
         return Batching(max_batch=max_batch, preferred=max_batch, max_queue=0, why=why)
     best = max(rates.values())
     preferred = next(batch for batch, rate in rates.items() if rate >= NEARLY_BEST * best)
-    queue = max(preferred, math.ceil(rates[preferred] * gpus * PATIENCE_S))
+    queue = max(preferred, math.ceil(rates[preferred] * gpus * PATIENCE_S)) if limited else 0
     share = f"{rates[preferred] / best:.0%}".replace("%", " %")
     why = f"measured with contexts of {times.context}: batches of {preferred} reach {share} of {best:.0f} requests/s, the best rate"
+    why += "" if limited else "; any queue"
     return Batching(max_batch=max_batch, preferred=preferred, max_queue=queue, context=times.context, why=why)
 
 

@@ -13,6 +13,7 @@ from .served_io import ServedTensor, served_inputs, served_outputs
 from .version import VersionDescription
 
 CONFIG_FILE = "config.pbtxt"
+CONFIGS, _CONFIG_ENDING = "configs", ".pbtxt"  # where a server looks for the configuration that `--model-config-name` names
 PROMOTED, IO, BUCKETS = "promoted", "io", "context_buckets"  # parameters: promotions, newest first; the contract; for clients
 _SEPARATOR = ","
 _HEADER = """# Written by `onerec-trt repository`; it is written anew at every promotion.
@@ -42,6 +43,16 @@ def model_config(description: VersionDescription, promoted: Sequence[int]) -> An
     for key, value in _parameters(description, promoted).items():
         config.parameters[key].string_value = value
     return config
+
+
+def config_name(version: int) -> str:
+    """What `--model-config-name` calls the configuration that serves one version, whichever is promoted."""
+    return f"version-{version}"
+
+
+def config_file(version: int) -> Path:
+    """Its path in a model's folder."""
+    return Path(CONFIGS, config_name(version) + _CONFIG_ENDING)
 
 
 def config_text(description: VersionDescription, promoted: Sequence[int]) -> str:
@@ -110,9 +121,19 @@ def _batcher(config: Any, description: VersionDescription) -> None:
     if batching.preferred < batching.max_batch:
         batcher.preferred_batch_size.append(batching.preferred)
     batcher.max_queue_delay_microseconds = 0
-    policy = batcher.default_queue_policy
-    policy.timeout_action, policy.allow_timeout_override = policy.REJECT, True  # a client that has given up is not served any more
-    policy.max_queue_size = batching.max_queue
+    if batching.max_queue:
+        _limit_queue(batcher.default_queue_policy, batching.max_queue)
+
+
+def _limit_queue(policy: Any, requests: int) -> None:
+    """Refuse what finds so many requests waiting, and what has waited for longer than its client wants.
+
+    That has a price, so a queue of any length has no policy. With one, the server's batcher prepares a batch only once an instance is
+    free. An instance tells so before it counts as free, and a batcher that looks in between looks again when the next request comes, or
+    after half a second (`WaitForPayloadSlotAvailable` in dynamic_batch_scheduler.cc of the server's core, 2.51 and later).
+    """
+    policy.max_queue_size = requests
+    policy.timeout_action, policy.allow_timeout_override = policy.REJECT, True
 
 
 def _parameters(description: VersionDescription, promoted: Sequence[int]) -> dict[str, str]:

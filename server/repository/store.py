@@ -1,7 +1,8 @@
 """A repository on disk: versions side by side in folders, one of them served; promotion, rollback, and setting a bad version aside.
 
 Layout: `REPO/MODEL/config.pbtxt` and `REPO/MODEL/NUMBER/`. config.pbtxt is the only thing that says which version is served: it is
-written whole or not at all, so that a killed command leaves the repository as it was before or as it is after.
+written whole or not at all, so that a killed command leaves the repository as it was before or as it is after. Pods in a cluster do not
+follow it: `REPO/MODEL/configs/` has a configuration for each version, which the flags of its pods name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...core.artifacts import atomic_folder, write_text
 from ...core.errors import ArtifactError
 from ...core.paths import absolute
 from .catalogues import Catalogues
-from .model_config import CONFIG_FILE, config_text, promotions
+from .model_config import CONFIG_FILE, config_file, config_text, promotions
 from .version import DESCRIPTION_FILE, VersionDescription, open_version, read_description
 
 ASIDE = "failed-"  # begins the name of a version's folder that is not to be served any more; the server looks at numbers only
@@ -53,6 +54,10 @@ class Repository:
         """Where the configuration of a model lies."""
         return self.path / model / CONFIG_FILE
 
+    def version_config_path(self, model: str, version: int) -> Path:
+        """Where the configuration of one version lies, with which a server serves it whatever is promoted: a pod's server does."""
+        return self.path / model / config_file(version)
+
     def folder(self, model: str, version: int) -> Path:
         """Where a version of a model lies."""
         return self.path / model / str(version)
@@ -84,6 +89,9 @@ class Repository:
             ArtifactError: None was, or the model's configuration is malformed.
         """
         there = self.versions(model)
+        if not there:
+            hint = f"its models: {', '.join(self.models())}"
+            raise ArtifactError(f"the repository holds no model '{model}'", where=str(self.path), hint=hint)
         found = tuple(version for version in promotions(self.config_path(model)) if version in there)
         if not found:
             hint = "choose a version with `onerec-trt repository --out REPO --promote NUMBER`"
@@ -104,6 +112,13 @@ class Repository:
             version = max(used) + 1
             with atomic_folder(self.folder(model, version)) as folder:
                 yield version, folder
+
+    def write_version_config(self, description: VersionDescription) -> None:
+        """Write what serves one version, whatever is promoted."""
+        path = self.version_config_path(description.name, description.version)
+        with self._locked(description.name):
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, config_text(description, [description.version]))
 
     def promote(self, model: str, version: int) -> None:
         """Serve this version from the next load on. Earlier ones stay where they are.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from ...core.progress import progress_bar
 
-Run = Callable[[], object]  # one batch, from inputs on the GPU to outputs on the GPU
+Name = TypeVar("Name", bound=Hashable)
+Run = Callable[[], object]  # one batch
 
 
 def interleaved_ms(
-    candidates: Mapping[str, Run], samples: int, synchronize: Callable[[], None], warm_up: int = 3
-) -> dict[str, list[float]]:
+    candidates: Mapping[Name, Run], samples: int, synchronize: Callable[[], None], warm_up: int = 3
+) -> dict[Name, list[float]]:
     """Wall-clock milliseconds of each candidate, one sample of each per round, in an order that is drawn anew for every round.
 
     At its power limit a GPU lowers its clock after a candidate that draws much power. So no candidate always follows the same one.
@@ -28,7 +30,7 @@ def interleaved_ms(
     for run in candidates.values():
         for _ in range(warm_up):
             run()
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    taken: dict[Name, list[float]] = {name: [] for name in candidates}
     order, draw = list(candidates), random.Random(0)
     with progress_bar("samples", samples) as advance:
         for _ in range(samples):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,9 @@ from ...models.config import PATHWAYS
 from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ...server.repository.batching import BatchTimes
-from ..bench.sampling import sustained_ms
+from ..bench.sampling import interleaved_ms, sustained_ms
 from ..outputs import require_own_json
 from ..recommend import open_runner
-
-_WARM_UP = 3
 
 
 def measure(model: Path, out: Path, context: int, batches: Sequence[int], samples: int) -> BatchTimes:
@@ -31,7 +29,7 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
         out: The file to write.
         context: Tokens of every request.
         batches: Requests of each batch.
-        samples: Of each batch; they take turns, so that a change of the clock meets all of them.
+        samples: Of each batch; they take turns, in an order drawn anew for every round.
 
     Raises:
         ArtifactError: The model does not load, or `out` is another kind of file.
@@ -49,19 +47,16 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
 def samples_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batches: Sequence[int], samples: int) -> dict[int, list[float]]:
     """Milliseconds from inputs in memory to items in memory, by requests of a batch, ascending.
 
+    Each batch is alone: the GPU waits while the host copies its inputs, launches it and fetches its items. A small batch that comes
+    behind a large one finds the clock that the large one left, so the order is drawn anew for every round.
+
     Raises:
         RequestError: A batch is beyond every profile.
         GpuError: The GPU's memory is exhausted.
     """
     inputs = {batch: random_inputs(runner.io, batch, context) for batch in sorted(set(batches))}
-    for given in inputs.values():
-        for _ in range(_WARM_UP):
-            _seconds(runner, given)
-    taken: dict[int, list[float]] = {batch: [] for batch in inputs}
-    for _ in range(samples):
-        for batch, given in inputs.items():
-            taken[batch].append(_seconds(runner, given) * 1e3)
-    return taken
+    runs = {batch: partial(runner, given) for batch, given in inputs.items()}
+    return interleaved_ms(runs, samples, _nothing)
 
 
 def back_to_back_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batch: int, seconds: float, warm_up: float) -> list[float]:
@@ -72,7 +67,7 @@ def back_to_back_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, ba
         GpuError: The GPU's memory is exhausted.
     """
     inputs = random_inputs(runner.io, batch, context)
-    return sustained_ms(lambda: runner(inputs), lambda: None, seconds, warm_up)  # a call waits for its items by itself
+    return sustained_ms(partial(runner, inputs), _nothing, seconds, warm_up)
 
 
 def random_inputs(io: GraphIO, batch: int, context: int) -> dict[str, Array]:
@@ -84,7 +79,5 @@ def random_inputs(io: GraphIO, batch: int, context: int) -> dict[str, Array]:
     return {features: np.random.default_rng(0).standard_normal(shapes[features]).astype(np.float16), lengths: lengths_B3}
 
 
-def _seconds(runner: OnnxRuntimeRunner | TensorRtRunner, inputs: dict[str, Array]) -> float:
-    before = time.perf_counter()
-    runner(inputs)
-    return time.perf_counter() - before
+def _nothing() -> None:
+    """To wait for: a call gives its items when they are in memory."""

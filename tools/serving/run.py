@@ -57,6 +57,7 @@ class Extent:
         gpus: At most; fewer where fewer are visible.
         instances: Of each server on one GPU, in turn.
         parameters: Settings of the Python backend, such as `cuda_graphs`.
+        any_queue: Let any number of requests wait in the servers.
     """
 
     context: int = 512
@@ -69,6 +70,7 @@ class Extent:
     gpus: int = 2
     instances: tuple[int, ...] = (1, 2)
     parameters: dict[str, str] = field(default_factory=dict)
+    any_queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ class _Measurement:
         options = Options(
             "python",
             times=self._times,
+            any_queue=self._extent.any_queue,
             instances=setup.instances,
             gpus=max(1, setup.gpus),
             unvalidated=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ...server.triton_api import client_module
 
 _NS_PER_MS = 1e6
+_PAUSE_S, _LOOKS = 0.02, 50  # the server counts soon after it has answered; a batch that failed may lack in one count for good
 
 
 class BatchStatistics(BaseModel):
@@ -65,20 +67,37 @@ class StatisticsWatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The server counts a batch a moment after it has answered, so it is looked at until nothing changes any more."""
         self._after = self._look()
+        for _ in range(_LOOKS):
+            time.sleep(_PAUSE_S)
+            before, self._after = self._after, self._look()
+            if before == self._after:
+                break
 
     def counted(self) -> ServerStatistics:
         """What was counted in the block, which has ended."""
         return difference(self._before, self._after)
 
     def _look(self) -> Mapping[str, Any]:
+        """What is counted now; looks again where the requests of a batch are counted already, and it itself is not."""
         client = client_module("http").InferenceServerClient(self._url)
         try:
-            (statistics,) = client.get_inference_statistics(self._model)["model_stats"]
+            for _ in range(_LOOKS):
+                (found,) = client.get_inference_statistics(self._model)["model_stats"]
+                if _whole(found):
+                    break
+                time.sleep(_PAUSE_S)
         finally:
             client.close()
-        found: Mapping[str, Any] = statistics
-        return found
+        statistics: Mapping[str, Any] = found
+        return statistics
+
+
+def _whole(statistics: Mapping[str, Any]) -> bool:
+    """Whether batches hold as many contexts as requests do."""
+    in_batches = sum(int(each["batch_size"]) * int(each["compute_infer"]["count"]) for each in statistics["batch_stats"])
+    return in_batches == int(statistics["inference_count"])
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerStatistics:

@@ -25,6 +25,14 @@ def test_the_smallest_batch_with_nearly_the_best_rate_is_preferred() -> None:
     assert chosen.why == "measured with contexts of 512: batches of 8 reach 95 % of 421 requests/s, the best rate"
 
 
+def test_a_queue_has_a_limit_only_where_it_was_measured_and_is_wanted() -> None:
+    assert batching(32, times(MEASURED)).max_queue == 660, "what is answered in one second"
+    assert batching(32, times(MEASURED), gpus=2).max_queue == 1320
+    unlimited = batching(32, times(MEASURED), limited=False)
+    assert (unlimited.preferred, unlimited.max_queue) == (32, 0)
+    assert unlimited.why.endswith("the best rate; any queue")
+
+
 def test_batches_beyond_what_the_model_takes_do_not_count() -> None:
     assert batching(8, times(MEASURED)).preferred == 8
 

@@ -37,6 +37,7 @@ def with_value(value: float, token: int) -> dict[str, Any]:
         (request(lengths=np.array([[1, 2, 2], [1, -1, 2]])), "a length is negative"),
         (request(lengths=np.array([[1, 2, 2], [0, 0, 0]])), "lengths add up to 0 tokens, features hold 6"),
         (request(lengths=np.array([[1, 2, 2], [3, 3, 1]])), "lengths add up to 7 tokens, features hold 6"),
+        (request(lengths=np.array([[1, 2, 2], [2**63 - 1, 2**63 - 1, 7]])), "lengths add up to 18446744073709551621 tokens"),
         (request(lengths=np.ones((3, 3), np.int64)), "inputs are of different batch sizes"),
         (request(features=np.ones((2, 6, 3), np.float32)), "'features' is float32, the plan takes float16"),
         (request(other=np.ones(3)), "'other' is not one of the plan's"),

@@ -74,7 +74,7 @@ def test_plans_are_added_promoted_and_rolled_back(call: Any, tmp_path: Path) -> 
         (["--promote", "7"], "the model 'onerec' has no version 7"),
         (["--rollback", "--promote", "1"], "--rollback goes with neither --promote nor new plans"),
         (["PLAN", "--parameter", "cuda_graphs"], "not a setting: 'cuda_graphs'"),
-        (["--name", "other"], "no version of the model 'other' is served|file not found"),
+        (["--name", "other"], "the repository holds no model 'other'"),
     ],
 )
 def test_wrong_wishes_change_nothing(call: Any, tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -83,7 +83,7 @@ def test_wrong_wishes_change_nothing(call: Any, tmp_path: Path, arguments: list[
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     code, out, err = call("repository", *[str(plan) if word == "PLAN" else word for word in arguments], "--out", repository)
     assert (code, out) == (1, "")
-    assert any(each in err for each in said.split("|")), err
+    assert said in err
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
 

@@ -8,11 +8,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
+from onerec_trt.server.launch.control import Control
 from onerec_trt.server.launch.flags import Endpoints, launch_line, listening_arguments, server_arguments
 from onerec_trt.server.launch.installation import find_server
 from onerec_trt.server.launch.processes import end_with_parent, stubs
@@ -22,6 +25,7 @@ from onerec_trt.server.repository.add import Options, add_version
 from onerec_trt.server.repository.store import Repository
 
 from .plans import prove, write_plan
+from .process_table import runs
 
 
 def program(path: Path) -> Path:
@@ -86,6 +90,15 @@ def test_apis_that_change_a_server_are_restricted() -> None:
     assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(closed)
 
 
+def test_another_program_at_the_port_is_not_taken_for_the_server() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        assert not Control(Endpoints("127.0.0.1", other.server_port, 0, 0), "key").live()
+        thread.join()
+    assert not Control(Endpoints("127.0.0.1", other.server_port, 0, 0), "key").live(), "nothing listens there any more"
+
+
 def test_shared_memory_of_servers_that_are_gone_is_removed_and_no_other(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -129,6 +142,6 @@ def test_a_child_ends_with_its_parent(watched: str) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+    while runs(pid):
         assert time.monotonic() < deadline, "it outlives its parent"
         time.sleep(0.02)

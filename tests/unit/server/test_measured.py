@@ -22,7 +22,7 @@ TINY = Extent(context=9, mixed=(3, 9, 16), batches=(1, 4), samples=3, clients=2,
 def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int], Path], tmp_path: Path) -> None:
     export, out = make_export(tmp_path / "exported", 0), tmp_path / "cpu-serving.json"
     said: list[str] = []
-    extent = replace(TINY, parameters={"cuda_graphs": "0"})
+    extent = replace(TINY, parameters={"cuda_graphs": "0"}, any_queue=True)
     result = measure_serving(export / "model.onnx", SERVER, out, extent, said.append, "abc")
     assert ServingResult.model_validate_json(out.read_text()) == result
     assert [len(samples) for samples in result.times_ms.values()] == [3, 3]
@@ -46,6 +46,7 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
         assert all(each.infer_ms > 0 for each in load.server.by_size.values())
     assert result.loads[-1].seconds == 1.0
     assert result.parameters == {"cuda_graphs": "0"}
+    assert result.batching.endswith("; any queue")
     assert result.environment["commit"] == "abc"
     assert result.environment["server"].startswith("2.")
     assert result.summary is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onerec_trt.core.artifacts import write_json
+from onerec_trt.core.artifacts import sha256, write_json
 from onerec_trt.core.errors import ArtifactError, GateError
 from onerec_trt.core.graph_io import GraphIO, GraphTensor
 from onerec_trt.export.contracts import serving_io
@@ -87,6 +87,20 @@ def test_every_configuration_is_one_of_the_servers_schema() -> None:
         assert not config.response_cache.enable
         assert not config.model_warmup
         assert not config.optimization.cuda.graphs
+
+
+def test_only_a_queue_with_a_limit_has_a_policy_which_costs_the_server_its_batches_ahead(
+    repository: Repository, export: Path, tmp_path: Path
+) -> None:
+    times, model = tmp_path / "times.json", sha256(export / "model.onnx")
+    write_json(times, {"model_sha256": model, "context": 512, "milliseconds": {1: 10.0, 32: 80.0}})
+    changes: tuple[dict[str, Any], ...] = ({}, {"times": times}, {"times": times, "any_queue": True})
+    for version, each in enumerate(changes, 1):
+        add_version(repository, export, Options("python", **each))
+        repository.promote("onerec", version)
+        batcher = read_config(repository.config_path("onerec")).dynamic_batching
+        assert batcher.HasField("default_queue_policy") == (version == 2)
+        assert batcher.default_queue_policy.max_queue_size == (400 if version == 2 else 0)
 
 
 def test_record_and_verdict_travel_with_the_plan(repository: Repository, plan: Path) -> None:

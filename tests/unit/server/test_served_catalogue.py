@@ -192,7 +192,9 @@ def test_what_is_damaged_is_not_served_and_one_can_go_back(
     failed = running.metric("onerec_trt_catalogues_total", result="failed")
     before = catalogues.served_path.read_bytes()
     catalogues.served_path.write_text(f'{{"digests": ["{other}", "{served}"]}}')
-    running.wait_for(lambda: running.metric("onerec_trt_catalogues_total", result="failed") == failed + 2)
+    running.wait_for(
+        lambda: running.metric("onerec_trt_catalogues_total", result="failed") >= failed + 2
+    )  # more where one read half a file
     assert catalogue() == served
     assert running.status("/v2/models/onerec/ready") == 200
 

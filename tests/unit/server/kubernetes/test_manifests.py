@@ -103,7 +103,7 @@ def test_a_pod_serves_one_version_with_the_flags_that_serve_gives() -> None:
     arguments = server_container(described())["args"]
     assert arguments[:4] == server_arguments(Path("/models"), [described()])
     assert "--backend-config=tensorrt,version-compatible=true" in arguments  # the plan carries kernels
-    assert "--load-model=OneRec_v2.fp8" in arguments
+    assert {"--load-model=OneRec_v2.fp8", "--model-config-name=version-3"} <= set(arguments)
     assert "--backend-config=tensorrt,version-compatible=true" not in server_container(described(**GRAPH))["args"]
     template = by_kind(cluster_manifests(described(), OPTIONS))["Deployment"]["spec"]["template"]
     other = by_kind(cluster_manifests(described(files={"model.plan": "ef" * 32}), OPTIONS))["Deployment"]["spec"]["template"]
@@ -229,3 +229,6 @@ def test_the_promoted_version_is_written_and_nothing_of_others_replaced(make_exp
     with pytest.raises(ArtifactError, match="would replace a file that is not one that `onerec-trt manifests` wrote"):
         write_manifests(repository.path, None, replace(OPTIONS, claim="other"), tmp_path / "out")
     assert (paths[0].read_bytes(), paths[1].read_text()) == (before, "mine")
+    repository.version_config_path(version.name, version.version).unlink()
+    with pytest.raises(ArtifactError, match="version 1 has no configuration of its own"):
+        write_manifests(repository.path, None, OPTIONS, tmp_path / "out")

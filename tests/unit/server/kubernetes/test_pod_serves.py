@@ -1,0 +1,63 @@
+"""A real server with the arguments of a pod."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from onerec_trt.server.kubernetes.pod import GRPC, HTTP, METRICS, arguments
+from onerec_trt.server.launch.installation import find_server
+from onerec_trt.server.launch.processes import end_with_parent
+from onerec_trt.server.repository.store import Repository
+
+SERVER = Path(__file__).parents[4] / ".venv-server"
+PATIENCE_S = 60.0
+
+
+def at_free_ports(given: list[str]) -> tuple[list[str], int]:
+    """A pod's arguments for this machine, where others may have its ports; and the port of HTTP."""
+    changed, sockets = list(given), [socket.socket() for _ in range(3)]
+    for name, number, each in zip(("http", "grpc", "metrics"), (HTTP, GRPC, METRICS), sockets, strict=True):
+        each.bind(("127.0.0.1", 0))
+        changed[changed.index(f"--{name}-port={number}")] = f"--{name}-port={each.getsockname()[1]}"
+    port = int(sockets[0].getsockname()[1])
+    for each in sockets:
+        each.close()
+    return changed, port
+
+
+def test_it_serves_the_pods_version_whatever_is_promoted(make_export: Callable[[Path, int], Path], add: Any, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    for seed in (0, 1):
+        add(repository, make_export(tmp_path / str(seed), seed))
+    assert repository.promoted("onerec") == (1,)
+    chosen, port = at_free_ports(arguments(repository.describe("onerec", 2), PurePosixPath(repository.path)))
+    installation = find_server(SERVER, tmp_path / "working")
+    command = [installation.program, *chosen, f"--backend-directory={installation.backends}"]
+    server = subprocess.Popen(command, env=installation.environment(), stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := described_by(port)) is None:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the model is not ready"
+            time.sleep(0.1)
+        assert found["versions"] == ["2"]
+    finally:
+        server.terminate()
+        server.wait(PATIENCE_S)
+
+
+def described_by(port: int) -> dict[str, Any] | None:
+    """What a server says of the model; None before it is ready."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/onerec", timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except OSError:
+        return None
