@@ -20,7 +20,7 @@ from ...validation.backends import EngineName
 from ...validation.fp32_reference import reference_stage
 from ...validation.validate import VALIDATE
 from ..pipeline import folders_of, reference_job_of, run_stages
-from .command import table_of
+from .command import comparison_of, validated_recipes
 
 # FP16 first, as the noise floor; then the fastest.
 PRECISIONS = ("fp16", "fp8-row-block", "fp8-row", "fp8-paper", "fp8-static", "fp8-paper-attention")
@@ -71,24 +71,23 @@ def answer_in_fp32(recipes: Sequence[Recipe]) -> None:
 
 
 def engine_tables(recipes: Sequence[Recipe], engine: EngineName, deadline: float) -> Iterator[FidelityTable]:
-    """The table with one more recipe each time, until all are there or the time is over; plans of the last one built once more at the end.
+    """The table with one more recipe each time, until all are there or the time is over; at the end plans of the second are built again.
 
     Args:
-        recipes: Of one checkpoint, FP16 first.
+        recipes: Of one checkpoint, FP16 first; what FP32 answers lies in their folder.
         engine: ONNX Runtime runs exported graphs on the CPU, TensorRT their plans on the GPU.
         deadline: On the clock of `time.monotonic`; no recipe begins after it.
     """
-    done: list[Recipe] = []
-    for recipe in recipes:
+    comparison = comparison_of(recipes[0], engine)
+    for number, recipe in enumerate(recipes, 1):
         if time.monotonic() >= deadline:
             return
         _run(recipe, _STAGES[engine])
-        done.append(recipe)
-        yield table_of(done, engine)
+        yield comparison.table(validated_recipes(recipes[:number], engine))
     if engine == "tensorrt" and time.monotonic() < deadline:
         again = copied_for_another_build(recipes[1])
         _run(again, ("build", VALIDATE["tensorrt"]))
-        yield table_of(done, engine, [again])
+        yield comparison.table(validated_recipes(recipes, engine, [again]))
 
 
 def copied_for_another_build(recipe: Recipe) -> Recipe:

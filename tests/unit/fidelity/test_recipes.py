@@ -12,9 +12,10 @@ import torch
 from onerec_trt.calibration.quantized import open_quantized
 from onerec_trt.core.errors import ArtifactError, RecipeError
 from onerec_trt.core.recipe import Recipe
+from onerec_trt.fidelity import recipes as recipes_module
 from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.models.checkpoint import open_checkpoint
-from onerec_trt.tools.fidelity.command import fidelity, table_of
+from onerec_trt.tools.fidelity.command import comparison_of, fidelity, table_of, validated_recipes
 from onerec_trt.tools.pipeline import folders_of, validations
 
 
@@ -36,6 +37,16 @@ def test_a_recipe_validated_again_is_a_row_of_the_noise_floor(finished_recipe: C
     table = table_of([recipe], "onnxruntime", again=[recipe])
     assert (table.rows[1].system, table.rows[1].beside) == ("fp8-row, built again", "fp8-row")
     assert table.rows[1].cell(f"overlap@{table.width}").value == 1
+
+
+def test_a_table_that_grows_computes_no_row_again(finished_recipe: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    fp16, row = finished_recipe("fp16"), finished_recipe("fp8-row")
+    comparison = comparison_of(fp16, "onnxruntime")
+    comparison.table(validated_recipes([fp16], "onnxruntime"))
+    both = comparison.table(validated_recipes([fp16, row], "onnxruntime"))
+    assert both == table_of([fp16, row], "onnxruntime")
+    monkeypatch.setattr(recipes_module, "fidelity_row", lambda *_, **__: pytest.fail("a row was computed again"))
+    assert comparison.table(validated_recipes([row, fp16], "onnxruntime")) == both
 
 
 def test_a_repetition_without_its_recipe_is_refused(finished_recipe: Callable[[str], Recipe]) -> None:
