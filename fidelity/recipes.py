@@ -25,6 +25,11 @@ class ValidatedRecipe(NamedTuple):
     rebuilt: Path | None = None
 
 
+def built_again(recipe: str) -> str:
+    """The name of a recipe's repetition in the table."""
+    return f"{recipe}, built again"
+
+
 class RecipeComparison:
     """Recipes of one checkpoint beside its FP32 answers. A row is computed once, so that a table may grow recipe by recipe.
 
@@ -63,7 +68,7 @@ class RecipeComparison:
 
     def _repetition(self, recipe: ValidatedRecipe, rebuilt: Path) -> Row:
         first = self._system(recipe)
-        again = System(f"{recipe.name}, built again", "noise floor", _outputs(rebuilt, self._digest, recipe.name))
+        again = System(built_again(recipe.name), "noise floor", _outputs(rebuilt, self._digest, recipe.name))
         return fidelity_row(again, in_place_of_fp32(first, self._fp32), self._targets_n3, beside=first.name)
 
     def _system(self, recipe: ValidatedRecipe) -> System:
