@@ -16,9 +16,10 @@ from ..export.packed import TensorSource
 from ..export.serving import Decoder, ServingModel
 from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.onerec import OneRec
-from ..models.requests import Requests
+from ..models.requests import Batch, Requests
 from ..validation.fp32_reference import Reference
 from ..validation.requests_feed import run_all
+from ..validation.serving_parity import places
 from ..validation.torch_runner import ScoringTorchRunner, TorchRunner
 from .metrics import Sids
 from .outputs import EngineOutputs, Standing, System
@@ -66,24 +67,39 @@ def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int |
         name: Of the system.
         batch_size: Requests at once. Default: as the reference had.
     """
-    size = batch_size or fp32.batch_size
+    size, quantized = batch_size or fp32.batch_size, source.scheme.is_quantized
     serving = TorchRunner(ServingModel(source, fp32.beam).to(fp32.device))
     sids_nW3 = run_all(serving, fp32.requests, size, f"beams, {name}")[Role.FOUND_ITEMS].astype(np.int64)
-    scoring_nW3 = _scoring(source, fp32.requests, fp32.reference.sids_nW3, size, fp32.device)
-    standing: Standing = "quantized" if source.scheme.is_quantized else "noise floor"
+    if quantized or size != fp32.batch_size:
+        scoring_nW3 = _scoring(source, fp32.requests, fp32.reference.sids_nW3, size, fp32.device)
+    else:
+        scoring_nW3 = fp32.reference.fp16_scoring_nW3
+    standing: Standing = "quantized" if quantized else "noise floor"
     return System(name, standing, EngineOutputs(sids_nW3, _fp32_scores(fp32, sids_nW3), scoring_nW3))
 
 
 @torch.no_grad()
 def _fp32_scores(fp32: Fp32Run, sids_nW3: Sids) -> Floats:
-    """FP32's score [n, W] of given items."""
-    scores, first = [], 0
+    """FP32's score [n, W] of given items: known of those in FP32's beams, which nearly all are, computed of the others."""
+    width = sids_nW3.shape[1]
+    place_nW = places(fp32.reference.sids_nW3, sids_nW3)
+    scores_nW = np.take_along_axis(fp32.reference.scoring_nW3.sum(-1), place_nW.clip(max=width - 1), 1)
+    others_first_nW = (place_nW < width).argsort(1, kind="stable")
+    others_n, first = (place_nW == width).sum(1), 0
     for batch in fp32.requests.batches(fp32.batch_size):
-        paths = torch.from_numpy(sids_nW3[first : first + len(batch.lengths_B3)]).to(fp32.device)
-        tokens = path_log_probabilities(fp32.model, batch.features_BSF.to(fp32.device), batch.lengths_B3.to(fp32.device), paths)
-        scores.append(tokens.sum(-1).cpu())
-        first += len(paths)
-    return np.asarray(torch.cat(scores).numpy(), np.float32)
+        rows = slice(first, first := first + len(batch.lengths_B3))
+        chosen_BP = others_first_nW[rows, : others_n[rows].max()]
+        if chosen_BP.size:
+            paths_BP3 = np.take_along_axis(sids_nW3[rows], chosen_BP[..., None], 1)
+            np.put_along_axis(scores_nW[rows], chosen_BP, _path_scores(fp32.model, batch, paths_BP3), 1)
+    return scores_nW
+
+
+def _path_scores(model: OneRec, batch: Batch, paths_BP3: Sids) -> Floats:
+    device = model.token_embedding.weight.device
+    paths = torch.from_numpy(paths_BP3).to(device)
+    tokens_BP3 = path_log_probabilities(model, batch.features_BSF.to(device), batch.lengths_B3.to(device), paths)
+    return np.asarray(tokens_BP3.cpu().numpy().sum(-1), np.float32)
 
 
 def _scoring(source: TensorSource, requests: Requests, sids_nW3: Sids, batch_size: int, device: torch.device) -> Floats:
