@@ -15,10 +15,11 @@ from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
 from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
 from ...fidelity.recipes import RecipeComparison, ValidatedRecipe
-from ...fidelity.table import FidelityTable
+from ...fidelity.table import FidelityTable, bars
 from ...validation.backends import EngineName
 from ..outputs import require_own_json, require_own_page
 from ..pipeline import folders_of, reference_job_of
+from ..tables import gates_table
 from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
@@ -76,7 +77,8 @@ def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again:
     if as_json:
         typer.echo(json.dumps(table.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
         return
-    print_results([fidelity_text(table)])
+    judged = bars(table)
+    print_results([fidelity_text(table), *([gates_table(judged, failed_only=True)] if judged else [])])
 
 
 def compare(recipes: Sequence[Recipe], out: Path, engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:

@@ -69,7 +69,7 @@ def test_an_unknown_reference_is_refused() -> None:
 def test_another_schedule_keeps_to_whole_losses() -> None:
     schedule = reference_model("toy", steps=20, decay="cosine").schedule
     assert (schedule.steps, schedule.decay, schedule.batch_size) == (20, "cosine", REFERENCES["toy"].schedule.batch_size)
-    with pytest.raises(RecipeError, match="too odd"):
+    with pytest.raises(RecipeError, match="cannot be divided into losses"):
         reference_model("toy", steps=21)
 
 
