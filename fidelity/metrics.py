@@ -80,7 +80,7 @@ def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Me
 def target_places(sids_nW3: Sids, targets_n3: Sids) -> Sids:
     """Where the true next item stands [n], from 0 on; W where it is not among the items."""
     same_nW = (sids_nW3 == targets_n3[:, None]).all(-1)
-    return np.where(same_nW.any(1), same_nW.argmax(1), same_nW.shape[1])
+    return np.asarray(np.where(same_nW.any(1), same_nW.argmax(1), same_nW.shape[1]), np.int64)
 
 
 def hits(target_n: Sids, k: int) -> Values:

@@ -138,7 +138,8 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
     training = _finished_training(folders)
     name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     folder = folders.state / f"measured-{training['checkpoint_sha256'][:16]}-{job.requests}-{name.replace(' ', '-')}"
-    parts, subject = MeasurementParts(folder, job.deadline, job.say), _Subject(job, folders)
+    parts = MeasurementParts(folder, job.deadline, job.say)
+    subject = _Subject(job, folders, parts)
     found = ReferenceMeasurement(training=training, device=name)
     amax = parts.get("input-amax", InputAmax, subject.input_amax)
     if amax is None:
@@ -182,10 +183,10 @@ def _layers(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iter
 
 
 class _Subject:
-    """A trained reference on its device, its requests, and FP32's answers; each is made when it is first needed."""
+    """A trained reference on its device, its requests, and FP32's answers; each is made, or read, when it is first needed."""
 
-    def __init__(self, job: MeasurementJob, folders: ReferenceFolders) -> None:
-        self._job, self._folders = job, folders
+    def __init__(self, job: MeasurementJob, folders: ReferenceFolders, parts: MeasurementParts) -> None:
+        self._job, self._folders, self._parts = job, folders, parts
 
     @cached_property
     def _model(self) -> OneRec:
@@ -197,8 +198,9 @@ class _Subject:
 
     @cached_property
     def _fp32(self) -> Fp32Run:
-        few, beam = self._heldout.select(slice(self._job.requests)), reference_model(self._job.size).beam
-        return run_fp32(self._model, few, beam, self._job.batch_size)
+        few, beam, size = self._heldout.select(slice(self._job.requests)), reference_model(self._job.size).beam, self._job.batch_size
+        reference = self._parts.reference(lambda: run_fp32(self._model, few, beam, size).reference)
+        return Fp32Run(self._model, few, reference, beam, size)
 
     def input_amax(self) -> InputAmax:
         scoring = with_paths(self._model, self._requests("calibration"), _CALIBRATION_BATCH)

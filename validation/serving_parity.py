@@ -168,7 +168,7 @@ def _describe(found: Outputs, row: int, item: NDArray[np.int64], score: float, m
 
 def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
-    return places(sids_nW3, wanted_nW3) < sids_nW3.shape[1]
+    return np.asarray(places(sids_nW3, wanted_nW3) < sids_nW3.shape[1], np.bool_)
 
 
 def places(sids_nW3: Sids, wanted_nk3: Sids) -> Sids:
