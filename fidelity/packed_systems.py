@@ -54,7 +54,7 @@ def run_fp32(model: OneRec, requests: Requests, beam: Sequence[int], batch_size:
         for part, value in zip(found, (*beams, scoring), strict=True):
             part.append(value.cpu())
     sids_nW3, scores_nW, cutoffs_n3, scoring_nW3 = (torch.cat(part).numpy() for part in found)
-    fp16_nW3 = _scoring(PackedSource(model, "fp16", {}), requests, sids_nW3, batch_size, device)
+    fp16_nW3 = _scoring(Decoder(PackedSource(model, "fp16", {})).to(device), requests, sids_nW3, batch_size)
     return Fp32Run(model, requests, Reference(sids_nW3, scores_nW, cutoffs_n3, scoring_nW3, fp16_nW3), beam, batch_size)
 
 
@@ -68,10 +68,10 @@ def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int |
         batch_size: Requests at once. Default: as the reference had.
     """
     size, quantized = batch_size or fp32.batch_size, source.scheme.is_quantized
-    serving = TorchRunner(ServingModel(source, fp32.beam).to(fp32.device))
-    sids_nW3 = run_all(serving, fp32.requests, size, f"beams, {name}")[Role.FOUND_ITEMS].astype(np.int64)
+    serving = ServingModel(source, fp32.beam).to(fp32.device)
+    sids_nW3 = run_all(TorchRunner(serving), fp32.requests, size, f"beams, {name}")[Role.FOUND_ITEMS].astype(np.int64)
     if quantized or size != fp32.batch_size:
-        scoring_nW3 = _scoring(source, fp32.requests, fp32.reference.sids_nW3, size, fp32.device)
+        scoring_nW3 = _scoring(serving.decoder, fp32.requests, fp32.reference.sids_nW3, size)
     else:
         scoring_nW3 = fp32.reference.fp16_scoring_nW3
     standing: Standing = "quantized" if quantized else "noise floor"
@@ -102,8 +102,8 @@ def _path_scores(model: OneRec, batch: Batch, paths_BP3: Sids) -> Floats:
     return np.asarray(tokens_BP3.cpu().numpy().sum(-1), np.float32)
 
 
-def _scoring(source: TensorSource, requests: Requests, sids_nW3: Sids, batch_size: int, device: torch.device) -> Floats:
-    runner = ScoringTorchRunner(Decoder(source).to(device), sids_nW3.shape[1])
+def _scoring(decoder: Decoder, requests: Requests, sids_nW3: Sids, batch_size: int) -> Floats:
+    runner = ScoringTorchRunner(decoder, sids_nW3.shape[1])
     return np.asarray(run_all(runner, requests, batch_size, "scoring", sids_nW3)[Role.TOKEN_SCORES], np.float32)
 
 

@@ -38,6 +38,7 @@ from .table import FidelityTable, bars, fidelity_table
 
 LAYERS_OF = ("fp8-row-block", "fp8-static")  # precisions whose layers are measured, the fastest first
 _CALIBRATION_BATCH = 64
+# All in one batch: it has the rows of four requests with 512 beams, and a GPU waits for launches.
 _PROBE_REQUESTS, _PROBE_PATHS = 128, 16
 _STRESS_REQUESTS, _STRESS_PATHS = 48, 8
 
@@ -245,7 +246,7 @@ class _Subject:
 
     def _probe(self, amax: InputAmax, requests: int, paths: int) -> Probe:
         fp32 = self._fp32
-        return make_probe(fp32.model, fp32.requests, fp32.reference, amax.groups, requests, paths, self._job.batch_size)
+        return make_probe(fp32.model, fp32.requests, fp32.reference, amax.groups, requests, paths, batch_size=requests)
 
     def _requests(self, split: str) -> Requests:
         return read_requests(request_file(self._folders.data, split), self._model.config, need_targets=True)
