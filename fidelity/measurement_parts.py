@@ -7,15 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from pydantic import BaseModel
+from safetensors.numpy import load_file, save_file
 
-from ..core.artifacts import read_json, write_json
+from ..core.artifacts import atomic_file, read_json, write_json
+from ..validation.fp32_reference import REFERENCE_FILE, Reference
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class MeasurementParts:
-    """Parts as JSON files of a folder: what is there is not measured again.
+    """Parts as JSON files of a folder, and the FP32 reference: what is there is not measured again.
 
     Args:
         folder: Of one measurement; created with the first part.
@@ -25,6 +28,17 @@ class MeasurementParts:
 
     def __init__(self, folder: Path, deadline: float, say: Callable[[str], None]) -> None:
         self._folder, self._deadline, self._say = folder, deadline, say
+
+    def reference(self, answer: Callable[[], Reference]) -> Reference:
+        """FP32's answers, which several parts stand beside: those of an earlier call, or made now."""
+        path = self._folder / REFERENCE_FILE
+        if not path.exists():
+            started = time.monotonic()
+            arrays = {name: np.ascontiguousarray(value) for name, value in vars(answer()).items()}
+            with atomic_file(path) as temporary:
+                save_file(arrays, temporary)
+            self._say(f"FP32 reference in {time.monotonic() - started:.0f} s")
+        return Reference(**load_file(path))
 
     def get(self, name: str, kind: type[Model], measure: Callable[[], Model]) -> Model | None:
         """A part, read or measured now; None where it is missing and the time is over."""

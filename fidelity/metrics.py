@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.config import LEVELS
-from ..models.evaluation import hits
-from ..validation.beam_parity import overlap
 from ..validation.fp32_reference import Reference
+from ..validation.serving_parity import places
 from .outputs import EngineOutputs
 
 CUTOFFS = (1, 10, 100, 512)
@@ -59,14 +58,13 @@ def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Me
         targets_n3: The true next items.
     """
     width = system.sids_nW3.shape[1]
+    lists = [k for k in cutoffs(width) if k > 1]
+    target_n, fp32_target_n = (target_places(sids_nW3, targets_n3) for sids_nW3 in (system.sids_nW3, fp32.sids_nW3))
+    place_nW = places(system.sids_nW3, fp32.sids_nW3)
     found = [
-        *(Metric(f"hit@{k}", _hits(system.sids_nW3, targets_n3, k), _hits(fp32.sids_nW3, targets_n3, k), 1) for k in cutoffs(width)),
-        *(
-            Metric(f"NDCG@{k}", ndcg(system.sids_nW3, targets_n3, k), ndcg(fp32.sids_nW3, targets_n3, k), 1)
-            for k in cutoffs(width)
-            if k > 1
-        ),
-        *(Metric(f"overlap@{k}", overlap(system.sids_nW3[:, :k], fp32.sids_nW3[:, :k]), None, 1) for k in cutoffs(width) if k > 1),
+        *(Metric(f"hit@{k}", hits(target_n, k), hits(fp32_target_n, k), 1) for k in cutoffs(width)),
+        *(Metric(f"NDCG@{k}", ndcg(target_n, k), ndcg(fp32_target_n, k), 1) for k in lists),
+        *(Metric(f"overlap@{k}", (place_nW[:, :k] < k).mean(1), None, 1) for k in lists),
     ]
     clear_n = _gap(fp32) > tie_band(fp32)
     same_n = (system.sids_nW3[:, 0] == fp32.sids_nW3[:, 0]).all(-1).astype(np.float64)
@@ -79,11 +77,20 @@ def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Me
     return found + [Metric(f"KL of step {step + 1}, nat", kl_n3[:, step], None, -1) for step in range(LEVELS)]
 
 
-def ndcg(sids_nW3: Sids, targets_n3: Sids, k: int) -> Values:
-    """NDCG with the target as the only relevant item, [n]: 1 / log2(1 + its place), 0 where it is not among the first k."""
-    same_nk = (sids_nW3[:, :k] == targets_n3[:, None]).all(-1)
-    place_n = same_nk.argmax(1) + 1
-    return np.where(same_nk.any(1), 1 / np.log2(1 + place_n), 0.0)
+def target_places(sids_nW3: Sids, targets_n3: Sids) -> Sids:
+    """Where the true next item stands [n], from 0 on; W where it is not among the items."""
+    same_nW = (sids_nW3 == targets_n3[:, None]).all(-1)
+    return np.asarray(np.where(same_nW.any(1), same_nW.argmax(1), same_nW.shape[1]), np.int64)
+
+
+def hits(target_n: Sids, k: int) -> Values:
+    """1 where the target's place is one of the first k, else 0, [n]."""
+    return (target_n < k).astype(np.float64)
+
+
+def ndcg(target_n: Sids, k: int) -> Values:
+    """NDCG with the target as the only relevant item, [n]: 1 / log2(2 + its place from 0 on), 0 where it is not among the first k."""
+    return np.where(target_n < k, 1 / np.log2(2 + target_n), 0.0)
 
 
 def step_kl(fp32: Reference, system: EngineOutputs) -> Values:
@@ -105,19 +112,18 @@ def _first_of_its_prefix(prefix_nWT: Sids) -> NDArray[np.bool_]:
     """Which beams [n, W] are the first of their request with their prefix."""
     base = int(prefix_nWT.max(initial=0)) + 1
     number_nW = prefix_nWT @ (base ** np.arange(prefix_nWT.shape[-1], dtype=np.int64))
-    first_nW = np.zeros(number_nW.shape, np.bool_)
-    for row, numbers in enumerate(number_nW):
-        first_nW[row, np.unique(numbers, return_index=True)[1]] = True
+    order_nW = number_nW.argsort(1, kind="stable")  # of equal prefixes the first
+    sorted_nW = np.take_along_axis(number_nW, order_nW, 1)
+    begins_nW = np.ones(number_nW.shape, np.bool_)  # of a run of equal prefixes
+    begins_nW[:, 1:] = sorted_nW[:, 1:] != sorted_nW[:, :-1]
+    first_nW = np.empty_like(begins_nW)
+    np.put_along_axis(first_nW, order_nW, begins_nW, 1)
     return first_nW
 
 
 def _log_softmax(x_nW: Values) -> Values:
     shifted = x_nW - x_nW.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)
-
-
-def _hits(sids_nW3: Sids, targets_n3: Sids, k: int) -> Values:
-    return hits(sids_nW3, targets_n3, k).astype(np.float64)
 
 
 def _gap(fp32: Reference) -> Values:

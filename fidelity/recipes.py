@@ -12,8 +12,8 @@ from ..core.records import read_record
 from ..validation.fp32_reference import ReferenceJob, heldout_requests, read_reference
 from ..validation.outputs import read_outputs
 from ..validation.validate import read_validation
-from .outputs import EngineOutputs, System
-from .table import FidelityTable, fidelity_table
+from .outputs import EngineOutputs, Standing, System, in_place_of_fp32
+from .table import FidelityTable, Row, fidelity_row, table_of_rows
 
 
 class ValidatedRecipe(NamedTuple):
@@ -25,32 +25,55 @@ class ValidatedRecipe(NamedTuple):
     rebuilt: Path | None = None
 
 
-def recipes_fidelity(model: str, engine: str, recipes: Sequence[ValidatedRecipe], job: ReferenceJob, reference: Path) -> FidelityTable:
-    """The table of recipes of one checkpoint on the same held-out requests.
+def built_again(recipe: str) -> str:
+    """The name of a recipe's repetition in the table."""
+    return f"{recipe}, built again"
+
+
+class RecipeComparison:
+    """Recipes of one checkpoint beside its FP32 answers. A row is computed once, so that a table may grow recipe by recipe.
 
     Args:
         model: Name of the checkpoint.
         engine: What ran the recipes.
-        recipes: In the order of the table.
         job: What the FP32 model was asked.
         reference: Folder of its answers.
-
-    Raises:
-        ArtifactError: A recipe was not validated, or its result was changed since.
-        RecipeError: A recipe was validated against another reference.
     """
-    known = sha256(reference)
-    systems, repeats = [], []
-    for recipe in recipes:
-        system = System(recipe.name, "quantized" if recipe.quantized else "noise floor", _outputs(recipe.folder, known, recipe.name))
-        systems.append(system)
-        if recipe.rebuilt is not None:
-            again = System(f"{recipe.name}, built again", "noise floor", _outputs(recipe.rebuilt, known, recipe.name))
-            repeats.append((system, again))
-    requests = heldout_requests(job)
-    assert requests.targets_n3 is not None
-    systems.sort(key=lambda system: system.standing != "noise floor")
-    return fidelity_table(model, engine, systems, read_reference(reference), requests.targets_n3, repeats)
+
+    def __init__(self, model: str, engine: str, job: ReferenceJob, reference: Path) -> None:
+        self._model, self._engine = model, engine
+        self._fp32, self._digest = read_reference(reference), sha256(reference)
+        targets_n3 = heldout_requests(job).targets_n3
+        assert targets_n3 is not None
+        self._targets_n3 = targets_n3
+        self._rows: dict[ValidatedRecipe, Row] = {}
+
+    def table(self, recipes: Sequence[ValidatedRecipe]) -> FidelityTable:
+        """The noise floor first, what was built again last.
+
+        Raises:
+            ArtifactError: A recipe was not validated, or its result was changed since.
+            RecipeError: A recipe was validated against another reference.
+        """
+        systems = sorted((recipe._replace(rebuilt=None) for recipe in recipes), key=lambda recipe: recipe.quantized)
+        repeated = [recipe for recipe in recipes if recipe.rebuilt is not None]
+        for recipe in (*systems, *repeated):
+            if recipe not in self._rows:
+                self._rows[recipe] = self._repetition(recipe, recipe.rebuilt) if recipe.rebuilt else self._row(recipe)
+        rows = tuple(self._rows[recipe] for recipe in (*systems, *repeated))
+        return table_of_rows(self._model, self._engine, rows, self._fp32)
+
+    def _row(self, recipe: ValidatedRecipe) -> Row:
+        return fidelity_row(self._system(recipe), self._fp32, self._targets_n3)
+
+    def _repetition(self, recipe: ValidatedRecipe, rebuilt: Path) -> Row:
+        first = self._system(recipe)
+        again = System(built_again(recipe.name), "noise floor", _outputs(rebuilt, self._digest, recipe.name))
+        return fidelity_row(again, in_place_of_fp32(first, self._fp32), self._targets_n3, beside=first.name)
+
+    def _system(self, recipe: ValidatedRecipe) -> System:
+        standing: Standing = "quantized" if recipe.quantized else "noise floor"
+        return System(recipe.name, standing, _outputs(recipe.folder, self._digest, recipe.name))
 
 
 def _outputs(folder: Path, reference: str, recipe: str) -> EngineOutputs:

@@ -38,6 +38,7 @@ from .table import FidelityTable, bars, fidelity_table
 
 LAYERS_OF = ("fp8-row-block", "fp8-static")  # precisions whose layers are measured, the fastest first
 _CALIBRATION_BATCH = 64
+# All in one batch: it has the rows of four requests with 512 beams, and a GPU waits for launches.
 _PROBE_REQUESTS, _PROBE_PATHS = 128, 16
 _STRESS_REQUESTS, _STRESS_PATHS = 48, 8
 
@@ -138,7 +139,8 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
     training = _finished_training(folders)
     name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     folder = folders.state / f"measured-{training['checkpoint_sha256'][:16]}-{job.requests}-{name.replace(' ', '-')}"
-    parts, subject = MeasurementParts(folder, job.deadline, job.say), _Subject(job, folders)
+    parts = MeasurementParts(folder, job.deadline, job.say)
+    subject = _Subject(job, folders, parts)
     found = ReferenceMeasurement(training=training, device=name)
     amax = parts.get("input-amax", InputAmax, subject.input_amax)
     if amax is None:
@@ -182,10 +184,10 @@ def _layers(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iter
 
 
 class _Subject:
-    """A trained reference on its device, its requests, and FP32's answers; each is made when it is first needed."""
+    """A trained reference on its device, its requests, and FP32's answers; each is made, or read, when it is first needed."""
 
-    def __init__(self, job: MeasurementJob, folders: ReferenceFolders) -> None:
-        self._job, self._folders = job, folders
+    def __init__(self, job: MeasurementJob, folders: ReferenceFolders, parts: MeasurementParts) -> None:
+        self._job, self._folders, self._parts = job, folders, parts
 
     @cached_property
     def _model(self) -> OneRec:
@@ -197,8 +199,9 @@ class _Subject:
 
     @cached_property
     def _fp32(self) -> Fp32Run:
-        few, beam = self._heldout.select(slice(self._job.requests)), reference_model(self._job.size).beam
-        return run_fp32(self._model, few, beam, self._job.batch_size)
+        few, beam, size = self._heldout.select(slice(self._job.requests)), reference_model(self._job.size).beam, self._job.batch_size
+        reference = self._parts.reference(lambda: run_fp32(self._model, few, beam, size).reference)
+        return Fp32Run(self._model, few, reference, beam, size)
 
     def input_amax(self) -> InputAmax:
         scoring = with_paths(self._model, self._requests("calibration"), _CALIBRATION_BATCH)
@@ -243,7 +246,7 @@ class _Subject:
 
     def _probe(self, amax: InputAmax, requests: int, paths: int) -> Probe:
         fp32 = self._fp32
-        return make_probe(fp32.model, fp32.requests, fp32.reference, amax.groups, requests, paths, self._job.batch_size)
+        return make_probe(fp32.model, fp32.requests, fp32.reference, amax.groups, requests, paths, batch_size=requests)
 
     def _requests(self, split: str) -> Requests:
         return read_requests(request_file(self._folders.data, split), self._model.config, need_targets=True)

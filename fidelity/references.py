@@ -122,5 +122,6 @@ def reference_model(size: str, steps: int | None = None, decay: Decay | None = N
     reference = REFERENCES[size]
     schedule = replace(reference.schedule, steps=steps or reference.schedule.steps, decay=decay or reference.schedule.decay)
     if schedule.steps % schedule.loss_steps:
-        raise RecipeError(f"{steps} steps are too odd", where="--steps", hint=f"choose a multiple of {schedule.loss_steps}")
+        what = f"{steps} steps cannot be divided into losses of {schedule.loss_steps} steps each"
+        raise RecipeError(what, where="--steps", hint=f"choose a multiple of {schedule.loss_steps}")
     return replace(reference, schedule=schedule)

@@ -100,8 +100,13 @@ def fidelity_table(
     """
     rows = [fidelity_row(system, fp32, targets_n3) for system in systems]
     rows += [fidelity_row(again, in_place_of_fp32(first, fp32), targets_n3, beside=first.name) for first, again in repeats]
-    width = fp32.sids_nW3.shape[1]
-    return FidelityTable(model=model, engine=engine, requests=len(targets_n3), width=width, tie_band=tie_band(fp32), rows=tuple(rows))
+    return table_of_rows(model, engine, rows, fp32)
+
+
+def table_of_rows(model: str, engine: str, rows: Sequence[Row], fp32: Reference) -> FidelityTable:
+    """The table of rows that stand beside these FP32 answers."""
+    requests, width, _ = fp32.sids_nW3.shape
+    return FidelityTable(model=model, engine=engine, requests=requests, width=width, tie_band=tie_band(fp32), rows=tuple(rows))
 
 
 def bars(table: FidelityTable) -> list[Gate]:

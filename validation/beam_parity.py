@@ -11,7 +11,7 @@ from ..models.evaluation import hits
 from .confidence_interval import share_interval
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
-from .serving_parity import contains, numbered
+from .serving_parity import contains, places
 
 Sids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -106,11 +106,9 @@ def overlap(actual_nk3: Sids, expected_nk3: Sids) -> NDArray[np.float64]:
 def order(sids_nW3: Sids, reference: Reference, band: float) -> float:
     """Of all pairs of items that both have and that FP32 sets apart by more than the band, the share in FP32's order; 1 without any."""
     pairs = alike = 0
-    for actual_W, expected_W, scores_W in zip(*numbered(sids_nW3, reference.sids_nW3), reference.scores_nW, strict=True):
-        by_number = actual_W.argsort(kind="stable")  # of equal items the first
-        found_W = by_number[np.searchsorted(actual_W[by_number], expected_W).clip(max=len(actual_W) - 1)]
-        shared_W = actual_W[found_W] == expected_W
-        place, score = found_W[shared_W], scores_W[shared_W]
+    for place_W, scores_W in zip(places(sids_nW3, reference.sids_nW3), reference.scores_nW, strict=True):
+        shared_W = place_W < sids_nW3.shape[1]
+        place, score = place_W[shared_W], scores_W[shared_W]
         clear = score[:, None] - score[None] > band
         pairs += int(clear.sum())
         alike += int((clear & (place[:, None] < place[None])).sum())

@@ -35,7 +35,7 @@ def paired_interval(actual: NDArray[np.generic], reference: NDArray[np.generic])
 def mean_intervals(values_nM: NDArray[np.float64]) -> list[Interval]:
     """99 % bootstrap interval of the mean of each column, over the same resamples of requests as the other intervals."""
     assert len(values_nM)
-    means_RM = np.stack([values_nM[chosen].mean(0) for chosen in _resamples(len(values_nM))])
+    means_RM = np.stack([values_nM.take(chosen, 0).mean(0) for chosen in _resamples(len(values_nM))])
     return [_interval(means_R) for means_R in means_RM.T]
 
 

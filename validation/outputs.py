@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from ..core.errors import ArtifactError
 from .fp32_reference import Reference
 
 Floats = NDArray[np.float32]
@@ -55,8 +56,15 @@ def write_outputs(outputs: Outputs, path: Path) -> None:
 
 
 def read_outputs(path: Path) -> Outputs:
-    """Read what `write_outputs` wrote."""
-    return Outputs(**load_file(path))
+    """Read what `write_outputs` wrote.
+
+    Raises:
+        ArtifactError: Another version wrote it, with other arrays.
+    """
+    arrays = load_file(path)
+    if arrays.keys() != {each.name for each in fields(Outputs)}:
+        raise ArtifactError("another version of onerec-trt wrote these outputs", where=str(path), hint="validate the recipe again")
+    return Outputs(**arrays)
 
 
 def rows_of(kept: Outputs | Reference, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:

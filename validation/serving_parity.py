@@ -169,7 +169,17 @@ def _describe(found: Outputs, row: int, item: NDArray[np.int64], score: float, m
 
 def contains(sids_nW3: Sids, wanted_nW3: Sids) -> NDArray[np.bool_]:
     """Which of the wanted items [n, W] are among the others of their request."""
-    return np.stack([np.isin(wanted_W, found_W) for wanted_W, found_W in zip(*numbered(wanted_nW3, sids_nW3), strict=True)])
+    return np.asarray(places(sids_nW3, wanted_nW3) < sids_nW3.shape[1], np.bool_)
+
+
+def places(sids_nW3: Sids, wanted_nk3: Sids) -> Sids:
+    """The first place [n, k] of each wanted item among the W others of its request; W where it is not among them."""
+    width, found = sids_nW3.shape[1], []
+    for number_W, wanted_k in zip(*numbered(sids_nW3, wanted_nk3), strict=True):
+        by_number = number_W.argsort(kind="stable")  # of equal items the first
+        place_k = by_number[np.searchsorted(number_W[by_number], wanted_k).clip(max=width - 1)]
+        found.append(np.where(number_W[place_k] == wanted_k, place_k, width))
+    return np.stack(found)
 
 
 def numbered(*sids_nW3: Sids) -> list[Sids]:

@@ -1,4 +1,4 @@
-"""An analysis as one HTML page: averages side by side, plots by layer and kind, and a verdict for every tensor."""
+"""An analysis as one HTML page: averages side by side, plots by layer and kind, and behind them a verdict for every tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from ...fidelity.analysis import Analysis
 from ...fidelity.distributions import PARTS, Average, Distributions, Part, TensorDistribution, averaged, by_kind, by_layer
 from ...fidelity.verdicts import SAFE_DB, Verdict
 from ...models.layout import label_of
-from ..report.measurement import Measured, write_measurement
+from ..report.measurement import LongTable, Measured, write_measurement
 from ..report.plot import Plot, floor_of, log_axis, rows_axis, rows_height
 from ..report.theme import LIMIT_COLOR, color, label
+from .analysis_tables import average_rows
 
 _STATISTICS = ("variance", "absmax", "absp99")
 _NAMES = {"variance": "variance", "absmax": "AbsMax", "absp99": "AbsP99"}
-HEADINGS = ("tensor", "part", "kind", "verdict", "reason", "variance", "AbsMax", "AbsP99")
+_AVERAGES = ("model", "tensors", *_NAMES.values())
+_TENSORS = ("tensor", "part", "kind", "verdict", "reason", *_NAMES.values())
 
 
 def write_analysis(analysis: Analysis, path: Path) -> None:
@@ -31,7 +33,7 @@ def write_analysis(analysis: Analysis, path: Path) -> None:
     lost = [load for load in found.experts if load.never]
     remarks = [
         f"Verdicts rest on {found.requests} requests. A scale is safe where the product keeps {SAFE_DB:g} dB; E4M3 gives 31 to 32.",
-        f"Ranking model on the same log: AUC {analysis.ranking_auc:.3f}.",
+        f"The ranking model learned from the same requests; its AUC is {analysis.ranking_auc:.3f}, where 0.5 is chance.",
         *(f"{load.layer}: no token was sent to expert {', '.join(map(str, load.never))}." for load in lost),
     ]
     headline = "One scale per tensor is safe everywhere" if not worst else f"{len(worst)} tensors have outliers or need more than one scale"
@@ -41,11 +43,12 @@ def write_analysis(analysis: Analysis, path: Path) -> None:
         good=not any(t.judgement and t.judgement.verdict is Verdict.FP16 for t in worst),
         headline=headline,
         remarks=remarks,
-        headings=HEADINGS,
-        words=5,
-        rows=[_row(tensor) for tensor in sorted(found.tensors, key=_severity)],
+        headings=_AVERAGES,
+        words=2,
+        rows=list(average_rows(analysis)),
         figures=[_side_by_side(analysis), *_by_layer(found), *_by_kind(found), *_verdict_plot(found)],
         facts=[("published figures", "figure 1 of arXiv 2603.11486")],
+        details=LongTable("Every tensor, worst first", _TENSORS, 5, [_row(tensor) for tensor in sorted(found.tensors, key=_severity)]),
     )
     write_measurement(measured, path)
 
@@ -80,8 +83,7 @@ def _side_by_side(analysis: Analysis) -> Plot:
             )
     figure.update_yaxes({"type": "log", "exponentformat": "power"})
     figure.update_layout(height=340, margin={"t": 70}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
-    published = "; ".join(f"{k.model} {k.part}s: variance {k.variance}" for k in analysis.published)
-    return Plot("averages", "Averages beside a traditional ranking model", f"Published: {published}.", figure)
+    return Plot("averages", "Averages beside a traditional ranking model", "Logarithmic.", figure)
 
 
 def _by_layer(found: Distributions) -> Iterator[Plot]:

@@ -12,6 +12,7 @@ from ...fidelity.distributions import PARTS, TensorDistribution
 from ...models.layout import label_of
 from ..terminal import compact_table
 
+_PUBLISHED = ", published"
 _SHOWN = 12  # tensors named in the terminal; the page and --json have all
 
 
@@ -33,14 +34,20 @@ def _averages(analysis: Analysis) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("variance", "AbsMax", "AbsP99"):
         table.add_column(heading, justify="right", no_wrap=True)
+    for row in average_rows(analysis):
+        table.add_row(*row, style="dim" if row[0].endswith(_PUBLISHED) else None)
+    return table
+
+
+def average_rows(analysis: Analysis) -> Iterator[tuple[str, ...]]:
+    """Model, tensors, variance, AbsMax and AbsP99 of the checkpoint, of the ranking model and as published, part by part."""
     for part in PARTS:
         for found in (analysis.checkpoint, analysis.ranking):
             mean = found.average(part)
-            table.add_row(found.model, f"{mean.tensors} {part}s", f"{mean.variance:.3g}", f"{mean.absmax:.3g}", f"{mean.absp99:.3g}")
+            yield found.model, f"{mean.tensors} {part}s", f"{mean.variance:.3g}", f"{mean.absmax:.3g}", f"{mean.absp99:.3g}"
         for known in analysis.published:
             if known.part == part:
-                table.add_row(f"{known.model}, published", f"{part}s", known.variance or "", known.absmax or "", "", style="dim")
-    return table
+                yield f"{known.model}{_PUBLISHED}", f"{part}s", known.variance or "", known.absmax or "", ""
 
 
 def _verdicts(analysis: Analysis) -> Table:

@@ -14,11 +14,12 @@ from ...core.errors import RecipeError
 from ...core.recipe import Recipe, load_recipe
 from ...fidelity.analysis import analyze as analyze_checkpoint
 from ...fidelity.checkpoint_sensitivity import checkpoint_sensitivity
-from ...fidelity.recipes import ValidatedRecipe, recipes_fidelity
-from ...fidelity.table import FidelityTable
+from ...fidelity.recipes import RecipeComparison, ValidatedRecipe
+from ...fidelity.table import FidelityTable, bars
 from ...validation.backends import EngineName
 from ..outputs import require_own_json, require_own_page
 from ..pipeline import folders_of, reference_job_of
+from ..tables import gates_table
 from ..terminal import print_results
 from .analysis_page import write_analysis
 from .analysis_tables import analysis_tables
@@ -76,7 +77,8 @@ def fidelity(recipe_files: Sequence[Path], out: Path, engine: EngineName, again:
     if as_json:
         typer.echo(json.dumps(table.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False))
         return
-    print_results([fidelity_text(table)])
+    judged = bars(table)
+    print_results([fidelity_text(table), *([gates_table(judged, failed_only=True)] if judged else [])])
 
 
 def compare(recipes: Sequence[Recipe], out: Path, engine: EngineName, again: Sequence[Recipe] = ()) -> FidelityTable:
@@ -111,15 +113,28 @@ def table_of(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Reci
         ArtifactError: One was not validated.
         RecipeError: One was validated against another reference, or a repeated recipe has no partner.
     """
+    validated = validated_recipes(recipes, engine, again)  # before anything is read
+    return comparison_of(recipes[0], engine).table(validated)
+
+
+def comparison_of(recipe: Recipe, engine: EngineName) -> RecipeComparison:
+    """What compares a recipe, and others of its checkpoint, with FP32's answers, which are there already."""
+    return RecipeComparison(recipe.checkpoint.name, engine, reference_job_of(recipe), folders_of(recipe).reference)
+
+
+def validated_recipes(recipes: Sequence[Recipe], engine: EngineName, again: Sequence[Recipe] = ()) -> list[ValidatedRecipe]:
+    """Recipes and where an engine's validation of them lies, with those of `again` as their repetitions.
+
+    Raises:
+        RecipeError: A repeated recipe has no partner.
+    """
     repeated = {recipe.name: folders_of(recipe).validated_by(engine) for recipe in again}
     for name in repeated.keys() - {recipe.name for recipe in recipes}:
         raise RecipeError(f"there is no recipe {name} to compare its repetition with", where="--again", hint="give both, under one name")
-    validated = [
+    return [
         ValidatedRecipe(recipe.name, recipe.scheme.is_quantized, folders_of(recipe).validated_by(engine), repeated.get(recipe.name))
         for recipe in recipes
     ]
-    first = recipes[0]
-    return recipes_fidelity(first.checkpoint.name, engine, validated, reference_job_of(first), folders_of(first).reference)
 
 
 def chosen_device(name: str) -> torch.device:

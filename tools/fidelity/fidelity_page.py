@@ -31,7 +31,7 @@ def write_fidelity(table: FidelityTable, path: Path) -> None:
         title="onerec-trt fidelity",
         machine=f"{table.model}, {table.engine}",
         good=not missed,
-        headline=f"{len(missed)} bars are missed" if missed else "Every bar is reached",
+        headline=f"Bars that are missed: {len(missed)}" if missed else "Every bar is reached",
         remarks=remarks,
         headings=HEADINGS,
         words=3,
@@ -59,7 +59,8 @@ def _plots(table: FidelityTable) -> Iterator[Plot]:
     caption = "Difference from FP32 with its 99 % paired interval; an interval that holds 0 is chance."
     yield Plot("differences", "Hits and NDCG", caption, _intervals(rows, differences, "difference from FP32"))
     overlaps = [cell.metric for cell in rows[0].cells if cell.metric.startswith(("overlap", "top-1"))]
-    yield Plot("agreement", "Agreement with FP32", "1 is full agreement.", _intervals(rows, overlaps, "share"))
+    caption = "1 is full agreement. The axis does not begin at 0."
+    yield Plot("agreement", "Agreement with FP32", caption, _intervals(rows, overlaps, "share"))
 
 
 def _intervals(rows: list[Row], metrics: list[str], title: str) -> go.Figure:
@@ -84,7 +85,14 @@ def _intervals(rows: list[Row], metrics: list[str], title: str) -> go.Figure:
         )
     if title.startswith("difference"):
         figure.add_vline(0, line={"color": LIMIT_COLOR, "width": 1, "dash": "dot"})
-    figure.update_xaxes(title_text=title)
+    figure.update_xaxes(title_text=title, range=_range(rows, metrics))
     figure.update_yaxes(rows_axis(len(names)), categoryorder="array", categoryarray=names)
     figure.update_layout(height=rows_height(len(names), per_row=70))
     return figure
+
+
+def _range(rows: list[Row], metrics: list[str]) -> list[float]:
+    """Of the axis: all intervals and some room, so that differences of a thousandth are seen beside 1."""
+    ends = [end for row in rows for cell in row.cells if cell.metric in metrics for end in (*cell.interval, cell.difference)]
+    room = 0.05 * (max(ends) - min(ends)) or 0.01
+    return [min(ends) - room, max(ends) + room]

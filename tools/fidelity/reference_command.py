@@ -23,7 +23,7 @@ from ...validation.gates import require
 from ..environment import software
 from ..tables import gates_table
 from ..terminal import print_results
-from .reference_recipes import PRECISIONS, answer_in_fp32, engine_tables, reference_recipes
+from .reference_recipes import answer_in_fp32, engine_tables, reference_recipes, systems_of
 from .results_page import JSON_FILE, merged, require_own_results, write_results
 from .tables import fidelity_text
 
@@ -149,9 +149,10 @@ def unfinished(found: ReferenceMeasurement, engine: EngineName | None = None) ->
         return ["training", "measurement"]
     parts = {"table": found.table, "layers": found.layers, "analysis": found.analysis, "stress": found.stress, "mixed recipe": found.mixed}
     missing = [name for name, part in parts.items() if part is None]
-    rows = len(PRECISIONS) + (engine == "tensorrt")  # the plan that is built once more
-    ran = 0 if found.engine_table is None else len(found.engine_table.rows)
-    return missing if engine is None or ran >= rows else [*missing, "recipes"]
+    if engine is not None:
+        ran = () if found.engine_table is None else tuple(row.system for row in found.engine_table.rows)
+        missing += [f"recipe {system}" for system in systems_of(engine) if system not in ran]
+    return missing
 
 
 def _say(line: str) -> None:

@@ -12,6 +12,7 @@ import yaml
 from ...core.artifacts import write_text
 from ...core.recipe import MIN_REQUESTS, Recipe, load_recipe
 from ...core.stages import run_stage
+from ...fidelity.recipes import built_again
 from ...fidelity.reference_data import request_file
 from ...fidelity.reference_run import reference_folders
 from ...fidelity.references import ReferenceModel
@@ -20,10 +21,11 @@ from ...validation.backends import EngineName
 from ...validation.fp32_reference import reference_stage
 from ...validation.validate import VALIDATE
 from ..pipeline import folders_of, reference_job_of, run_stages
-from .command import table_of
+from .command import comparison_of, validated_recipes
 
 # FP16 first, as the noise floor; then the fastest.
 PRECISIONS = ("fp16", "fp8-row-block", "fp8-row", "fp8-paper", "fp8-static", "fp8-paper-attention")
+REPEATED = PRECISIONS[1]  # its plans are built twice
 AGAIN = "again"  # folder beside the others, of what is built once more
 _STAGES: dict[EngineName, tuple[str, ...]] = {
     "onnxruntime": ("calibrate", "export", VALIDATE["onnxruntime"]),
@@ -65,30 +67,34 @@ def reference_recipes(size: str, seed: int, root: Path, reference: ReferenceMode
     return recipes
 
 
+def systems_of(engine: EngineName) -> list[str]:
+    """What a whole table of an engine has a row of, as the rows name it."""
+    return [*PRECISIONS, *([built_again(REPEATED)] if engine == "tensorrt" else [])]
+
+
 def answer_in_fp32(recipes: Sequence[Recipe]) -> None:
     """Make the FP32 reference that all recipes share, so that processes which run them side by side find it."""
     run_stage(reference_stage(reference_job_of(recipes[0]), folders_of(recipes[0]).reference))
 
 
 def engine_tables(recipes: Sequence[Recipe], engine: EngineName, deadline: float) -> Iterator[FidelityTable]:
-    """The table with one more recipe each time, until all are there or the time is over; plans of the last one built once more at the end.
+    """The table with one more recipe each time, until all are there or the time is over; at the end plans of REPEATED are built again.
 
     Args:
-        recipes: Of one checkpoint, FP16 first.
+        recipes: Of one checkpoint, FP16 first; what FP32 answers lies in their folder.
         engine: ONNX Runtime runs exported graphs on the CPU, TensorRT their plans on the GPU.
         deadline: On the clock of `time.monotonic`; no recipe begins after it.
     """
-    done: list[Recipe] = []
-    for recipe in recipes:
+    comparison = comparison_of(recipes[0], engine)
+    for number, recipe in enumerate(recipes, 1):
         if time.monotonic() >= deadline:
             return
         _run(recipe, _STAGES[engine])
-        done.append(recipe)
-        yield table_of(done, engine)
+        yield comparison.table(validated_recipes(recipes[:number], engine))
     if engine == "tensorrt" and time.monotonic() < deadline:
-        again = copied_for_another_build(recipes[1])
+        again = copied_for_another_build(next(recipe for recipe in recipes if recipe.name == REPEATED))
         _run(again, ("build", VALIDATE["tensorrt"]))
-        yield table_of(done, engine, [again])
+        yield comparison.table(validated_recipes(recipes, engine, [again]))
 
 
 def copied_for_another_build(recipe: Recipe) -> Recipe:

@@ -13,6 +13,16 @@ from .shell import page
 
 
 @dataclass(frozen=True)
+class LongTable:
+    """A table of hundreds of rows, for whoever looks something up. `words`: columns from the left that hold words, not numbers."""
+
+    title: str
+    headings: Sequence[str]
+    words: int
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Measured:
     """What the page shows.
 
@@ -27,6 +37,7 @@ class Measured:
         rows: As many cells as there are headings.
         figures: In this order.
         facts: Names and values of the environment.
+        details: Stands behind the plots. Default: there is none.
     """
 
     title: str
@@ -39,6 +50,7 @@ class Measured:
     rows: Sequence[Sequence[str]]
     figures: Sequence[Plot]
     facts: Sequence[tuple[str, Any]]
+    details: LongTable | None = None
 
 
 def write_measurement(measured: Measured, path: Path) -> None:

@@ -54,6 +54,8 @@ def test_the_page_names_tensors_and_needs_nothing_beside_it(analysis: Analysis, 
     text = page.read_text()
     assert "blocks.1.ffn.experts.2.down.weight" in text
     assert "per-tensor scale is safe" in text
+    order = [text.index(mark) for mark in ("<td>OneRec-V2, published</td>", 'id="plots"', "<h2>Every tensor, worst first</h2>")]
+    assert order == sorted(order)
     assert 'src="http' not in text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onerec_trt.fidelity.metrics import cutoffs, metrics, ndcg, step_kl, tie_band
+from onerec_trt.fidelity.metrics import cutoffs, hits, metrics, ndcg, step_kl, target_places, tie_band
 from onerec_trt.fidelity.outputs import EngineOutputs
 from onerec_trt.validation.fp32_reference import Reference
 
@@ -37,8 +37,11 @@ def test_a_system_that_is_fp32_agrees_in_everything() -> None:
 
 def test_hits_and_ndcg_fall_with_the_place_of_the_target() -> None:
     targets = np.array([[0, 1, 0], [9, 9, 9]])
-    assert ndcg(SIDS, targets, 3) == pytest.approx([1 / np.log2(3), 0])
-    assert ndcg(SIDS, targets, 1).tolist() == [0, 0]
+    place = target_places(SIDS, targets)
+    assert place.tolist() == [1, 3]
+    assert (hits(place, 1).tolist(), hits(place, 2).tolist()) == ([0, 0], [1, 0])
+    assert ndcg(place, 3) == pytest.approx([1 / np.log2(3), 0])
+    assert ndcg(place, 1).tolist() == [0, 0]
     found = by_name(same(), targets)
     assert (found["hit@1"].tolist(), found["hit@3"].tolist()) == ([0, 0], [1, 0])
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from onerec_trt.calibration.quantized import open_quantized
+from onerec_trt.core.artifacts import read_json, sha256, write_json
 from onerec_trt.core.errors import ArtifactError, RecipeError
 from onerec_trt.core.recipe import Recipe
+from onerec_trt.fidelity import recipes as recipes_module
 from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.models.checkpoint import open_checkpoint
-from onerec_trt.tools.fidelity.command import fidelity, table_of
+from onerec_trt.tools.fidelity.command import comparison_of, fidelity, table_of, validated_recipes
 from onerec_trt.tools.pipeline import folders_of, validations
+from safetensors.numpy import load_file, save_file
 
 
 def test_the_table_says_what_validation_said(finished_recipe: Callable[[str], Recipe]) -> None:
@@ -38,6 +41,16 @@ def test_a_recipe_validated_again_is_a_row_of_the_noise_floor(finished_recipe: C
     assert table.rows[1].cell(f"overlap@{table.width}").value == 1
 
 
+def test_a_table_that_grows_computes_no_row_again(finished_recipe: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    fp16, row = finished_recipe("fp16"), finished_recipe("fp8-row")
+    comparison = comparison_of(fp16, "onnxruntime")
+    comparison.table(validated_recipes([fp16], "onnxruntime"))
+    both = comparison.table(validated_recipes([fp16, row], "onnxruntime"))
+    assert both == table_of([fp16, row], "onnxruntime")
+    monkeypatch.setattr(recipes_module, "fidelity_row", lambda *_, **__: pytest.fail("a row was computed again"))
+    assert comparison.table(validated_recipes([row, fp16], "onnxruntime")) == both
+
+
 def test_a_repetition_without_its_recipe_is_refused(finished_recipe: Callable[[str], Recipe]) -> None:
     with pytest.raises(RecipeError, match="no recipe fp16"):
         table_of([finished_recipe("fp8-row")], "onnxruntime", again=[finished_recipe("fp16")])
@@ -52,13 +65,28 @@ def test_a_recipe_of_another_reference_is_refused(finished_world: Path, tmp_path
         table_of([recipe], "onnxruntime")
 
 
+def test_outputs_of_another_version_are_refused(finished_world: Path, tmp_path: Path, finished_recipe: Callable[[str], Recipe]) -> None:
+    shutil.copytree(finished_world, tmp_path / "world")
+    recipe = finished_recipe("fp8-row").model_copy(update={"output": tmp_path / "world" / "out"})
+    path = folders_of(recipe).validated / "outputs.safetensors"
+    save_file({"sids_nW3": load_file(path)["sids_nW3"]}, path)
+    record = read_json(path.parent / "record.json")
+    write_json(path.parent / "record.json", record | {"wrote": record["wrote"] | {path.name: sha256(path)}})
+    with pytest.raises(ArtifactError, match="another version"):
+        table_of([recipe], "onnxruntime")
+
+
 def test_the_command_writes_the_table_and_its_page(finished_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fidelity.json"
     fidelity([finished_world / "fp16.yaml", finished_world / "fp8-row.yaml"], out, "onnxruntime", [], as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
     assert "overlap@16" in out.with_suffix(".html").read_text()
     fidelity([finished_world / "fp16.yaml"], out, "onnxruntime", [], as_json=False)
-    assert "FP32" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "FP32" in printed
+    assert "gates passed" not in printed  # bars are those of quantized recipes
+    fidelity([finished_world / "fp8-row.yaml"], out, "onnxruntime", [], as_json=False)
+    assert "of 4 gates passed" in capsys.readouterr().out
 
 
 def test_a_file_of_somebody_else_is_not_replaced(finished_world: Path, tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_part_that_is_there_is_not_measured_again(
     assert list(measure_reference(job(trained.root, deadline=0.0)))[-1] == steps[-1]
 
 
+def test_what_fp32_answered_is_there_for_the_next_call(
+    steps: list[ReferenceMeasurement], trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = (trained.root / f"{SIZE}-seed{SEED}").glob("measured-*")
+    (folder / "table-fp8-row.json").unlink()
+    monkeypatch.setattr(reference_measurement, "run_fp32", lambda *_: pytest.fail("FP32 ran again"))
+    assert list(measure_reference(job(trained.root)))[-1] == steps[-1]
+
+
 def test_no_part_begins_when_the_time_is_over(steps: list[ReferenceMeasurement], trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = (trained.root / f"{SIZE}-seed{SEED}").glob("measured-*")
     (hidden := folder / "table-fp8-paper.json").rename(folder / "hidden")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_an_unknown_reference_is_refused() -> None:
 def test_another_schedule_keeps_to_whole_losses() -> None:
     schedule = reference_model("toy", steps=20, decay="cosine").schedule
     assert (schedule.steps, schedule.decay, schedule.batch_size) == (20, "cosine", REFERENCES["toy"].schedule.batch_size)
-    with pytest.raises(RecipeError, match="too odd"):
+    with pytest.raises(RecipeError, match="cannot be divided into losses"):
         reference_model("toy", steps=21)
 
 
@@ -93,3 +94,18 @@ def test_a_loss_is_flat_when_its_last_tenth_hardly_falls() -> None:
     assert not is_flat([10.0 - step / 10 for step in range(100)])
     assert is_flat([10.0 - step / 10 for step in range(80)] + [2.0] * 20)
     assert late_fall([3.0] * 80 + [2.0] * 10 + [1.9] * 10) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("size", "fall", "heldout"), [("0.1B", "0.67", "1.865"), ("0.1B-moe", "0.62", "1.853")])
+def test_the_references_were_trained_until_their_loss_was_flat(size: str, fall: str, heldout: str) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    figures = json.loads((docs / "measurements" / f"h200-training-{size}.json").read_text())
+    schedule = reference_model(size).schedule
+    assert (figures["reference"], figures["steps"], figures["decay"]) == (size, schedule.steps, schedule.decay)
+    assert figures["finished"]
+    assert is_flat(figures["losses"])
+    assert (f"{100 * late_fall(figures['losses']):.2f}", f"{figures['heldout_loss']:.3f}") == (fall, heldout)
+    page = (docs / "fidelity.md").read_text()
+    assert f"measurements/h200-training-{size}.json" in page
+    assert fall in page
+    assert heldout in page

@@ -10,9 +10,12 @@ from onerec_trt.fidelity.outputs import EngineOutputs, System
 from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.fidelity.packed_systems import packed_systems, run_packed
 from onerec_trt.fidelity.table import Cell, FidelityTable, Row, bars, fidelity_table
+from onerec_trt.tools.fidelity.results_page import read_results
 from onerec_trt.validation.confidence_interval import mean_intervals, paired_interval
 
 from .conftest import Trained
+
+MEASUREMENTS = Path(__file__).parents[3] / "docs" / "measurements"
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +103,29 @@ def test_a_metric_without_requests_has_no_cell(trained: Trained) -> None:
     assert "top-1 outside the tie band" not in [cell.metric for cell in table.rows[0].cells]
 
 
-def test_the_page_says_what_fp8_attention_costs() -> None:
-    docs = Path(__file__).parents[3] / "docs"
-    measured = FidelityTable.model_validate_json((docs / "measurements" / "fidelity-attention.json").read_text())
-    lines = [line.replace("|  |", "| |") for line in (docs / "fidelity.md").read_text().splitlines()]
-    for metric in ("hit@10", "hit@64", "overlap@64", "top-1 outside the tie band", "score error, nat"):
-        cells = [row.cell(metric) for row in measured.rows]
+def measured_tables() -> dict[str, FidelityTable]:
+    """The tables whose figures the page shows, by name."""
+    attention = FidelityTable.model_validate_json((MEASUREMENTS / "fidelity-attention.json").read_text())
+    references = {each.training["reference"]: each.table for each in read_results(MEASUREMENTS)}
+    return {"demo": attention} | {name: table for name, table in references.items() if table is not None}
+
+
+@pytest.mark.parametrize(
+    ("model", "systems"),
+    [
+        ("0.1B", ("fp16", "fp8-static", "fp8-row")),
+        ("0.1B-moe", ("fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block")),
+        ("demo", ("fp16", "fp8-row", "fp8-paper", "fp8-paper-attention")),
+    ],
+)
+def test_the_page_has_the_measured_figures(model: str, systems: tuple[str, ...]) -> None:
+    table = measured_tables()[model]
+    rows = [next(row for row in table.rows if row.system == system) for system in systems]
+    page = (MEASUREMENTS.parent / "fidelity.md").read_text()
+    assert f"| {model}, {table.requests} requests | FP32 | {' | '.join(systems)} |" in page
+    for metric in ("hit@10", f"hit@{table.width}", f"overlap@{table.width}", "top-1 outside the tie band", "score error, nat"):
+        cells = [row.cell(metric) for row in rows]
         shown = ["" if cells[0].fp32 is None else f"{cells[0].fp32:.4f}", *(f"{cell.value:.4f}".replace("1.0000", "1") for cell in cells)]
-        assert f"| {metric} | {' | '.join(shown)} |".replace("|  |", "| |") in lines
-    missed = [bar for bar in bars(measured) if not bar.passed]
-    assert (measured.requests, len(bars(measured)), missed) == (1600, 3 * 4, [])
+        assert f"| {metric} | {' | '.join(shown)} |".replace("|  |", "| |") in page
+    judged = [[bar.passed for bar in bars(table) if bar.recipe == system] for system in systems[1:]]
+    assert f"| bars reached | | | {' | '.join(f'{sum(passed)} of {len(passed)}' for passed in judged)} |" in page

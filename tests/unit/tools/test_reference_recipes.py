@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from onerec_trt.core.recipe import Recipe
 from onerec_trt.core.stages import run_stage
+from onerec_trt.fidelity.recipes import ValidatedRecipe
 from onerec_trt.fidelity.references import REFERENCES
 from onerec_trt.tools.fidelity import reference_recipes as module
 from onerec_trt.tools.fidelity.reference_recipes import (
@@ -56,9 +58,14 @@ def test_plans_are_built_once_more_from_the_same_graph(
     world: Path, finished_recipe: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes = [finished_recipe(precision).model_copy(update={"output": world / "out"}) for precision in ("fp16", "fp8-row")]
+    monkeypatch.setattr(module, "REPEATED", "fp8-row")
     ran: list[tuple[Path, tuple[str, ...]]] = []
     monkeypatch.setattr(module, "run_stages", lambda recipe, names: ran.append((recipe.output, tuple(names))) or ())
-    monkeypatch.setattr(module, "table_of", lambda done, engine, again=(): (len(done), len(again)))
+
+    def table(recipes: list[ValidatedRecipe]) -> tuple[int, int]:
+        return len(recipes), sum(recipe.rebuilt is not None for recipe in recipes)
+
+    monkeypatch.setattr(module, "comparison_of", lambda *_: SimpleNamespace(table=table))
     assert list(engine_tables(recipes, "tensorrt", FOREVER)) == [(1, 0), (2, 0), (2, 1)]
     assert ran[-1] == (world / "out" / "again", ("build", "validate-tensorrt"))
     assert [names for _, names in ran[:-1]] == [("calibrate", "export", "build", "validate-tensorrt")] * 2

@@ -10,7 +10,7 @@ import pytest
 from onerec_trt.validation.fp32_reference import Reference
 from onerec_trt.validation.gates import Gate
 from onerec_trt.validation.outputs import Outputs
-from onerec_trt.validation.serving_parity import serving_errors, serving_gates
+from onerec_trt.validation.serving_parity import contains, places, serving_errors, serving_gates
 
 MakeReference = Callable[..., Reference]
 A, B, C, D, X = (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (3, 3, 3)
@@ -131,3 +131,9 @@ def test_plans_may_differ_by_the_noise_of_their_engine(reference: Reference) -> 
     assert failed(gates(reference, [[A, B, C]], close, along_reference, along_reference)) == {SCORES}
     assert SCORES in failed(gates(reference, [[A, B, C]], far, along_reference, along_reference, "tensorrt"))
     assert failed(gates(reference, [[A, B, C]], often, along_reference, along_reference, "tensorrt")) == {f"{SCORES}, mean"}
+
+
+def test_an_item_stands_where_it_comes_first_and_a_missing_one_behind_all() -> None:
+    found, wanted = np.array([[A, B, A], [C, D, B]]), np.array([[A, B], [A, D]])
+    assert places(found, wanted).tolist() == [[0, 1], [3, 1]]
+    assert contains(found, wanted).tolist() == [[True, True], [False, True]]
