@@ -153,6 +153,10 @@ class ItemIndex:
         """Category classes."""
         return len(self.arrays["class_rows"]) - 1
 
+    def prepare(self) -> None:
+        """Make the tables behind look-ups, which the first look-up would make otherwise: 50 ms and 4 MB for 10 million items."""
+        _ = self._by_key, self._by_id, self._entry_numbers
+
     def resident(self, io: GraphIO) -> dict[str, Array]:
         """The content of a graph's resident inputs by name, filled up to the capacity that the graph was exported with.
 

@@ -163,6 +163,7 @@ class ItemRunner:
     def _put(self, index: ItemIndex) -> None:
         """Everything slow first, beside the batches that run; then the swap, between two of them."""
         staged = self._runner.stage_residents(index.resident(self.io))
+        index.prepare()
         encoder = RuleEncoder(index, self.io)
         with self._submitting:
             self._runner.bind_staged(staged)

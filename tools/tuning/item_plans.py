@@ -6,7 +6,8 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ...core.graph_io import GraphIO, Role
 from ...core.recipe import Profile
 from ...models.config import OneRecConfig
 from ...runtime.item_index import ItemIndex
-from ...runtime.item_rules import OPEN, ItemRules, RuleEncoder, allowed_items
+from ...runtime.item_rules import OPEN, FoundItems, ItemRules, RuleEncoder, allowed_items_of_each
 from ...runtime.item_runner import ItemRunner
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..bench.candidates import batch_features
@@ -160,20 +161,28 @@ class _BackToBack:
 def valid_items(index: ItemIndex, sids_BW3: NDArray[np.int64], rules: Sequence[ItemRules]) -> dict[str, int]:
     """Semantic IDs that a batch found, those of items in the catalogue, and those of items that the request's rules allow."""
     found = sids_BW3[..., 0] >= 0
-    entries_BW = index.entries_of(sids_BW3)
-    allowed = sum(int((np.diff(allowed_items(index, *each).rows) > 0).sum()) for each in zip(entries_BW, rules, strict=True))
-    return {"found": int(found.sum()), "in the catalogue": int((entries_BW[found] >= 0).sum()), "allowed": allowed}
+    known = index.entries_of(sids_BW3)[found] >= 0
+    allowed = sum(int((np.diff(each.rows) > 0).sum()) for each in _items_found(index, sids_BW3, rules))
+    return {"found": int(found.sum()), "in the catalogue": int(known.sum()), "allowed": allowed}
 
 
 def host_ms(index: ItemIndex, io: GraphIO, sids_BW3: NDArray[np.int64], rules: Sequence[ItemRules]) -> dict[str, float]:
     """Medians of what the host does for a batch, beside the one that runs: encode the rules, and look up the items found."""
+    index.prepare()
     encoder = RuleEncoder(index, io)
 
-    def look_up() -> None:
-        for entries_W, each in zip(index.entries_of(sids_BW3), rules, strict=True):
-            allowed_items(index, entries_W, each)
+    def encode() -> list[ItemRules]:
+        fresh = [replace(each) for each in rules]  # rules keep their sorted ids, and every batch brings other rules
+        encoder.inputs(fresh)
+        return fresh
 
-    return {"rules": _median_ms(lambda: encoder.inputs(rules)), "items": _median_ms(look_up)}
+    encoded = encode()
+    look_up = partial(_items_found, index, sids_BW3, encoded)
+    return {"rules": _median_ms(encode), "items": _median_ms(look_up)}
+
+
+def _items_found(index: ItemIndex, sids_BW3: NDArray[np.int64], rules: Sequence[ItemRules]) -> tuple[FoundItems, ...]:
+    return allowed_items_of_each(index, list(index.entries_of(sids_BW3)), rules)
 
 
 def _median_ms(call: Callable[[], object]) -> float:
