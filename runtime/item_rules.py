@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +39,14 @@ class ItemRules:
     def restricts_categories(self) -> bool:
         return bool(self.required or self.forbidden)
 
+    @cached_property
+    def excluded_ids(self) -> NDArray[np.int64]:
+        """The excluded item ids, ascending and each once."""
+        ids = np.sort(np.asarray(self.excluded, np.int64))  # np.unique takes 20 times as long with NumPy 2.3 and later
+        repeated = np.zeros(len(ids), np.bool_)
+        repeated[1:] = ids[1:] == ids[:-1]
+        return ids[~repeated]
+
 
 OPEN = ItemRules()
 
@@ -68,42 +78,42 @@ class RuleEncoder:
 
     def inputs_of_each(self, rules: Sequence[ItemRules]) -> tuple[dict[str, Array], dict[int, RequestError]]:
         """Likewise, and what is wrong with rules by the place of their request, which runs as if it had none."""
-        refused: dict[int, RequestError] = {}
+        refused = self._impossible(rules)
+        followed = [OPEN if place in refused else each for place, each in enumerate(rules)]
+        excluded_entries = entries_without_items(self.index, followed)
+        for place, entries in enumerate(excluded_entries):
+            if len(entries) > self._excluded:
+                refused[place] = self._too_many(place, len(entries))
+                followed[place], excluded_entries[place] = OPEN, entries[:0]
         limits = np.zeros((len(rules), 3), np.int32)
         allowed = np.zeros((len(rules), self._classes), np.int32)
         excluded = np.zeros((len(rules), self._excluded), np.int32)
-        for place, each in enumerate(rules):
-            try:
-                entries, beams = self._excluded_entries(each, place), self._beams(each, place)
-                classes = self._allowed(each) if each.restricts_categories else ()
-            except RequestError as error:
-                refused[place] = error
-                limits[place] = self._width, 0, 0
-                continue
-            limits[place] = beams, len(entries), each.restricts_categories
+        for place, (each, entries) in enumerate(zip(followed, excluded_entries, strict=True)):
+            limits[place] = self._beams(each), len(entries), each.restricts_categories
             excluded[place, : len(entries)] = entries
-            allowed[place, : len(classes)] = classes
+            if each.restricts_categories:
+                allowed[place, : self.index.classes] = self._allowed(each)
         values = {Role.REQUEST_LIMITS: limits, Role.ALLOWED_CLASSES: allowed, Role.EXCLUDED_SIDS: excluded}
         return {self.io.name(role): array for role, array in values.items()}, refused
 
-    def _beams(self, rules: ItemRules, place: int) -> int:
-        beams = self._width if rules.beams is None else rules.beams
-        if not 1 <= beams <= self._width:
-            what = f"request {place} asks for {beams} beams, the graph keeps 1 to {self._width}"
-            raise RequestError(what, hint="ask for fewer, or export the graph with a larger export.beam")
-        return beams
+    def _impossible(self, rules: Sequence[ItemRules]) -> dict[int, RequestError]:
+        """What is wrong with rules, whatever the catalogue, by the place of their request."""
+        refused: dict[int, RequestError] = {}
+        for place, each in enumerate(rules):
+            if not 1 <= (beams := self._beams(each)) <= self._width:
+                what = f"request {place} asks for {beams} beams, the graph keeps 1 to {self._width}"
+                refused[place] = RequestError(what, hint="ask for fewer, or export the graph with a larger export.beam")
+            elif not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (each.required, each.forbidden)):
+                what = f"category bits of request {place} are beyond 64 bits"
+                refused[place] = RequestError(what, hint="required and forbidden are masks of categories 0 to 63")
+        return refused
 
-    def _excluded_entries(self, rules: ItemRules, place: int) -> NDArray[np.int64]:
-        """Semantic IDs of which no allowed item is left, ascending."""
-        if not len(rules.excluded):
-            return np.zeros(0, np.int64)
-        touched = np.sort(self.index.entries_with(np.asarray(rules.excluded, np.int64)))
-        touched = touched[np.diff(touched, prepend=-1) > 0]  # each once, and none below 0
-        gone: NDArray[np.int64] = touched[np.diff(allowed_items(self.index, touched, rules).rows) == 0]
-        if len(gone) > self._excluded:
-            what = f"request {place} excludes {len(gone)} semantic IDs, the graph takes {self._excluded}"
-            raise RequestError(what, hint="exclude the latest only, or export the graph with a larger export.max_excluded")
-        return gone
+    def _too_many(self, place: int, entries: int) -> RequestError:
+        what = f"request {place} excludes {entries} semantic IDs, the graph takes {self._excluded}"
+        return RequestError(what, hint="exclude the latest only, or export the graph with a larger export.max_excluded")
+
+    def _beams(self, rules: ItemRules) -> int:
+        return self._width if rules.beams is None else rules.beams
 
     def _allowed(self, rules: ItemRules) -> NDArray[np.int32]:
         """Of each class whether an item of it can fulfil the rule on categories; of ANY_CLASS it is not known, so it can."""
@@ -128,20 +138,58 @@ class FoundItems(NamedTuple):
 
 def allowed_items(index: ItemIndex, entries_N: NDArray[np.int64], rules: ItemRules) -> FoundItems:
     """The items of these semantic IDs, given by their number, that the rules allow; none where the number is negative."""
-    known = np.where(entries_N >= 0, entries_N, 0)
-    begins, ends = (index.arrays["item_rows"][known + more].astype(np.int64) for more in (0, 1))
-    counts = np.where(entries_N >= 0, ends - begins, 0)
-    owner = np.repeat(np.arange(len(entries_N)), counts)
-    place = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(begins, counts)
-    ids = index.arrays["items"][place].astype(np.int64)
-    kept = np.ones(len(ids), np.bool_)
-    if rules.restricts_categories:
-        kept &= _fulfilling(index, rules)[index.arrays["item_patterns"][place]]
-    if len(rules.excluded):
-        excluded = np.sort(np.asarray(rules.excluded, np.int64))
-        kept &= excluded[np.minimum(np.searchsorted(excluded, ids), len(excluded) - 1)] != ids
-    rows: NDArray[np.int64] = np.concatenate([[0], np.bincount(owner[kept], minlength=len(entries_N)).cumsum()]).astype(np.int64)
-    return FoundItems(ids[kept], rows)
+    (found,) = allowed_items_of_each(index, [entries_N], [rules])
+    return found
+
+
+def allowed_items_of_each(index: ItemIndex, entries: Sequence[NDArray[np.int64]], rules: Sequence[ItemRules]) -> tuple[FoundItems, ...]:
+    """Likewise for each request of a batch, all of them at once."""
+    places, rows = index.items_of(np.concatenate(entries))
+    ids = index.arrays["items"][places].astype(np.int64, copy=False)
+    first_rows = np.cumsum([0, *map(len, entries)])  # of each request
+    allowed = np.ones(len(ids), np.bool_)
+    for (begin, end), each in zip(pairwise(rows[first_rows].tolist()), rules, strict=True):
+        if each.restricts_categories:
+            allowed[begin:end] = _fulfilling(index, each)[index.arrays["item_patterns"][places[begin:end]]]
+        if len(each.excluded):
+            allowed[begin:end] &= ~_contains(each.excluded_ids, ids[begin:end])
+    rows = np.concatenate([[0], allowed.cumsum()])[rows]  # from here on of the allowed items
+    ids = ids[allowed]
+    return tuple(FoundItems(ids[rows[first] : rows[last]], rows[first : last + 1] - rows[first]) for first, last in pairwise(first_rows))
+
+
+def entries_without_items(index: ItemIndex, rules: Sequence[ItemRules]) -> list[NDArray[np.int64]]:
+    """For each request, the semantic IDs with an excluded item of which no allowed item is left: their numbers, ascending."""
+    ids = [each.excluded_ids for each in rules]
+    places = index.places_with(np.concatenate(ids))  # of the whole batch at once
+    entries = index.entries_at(places)
+    runs = [slice(begin, end) for begin, end in pairwise(np.cumsum([0, *map(len, ids)]).tolist())]
+    return [
+        _without_items(index, each, places[run], entries[run]) if len(each.excluded) else entries[run]
+        for each, run in zip(rules, runs, strict=True)
+    ]
+
+
+def _without_items(index: ItemIndex, rules: ItemRules, places_E: NDArray[np.int64], entries_E: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of one request, by the places of its E excluded items and the semantic IDs these have; -1 for items that the catalogue lacks."""
+    touched, excluded = np.unique(entries_E[entries_E >= 0], return_counts=True)
+    some_left = excluded < index.item_counts(touched)
+    if rules.restricts_categories and some_left.any():
+        some_left[some_left] = _allowed_left(index, rules, touched[some_left], places_E, entries_E)
+    return touched[~some_left]
+
+
+def _allowed_left(
+    index: ItemIndex, rules: ItemRules, entries_U: NDArray[np.int64], places_E: NDArray[np.int64], entries_E: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the categories allow more items of each of U semantic IDs, ascending, than are among the E excluded ones."""
+    fulfilling, patterns = _fulfilling(index, rules), index.arrays["item_patterns"]
+    places, rows = index.items_of(entries_U)
+    allowed = np.add.reduceat(fulfilling[patterns[places]], rows[:-1], dtype=np.int64)
+    which = np.searchsorted(entries_U, entries_E)
+    counted = entries_U.take(which, mode="clip") == entries_E
+    counted[counted] = fulfilling[patterns[places_E[counted]]]
+    return allowed > np.bincount(which[counted], minlength=len(entries_U))
 
 
 def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:
@@ -156,10 +204,13 @@ def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:
 
 def _fulfilling(index: ItemIndex, rules: ItemRules) -> NDArray[np.bool_]:
     """Which of the catalogue's patterns of category bits fulfil the rule."""
-    if not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (rules.required, rules.forbidden)):
-        raise RequestError("category bits are beyond 64 bits", hint="required and forbidden are masks of categories 0 to 63")
     patterns = index.arrays["patterns"].astype(np.uint64, copy=False)
     fulfilled = (patterns & np.uint64(rules.forbidden)) == 0
     if rules.required:
         fulfilled &= (patterns & np.uint64(rules.required)) != 0
     return np.asarray(fulfilled)
+
+
+def _contains(ascending: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the values are among the ascending ones, of which there is at least one."""
+    return np.asarray(ascending.take(np.searchsorted(ascending, values), mode="clip") == values)

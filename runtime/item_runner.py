@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..core.errors import RequestError
 from ..core.graph_io import GraphIO, Role
 from .item_index import ItemIndex
-from .item_rules import OPEN, FoundItems, ItemRules, RuleEncoder, allowed_items
+from .item_rules import OPEN, FoundItems, ItemRules, RuleEncoder, allowed_items_of_each
 
 
 class Submitted(Protocol):
@@ -71,7 +71,7 @@ class PendingItems:
         sids_BW3 = _on_host(outputs[self._io.name(Role.FOUND_ITEMS)]).astype(np.int64, copy=False)
         scores_BW = _on_host(outputs[self._io.name(Role.ITEM_SCORES)]).astype(np.float32, copy=False)
         entries_BW = self._index.entries_of(sids_BW3)
-        items = tuple(allowed_items(self._index, entries_W, rules) for entries_W, rules in zip(entries_BW, self._rules, strict=True))
+        items = allowed_items_of_each(self._index, list(entries_BW), self._rules)
         return ItemBatch(self._index.digest, sids_BW3, scores_BW, items, self._refused)
 
 
@@ -163,6 +163,7 @@ class ItemRunner:
     def _put(self, index: ItemIndex) -> None:
         """Everything slow first, beside the batches that run; then the swap, between two of them."""
         staged = self._runner.stage_residents(index.resident(self.io))
+        index.prepare()
         encoder = RuleEncoder(index, self.io)
         with self._submitting:
             self._runner.bind_staged(staged)

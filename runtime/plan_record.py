@@ -14,6 +14,8 @@ from ..core.errors import ArtifactError, first_problem
 from ..core.graph_io import GraphIO
 from .tensorrt_api import ShapeRange, Target
 
+RESIDENT_BUFFERS = 2  # of a resident input: runtime/resident_inputs.py says what for
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,12 +60,14 @@ class StoredWeights(_Part):
 class GpuMemory(_Part):
     """Bytes on the GPU while one execution runs a batch of the largest shapes; `plan`: weights and code, as the file has them.
 
-    Another execution of the same plan needs `scratch` and `tensors` (inputs and outputs) again.
+    Another execution of the same plan needs `scratch` and `tensors` (inputs and outputs of a batch) again. `resident`: the resident
+    inputs, which all executions share, in their two buffers.
     """
 
     plan: int
     scratch: int
     tensors: int
+    resident: int = 0
     peak: int
 
 
@@ -169,8 +173,9 @@ def _gpu_memory(plan: int, scratch: int | None, io: GraphIO, profiles: Sequence[
     if scratch is None:
         return None
     sizes = [io.sizes({tensor.name: profile[tensor.name][2] for tensor in io.per_request}) for profile in profiles]
-    tensors = sum(max(each.nbytes(*size) for size in sizes) for each in (*io.inputs, *io.outputs))
-    return GpuMemory(plan=plan, scratch=scratch, tensors=tensors, peak=plan + scratch + tensors)
+    tensors = sum(max(each.nbytes(*size) for size in sizes) for each in (*io.per_request, *io.outputs))
+    resident = RESIDENT_BUFFERS * sum(each.nbytes(*sizes[0]) for each in io.resident)
+    return GpuMemory(plan=plan, scratch=scratch, tensors=tensors, resident=resident, peak=plan + scratch + tensors + resident)
 
 
 def _not_found(plan: Path) -> ArtifactError:

@@ -99,6 +99,19 @@ def bench_items(
     measure(out, items, samples, typer.echo, commit, plan_bench(size, layers, recipe, case, work) if case else None)
 
 
+@app.command("bench-rules")
+def bench_rules(
+    index: Annotated[Path, typer.Argument(parser=located, metavar="ITEMS.index", help="The catalogue.", show_default=False)],
+    out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The JSON file to write.")] = Path("out/item-rules.json"),
+    samples: Annotated[int, typer.Option(min=3, help="Samples of each figure.")] = 21,
+    commit: Commit = "",
+) -> None:
+    """Time what the host does for a batch that follows a catalogue: encode rules, and look up the items found. Needs no GPU."""
+    from .tuning.item_host import bench_rules as measure
+
+    measure(index, out, samples, typer.echo, commit)
+
+
 @app.command()
 def tune(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="The table of tiles to write.")] = Path("tiles.json"),

@@ -22,6 +22,7 @@ from ..server.launch.supervisor import ServeOptions
 from ..server.launch.supervisor import serve as run_server
 from ..server.repository.add import GRAPH_LIMITS, Options, add_version
 from ..server.repository.releases import releases_for
+from ..server.repository.served_io import follows_catalogue
 from ..server.repository.store import Repository
 from ..server.repository.version import Flavor, VersionDescription
 from .terminal import print_results
@@ -143,6 +144,8 @@ def _show(store: Repository, names: Sequence[str], as_json: bool) -> None:
     print_results([_table(versions, served)])
     for name, digests in catalogues.items():
         typer.echo(f"catalogue of {name}: {digests[0]}, {len(digests) - 1} earlier ones to go back to")
+    for name in sorted({each.name for each in versions if follows_catalogue(each.io)} - catalogues.keys()):
+        typer.echo(f"{name} follows a catalogue, and has none: add one with --catalogue ITEMS.index before a server starts")
     typer.echo(f"serve it: onerec-trt serve {store.path}")
     typer.echo(f"or in a container of the server: {line}")
 

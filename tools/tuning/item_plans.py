@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...core.graph_io import GraphIO, Role
 from ...core.recipe import Profile
 from ...models.config import OneRecConfig
 from ...runtime.item_index import ItemIndex
-from ...runtime.item_rules import OPEN, ItemRules, RuleEncoder, allowed_items
+from ...runtime.item_rules import OPEN, ItemRules, RuleEncoder
 from ...runtime.item_runner import ItemRunner
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..bench.candidates import batch_features
@@ -29,12 +28,12 @@ from ..bench.case import Case, parse_case
 from ..bench.command import model_of
 from ..bench.plans import MAX_CONTEXT, RECIPES, BenchPlan, ItemsName, make_plan
 from ..bench.sampling import interleaved_ms
+from .item_host import host_ms, items_found
 from .item_swaps import swaps_under_load
 
 BACK_TO_BACK = 4  # batches of a sample: the GPU is as busy as in a server under load
 SAMPLES = 30
 SWAPS, BATCHES = 20, 60
-HOST_SAMPLES = 7
 Say = Callable[[str], None]
 Rules = dict[str, Sequence[ItemRules]]  # of each request of a batch, by what they are called
 
@@ -160,29 +159,9 @@ class _BackToBack:
 def valid_items(index: ItemIndex, sids_BW3: NDArray[np.int64], rules: Sequence[ItemRules]) -> dict[str, int]:
     """Semantic IDs that a batch found, those of items in the catalogue, and those of items that the request's rules allow."""
     found = sids_BW3[..., 0] >= 0
-    entries_BW = index.entries_of(sids_BW3)
-    allowed = sum(int((np.diff(allowed_items(index, *each).rows) > 0).sum()) for each in zip(entries_BW, rules, strict=True))
-    return {"found": int(found.sum()), "in the catalogue": int((entries_BW[found] >= 0).sum()), "allowed": allowed}
-
-
-def host_ms(index: ItemIndex, io: GraphIO, sids_BW3: NDArray[np.int64], rules: Sequence[ItemRules]) -> dict[str, float]:
-    """Medians of what the host does for a batch, beside the one that runs: encode the rules, and look up the items found."""
-    encoder = RuleEncoder(index, io)
-
-    def look_up() -> None:
-        for entries_W, each in zip(index.entries_of(sids_BW3), rules, strict=True):
-            allowed_items(index, entries_W, each)
-
-    return {"rules": _median_ms(lambda: encoder.inputs(rules)), "items": _median_ms(look_up)}
-
-
-def _median_ms(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(HOST_SAMPLES):
-        begun = time.perf_counter()
-        call()
-        taken.append((time.perf_counter() - begun) * 1e3)
-    return round(statistics.median(taken), 3)
+    known = index.entries_of(sids_BW3)[found] >= 0
+    allowed = sum(int((np.diff(each.rows) > 0).sum()) for each in items_found(index, sids_BW3, rules))
+    return {"found": int(found.sum()), "in the catalogue": int(known.sum()), "allowed": allowed}
 
 
 def _beam_steps_ms(runner: TensorRtRunner, inputs: Mapping[str, Tensor]) -> float:

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +32,14 @@ from ...runtime.item_index import RESIDENT, ItemIndex
 from ...runtime.item_rules import ItemRules
 from ...runtime.resident_inputs import ResidentInputs
 from ..environment import software
+from .item_host import EXCLUDED, all_rules
 from .item_plans import PlanBench, measure_plans
 from .parity import difference_of, this_capability
 from .timing import Captured, Run, captured, interleaved_us
 
 ITEMS = 10_000_000
 REQUESTS, WIDTH = 32, 512
-CLASSES, EXCLUDED, CATEGORIES = 1024, 4096, 16
+CLASSES, CATEGORIES = 1024, 16
 SETS = 3  # of logits in rotation: 256 MiB each at 512 rows of a request
 SWAPS, BATCHES = 20, 400
 DEVICE = "cuda"
@@ -79,20 +79,14 @@ def bench_items(
     write_json(out, report)
     if plans is not None:
         other = index_in_memory(random_catalogue(CODEBOOK, max(1, items // 10), seed=2, categories=CATEGORIES), CODEBOOK, CLASSES)
-        report["plans"] = measure_plans(plans, (index, other), partial(_rules, index), say)
+        report["plans"] = measure_plans(plans, (index, other), partial(all_rules, index), say)
         write_json(out, report)
     return report
 
 
-def _rules(index: ItemIndex, request: int) -> ItemRules:
-    """All kinds: 4096 seen items, a required and a forbidden category."""
-    seen = np.random.default_rng((2, request)).choice(index.arrays["items"], min(EXCLUDED, index.items), replace=False)
-    return ItemRules(excluded=tuple(seen.tolist()), required=0xFF, forbidden=0x300)
-
-
 def _worlds(index: ItemIndex) -> dict[str, World]:
     """The catalogue without rules, and with them."""
-    ruled = tuple(_rules(index, request) for request in range(REQUESTS))
+    ruled = tuple(all_rules(index, request) for request in range(REQUESTS))
     return {
         "no rules": World(index, (ItemRules(),) * REQUESTS, CLASSES, EXCLUDED),
         "rules": World(index, ruled, CLASSES, EXCLUDED),

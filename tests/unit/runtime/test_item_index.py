@@ -37,7 +37,7 @@ def test_beside_brute_force(catalogue: CatalogueItems) -> None:
     rows = index.arrays["item_rows"]
     for entry, sid in zip(entries.tolist(), catalogue.sids_n3.tolist(), strict=True):
         assert index.arrays["items"][rows[entry] : rows[entry + 1]].tolist() == sorted(of_sid[tuple(sid)])
-    assert (index.entries_with(catalogue.ids_n) == entries).all()
+    assert (index.entries_at(index.places_with(catalogue.ids_n)) == entries).all()
     for length in range(3):
         prefixes = np.unique(np.concatenate([catalogue.sids_n3, [[CODEBOOK - 1] * 3]])[:, :length], axis=0)
         mask = index.continuations(prefixes)
@@ -58,7 +58,7 @@ def test_the_order_of_the_items_changes_nothing(catalogue: CatalogueItems, rando
 def test_what_no_item_has_is_not_found() -> None:
     index = index_in_memory(CatalogueItems(np.array([7, 9]), np.array([[0, 0, 1], [2, 0, 0]]), np.zeros(2, np.uint64)), 3)
     assert index.entries_of(np.array([[[0, 0, 0], [2, 0, 0]], [[-1, -1, -1], [0, 0, 3]]])).tolist() == [[-1, 1], [-1, -1]]
-    assert index.entries_with(np.array([8, 10, 9, -1])).tolist() == [-1, -1, 1, -1]
+    assert index.entries_at(index.places_with(np.array([8, 10, 9, -1]))).tolist() == [-1, -1, 1, -1]
     assert not index.continuations(np.array([[-1, 0], [1, 0]])).any()
 
 

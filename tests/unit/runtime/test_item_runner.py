@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays, index_in_memory
+from onerec_trt.runtime import item_index
 from onerec_trt.runtime.item_index import ItemIndex, write_index
 from onerec_trt.runtime.item_rules import ItemRules
 from onerec_trt.runtime.item_runner import ItemBatch, ItemRunner
@@ -171,6 +172,17 @@ def test_batches_go_on_while_a_catalogue_is_loaded(
     go_on.set()
     loading.join()
     assert runner(requests(1)).catalogue == new.digest
+
+
+def test_no_batch_waits_for_the_tables_of_its_catalogue(graph: OnnxRuntimeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = catalogue(1)
+    runner = ItemRunner(graph, index_in_memory(items, CODEBOOK, 40))
+    made: list[str] = []
+    for name in ("SortedTable", "RunNumbers"):
+        monkeypatch.setattr(item_index, name, lambda _, name=name: made.append(name))
+    rules = ItemRules(excluded=items.ids_n[:4].tolist(), required=3)
+    assert dict(items_of(runner(requests(1), [rules]), 0)) == expected(items, rules)
+    assert made == []
 
 
 def test_what_does_not_load_leaves_the_old_catalogue(graph: OnnxRuntimeRunner, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from onerec_trt.core.errors import RequestError
-from onerec_trt.core.graph_io import GraphTensor
+from onerec_trt.core.graph_io import GraphIO, GraphTensor
+from onerec_trt.export.contracts import ItemSizes, item_serving_io, serving_io
 from onerec_trt.runtime import host_to_gpu
+from onerec_trt.runtime.plan_record import GpuMemory, facts_of_build
 from onerec_trt.runtime.resident_inputs import ResidentInputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -100,3 +103,30 @@ def test_what_was_staged_over_is_refused(residents: ResidentInputs) -> None:
     assert np.array_equal(residents.buffers["pairs"].numpy(), CONTENT)
     residents.swap(latest, streams())
     residents.require_bound("a.plan")
+
+
+def test_the_record_of_a_plan_counts_both_buffers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_cpu(monkeypatch)
+    empty, on_gpu = torch.empty, []
+
+    def counted(*shape: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        tensor = empty(*shape, **options)
+        on_gpu.extend([tensor.nbytes] if device == "cuda" else [])
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", counted)
+    follows = item_serving_io(64, 8, ItemSizes(codebook=100, items=70, excluded=5, classes=9))
+    ResidentInputs(follows.resident)
+    opened, following = (_gpu_memory(tmp_path, io) for io in (serving_io(64, 8), follows))
+    assert (opened.resident, following.resident) == (0, sum(on_gpu))
+    assert following.tensors - opened.tensors == 4 * 2 * (3 + 9 + 5)  # rules of two requests
+    assert following.peak == following.plan + following.scratch + following.tensors + following.resident
+
+
+def _gpu_memory(folder: Path, io: GraphIO) -> GpuMemory:
+    """Of a plan for up to two requests."""
+    (plan := folder / "sm90.plan").write_bytes(b"a plan")
+    built = {"version": "10.6.0", "builder_flags": (), "build_seconds": 1, "peak_memory_bytes": 1, "scratch_bytes": 7, "warnings": ()}
+    shapes = {tensor.name: (tensor.shape(2, 32),) * 3 for tensor in io.per_request}
+    memory: GpuMemory = facts_of_build(plan, built, io, [shapes])["gpu_memory"]
+    return memory

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from onerec_trt.core.arrays import Array
 from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.export.contracts import ItemSizes, item_serving_io
+from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays
 from onerec_trt.models.requests import Requests, offsets_of, write_requests
+from onerec_trt.runtime.item_index import ItemIndex, write_index
 from onerec_trt.server.repository.add import Options, add_version
 from onerec_trt.server.repository.model_config import read_config
 from onerec_trt.server.repository.store import Repository
@@ -65,6 +68,18 @@ def test_plans_are_added_promoted_and_rolled_back(call: Any, tmp_path: Path) -> 
     assert Repository(repository).promoted("onerec") == (1,)
     assert "24.11" in out
     assert f"serve it: onerec-trt serve {repository}" in out
+
+
+def test_a_model_that_follows_a_catalogue_asks_for_one_until_it_has_it(call: Any, tmp_path: Path) -> None:
+    io = item_serving_io(64, 8, ItemSizes(codebook=9, items=20, excluded=4, classes=5))
+    plan, repository = prove(write_plan(tmp_path / "plans", io=io)), tmp_path / "repository"
+    items = CatalogueItems(np.arange(3), np.eye(3, dtype=np.int64), np.zeros(3, np.uint64))
+    write_index(index := tmp_path / "items.index", 9, index_arrays(items, 9, 5))
+    asked = "onerec follows a catalogue, and has none: add one with --catalogue ITEMS.index"
+    assert asked in call("repository", plan, "--out", repository, "--flavor", "python")[1]
+    out = call("repository", "--out", repository, "--catalogue", index)[1]
+    assert f"catalogue of onerec: {ItemIndex.load(index).digest}, 0 earlier ones" in out
+    assert "has none" not in out
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ COMMANDS = (
     "dev random-model",
     "dev bench-operators",
     "dev bench-items",
+    "dev bench-rules",
     "dev tune",
     "dev batch-times",
     "dev perf-inputs",

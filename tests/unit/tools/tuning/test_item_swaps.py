@@ -17,7 +17,7 @@ from onerec_trt.models.catalogue_index import index_in_memory
 from onerec_trt.operators.kernels.beam_step_items_cases import random_catalogue
 from onerec_trt.runtime.item_index import ItemIndex
 from onerec_trt.runtime.item_rules import OPEN, ItemRules
-from onerec_trt.tools.tuning.item_plans import host_ms, plan_bench, valid_items
+from onerec_trt.tools.tuning.item_plans import plan_bench, valid_items
 from onerec_trt.tools.tuning.item_swaps import swaps_under_load
 
 CODEBOOK, WIDTH, CAPACITY, REQUESTS = 16, 6, 64, 3
@@ -97,13 +97,6 @@ def test_valid_items_are_counted_for_the_rules_of_each_request(indexes: list[Ite
     sids[0, 0], sids[1, 5] = CODEBOOK - 1, -1
     assert index.entries_of(sids[:1, 0]) == [-1], "no item of the test's catalogue"
     assert valid_items(index, sids, [OPEN, OPEN]) == {"found": 11, "in the catalogue": 10, "allowed": 10}
-
-
-def test_the_host_s_share_is_timed(indexes: list[ItemIndex]) -> None:
-    runner = FirstItems(indexes)
-    taken = host_ms(indexes[0], runner.io, first_sids(indexes[0])[None], [ItemRules(excluded=[1, 2, 3])])
-    assert taken.keys() == {"rules", "items"}
-    assert all(each > 0 for each in taken.values())
 
 
 def test_a_command_s_words_become_one_bench_of_plans(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""Which run a place lies in, for many places at once, where millions of runs lie behind each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = 64  # bits
+
+
+class RunNumbers:
+    """A bit for each place that begins a run, and the runs that begin before each word: a run's number without a search.
+
+    10 million places take 1.9 MB, which a core's cache holds.
+
+    Args:
+        rows: [R + 1] the first place of each run, ascending from 0, and the end. No run is empty.
+    """
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        begins = np.zeros(-(-int(rows[-1]) // _WORD) * _WORD, np.bool_)
+        begins[rows[:-1]] = True
+        self._begins = np.packbits(begins, bitorder="little").view("<u8")
+        counts = np.bitwise_count(self._begins)
+        self._before = counts.cumsum(dtype=np.int32) - counts
+
+    def at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the run that holds each place, in their shape."""
+        word, bit = np.divmod(places, _WORD)
+        up_to_place = self._begins[word] << (_WORD - 1 - bit).astype(np.uint64)
+        number: NDArray[np.int64] = self._before[word].astype(np.int64) + np.bitwise_count(up_to_place) - 1
+        return number
