@@ -6,18 +6,22 @@ from pathlib import PurePosixPath
 
 from ...core.errors import RecipeError
 from ..repository.version import VersionDescription
-from .cluster import metadata, queue_milliseconds
+from .cluster import disruption_budget, metadata, pod_monitor, queue_milliseconds
 from .options import ClusterOptions
-from .pod import HTTP, Manifest, arguments, container, labels, object_name, pod_annotations, pod_rules, volumes
+from .pod import GRPC, HTTP, METRICS, Manifest, arguments, container, labels, object_name, pod_annotations, pod_rules, volumes
 
 FORMAT = "onerec-trt"
 _MODELS = PurePosixPath("/mnt/models")  # where KServe puts what `storageUri` names
+# The service takes requests for the first one at port 80, and for the others at their own (KServe's service_reconciler.go).
+_PORTS = {"http1": HTTP, "grpc": GRPC, "metrics": METRICS}
 
 
 def kserve_manifests(
     version: VersionDescription, options: ClusterOptions, canary: tuple[VersionDescription, int] | None = None
 ) -> list[Manifest]:
-    """A serving runtime for each version, and one inference service.
+    """A serving runtime for each version, one inference service, and what else looks at its pods.
+
+    There is no network policy: requests come through the cluster's own gateway, wherever that is.
 
     Args:
         version: The version that serves.
@@ -27,8 +31,9 @@ def kserve_manifests(
     Raises:
         RecipeError: The canary is the same version, another model, or no share between 1 and 99.
     """
+    around = [disruption_budget(version, options), pod_monitor(version, options)]
     if canary is None:
-        return [serving_runtime(version, options), inference_service(version, options)]
+        return [serving_runtime(version, options), inference_service(version, options), *around]
     newer, percent = canary
     if newer.name != version.name or newer.version == version.version:
         problem = f"version {newer.version} of {newer.name} is no canary of version {version.version}"
@@ -37,7 +42,7 @@ def kserve_manifests(
         raise RecipeError(f"{percent} percent of the requests", where="--canary", hint="give 1 to 99")
     service = inference_service(version, options)
     service["spec"]["canary"] = [{"trafficPercent": percent, "predictor": _predictor(newer, options)}]
-    return [serving_runtime(version, options), serving_runtime(newer, options), service]
+    return [serving_runtime(version, options), serving_runtime(newer, options), service, *around]
 
 
 def runtime_name(version: VersionDescription) -> str:
@@ -51,7 +56,7 @@ def serving_runtime(version: VersionDescription, options: ClusterOptions) -> Man
     runs["name"] = "kserve-container"  # the name that KServe looks for
     runs["args"] = arguments(version, _MODELS)
     runs["volumeMounts"] = [mount for mount in runs["volumeMounts"] if mount["name"] != "models"]
-    runs["ports"] = [{"name": "http1", "containerPort": HTTP, "protocol": "TCP"}]
+    runs["ports"] = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _PORTS.items()]
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "ServingRuntime",

@@ -106,7 +106,7 @@ def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
         "resources": resources(version),
         "startupProbe": {**_ready(version), "periodSeconds": _PROBE_S, "failureThreshold": _startup_tries(version)},
         "readinessProbe": {**_ready(version), "periodSeconds": _PROBE_S, "failureThreshold": 2},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": "http"}, "periodSeconds": _PROBE_S, "failureThreshold": 6},
+        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}, "periodSeconds": _PROBE_S, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_S}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -170,8 +170,11 @@ def _shared_memory(version: VersionDescription) -> int:
 
 
 def _ready(version: VersionDescription) -> Manifest:
-    """Ready is a matter of the model: `/v2/health/ready` also fails where a load that was asked for later failed."""
-    return {"httpGet": {"path": f"/v2/models/{version.name}/ready", "port": "http"}, "timeoutSeconds": 2}
+    """Ready is a matter of the model: `/v2/health/ready` also fails where a load that was asked for later failed.
+
+    The port is a number, since KServe calls ports otherwise.
+    """
+    return {"httpGet": {"path": f"/v2/models/{version.name}/ready", "port": HTTP}, "timeoutSeconds": 2}
 
 
 def _startup_tries(version: VersionDescription) -> int:

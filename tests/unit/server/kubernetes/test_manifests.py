@@ -175,6 +175,18 @@ def test_the_autoscaler_reads_the_time_in_the_queue() -> None:
     ]
 
 
+def test_pods_of_kserve_are_found_and_looked_at_like_others() -> None:
+    found = by_kind(kserve_manifests(described(), OPTIONS))
+    runtime = found["ServingRuntime"]["spec"]
+    (runs,) = runtime["containers"]
+    ports = {port["name"]: port["containerPort"] for port in runs["ports"]}
+    assert ports == {"http1": 8000, "grpc": 8001, "metrics": 8002}
+    assert {runs[probe]["httpGet"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {8000}
+    assert [each["port"] for each in found["PodMonitor"]["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    for kind in ("PodMonitor", "PodDisruptionBudget"):
+        assert found[kind]["spec"]["selector"]["matchLabels"].items() <= runtime["labels"].items()
+
+
 def test_a_canary_has_a_runtime_of_its_own_and_its_share() -> None:
     manifests = kserve_manifests(described(), OPTIONS, (described(version=4), 10))
     names = [each["metadata"]["name"] for each in manifests if each["kind"] == "ServingRuntime"]
