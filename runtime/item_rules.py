@@ -17,6 +17,7 @@ from ..core.graph_io import GraphIO, Role
 from .item_index import ANY_CLASS, ItemIndex
 
 MAX_CATEGORIES = 64
+_LARGEST_ID = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ class ItemRules:
 
     @cached_property
     def excluded_ids(self) -> NDArray[np.int64]:
-        """The excluded item ids, ascending and each once."""
-        ids = np.sort(np.asarray(self.excluded, np.int64))  # np.unique takes 20 times as long with NumPy 2.3 and later
+        """The excluded item ids, ascending and each once.
+
+        Raises:
+            RequestError: They are not integers of 64 bits in one row.
+        """
+        given = np.asarray(self.excluded)
+        if given.ndim != 1 or (given.size and (given.dtype.kind not in "iu" or (given > _LARGEST_ID).any())):
+            raise RequestError("what is excluded are no item ids", hint="give integers of 64 bits in one row")
+        ids = np.sort(given.astype(np.int64))  # np.unique takes 20 times as long with NumPy 2.3 and later
         repeated = np.zeros(len(ids), np.bool_)
         repeated[1:] = ids[1:] == ids[:-1]
         return ids[~repeated]
@@ -100,13 +108,23 @@ class RuleEncoder:
         """What is wrong with rules, whatever the catalogue, by the place of their request."""
         refused: dict[int, RequestError] = {}
         for place, each in enumerate(rules):
-            if not 1 <= (beams := self._beams(each)) <= self._width:
-                what = f"request {place} asks for {beams} beams, the graph keeps 1 to {self._width}"
-                refused[place] = RequestError(what, hint="ask for fewer, or export the graph with a larger export.beam")
-            elif not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (each.required, each.forbidden)):
-                what = f"category bits of request {place} are beyond 64 bits"
-                refused[place] = RequestError(what, hint="required and forbidden are masks of categories 0 to 63")
+            try:
+                self._require_possible(each, f"request {place}")
+            except RequestError as error:
+                refused[place] = error
         return refused
+
+    def _require_possible(self, rules: ItemRules, request: str) -> None:
+        if not 1 <= (beams := self._beams(rules)) <= self._width:
+            what = f"{request} asks for {beams} beams, the graph keeps 1 to {self._width}"
+            raise RequestError(what, hint="ask for fewer, or export the graph with a larger export.beam")
+        if not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (rules.required, rules.forbidden)):
+            what = f"category bits of {request} are beyond 64 bits"
+            raise RequestError(what, hint="required and forbidden are masks of categories 0 to 63")
+        try:
+            _ = rules.excluded_ids
+        except RequestError as error:
+            raise RequestError(error.what, where=request, hint=error.hint) from None
 
     def _too_many(self, place: int, entries: int) -> RequestError:
         what = f"request {place} excludes {entries} semantic IDs, the graph takes {self._excluded}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,6 +66,25 @@ def test_requests_of_one_batch_may_ask_for_different_semantic_ids() -> None:
         left = items_by_entry(each)
         assert [found.at(place) for place in range(len(places))] == [left[entry] if entry >= 0 else [] for entry in places.tolist()]
         assert found.ids.tolist() == allowed_items(INDEX, places, each).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "excluded",
+    [[1.5], np.array([np.nan]), ["7"], [2**63], [-1, 2**63], [2**64], [[1, 2]], np.array([2**63], np.uint64), [None]],
+    ids=str,
+)
+def test_what_is_no_item_id_is_refused_and_not_rounded(excluded: Any) -> None:
+    inputs, refused = RuleEncoder(INDEX, small_io()).inputs_of_each([OPEN, ItemRules(excluded=excluded)])
+    assert {place: (error.what, error.where) for place, error in refused.items()} == {1: ("what is excluded are no item ids", "request 1")}
+    assert inputs["limits"].tolist() == [[8, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.uint64, np.int64])
+def test_item_ids_may_be_integers_of_any_type(dtype: Any) -> None:
+    few = ITEMS.ids_n[:20]
+    (expected,), (found,) = (entries_without_items(INDEX, [ItemRules(excluded=each)]) for each in (few.tolist(), few.astype(dtype)))
+    assert len(expected)
+    assert found.tolist() == expected.tolist()
 
 
 def test_a_refused_request_runs_without_rules_beside_the_others() -> None:
