@@ -107,6 +107,7 @@ class ServingResult(_Part):
         parameters: Settings of the Python backend other than the defaults.
         times_ms: First samples of the bare runtime by requests of a batch.
         sustained_ms: Its largest batches back to back, after a warm-up. None: in files of earlier revisions.
+        payload_ms: What the payload of the largest batch costs, by step (payload.py). None: likewise.
         batching: What the server's batching follows from.
         loads: In the order of measuring.
         summary: None before random arrivals were measured.
@@ -118,6 +119,7 @@ class ServingResult(_Part):
     parameters: dict[str, str] = {}
     times_ms: dict[int, list[float]]
     sustained_ms: list[float] | None = None
+    payload_ms: dict[str, list[float]] | None = None
     batching: str
     loads: list[MeasuredLoad]
     summary: Summary | None

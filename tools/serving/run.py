@@ -1,8 +1,8 @@
 """`onerec-trt dev serving`: a model served by the Python backend, beside the bare runtime on the same machine.
 
-First t(B) of the bare runtime, which sets the batching, and its largest batch back to back for as long as a load. Then a server for each
-number of instances, and where there are two GPUs one with the last number on each of them. Each is asked by clients in processes of their
-own; the one with most instances gets every load.
+First t(B) of the bare runtime, which sets the batching, its largest batch back to back for as long as a load, and what the payload of that
+batch costs. Then a server for each number of instances, and where there are two GPUs one with the last number on each of them. Each is
+asked by clients in processes of their own; the one with most instances gets every load.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import gc
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,7 +32,8 @@ from .background import served
 from .batch_times import back_to_back_ms, samples_ms
 from .busy import BusyWatch
 from .load import Load, describe, measure_load
-from .page import table
+from .page import payload_table, table
+from .payload import payload_ms
 from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
 from .statistics import StatisticsWatch
 
@@ -40,6 +41,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 _TOOLS = ("onerec-trt", "tensorrt", "onnxruntime", "torch", "numpy", "tritonclient", "grpcio")
 _PER_PROCESS = 8  # clients of a process
 Say = Callable[[str], None]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -115,22 +117,25 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 parameters=extent.parameters,
                 times_ms=bare.times_ms,
                 sustained_ms=bare.sustained_ms,
+                payload_ms=bare.payload_ms,
                 batching=measurement.batching,
                 loads=loads,
                 summary=summarize(bare.times_ms, bare.sustained_ms, loads),
             )
             write_json(out, result.model_dump(mode="json"))
     say(table(result))
+    say(payload_table(bare.payload_ms))
     say(f"summary: {result.summary}")
     return result
 
 
 @dataclass(frozen=True)
 class _BareSamples:
-    """Of the bare runtime, in ms: first ones by requests of a batch, and its largest batches back to back."""
+    """In ms: the bare runtime's first ones by requests of a batch, its largest batches back to back, and steps of their payload."""
 
     times_ms: dict[int, list[float]]
     sustained_ms: list[float]
+    payload_ms: dict[str, list[float]]
 
 
 class _Measurement:
@@ -147,6 +152,7 @@ class _Measurement:
         extent, runner = self._extent, open_runner(self._model)
         taken = samples_ms(runner, extent.context, extent.batches, extent.samples)
         sustained = back_to_back_ms(runner, extent.context, max(extent.batches), extent.seconds, _warm_up(extent.seconds))
+        payload = payload_ms(runner.io, extent.context, max(extent.batches), extent.samples, on_gpu=self._on_gpu)
         del runner
         if self._on_gpu:
             gc.collect()
@@ -157,7 +163,7 @@ class _Measurement:
         for batch, milliseconds in medians.items():
             self._say(f"bare, batch {batch:2}: {milliseconds:7.2f} ms, {batch / milliseconds * 1e3:7.1f} requests/s")
         self._say(f"bare, sustained: {statistics.mean(sustained):.2f} ms, {max(taken) / statistics.mean(sustained) * 1e3:.1f} requests/s")
-        return _BareSamples({batch: _rounded(each) for batch, each in taken.items()}, _rounded(sustained))
+        return _BareSamples(_all_rounded(taken), _rounded(sustained), _all_rounded(payload))
 
     def loads(self) -> Iterator[MeasuredLoad]:
         """Every load on every server."""
@@ -260,6 +266,10 @@ class _Measurement:
 
 def _warm_up(seconds: float) -> float:
     return seconds / 6
+
+
+def _all_rounded(samples: Mapping[Key, Sequence[float]]) -> dict[Key, list[float]]:
+    return {key: _rounded(each) for key, each in samples.items()}
 
 
 def _rounded(samples: Sequence[float]) -> list[float]:

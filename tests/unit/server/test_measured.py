@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.tools.serving.load import LoadResult, loop_rate
-from onerec_trt.tools.serving.page import table
+from onerec_trt.tools.serving.page import payload_table, table
+from onerec_trt.tools.serving.payload import CHECKED, FROM_GPU, LAID_OUT, STRAIGHT_FROM_GPU, STRAIGHT_TO_GPU, TO_GPU
 from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
@@ -28,6 +29,9 @@ def test_a_served_model_beside_the_bare_runtime(make_export: Callable[[Path, int
     assert [len(samples) for samples in result.times_ms.values()] == [3, 3]
     assert result.sustained_ms is not None
     assert len(result.sustained_ms) > 3, "for as long as a load, which is more than first samples"
+    assert result.payload_ms is not None
+    assert {step: len(samples) for step, samples in result.payload_ms.items()} == {CHECKED: 3, LAID_OUT: 3}, "there is no GPU"
+    assert said[-2] == payload_table(result.payload_ms)
     closed = [load for load in result.loads if load.rate is None]
     assert [load.shared_memory for load in closed] == [False] * 4 + [True] + [False] * 2
     assert [(load.instances, load.clients, load.batch, load.contexts) for load in closed if not load.shared_memory] == [
@@ -78,6 +82,14 @@ def test_the_table_has_rows_for_the_bare_runtime_and_each_load(of_a_gpu: Serving
     assert lines[3] == "| bare runtime, batches of 32, sustained | 640 | 50.0 | | |"
     assert lines[4] == "| one | 608 | 30.0 | 60.0 | 97 % |"
     assert len(lines) == 4 + len(of_a_gpu.loads)
+
+
+def test_the_payload_s_steps_add_up_and_other_ways_stand_below() -> None:
+    instead = {STRAIGHT_TO_GPU: [3.0], STRAIGHT_FROM_GPU: [0.25]}
+    way = {TO_GPU: [0.5, 0.25, 0.75], CHECKED: [1.0], LAID_OUT: [0.25], FROM_GPU: [0.125]}
+    rows = [line.strip("| ").split(" | ") for line in payload_table({**instead, **way}).splitlines()[2:]]
+    assert [name for name, _ in rows] == [CHECKED, LAID_OUT, TO_GPU, FROM_GPU, "sum", STRAIGHT_TO_GPU, STRAIGHT_FROM_GPU]
+    assert [figure for _, figure in rows] == ["1.00", "0.25", "0.50", "0.12", "1.88", "3.00", "0.25"]
 
 
 def load(
