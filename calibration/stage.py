@@ -18,6 +18,7 @@ from ..core.recipe import CalibrationOptions, PrecisionName
 from ..core.sources import Sources
 from ..core.stages import Stage
 from ..core.text_files import require_no_folder
+from ..models.catalogue_index import INDEX_SOURCES
 from ..models.checkpoint import Checkpoint, checkpoint_files, expected_shapes, open_checkpoint
 from ..models.device import compute_device, release_memory
 from ..models.key_map import read_key_map
@@ -47,7 +48,7 @@ from .targets import Target, quantized_targets
 from .weights import WeightWatcher
 
 _BYTES_PER_WEIGHT = 8  # of GPU memory: half of it for the model in FP32, half for what is kept of its activations and gradients
-SOURCES = Sources(("core", "runtime/item_index.py", "models", "operators/fp8.py", "calibration"))
+SOURCES = Sources(("core", *INDEX_SOURCES, "models", "operators/fp8.py", "calibration"))
 
 
 @dataclass(frozen=True)

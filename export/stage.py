@@ -17,6 +17,7 @@ from ..core.progress import progress_bar
 from ..core.recipe import ExportOptions
 from ..core.sources import Sources
 from ..core.stages import Stage
+from ..models.catalogue_index import INDEX_SOURCES
 from .lint import Finding, expected_quantized_gemms, lint
 from .packed import TensorSource
 from .serving import ScoringModel, serving_model
@@ -27,7 +28,7 @@ from .weights import WEIGHTS_FILE, externalize
 
 DESCRIPTION_FILE = "export.json"
 SOURCES = Sources(
-    ("core", "runtime/item_index.py", "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch")
+    ("core", *INDEX_SOURCES, "models", "operators", "calibration", "export"), without=("operators/kernels", "operators/launch")
 )
 
 

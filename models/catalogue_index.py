@@ -14,6 +14,8 @@ from ..core.arrays import Array
 from ..runtime.item_index import CODE_BITS, MAX_CODEBOOK, WORD, ItemIndex, index_of, words_of
 from .category_classes import MAX_CLASSES, classify
 
+# What this folder needs of `runtime`: the stages that hold one count the other among their sources.
+INDEX_SOURCES = tuple(f"runtime/{name}.py" for name in ("item_index", "run_numbers", "sorted_table"))
 _Ints = NDArray[np.int64]
 
 

@@ -20,6 +20,7 @@ from ..core.sources import Sources
 from ..core.stages import Stage, run_stage
 from ..export.serving import Decoder
 from ..models.beam_search import beam_search, path_log_probabilities
+from ..models.catalogue_index import INDEX_SOURCES
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.device import compute_device
 from ..models.requests import Requests, read_requests, request_files
@@ -33,7 +34,7 @@ REFERENCE_FILE = "reference.safetensors"
 _HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
-        *("core", "runtime/item_index.py", "runtime/item_rules.py", "models", "operators", "calibration/targets.py", "export"),
+        *("core", *INDEX_SOURCES, "runtime/item_rules.py", "models", "operators", "calibration/targets.py", "export"),
         *(f"validation/{name}.py" for name in _HERE),
     ),
     without=("operators/kernels", "operators/launch"),

@@ -16,6 +16,7 @@ from ...core.recipe import BuildOptions, ExportOptions, PrecisionName, Profile
 from ...core.sources import Sources
 from ...core.stages import Stage, run_stage
 from ...export.stage import export_stage
+from ...models.catalogue_index import INDEX_SOURCES
 from ...models.config import OneRecConfig
 from ...runtime.plan_record import PlanRecord
 from ...runtime.verdict import inspect_with_verdict
@@ -25,7 +26,7 @@ SEED = 0  # of weights and features: the PyTorch baseline runs the same model
 MAX_CONTEXT = 3072
 AMAX_FILE = "amax.json"
 SCALES_SOURCES = Sources(
-    ("core", "runtime/item_index.py", "models", "operators", "calibration/targets.py", "export", "tools/bench/random_scales.py"),
+    ("core", *INDEX_SOURCES, "models", "operators", "calibration/targets.py", "export", "tools/bench/random_scales.py"),
     without=("operators/kernels", "operators/launch"),
 )
 WITH_KERNELS = "+kernels"  # of a recipe's name: operators that have a kernel run it in the plan
