@@ -252,19 +252,27 @@ def _multiply_and_finish(row, channel, number, parity, warpgroup: gl.constexpr, 
 def _product(number, warpgroup: gl.constexpr, work, LAYOUT: gl.constexpr):
     """One product stays in flight; the one before it has left its stage, which is given back."""
     accumulator = gl.zeros([WARPGROUP_ROWS, work.N_TILE], gl.float32, LAYOUT)
-    for step in range(work.STEPS):
-        stage = number % work.STAGES
-        mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
-        weight = work.weight_stages.index(stage).permute((1, 0))
-        accumulator = warpgroup_mma(
-            work.x_stages.index(stage * work.WARPGROUPS + warpgroup), weight, accumulator, use_acc=step > 0, is_async=True
-        )
-        accumulator = warpgroup_mma_wait(1, deps=[accumulator])
-        mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1, pred=step > 0)
+    # The first product takes the place of these zeros, so that none are written.
+    accumulator = _multiplied(number, warpgroup, accumulator, work, ADD=False)
+    number += 1
+    for _ in range(1, work.STEPS):
+        accumulator = _multiplied(number, warpgroup, accumulator, work, ADD=True)
+        mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
         number += 1
     accumulator = warpgroup_mma_wait(0, deps=[accumulator])
     mbarrier.arrive(work.empty.index((number + work.STAGES - 1) % work.STAGES), count=1)
     return accumulator
+
+
+@gluon.jit
+def _multiplied(number, warpgroup: gl.constexpr, accumulator, work, ADD: gl.constexpr):
+    """Start the product of a stage, and wait for the one before it."""
+    stage = number % work.STAGES
+    mbarrier.wait(work.full.index(stage), number // work.STAGES & 1)
+    weight = work.weight_stages.index(stage).permute((1, 0))
+    x = work.x_stages.index(stage * work.WARPGROUPS + warpgroup)
+    accumulator = warpgroup_mma(x, weight, accumulator, use_acc=ADD, is_async=True)
+    return warpgroup_mma_wait(1, deps=[accumulator])
 
 
 @gluon.jit
