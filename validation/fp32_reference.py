@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from ..core.errors import CheckpointError, RequestError
 from ..core.graph_io import Role
@@ -24,6 +23,7 @@ from ..models.catalogue_index import INDEX_SOURCES
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.device import compute_device
 from ..models.requests import Requests, read_requests, request_files
+from .array_file import read_arrays, write_arrays
 from .catalogue import open_index
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
@@ -31,7 +31,7 @@ from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
 # Of this folder, which is mostly about gates.
-_HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
+_HERE = ("array_file", "catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
         *("core", *INDEX_SOURCES, "runtime/item_rules.py", "models", "operators", "calibration/targets.py", "export"),
@@ -131,7 +131,21 @@ def read_reference(folder: Path) -> Reference:
         ArtifactError: It is missing or was changed.
     """
     read_record(folder)
-    return Reference(**load_file(folder / REFERENCE_FILE))
+    return read_answers(folder / REFERENCE_FILE)
+
+
+def write_answers(reference: Reference, path: Path) -> None:
+    """Write a reference into a file by itself."""
+    write_arrays(reference, path)
+
+
+def read_answers(path: Path) -> Reference:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        ArtifactError: The file is damaged, or another version wrote it.
+    """
+    return read_arrays(Reference, path, "remove it, so that FP32 answers again")
 
 
 def heldout_requests(job: ReferenceJob) -> Requests:
@@ -185,5 +199,5 @@ def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
     fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
     reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
     _require_finite(reference, requests, job.heldout)
-    save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
+    write_answers(reference, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise, "device": device.type}
