@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..models.config import LEVELS
 from ..models.evaluation import target_places
 from ..validation.fp32_reference import Reference
+from ..validation.scoring_parity import log_softmax
 from ..validation.serving_parity import places
 from .outputs import EngineOutputs, outputs_of_fp32
 
@@ -104,7 +105,7 @@ def step_kl(beams_nW3: Sids, expected_nW3: Scores, actual_nW3: Scores) -> Values
     log_p_nW3, log_q_nW3 = (np.cumsum(scoring_nW3.astype(np.float64), -1) for scoring_nW3 in (expected_nW3, actual_nW3))
     for step in range(LEVELS):
         first_nW = _first_of_its_prefix(beams_nW3[..., : step + 1])
-        log_p, log_q = (_log_softmax(np.where(first_nW, score_nW3[..., step], -np.inf)) for score_nW3 in (log_p_nW3, log_q_nW3))
+        log_p, log_q = (log_softmax(np.where(first_nW, score_nW3[..., step], -np.inf)) for score_nW3 in (log_p_nW3, log_q_nW3))
         with np.errstate(invalid="ignore"):
             result[:, step] = np.where(first_nW, np.exp(log_p) * (log_p - log_q), 0).sum(1)
     return np.maximum(result, 0)
@@ -121,11 +122,6 @@ def _first_of_its_prefix(prefix_nWT: Sids) -> NDArray[np.bool_]:
     first_nW = np.empty_like(begins_nW)
     np.put_along_axis(first_nW, order_nW, begins_nW, 1)
     return first_nW
-
-
-def _log_softmax(x_nW: Values) -> Values:
-    shifted = x_nW - x_nW.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)
 
 
 def _gap(fp32: Reference) -> Values:
