@@ -115,7 +115,8 @@ def table_of_rows(model: str, engine: str, rows: Sequence[Row], fp32: Reference)
 def bars(table: FidelityTable) -> list[Gate]:
     """What a quantized system has to reach, one gate each: hits of FP32, overlap at the whole width, the first place.
 
-    A hit rate passes within 0.2 % of FP32's, or where FP16's own interval holds the difference.
+    A hit rate passes within 0.2 % of FP32's, or where FP16's own interval holds the difference. Where nothing can be said, because FP32
+    hits no target or every first place lies inside the tie band, the bar is not reached.
     """
     fp16 = next((row for row in table.rows if row.standing == "noise floor" and row.beside == "FP32"), None)
     found: list[Gate] = []
@@ -130,7 +131,6 @@ def bars(table: FidelityTable) -> list[Gate]:
 
 
 def _first_place_bar(row: Row) -> Gate:
-    """Not reached where nothing can be said: every first place lies inside the tie band."""
     cell = next((cell for cell in row.cells if cell.metric == TOP1), None)
     if cell is None:
         return gate(TOP1, row.system, math.nan, ">=", SAME_FIRST, "no request lies outside the tie band")
@@ -140,7 +140,7 @@ def _first_place_bar(row: Row) -> Gate:
 def _hit_bar(row: Row, metric: str, fp16: Cell | None) -> Gate:
     cell = row.cell(metric)
     assert cell.fp32 is not None
-    loss = max(0.0, -cell.difference / cell.fp32) if cell.fp32 else 0.0
+    loss = max(0.0, -cell.difference / cell.fp32) if cell.fp32 else math.nan
     allowed = HIT_LOSS
     if fp16 is not None and fp16.fp32:
         allowed = max(allowed, -fp16.interval[0] / fp16.fp32)

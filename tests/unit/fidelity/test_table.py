@@ -113,6 +113,26 @@ def test_a_first_place_that_nothing_decides_reaches_no_bar() -> None:
     assert missed.sentence() == "top-1 outside the tie band: not finite, must be >= 0.99 (no request lies outside the tie band)"
 
 
+def test_hits_of_a_model_that_hits_nothing_reach_no_bar() -> None:
+    none = row("fp8-row", 0.0, 0.0, 0.96, 0.995)
+    none = none.model_copy(update={"cells": tuple(each.model_copy(update={"fp32": each.fp32 and 0.0}) for each in none.cells)})
+    table = FidelityTable(model="m", engine="e", requests=100, width=512, tie_band=0.01, rows=(none,))
+    missed = [gate for gate in bars(table) if not gate.passed]
+    assert [(gate.name, gate.value) for gate in missed] == [("relative loss of hit@10", None), ("relative loss of hit@512", None)]
+
+
+def test_a_page_without_bars_does_not_say_that_they_are_reached(trained: Trained, tmp_path: Path) -> None:
+    reference = trained.fp32.reference
+    outputs = EngineOutputs(reference.sids_nW3, reference.scores_nW, reference.scoring_nW3)
+    assert trained.heldout.targets_n3 is not None
+    for standing, headline in (("noise floor", "No bars: nothing here is quantized"), ("quantized", "Every bar is reached")):
+        table = fidelity_table("toy", "pytorch", [System("one", standing, outputs)], reference, trained.heldout.targets_n3)
+        write_fidelity(table, tmp_path / "table.html")
+        page = (tmp_path / "table.html").read_text()
+        assert [words in page for words in ("No bars: nothing here is quantized", "Every bar is reached")].count(True) == 1
+        assert headline in page
+
+
 def test_a_system_that_gives_nan_misses_bars_and_has_a_row(trained: Trained, tmp_path: Path) -> None:
     """NaN puts it behind everything: its items are FP32's worst, and the files say so."""
     reference = trained.fp32.reference
