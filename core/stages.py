@@ -89,6 +89,21 @@ def run_stage(stage: Stage) -> Record:
     return record
 
 
+def is_current(stage: Stage) -> bool:
+    """Whether `run_stage` would leave a stage alone: its result is there, and nothing that it depends on has changed."""
+    existing = _intact_record(stage.folder)
+    if existing is None or existing.stage != stage.name:
+        return False
+    machine = None if stage.machine is None else stage.machine()
+    try:
+        if stage.check is not None:
+            stage.check()
+        declared = declare(stage)
+    except ArtifactError:  # what it was made from has changed, or is gone
+        return False
+    return not differences(existing, declared.model_copy(update={"machine": machine}))
+
+
 def require_places(*stages: Stage) -> None:
     """Check that stages, and those they need, replace nothing but what is their own.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -44,16 +45,18 @@ def checkpoint_sensitivity(
         key_map: YAML file that says how the checkpoint names its tensors. Default: as this package does.
 
     Raises:
-        RecipeError: The precision is unknown or quantizes nothing.
+        RecipeError: The precision is unknown or quantizes nothing, or the target is no finite number.
         CheckpointError, RequestError: An input is malformed.
     """
     if precision not in PRECISIONS or not PRECISIONS[precision].is_quantized:
         known = ", ".join(name for name, scheme in PRECISIONS.items() if scheme.is_quantized)
         raise RecipeError(f"{precision!r} is no precision that quantizes something", where="--precision", hint=f"choose one of {known}")
-    model = open_checkpoint(checkpoint, key_map).load_model()
+    if target is not None and not math.isfinite(target):
+        raise RecipeError(f"{target} is no error in nat", where="--target", hint="give a finite number")
+    model = open_checkpoint(checkpoint, key_map).load_model().to(device)
     given = read_requests(requests, model.config, limit=limit)
     amax = input_amax(observe(model, with_paths(model, given, _BATCH)))
-    fp32 = run_fp32(model.to(device), given, _BEAM, _BATCH)
+    fp32 = run_fp32(model, given, _BEAM, _BATCH)
     probe = make_probe(model, given, fp32.reference, amax, limit, _PATHS, _BATCH)
     found = sensitivity(probe, precision)
     return CheckpointSensitivity(sensitivity=found, mixed=search(probe, found, target))

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from pydantic import BaseModel
-from safetensors.numpy import load_file, save_file
+from pydantic import BaseModel, ValidationError
 
 from ..core.artifacts import atomic_file, read_json, write_json
-from ..validation.fp32_reference import REFERENCE_FILE, Reference
+from ..core.errors import ArtifactError, first_problem
+from ..validation.fp32_reference import REFERENCE_FILE, Reference, read_answers, write_answers
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,21 +29,29 @@ class MeasurementParts:
         self._folder, self._deadline, self._say = folder, deadline, say
 
     def reference(self, answer: Callable[[], Reference]) -> Reference:
-        """FP32's answers, which several parts stand beside: those of an earlier call, or made now."""
+        """FP32's answers, which several parts stand beside: those of an earlier call, or made now.
+
+        Raises:
+            ArtifactError: Those of an earlier call are damaged, or another version's.
+        """
         path = self._folder / REFERENCE_FILE
         if not path.exists():
             started = time.monotonic()
-            arrays = {name: np.ascontiguousarray(value) for name, value in vars(answer()).items()}
+            answered = answer()
             with atomic_file(path) as temporary:
-                save_file(arrays, temporary)
+                write_answers(answered, temporary)
             self._say(f"FP32 reference in {time.monotonic() - started:.0f} s")
-        return Reference(**load_file(path))
+        return read_answers(path)
 
     def get(self, name: str, kind: type[Model], measure: Callable[[], Model]) -> Model | None:
-        """A part, read or measured now; None where it is missing and the time is over."""
+        """A part, read or measured now; None where it is missing and the time is over.
+
+        Raises:
+            ArtifactError: The part of an earlier call is damaged, or another version's.
+        """
         path = self._folder / f"{name}.json"
         if path.exists():
-            return kind.model_validate(read_json(path))
+            return _read(path, kind)
         started = time.monotonic()
         if started >= self._deadline:
             return None
@@ -52,3 +59,11 @@ class MeasurementParts:
         write_json(path, found.model_dump(mode="json"))
         self._say(f"{name} in {time.monotonic() - started:.0f} s")
         return found
+
+
+def _read(path: Path, kind: type[Model]) -> Model:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        hint = "another version of onerec-trt measured it: remove it, and the same command measures it again"
+        raise ArtifactError(f"malformed: {first_problem(error)}", where=str(path), hint=hint) from None

@@ -1,4 +1,4 @@
-"""Metrics of one system beside FP32, one value per request, so that their means can be compared in pairs.
+"""Metrics of one system beside FP32 or another system, one value per request, so that their means can be compared in pairs.
 
 Letters in names: n requests, W beams, k first items, M metrics.
 """
@@ -11,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.config import LEVELS
+from ..models.evaluation import target_places
 from ..validation.fp32_reference import Reference
+from ..validation.scoring_parity import log_softmax
 from ..validation.serving_parity import places
-from .outputs import EngineOutputs
+from .outputs import EngineOutputs, outputs_of_fp32
 
 CUTOFFS = (1, 10, 100, 512)
+TOP1 = "top-1 outside the tie band"
 MAX_TIE_BAND = 0.02  # nat, as in validation
 
 Values = NDArray[np.float64]
+Scores = NDArray[np.float32]
 Sids = NDArray[np.int64]
 
 
@@ -29,7 +33,7 @@ class Metric:
     Args:
         name: Such as `hit@10`.
         values_n: One value per request that counts.
-        fp32_n: FP32's value of the same requests; None where FP32 has none because the metric is a distance from it.
+        fp32_n: The same of what it stands beside, FP32 or another system; None where the metric is a distance from that already.
         better: Whether more or less of it is better.
     """
 
@@ -49,41 +53,35 @@ def tie_band(fp32: Reference) -> float:
     return min(2 * fp32.fp16_noise, MAX_TIE_BAND)
 
 
-def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids) -> list[Metric]:
+def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids, beside: EngineOutputs | None = None) -> list[Metric]:
     """Every metric of a system.
 
     Args:
         system: What it gave.
-        fp32: FP32's beams and scores on the same requests.
+        fp32: FP32's beams and scores on the same requests. Its beams are what scores are of, and it says which first places are decided.
         targets_n3: The true next items.
+        beside: What the system is compared with. Default: FP32 itself.
     """
-    width = system.sids_nW3.shape[1]
+    width, other = system.sids_nW3.shape[1], outputs_of_fp32(fp32) if beside is None else beside
     lists = [k for k in cutoffs(width) if k > 1]
-    target_n, fp32_target_n = (target_places(sids_nW3, targets_n3) for sids_nW3 in (system.sids_nW3, fp32.sids_nW3))
-    place_nW = places(system.sids_nW3, fp32.sids_nW3)
+    target_n, other_target_n = (target_places(outputs.sids_nW3, targets_n3) for outputs in (system, other))
+    place_nW = places(system.sids_nW3, other.sids_nW3)
     found = [
-        *(Metric(f"hit@{k}", hits(target_n, k), hits(fp32_target_n, k), 1) for k in cutoffs(width)),
-        *(Metric(f"NDCG@{k}", ndcg(target_n, k), ndcg(fp32_target_n, k), 1) for k in lists),
+        *(Metric(f"hit@{k}", hit(target_n, k), hit(other_target_n, k), 1) for k in cutoffs(width)),
+        *(Metric(f"NDCG@{k}", ndcg(target_n, k), ndcg(other_target_n, k), 1) for k in lists),
         *(Metric(f"overlap@{k}", (place_nW[:, :k] < k).mean(1), None, 1) for k in lists),
     ]
     clear_n = _gap(fp32) > tie_band(fp32)
-    same_n = (system.sids_nW3[:, 0] == fp32.sids_nW3[:, 0]).all(-1).astype(np.float64)
-    found.append(Metric("top-1 outside the tie band", same_n[clear_n], None, 1))
-    found.append(Metric(f"score regret@{width}, nat", _regret(system, fp32), None, -1))
-    found.append(
-        Metric("score error, nat", np.abs(system.scoring_nW3.sum(-1) - fp32.scoring_nW3.sum(-1)).mean(1).astype(np.float64), None, -1)
-    )
-    kl_n3 = step_kl(fp32, system)
+    same_n = (system.sids_nW3[:, 0] == other.sids_nW3[:, 0]).all(-1).astype(np.float64)
+    found.append(Metric(TOP1, same_n[clear_n], None, 1))
+    found.append(Metric(f"score regret@{width}, nat", _regret(system, other), None, -1))
+    error_n = np.abs(system.scoring_nW3.sum(-1) - other.scoring_nW3.sum(-1)).mean(1)
+    found.append(Metric("score error, nat", error_n.astype(np.float64), None, -1))
+    kl_n3 = step_kl(fp32.sids_nW3, other.scoring_nW3, system.scoring_nW3)
     return found + [Metric(f"KL of step {step + 1}, nat", kl_n3[:, step], None, -1) for step in range(LEVELS)]
 
 
-def target_places(sids_nW3: Sids, targets_n3: Sids) -> Sids:
-    """Where the true next item stands [n], from 0 on; W where it is not among the items."""
-    same_nW = (sids_nW3 == targets_n3[:, None]).all(-1)
-    return np.asarray(np.where(same_nW.any(1), same_nW.argmax(1), same_nW.shape[1]), np.int64)
-
-
-def hits(target_n: Sids, k: int) -> Values:
+def hit(target_n: Sids, k: int) -> Values:
     """1 where the target's place is one of the first k, else 0, [n]."""
     return (target_n < k).astype(np.float64)
 
@@ -93,16 +91,21 @@ def ndcg(target_n: Sids, k: int) -> Values:
     return np.where(target_n < k, 1 / np.log2(2 + target_n), 0.0)
 
 
-def step_kl(fp32: Reference, system: EngineOutputs) -> Values:
-    """KL divergence [n, 3] after each step, in nat, of the system's distribution over FP32's beams from FP32's own.
+def step_kl(beams_nW3: Sids, expected_nW3: Scores, actual_nW3: Scores) -> Values:
+    """KL divergence [n, 3] after each step, in nat, of one distribution over beams from another.
 
-    After a step, beams that begin alike are one: the distribution is over different prefixes.
+    After a step, beams that begin alike are one: the distributions are over different prefixes.
+
+    Args:
+        beams_nW3: FP32's.
+        expected_nW3: Log-probability of each of their tokens, from which the divergence is taken.
+        actual_nW3: Those of the system.
     """
-    result = np.empty((len(fp32.sids_nW3), LEVELS))
-    log_p_nW3, log_q_nW3 = (np.cumsum(scoring.astype(np.float64), -1) for scoring in (fp32.scoring_nW3, system.scoring_nW3))
+    result = np.empty((len(beams_nW3), LEVELS))
+    log_p_nW3, log_q_nW3 = (np.cumsum(scoring_nW3.astype(np.float64), -1) for scoring_nW3 in (expected_nW3, actual_nW3))
     for step in range(LEVELS):
-        first_nW = _first_of_its_prefix(fp32.sids_nW3[..., : step + 1])
-        log_p, log_q = (_log_softmax(np.where(first_nW, score_nW3[..., step], -np.inf)) for score_nW3 in (log_p_nW3, log_q_nW3))
+        first_nW = _first_of_its_prefix(beams_nW3[..., : step + 1])
+        log_p, log_q = (log_softmax(np.where(first_nW, score_nW3[..., step], -np.inf)) for score_nW3 in (log_p_nW3, log_q_nW3))
         with np.errstate(invalid="ignore"):
             result[:, step] = np.where(first_nW, np.exp(log_p) * (log_p - log_q), 0).sum(1)
     return np.maximum(result, 0)
@@ -121,17 +124,13 @@ def _first_of_its_prefix(prefix_nWT: Sids) -> NDArray[np.bool_]:
     return first_nW
 
 
-def _log_softmax(x_nW: Values) -> Values:
-    shifted = x_nW - x_nW.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)
-
-
 def _gap(fp32: Reference) -> Values:
     """Distance [n] between FP32's two best scores; infinite where there is one item."""
     scores_nW = fp32.scores_nW.astype(np.float64)
     return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf)
 
 
-def _regret(system: EngineOutputs, fp32: Reference) -> Values:
+def _regret(system: EngineOutputs, other: EngineOutputs) -> Values:
     """FP32 score lost per item, [n]: above 0 where a better item was left out."""
-    return np.asarray(fp32.scores_nW.mean(1, dtype=np.float64) - system.fp32_scores_nW.mean(1, dtype=np.float64))
+    expected_n, actual_n = (outputs.fp32_scores_nW.mean(1, dtype=np.float64) for outputs in (other, system))
+    return np.asarray(expected_n - actual_n)

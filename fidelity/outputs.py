@@ -39,7 +39,6 @@ class System(NamedTuple):
     outputs: EngineOutputs
 
 
-def in_place_of_fp32(system: System, fp32: Reference) -> Reference:
-    """A system as the reference of another one: its items, FP32's scores of them, and its own scores along FP32's beams."""
-    outputs = system.outputs
-    return Reference(outputs.sids_nW3, outputs.fp32_scores_nW, fp32.cutoffs_n3, outputs.scoring_nW3, fp32.fp16_scoring_nW3)
+def outputs_of_fp32(fp32: Reference) -> EngineOutputs:
+    """FP32's own answers in the form of an engine's."""
+    return EngineOutputs(fp32.sids_nW3, fp32.scores_nW, fp32.scoring_nW3)

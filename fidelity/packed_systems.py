@@ -8,16 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..core.graph_io import Role
-from ..core.progress import tracked
 from ..export.packed import TensorSource
 from ..export.serving import Decoder, ServingModel
-from ..models.beam_search import beam_search, path_log_probabilities
+from ..models.beam_search import path_log_probabilities
 from ..models.onerec import OneRec
 from ..models.requests import Batch, Requests
-from ..validation.fp32_reference import Reference
+from ..validation.fp32_reference import Reference, fp32_beams
 from ..validation.requests_feed import run_all
 from ..validation.serving_parity import places
 from ..validation.torch_runner import ScoringTorchRunner, TorchRunner
@@ -42,20 +40,12 @@ class Fp32Run(NamedTuple):
         return self.model.token_embedding.weight.device
 
 
-@torch.no_grad()
 def run_fp32(model: OneRec, requests: Requests, beam: Sequence[int], batch_size: int) -> Fp32Run:
     """Beams and scores of the FP32 model, and the scores of its FP16 form along them."""
-    device = model.token_embedding.weight.device
-    found: list[list[Tensor]] = [[], [], [], []]
-    for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-        features_BSF, lengths_B3 = batch.features_BSF.to(device), batch.lengths_B3.to(device)
-        beams = beam_search(model, features_BSF, lengths_B3, beam)
-        scoring = path_log_probabilities(model, features_BSF, lengths_B3, beams.sids_BW3)
-        for part, value in zip(found, (*beams, scoring), strict=True):
-            part.append(value.cpu())
-    sids_nW3, scores_nW, cutoffs_n3, scoring_nW3 = (torch.cat(part).numpy() for part in found)
-    fp16_nW3 = _scoring(Decoder(PackedSource(model, "fp16", {})).to(device), requests, sids_nW3, batch_size)
-    return Fp32Run(model, requests, Reference(sids_nW3, scores_nW, cutoffs_n3, scoring_nW3, fp16_nW3), beam, batch_size)
+    beams = fp32_beams(model, requests, beam, batch_size)
+    decoder = Decoder(PackedSource(model, "fp16", {})).to(model.token_embedding.weight.device)
+    fp16_nW3 = _scoring(decoder, requests, beams.sids_nW3, batch_size)
+    return Fp32Run(model, requests, Reference(*beams, fp16_nW3), beam, batch_size)
 
 
 def run_packed(fp32: Fp32Run, source: TensorSource, name: str, batch_size: int | None = None) -> System:

@@ -12,7 +12,7 @@ from ..core.records import read_record
 from ..validation.fp32_reference import ReferenceJob, heldout_requests, read_reference
 from ..validation.outputs import read_outputs
 from ..validation.validate import read_validation
-from .outputs import EngineOutputs, Standing, System, in_place_of_fp32
+from .outputs import EngineOutputs, Standing, System
 from .table import FidelityTable, Row, fidelity_row, table_of_rows
 
 
@@ -69,7 +69,7 @@ class RecipeComparison:
     def _repetition(self, recipe: ValidatedRecipe, rebuilt: Path) -> Row:
         first = self._system(recipe)
         again = System(built_again(recipe.name), "noise floor", _outputs(rebuilt, self._digest, recipe.name))
-        return fidelity_row(again, in_place_of_fp32(first, self._fp32), self._targets_n3, beside=first.name)
+        return fidelity_row(again, self._fp32, self._targets_n3, first)
 
     def _system(self, recipe: ValidatedRecipe) -> System:
         standing: Standing = "quantized" if recipe.quantized else "noise floor"

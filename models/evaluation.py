@@ -12,9 +12,15 @@ _Ints = NDArray[np.int64]
 
 def hits(sids_BW3: _Ints, targets_B3: _Ints, k: int) -> NDArray[np.bool_]:
     """Whether the target is among the first k items of each request, bool [B]. Fewer than k items count as they are."""
+    first_Bk3 = sids_BW3[:, :k]
+    return np.asarray(target_places(first_Bk3, targets_B3) < first_Bk3.shape[1])
+
+
+def target_places(sids_BW3: _Ints, targets_B3: _Ints) -> _Ints:
+    """Where the target stands among the items of each request, int64 [B], from 0 on; W where it is not among them."""
     assert sids_BW3.shape[0] == targets_B3.shape[0]
-    found: NDArray[np.bool_] = (sids_BW3[:, :k] == targets_B3[:, None]).all(-1).any(-1)
-    return found
+    same_BW = (sids_BW3 == targets_B3[:, None]).all(-1)
+    return np.asarray(np.where(same_BW.any(1), same_BW.argmax(1), same_BW.shape[1]), np.int64)
 
 
 def popularity_baseline(targets_n3: _Ints, k: int) -> _Ints:

@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..calibration.fp16_loss import FP16_ROUNDING, fp16_loss, without_subnormals
 from ..calibration.quantized import QuantizedCheckpoint
 from ..core.recipe import ValidateOptions
-from ..models.beam_search import path_log_probabilities
 from ..models.layout import layout
 from ..models.onerec import OneRec
 from ..models.requests import Requests
 from .fp32_reference import Reference
 from .gates import Gate, gate
+from .path_scores import model_scores
 
 
 def underflow_gate(
@@ -114,13 +113,5 @@ def _flush_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
 
 def _error(model: OneRec, requests: Requests, fp32: Reference, batch_size: int) -> float:
     values_NF = without_subnormals(torch.from_numpy(requests.values_NF)).numpy()
-    device = model.token_embedding.weight.device
-    scores: list[NDArray[np.float32]] = []
-    first = 0
-    with torch.no_grad():
-        for batch in replace(requests, values_NF=values_NF).batches(batch_size):
-            paths = torch.from_numpy(fp32.sids_nW3[first : first + len(batch.lengths_B3)])
-            inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, paths))
-            scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
-            first += len(paths)
-    return float(np.abs(np.concatenate(scores) - fp32.scoring_nW3).mean())
+    scores_nW3 = model_scores(model, replace(requests, values_NF=values_NF), fp32.sids_nW3, batch_size)
+    return float(np.abs(scores_nW3 - fp32.scoring_nW3).mean())

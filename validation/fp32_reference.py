@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from ..core.errors import CheckpointError, RequestError
 from ..core.graph_io import Role
@@ -23,7 +24,10 @@ from ..models.beam_search import beam_search, path_log_probabilities
 from ..models.catalogue_index import INDEX_SOURCES
 from ..models.checkpoint import checkpoint_files, open_checkpoint
 from ..models.device import compute_device
+from ..models.onerec import OneRec
 from ..models.requests import Requests, read_requests, request_files
+from ..runtime.item_index import ItemIndex
+from .array_file import read_arrays, write_arrays
 from .catalogue import open_index
 from .fp16_source import Fp16Source
 from .requests_feed import run_all
@@ -31,7 +35,7 @@ from .torch_runner import ScoringTorchRunner
 
 REFERENCE_FILE = "reference.safetensors"
 # Of this folder, which is mostly about gates.
-_HERE = ("catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
+_HERE = ("array_file", "catalogue", "fp32_reference", "fp16_source", "requests_feed", "torch_runner")
 SOURCES = Sources(
     (
         *("core", *INDEX_SOURCES, "runtime/item_rules.py", "models", "operators", "calibration/targets.py", "export"),
@@ -131,7 +135,21 @@ def read_reference(folder: Path) -> Reference:
         ArtifactError: It is missing or was changed.
     """
     read_record(folder)
-    return Reference(**load_file(folder / REFERENCE_FILE))
+    return read_answers(folder / REFERENCE_FILE)
+
+
+def write_answers(reference: Reference, path: Path) -> None:
+    """Write a reference into a file by itself."""
+    write_arrays(reference, path)
+
+
+def read_answers(path: Path) -> Reference:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        ArtifactError: The file is damaged, or another version wrote it.
+    """
+    return read_arrays(Reference, path, "remove it, so that FP32 answers again")
 
 
 def heldout_requests(job: ReferenceJob) -> Requests:
@@ -142,6 +160,36 @@ def heldout_requests(job: ReferenceJob) -> Requests:
     """
     config = open_checkpoint(job.checkpoint, job.key_map).config
     return read_requests(job.heldout, config, max_context=job.max_context, need_targets=True, limit=job.max_requests)
+
+
+class Fp32Beams(NamedTuple):
+    """What a reference says of FP32 alone, as its fields have it."""
+
+    sids_nW3: NDArray[np.int64]
+    scores_nW: NDArray[np.float32]
+    cutoffs_n3: NDArray[np.float32]
+    scoring_nW3: NDArray[np.float32]
+
+
+@torch.no_grad()
+def fp32_beams(model: OneRec, requests: Requests, beam: Sequence[int], batch_size: int, index: ItemIndex | None = None) -> Fp32Beams:
+    """The beams of a model, where it lies, with a progress bar. Beams that find fewer items have places of -1.
+
+    Args:
+        model: In FP32.
+        requests: What it answers.
+        beam: Kept beams after each of the three steps.
+        batch_size: Requests per forward pass.
+        index: The catalogue that beams follow. Default: beams are open.
+    """
+    device = model.token_embedding.weight.device
+    found: list[tuple[Tensor, ...]] = []
+    for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
+        features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
+        beams = beam_search(model, features, lengths, beam, index)
+        scoring = path_log_probabilities(model, features, lengths, beams.sids_BW3.clamp(min=0))
+        found.append(tuple(part.cpu() for part in (*beams, scoring)))
+    return Fp32Beams(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
 
 
 def _require_finite(reference: Reference, requests: Requests, path: Path) -> None:
@@ -169,21 +217,12 @@ def _write(job: ReferenceJob, folder: Path) -> dict[str, Any]:
     requests, batch_size = heldout_requests(job), job.batch_size
     model = checkpoint.load_model()
     index = None if job.followed is None else open_index(job.followed, model.config.codebook)
-    sids, scores, cutoffs, scoring = [], [], [], []
-    with torch.no_grad():
-        for batch in tracked(requests.batches(batch_size), "FP32 reference", -(-len(requests) // batch_size)):
-            features, lengths = batch.features_BSF.to(device), batch.lengths_B3.to(device)
-            beams = beam_search(model, features, lengths, job.beam, index)
-            sids.append(beams.sids_BW3.cpu().numpy())
-            scores.append(beams.scores_BW.cpu().numpy())
-            cutoffs.append(beams.cutoffs_B3.cpu().numpy())
-            scoring.append(path_log_probabilities(model, features, lengths, beams.sids_BW3.clamp(min=0)).cpu().numpy())
-    sids_nW3 = np.concatenate(sids)
-    _require_full(sids_nW3, requests, job)
+    beams = fp32_beams(model, requests, job.beam, batch_size, index)
+    _require_full(beams.sids_nW3, requests, job)
     del model  # on a GPU it takes the memory that the next one needs
-    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), sids_nW3.shape[1])
-    fp16 = run_all(runner, requests, batch_size, "FP16 noise", sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
-    reference = Reference(sids_nW3, np.concatenate(scores), np.concatenate(cutoffs), np.concatenate(scoring), fp16)
+    runner = ScoringTorchRunner(Decoder(Fp16Source(checkpoint)), beams.sids_nW3.shape[1])
+    fp16 = run_all(runner, requests, batch_size, "FP16 noise", beams.sids_nW3)[Role.TOKEN_SCORES].astype(np.float32)
+    reference = Reference(*beams, fp16)
     _require_finite(reference, requests, job.heldout)
-    save_file({name: np.ascontiguousarray(value) for name, value in vars(reference).items()}, folder / REFERENCE_FILE)
+    write_answers(reference, folder / REFERENCE_FILE)
     return {"requests": len(requests), "fp16_noise_nat": reference.fp16_noise, "device": device.type}

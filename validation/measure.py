@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..core.graph_io import Role
 from ..export.serving import ServingModel
-from ..models.beam_search import path_log_probabilities
 from ..models.device import on_compute_device
 from ..models.onerec import OneRec
 from ..models.requests import Requests
@@ -19,7 +16,7 @@ from ..runtime.item_index import ItemIndex
 from .backends import Trial
 from .fp32_reference import Reference
 from .outputs import Outputs, Sids
-from .path_scores import Floats, path_scores
+from .path_scores import Floats, model_scores, path_scores
 from .requests_feed import Runner, run_all
 from .serving_parity import in_range
 from .torch_runner import FoundBeams, ScoringTorchRunner, torch_beams
@@ -104,18 +101,11 @@ def _engine_scores(
 
 def _fp32_scores(beside: Yardstick, sids_nW3: Sids) -> Floats:
     """The FP32 model's log-probabilities [n, W, 3] of the items an engine found."""
-    model, fp32 = beside.model, beside.fp32
+    fp32 = beside.fp32
     slots = -(-fp32.sids_nW3.shape[1] // 4)  # FP32 knows most of them
-    device = model.token_embedding.weight.device
 
-    def score(rows: Sequence[int] | Ints, items_rs3: Ints) -> Floats:
-        scores, first = [], 0
-        for batch in beside.requests.select(rows).batches(beside.batch_size):
-            items_Bs3 = torch.from_numpy(items_rs3[first : first + len(batch.lengths_B3)])
-            inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, items_Bs3))
-            scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
-            first += len(items_Bs3)
-        return np.concatenate(scores)
+    def score(rows: Ints, items_rs3: Ints) -> Floats:
+        return model_scores(beside.model, beside.requests.select(rows), items_rs3, beside.batch_size)
 
     return path_scores(sids_nW3, fp32.sids_nW3, fp32.scoring_nW3, slots, score)
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
-from ..core.errors import ArtifactError
+from .array_file import read_arrays, write_arrays
 from .fp32_reference import Reference
 
 Floats = NDArray[np.float32]
@@ -52,7 +51,7 @@ def outputs_file(label: str) -> str:
 
 def write_outputs(outputs: Outputs, path: Path) -> None:
     """Write the outputs of a trial into a file."""
-    save_file({each.name: np.ascontiguousarray(getattr(outputs, each.name)) for each in fields(Outputs)}, path)
+    write_arrays(outputs, path)
 
 
 def read_outputs(path: Path) -> Outputs:
@@ -61,10 +60,7 @@ def read_outputs(path: Path) -> Outputs:
     Raises:
         ArtifactError: Another version wrote it, with other arrays.
     """
-    arrays = load_file(path)
-    if arrays.keys() != {each.name for each in fields(Outputs)}:
-        raise ArtifactError("another version of onerec-trt wrote these outputs", where=str(path), hint="validate the recipe again")
-    return Outputs(**arrays)
+    return read_arrays(Outputs, path, "validate the recipe again")
 
 
 def rows_of(kept: Outputs | Reference, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:

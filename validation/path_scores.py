@@ -1,15 +1,32 @@
-"""Scores of given items, each scored once: what was scored before is looked up."""
+"""Scores of given items: by the FP32 model, and by whatever scores them, each item once: what was scored before is looked up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from ..models.beam_search import path_log_probabilities
+from ..models.onerec import OneRec
+from ..models.requests import Requests
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Score = Callable[[Ints, Ints], Floats]  # numbers of requests [r] and items [r, slots, 3] to log-probabilities [r, slots, 3]
+
+
+@torch.no_grad()
+def model_scores(model: OneRec, requests: Requests, sids_nW3: Ints, batch_size: int) -> Floats:
+    """Log-probabilities FP32 [n, W, 3] of the tokens of items, by the FP32 model where it lies."""
+    device, scores, first = model.token_embedding.weight.device, [], 0
+    for batch in requests.batches(batch_size):
+        paths_BW3 = torch.from_numpy(sids_nW3[first : first + len(batch.lengths_B3)])
+        inputs = (x.to(device) for x in (batch.features_BSF, batch.lengths_B3, paths_BW3))
+        scores.append(path_log_probabilities(model, *inputs).cpu().numpy())
+        first += len(paths_BW3)
+    return np.concatenate(scores)
 
 
 def path_scores(sids_nM3: Ints, known_nK3: Ints, scoring_nK3: Floats, slots: int, score: Score) -> Floats:

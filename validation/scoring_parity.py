@@ -98,11 +98,12 @@ def _kl(fp32_nW3: Floats, actual_nW3: Floats) -> NDArray[np.float64]:
     Near 0 that root is the standard deviation of the log-probability error under p. The plain mean of KL is no criterion:
     it hangs on the few requests where a near-tie of a router falls the other way.
     """
-    log_p, log_q = (_log_softmax(x.astype(np.float64).sum(-1)) for x in (fp32_nW3, actual_nW3))
+    log_p, log_q = (log_softmax(x.astype(np.float64).sum(-1)) for x in (fp32_nW3, actual_nW3))
     kl_n = (np.exp(log_p) * (log_p - log_q)).sum(1)
     return np.asarray(np.sqrt(2 * np.maximum(kl_n, 0)), np.float64)
 
 
-def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Along the last axis of [n, W]; -inf has no share."""
     shifted = x - x.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)

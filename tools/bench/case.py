@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.errors import RecipeError
 from ...models.config import LEVELS
+from ...models.requests import MAX_CONTEXT
 
 _NUMBER = r"[1-9][0-9]*"
 _CASE = re.compile(rf"({_NUMBER})x({_NUMBER}|{_NUMBER}-{_NUMBER}-{_NUMBER})x({_NUMBER})")
@@ -37,13 +38,15 @@ def parse_case(text: str) -> Case:
     """Read BATCHxBEAMxCONTEXT.
 
     Raises:
-        RecipeError: It is written otherwise.
+        RecipeError: It is written otherwise, or its context is longer than plans take.
     """
     found = _CASE.fullmatch(text)
     if found is None:
         hint = "write BATCHxBEAMxCONTEXT, such as 32x512x512, or 32x128-256-512x3000 for a beam schedule"
         raise RecipeError(f"not a batch shape: {text!r}", where="--case", hint=hint)
     batch, beam, context = found.groups()
+    if int(context) > MAX_CONTEXT:
+        raise RecipeError(f"a context of {context} tokens is too long: {text!r}", where="--case", hint=f"plans take at most {MAX_CONTEXT}")
     widths = [int(width) for width in beam.split("-")]
     first, second, third = widths * LEVELS if len(widths) == 1 else widths
     return Case(int(batch), (first, second, third), int(context))

@@ -23,7 +23,6 @@ from ...runtime.verdict import inspect_with_verdict
 from .random_scales import input_amax
 
 SEED = 0  # of weights and features: the PyTorch baseline runs the same model
-MAX_CONTEXT = 3072
 AMAX_FILE = "amax.json"
 SCALES_SOURCES = Sources(
     ("core", *INDEX_SOURCES, "models", "operators", "calibration/targets.py", "export", "tools/bench/random_scales.py"),

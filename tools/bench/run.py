@@ -19,6 +19,7 @@ from ...calibration.random_checkpoint import RandomWeights
 from ...core.artifacts import write_json
 from ...core.recipe import Profile
 from ...models.config import OneRecConfig
+from ...models.requests import MAX_CONTEXT
 from ...runtime.layer_times import PlaceTime
 from ...runtime.machine import Machine, this_machine
 from ..clock import ClockWatch
@@ -26,7 +27,7 @@ from ..environment import software
 from .candidates import EngineName, PlanCandidate, load_runner, shared_items, torch_candidate
 from .case import Case
 from .parts import PARTS, part_of
-from .plans import MAX_CONTEXT, SEED, BenchPlan, make_plan, precision_of
+from .plans import SEED, BenchPlan, make_plan, precision_of
 from .random_scales import SCALES_FROM
 from .result import Result, Sampled, invalid_because, limits_ms, result_of
 from .roofline import Gpu, gpu_of

@@ -21,7 +21,8 @@ def write_fidelity(table: FidelityTable, path: Path) -> None:
     Raises:
         ArtifactError: The disk is full.
     """
-    missed = [gate for gate in bars(table) if not gate.passed]
+    judged = bars(table)
+    missed = [gate for gate in judged if not gate.passed]
     remarks = [
         f"{table.requests} held-out requests, {table.width} items each. The tie band is {table.tie_band:.2g} nat wide.",
         "An interval is that of the paired difference from FP32 where FP32 has the metric, else that of the metric itself.",
@@ -30,8 +31,8 @@ def write_fidelity(table: FidelityTable, path: Path) -> None:
     measured = Measured(
         title="onerec-trt fidelity",
         machine=f"{table.model}, {table.engine}",
-        good=not missed,
-        headline=f"Bars that are missed: {len(missed)}" if missed else "Every bar is reached",
+        good=bool(judged) and not missed,
+        headline=_headline(len(judged), len(missed)),
         remarks=remarks,
         headings=HEADINGS,
         words=3,
@@ -40,6 +41,12 @@ def write_fidelity(table: FidelityTable, path: Path) -> None:
         facts=[("intervals", "paired bootstrap over requests, 2000 resamples")],
     )
     write_measurement(measured, path)
+
+
+def _headline(judged: int, missed: int) -> str:
+    if not judged:
+        return "No bars: nothing here is quantized"
+    return f"Bars that are missed: {missed}" if missed else "Every bar is reached"
 
 
 def _metrics(table: FidelityTable) -> list[str]:

@@ -16,14 +16,14 @@ from ...fidelity.reference_measurement import MeasurementJob, ReferenceMeasureme
 from ...fidelity.reference_run import train_reference
 from ...fidelity.reference_training import late_fall
 from ...fidelity.references import Decay, reference_model
-from ...fidelity.table import bars
+from ...fidelity.table import FidelityTable, bars
 from ...runtime.machine import driver_version, this_machine
 from ...validation.backends import EngineName
 from ...validation.gates import require
 from ..environment import software
 from ..tables import gates_table
 from ..terminal import print_results
-from .reference_recipes import answer_in_fp32, engine_tables, reference_recipes, systems_of
+from .reference_recipes import EngineTables, answer_in_fp32, reference_recipes, systems_of
 from .results_page import JSON_FILE, merged, require_own_results, write_results
 from .tables import fidelity_text
 
@@ -102,28 +102,31 @@ def _recipes(options: ReferenceOptions) -> list[Recipe]:
 
 
 def _measured(options: ReferenceOptions, recipes: Sequence[Recipe], deadline: float) -> ReferenceMeasurement:
-    """Measure what is left, and write the results after each part."""
+    """Measure what is left, and write the results after each part. What an engine has answered already is in them from the first one on."""
     job = MeasurementJob(options.size, options.seed, options.state, options.requests, options.batch_size, options.device, deadline, _say)
+    tables = None if options.engine is None else EngineTables(recipes, options.engine, _say)
+    answered = _answered(tables, 0.0)
     found = None
     for found in measure_reference(job):
-        found = _written(options, found)
+        found = _written(options, found.model_copy(update=answered))
     assert found is not None
-    if options.engine is not None and not unfinished(found):
-        found = _with_engine(options, options.engine, found, recipes, deadline)
-    if found.table is not None:
-        print_results([fidelity_text(found.table), gates_table(found.bars)])
+    if not unfinished(found):
+        for table in () if tables is None else tables.run(deadline):
+            found = _written(options, found.model_copy(update=_of_engine(table)))
+    for shown, judged in ((found.table, found.bars), (found.engine_table, found.engine_bars)):
+        if shown is not None:
+            print_results([fidelity_text(shown), gates_table(judged)])
     return found
 
 
-def _with_engine(
-    options: ReferenceOptions, engine: EngineName, found: ReferenceMeasurement, recipes: Sequence[Recipe], deadline: float
-) -> ReferenceMeasurement:
-    """Take the reference through the pipeline, one recipe after the other, and write the results after each."""
-    for table in engine_tables(recipes, engine, deadline):
-        found = _written(options, found.model_copy(update={"engine_table": table, "engine_bars": tuple(bars(table))}))
-    if found.engine_table is not None:
-        print_results([fidelity_text(found.engine_table), gates_table(found.engine_bars)])
-    return found
+def _answered(tables: EngineTables | None, deadline: float) -> dict[str, Any]:
+    """The table and the bars of recipes that are validated already, as fields of a measurement; none where no recipe is."""
+    validated = [] if tables is None else list(tables.run(deadline))
+    return _of_engine(validated[-1]) if validated else {}
+
+
+def _of_engine(table: FidelityTable) -> dict[str, Any]:
+    return {"engine_table": table, "engine_bars": tuple(bars(table))}
 
 
 def _written(options: ReferenceOptions, found: ReferenceMeasurement) -> ReferenceMeasurement:

@@ -6,10 +6,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ...fidelity.metrics import TOP1
 from ...fidelity.table import FidelityTable, Row
 from ..terminal import compact_table
-
-TOP1 = "top-1 outside the tie band"
 
 
 def fidelity_text(table: FidelityTable) -> Table:

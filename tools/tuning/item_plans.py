@@ -19,6 +19,7 @@ from ...core.errors import RecipeError
 from ...core.graph_io import GraphIO, Role
 from ...core.recipe import Profile
 from ...models.config import OneRecConfig
+from ...models.requests import MAX_CONTEXT
 from ...runtime.item_index import ItemIndex
 from ...runtime.item_rules import OPEN, ItemRules, RuleEncoder
 from ...runtime.item_runner import ItemRunner
@@ -26,7 +27,7 @@ from ...runtime.tensorrt_runner import TensorRtRunner
 from ..bench.candidates import batch_features
 from ..bench.case import Case, parse_case
 from ..bench.command import model_of
-from ..bench.plans import MAX_CONTEXT, RECIPES, BenchPlan, ItemsName, make_plan
+from ..bench.plans import RECIPES, BenchPlan, ItemsName, make_plan
 from ..bench.sampling import interleaved_ms
 from .item_host import host_ms, items_found
 from .item_swaps import swaps_under_load

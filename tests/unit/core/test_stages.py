@@ -14,7 +14,7 @@ from onerec_trt.core.artifacts import _HOST
 from onerec_trt.core.errors import ArtifactError, GpuError
 from onerec_trt.core.records import RECORD_NAME, Record, read_record
 from onerec_trt.core.sources import Sources
-from onerec_trt.core.stages import Difference, Stage, declare, differences, run_stage
+from onerec_trt.core.stages import Difference, Stage, declare, differences, is_current, run_stage
 
 from .damage import DAMAGES, tamper
 
@@ -81,6 +81,23 @@ def test_an_unchanged_stage_is_not_run_again(shout: Shout) -> None:
     first, second = shout.run(), shout.run()
     assert not second.ran
     assert second == as_stored(first)
+    assert shout.runs == 1
+
+
+def test_a_stage_is_current_where_a_run_would_leave_it_alone(shout: Shout) -> None:
+    """Nothing there, all as it was, and one change each of option, machine, lineage and input; nothing is run for it."""
+    at_home = replace(shout.stage, machine=lambda: {"gpu": "H200"})
+    assert not is_current(at_home)
+    run_stage(at_home)
+    assert is_current(at_home)
+    assert not is_current(replace(at_home, options={"beam": [4]}))
+    assert not is_current(replace(at_home, machine=lambda: {"gpu": "H100"}))
+    assert not is_current(replace(at_home, name="whisper"))
+    assert not is_current(replace(at_home, check=lambda: read_record(shout.output / "nothing")))
+    shout.input.write_text("changed")
+    assert not is_current(at_home)
+    shout.input.unlink()
+    assert not is_current(at_home)
     assert shout.runs == 1
 
 

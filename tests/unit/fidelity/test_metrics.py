@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onerec_trt.fidelity.metrics import cutoffs, hits, metrics, ndcg, step_kl, target_places, tie_band
+from onerec_trt.fidelity.metrics import cutoffs, hit, metrics, ndcg, step_kl, tie_band
 from onerec_trt.fidelity.outputs import EngineOutputs
+from onerec_trt.models.evaluation import target_places
 from onerec_trt.validation.fp32_reference import Reference
 
 SIDS = np.array([[[0, 0, 0], [0, 1, 0], [2, 0, 0]], [[1, 1, 1], [1, 1, 2], [0, 0, 3]]])
@@ -39,7 +40,7 @@ def test_hits_and_ndcg_fall_with_the_place_of_the_target() -> None:
     targets = np.array([[0, 1, 0], [9, 9, 9]])
     place = target_places(SIDS, targets)
     assert place.tolist() == [1, 3]
-    assert (hits(place, 1).tolist(), hits(place, 2).tolist()) == ([0, 0], [1, 0])
+    assert (hit(place, 1).tolist(), hit(place, 2).tolist()) == ([0, 0], [1, 0])
     assert ndcg(place, 3) == pytest.approx([1 / np.log2(3), 0])
     assert ndcg(place, 1).tolist() == [0, 0]
     found = by_name(same(), targets)
@@ -67,10 +68,29 @@ def test_requests_inside_the_tie_band_are_no_test_of_the_first_place() -> None:
 def test_kl_of_a_step_counts_each_prefix_once() -> None:
     outputs = same()
     outputs.scoring_nW3[0, :2, 0] += np.log(0.5)  # the first token 0 of request 0, which two beams share
-    kl = step_kl(reference(), outputs)
+    kl = step_kl(SIDS, reference().scoring_nW3, outputs.scoring_nW3)
     p, q = np.array([0.6, 0.4]), np.array([0.3, 0.4]) / 0.7
     assert kl[0, 0] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
     assert kl[1].tolist() == [0, 0, 0]
+
+
+def test_beside_another_system_scores_are_still_those_of_fp32s_beams() -> None:
+    """The other system found items that all begin differently; FP32's beams, which scores are of, begin alike in two of three."""
+    other, again = same(), same()
+    other.sids_nW3[0] = [[7, 0, 0], [8, 0, 0], [9, 0, 0]]
+    again.scoring_nW3[0, :2, 0] += np.log(0.5)
+    kl = {metric.name: metric.values_n for metric in metrics(again, reference(), SIDS[:, 0], other)}["KL of step 1, nat"]
+    assert kl[0] == pytest.approx(by_name(again, SIDS[:, 0])["KL of step 1, nat"][0])
+
+
+def test_beside_another_system_fp32_says_which_first_places_are_decided() -> None:
+    """The other system has the FP16 form's own scores and the best items swapped: neither changes what FP32 decides."""
+    fp32, other = reference(), same()
+    fp32.scores_nW[1, 1] = fp32.scores_nW[1, 0] - 0.005  # inside the band of 2 x 0.003 nat
+    other.scoring_nW3[:] = fp32.fp16_scoring_nW3
+    other.sids_nW3[0, :2], other.fp32_scores_nW[0, :2] = other.sids_nW3[0, 1::-1].copy(), other.fp32_scores_nW[0, 1::-1].copy()
+    top1 = next(metric for metric in metrics(other, fp32, SIDS[:, 0], other) if metric.name.startswith("top-1"))
+    assert top1.values_n.tolist() == [1]
 
 
 def test_the_width_is_the_last_cutoff() -> None:

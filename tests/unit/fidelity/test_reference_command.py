@@ -87,27 +87,51 @@ def test_a_missed_bar_ends_the_command_after_the_results_are_written(
     assert "fp8-row-block" in capsys.readouterr().out
 
 
+class FakeTables:
+    """What an engine answered before, and what it gives when there is time."""
+
+    def __init__(self, before: list[FidelityTable], now: list[FidelityTable]) -> None:
+        self.before, self.now = before, now
+        self.asked: list[tuple[list[str], str, int]] = []
+
+    def __call__(self, recipes: Sequence[Recipe], engine: str, _say: object) -> FakeTables:
+        self.asked.append(([recipe.name for recipe in recipes], engine, recipes[0].validation.max_requests))
+        return self
+
+    def run(self, deadline: float) -> Iterator[FidelityTable]:
+        yield from self.before
+        if deadline:
+            yield from self.now
+
+
 def test_an_engines_table_stands_beside_the_one_of_packed_models(options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     found = whole(options)
     assert found.table is not None
     table = found.table.model_copy(update={"engine": "onnxruntime"})
-    asked: list[tuple[list[str], str, int]] = []
-
-    def tables(recipes: Sequence[Recipe], engine: str, _deadline: float) -> Iterator[FidelityTable]:
-        asked.append(([recipe.name for recipe in recipes], engine, recipes[0].validation.max_requests))
-        yield table
-
-    monkeypatch.setattr(reference_command, "engine_tables", tables)
+    monkeypatch.setattr(reference_command, "EngineTables", tables := FakeTables([], [table]))
     measured = whole(replace(options, engine="onnxruntime", engine_requests=65))
     assert (measured.engine_table, measured.engine_bars) == (table, found.bars)
-    assert asked == [(list(PRECISIONS), "onnxruntime", 65)]
+    assert tables.asked == [(list(PRECISIONS), "onnxruntime", 65)]
     assert "recipes with onnxruntime:" in (options.out / "fidelity.md").read_text()
+
+
+def test_what_an_engine_answered_is_in_the_results_before_anything_is_measured(
+    options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = whole(options).table
+    assert table is not None
+    fewer = table.model_copy(update={"rows": table.rows[:1]})
+    monkeypatch.setattr(reference_command, "EngineTables", FakeTables([fewer], []))
+    first = replace(options, requests=22, minutes=0.0, engine="onnxruntime")
+    run_reference(first)
+    (found,) = read_results(options.out)
+    assert (found.table, found.engine_table) == (None, fewer)
 
 
 def test_a_bar_that_an_engine_misses_ends_the_command(options: ReferenceOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     table = whole(options).table
     assert table is not None
-    monkeypatch.setattr(reference_command, "engine_tables", lambda *_: iter([table]))
+    monkeypatch.setattr(reference_command, "EngineTables", FakeTables([], [table]))
     monkeypatch.setattr(reference_command, "bars", lambda _: [gate("overlap@16", "fp8-row", 0.5, ">=", 0.95)])
     with pytest.raises(GateError, match="overlap@16"):
         run_reference(replace(options, engine="onnxruntime"))

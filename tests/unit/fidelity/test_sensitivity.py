@@ -93,6 +93,12 @@ def test_a_precision_that_quantizes_nothing_is_refused(trained: Trained, precisi
         command.sensitivity(trained.checkpoint, trained.calibration_file, False, precision=precision, limit=8)
 
 
+@pytest.mark.parametrize("target", [float("nan"), float("inf")])
+def test_a_target_that_is_no_error_is_refused(trained: Trained, target: float) -> None:
+    with pytest.raises(RecipeError, match="no error in nat"):
+        command.sensitivity(trained.checkpoint, trained.calibration_file, True, precision="fp8-row", target=target, limit=8)
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="cannot be used"):
         command.chosen_device("no-such-device")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onerec_trt.core.artifacts import read_json, write_json
 from onerec_trt.fidelity.outputs import EngineOutputs, System
 from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.fidelity.packed_systems import packed_systems, run_packed
 from onerec_trt.fidelity.table import Cell, FidelityTable, Row, bars, fidelity_table
+from onerec_trt.tools.fidelity.fidelity_page import write_fidelity
 from onerec_trt.tools.fidelity.results_page import read_results
 from onerec_trt.validation.confidence_interval import mean_intervals, paired_interval
 
@@ -101,6 +103,50 @@ def test_a_metric_without_requests_has_no_cell(trained: Trained) -> None:
     assert trained.heldout.targets_n3 is not None
     table = fidelity_table("toy", "pytorch", [System("fp16", "noise floor", outputs)], tied, trained.heldout.targets_n3)
     assert "top-1 outside the tie band" not in [cell.metric for cell in table.rows[0].cells]
+
+
+def test_a_first_place_that_nothing_decides_reaches_no_bar() -> None:
+    undecided = row("fp8-row", 0.5, 0.8, 0.96, 0.995)
+    undecided = undecided.model_copy(update={"cells": undecided.cells[:-1]})
+    table = FidelityTable(model="m", engine="e", requests=100, width=512, tie_band=0.01, rows=(undecided,))
+    (missed,) = (gate for gate in bars(table) if not gate.passed)
+    assert missed.sentence() == "top-1 outside the tie band: not finite, must be >= 0.99 (no request lies outside the tie band)"
+
+
+def test_hits_of_a_model_that_hits_nothing_reach_no_bar() -> None:
+    none = row("fp8-row", 0.0, 0.0, 0.96, 0.995)
+    none = none.model_copy(update={"cells": tuple(each.model_copy(update={"fp32": each.fp32 and 0.0}) for each in none.cells)})
+    table = FidelityTable(model="m", engine="e", requests=100, width=512, tie_band=0.01, rows=(none,))
+    missed = [gate for gate in bars(table) if not gate.passed]
+    assert [(gate.name, gate.value) for gate in missed] == [("relative loss of hit@10", None), ("relative loss of hit@512", None)]
+
+
+def test_a_page_without_bars_does_not_say_that_they_are_reached(trained: Trained, tmp_path: Path) -> None:
+    reference = trained.fp32.reference
+    outputs = EngineOutputs(reference.sids_nW3, reference.scores_nW, reference.scoring_nW3)
+    assert trained.heldout.targets_n3 is not None
+    for standing, headline in (("noise floor", "No bars: nothing here is quantized"), ("quantized", "Every bar is reached")):
+        table = fidelity_table("toy", "pytorch", [System("one", standing, outputs)], reference, trained.heldout.targets_n3)
+        write_fidelity(table, tmp_path / "table.html")
+        page = (tmp_path / "table.html").read_text()
+        assert [words in page for words in ("No bars: nothing here is quantized", "Every bar is reached")].count(True) == 1
+        assert headline in page
+
+
+def test_a_system_that_gives_nan_misses_bars_and_has_a_row(trained: Trained, tmp_path: Path) -> None:
+    """NaN puts it behind everything: its items are FP32's worst, and the files say so."""
+    reference = trained.fp32.reference
+    broken = EngineOutputs(
+        reference.sids_nW3[:, ::-1].copy(), reference.scores_nW[:, ::-1].copy(), np.full_like(reference.scoring_nW3, np.nan)
+    )
+    assert trained.heldout.targets_n3 is not None
+    table = fidelity_table("toy", "pytorch", [System("fp8-row", "quantized", broken)], reference, trained.heldout.targets_n3)
+    write_json(tmp_path / "table.json", table.model_dump(mode="json"))
+    again = FidelityTable.model_validate(read_json(tmp_path / "table.json"))
+    assert np.isnan(again.rows[0].cell("score error, nat").value)
+    assert [bar.passed for bar in bars(again)] == [bar.passed for bar in bars(table)]
+    write_fidelity(again, tmp_path / "table.html")
+    assert "nan" in (tmp_path / "table.html").read_text()
 
 
 def measured_tables() -> dict[str, FidelityTable]:

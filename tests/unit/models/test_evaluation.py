@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onerec_trt.models.evaluation import hits, popularity_baseline, popularity_hits
+from onerec_trt.models.evaluation import hits, popularity_baseline, popularity_hits, target_places
 
 RANKED = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[1, 2, 3], [1, 2, 4], [1, 2, 5]]])
 
@@ -13,6 +13,7 @@ def test_hits_count_whole_items_among_the_first_k() -> None:
     assert hits(RANKED, targets, 1).tolist() == [False, False]
     assert hits(RANKED, targets, 2).tolist() == [True, False]
     assert hits(RANKED, targets, 99).tolist() == [True, False]
+    assert target_places(RANKED, targets).tolist() == [1, 3]
 
 
 def test_the_most_frequent_items_come_first_and_ties_go_to_the_smaller() -> None:

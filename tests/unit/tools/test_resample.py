@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from onerec_trt.core.artifacts import sha256, write_json
+from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.core.records import RECORD_NAME
 from onerec_trt.tools.pipeline import folders_of
@@ -21,6 +23,13 @@ def test_samples_of_a_good_run_pass(finished_recipe: Callable[[str], Recipe]) ->
     steady = {name for name in failed if name.startswith(("scoring", "items", "scores", "no better", "overlap", "hits"))}
     assert len(steady) == 11
     assert {failed[name] for name in steady} == {0}
+
+
+def test_outputs_of_fewer_requests_than_the_recipe_has_now_are_refused(finished_recipe: Callable[[str], Recipe]) -> None:
+    recipe = finished_recipe("fp8-row")
+    more = recipe.validation.model_copy(update={"max_requests": recipe.validation.max_requests + 1})
+    with pytest.raises(ArtifactError, match="of another max requests"):
+        resample(recipe.model_copy(update={"validation": more}), requests=64, times=1)
 
 
 def test_a_fault_in_the_outputs_is_found_in_every_sample(world: Path) -> None:

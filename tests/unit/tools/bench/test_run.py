@@ -52,6 +52,12 @@ def test_a_batch_shape_is_read(text: str, case: Case) -> None:
     assert sum(case.lengths) == case.context
 
 
+def test_a_context_that_no_plan_takes_is_no_batch_shape() -> None:
+    assert parse_case("1x2x3072").context == 3072
+    with pytest.raises(RecipeError, match=r"3073 tokens is too long(.|\n)*at most 3072"):
+        parse_case("1x2x3073")
+
+
 @pytest.mark.parametrize("text", ["", "32", "32x512", "0x512x512", "32x1-2x512", "32x1-2-3-4x512", "32x512x512x1", "-1x2x3", "32X512X512"])
 def test_other_words_are_no_batch_shape(text: str) -> None:
     with pytest.raises(RecipeError, match="not a batch shape"):
