@@ -168,20 +168,13 @@ class ItemIndex:
 
     def entries_of(self, sids_N3: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of each semantic ID in the index, [N]; -1 where no item has it."""
-        first, second, third = np.moveaxis(sids_N3, -1, 0)
-        inside = ((sids_N3 >= 0) & (sids_N3 < self.codebook)).all(-1)
-        return self._by_key.find(np.where(inside, (first * self.codebook + second) * self.codebook + third, -1))
+        return self._by_key.find(self._numbers(sids_N3))
 
     def begins_item(self, codes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether an item begins with the codes, [N]; one to three codes each."""
-        below = self.codebook ** (LEVELS - codes_NL.shape[1])
-        number = np.zeros(len(codes_NL), np.int64)
-        for codes_N in codes_NL.T:
-            number = number * self.codebook + codes_N
-        keys = self._keys
-        place = np.minimum(np.searchsorted(keys, number * below), len(keys) - 1)
-        inside = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(1)
-        return np.asarray((keys[place] // below == number) & inside)
+        number_N, below = self._numbers(codes_NL), self.codebook ** (LEVELS - codes_NL.shape[1])
+        place_N = np.minimum(np.searchsorted(self._keys, number_N * below), self.sids - 1)
+        return np.asarray(self._keys[place_N] // below == number_N)
 
     def places_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each item id in `items`, [N]; -1 for an item that the catalogue does not have."""
@@ -207,16 +200,14 @@ class ItemIndex:
         return self._item_runs(entries_N)[1]
 
     def continuations(self, prefixes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which codes continue each beginning of none to two codes, [N, V]; a beginning with a code below 0 goes on nowhere."""
+        """Which codes continue each beginning of none to two codes, [N, V]; one with a code outside the codebook goes on nowhere."""
         level = prefixes_NL.shape[1] + 1
         known = np.unique(self._keys // self.codebook ** (LEVELS - level)) if level < LEVELS else self._keys
         mask = np.zeros((len(prefixes_NL), self.codebook), np.bool_)
-        number = np.zeros(len(prefixes_NL), np.int64)
-        for codes_N in prefixes_NL.T:
-            number = number * self.codebook + codes_N
-        first, last = (np.searchsorted(known, (number + more) * self.codebook) for more in (0, 1))
-        for row in np.flatnonzero((prefixes_NL >= 0).all(1)):
-            mask[row, known[first[row] : last[row]] % self.codebook] = True
+        number_N = self._numbers(prefixes_NL)
+        first_N, last_N = (np.searchsorted(known, (number_N + more) * self.codebook) for more in (0, 1))
+        for row, (first, last) in enumerate(zip(first_N, last_N, strict=True)):
+            mask[row, known[first:last] % self.codebook] = True
         return mask
 
     def require_fits(self, io: GraphIO) -> None:
@@ -235,6 +226,14 @@ class ItemIndex:
         for what, held, role in (("semantic IDs", self.sids, Role.SID_ENTRIES), ("category classes", self.classes, Role.ALLOWED_CLASSES)):
             if held > (capacity := io.tensor(role).dims[-1]):
                 raise ArtifactError(f"the index holds {held} {what}, the graph takes {capacity}", where=self.where, hint=hint)
+
+    def _numbers(self, codes_NL: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Beginnings of L codes as numbers below V^L, which are the keys where L is 3; -1 where a code is outside the codebook."""
+        number_N = np.zeros(codes_NL.shape[:-1], np.int64)
+        for level in range(codes_NL.shape[-1]):
+            number_N = number_N * self.codebook + codes_NL[..., level]
+        inside_N = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(-1)
+        return np.where(inside_N, number_N, -1)
 
     @cached_property
     def _keys(self) -> NDArray[np.int64]:

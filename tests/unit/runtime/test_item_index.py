@@ -62,6 +62,17 @@ def test_what_no_item_has_is_not_found() -> None:
     assert not index.continuations(np.array([[-1, 0], [1, 0]])).any()
 
 
+def test_a_code_outside_the_codebook_begins_nothing() -> None:
+    """Its number would be that of other codes: 0, 3 in a codebook of three is 1, 0."""
+    index = index_in_memory(CatalogueItems(np.array([7]), np.array([[1, 0, 0]]), np.zeros(1, np.uint64)), 3)
+    outside = [[0, 3], [2, -3], [-1, 6]]
+    assert not index.continuations(np.array(outside)).any()
+    assert not index.begins_item(np.array(outside)).any()
+    assert (index.entries_of(np.array([[*codes, 0] for codes in outside])) == -1).all()
+    assert index.begins_item(np.array([[1], [3], [-1]])).tolist() == [True, False, False]
+    assert index.continuations(np.zeros((1, 0), np.int64)).tolist() == [[False, True, False]]
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("index") / "items.index"
