@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,23 +42,23 @@ ANY_CLASS = 0  # of prefixes below which there are more kinds of items than the 
 NO_CLASS = -1  # of codes that no item begins with
 _HINT = "build it again with `onerec-trt catalogue ITEMS.parquet --out INDEX`"
 
-# Array by array: data type, and the number of dimensions.
-_ARRAYS: dict[str, tuple[str, int]] = {
-    "first_classes": ("int32", 1),  # [V] category class of the items that begin with a code
-    "pair_bits": ("int32", 2),  # [V, V / 32] bit v % 32 of word v / 32: an item begins with the row's code and v
-    "pair_ranks": ("int32", 2),  # [V, V / 32] pairs before those of a word
-    "pair_classes": ("int32", 1),  # [P]
-    "pair_rows": ("int32", 1),  # [P + 1] first entry of a pair
-    "entries": ("int32", 1),  # [S] third code, and above it the category class of the semantic ID
-    "keys": ("int64", 1),  # [S] (first * V + second) * V + third, ascending
-    "item_rows": ("int32", 1),  # [S + 1] first item of a semantic ID
-    "items": ("int64", 1),  # [n] item ids, ascending within a semantic ID
-    "item_patterns": ("int32", 1),  # [n] number of the item's category bits in `patterns`
-    "sorted_items": ("int64", 1),  # [n] item ids, ascending
-    "sorted_places": ("int32", 1),  # [n] place of each of these in `items`
-    "patterns": ("uint64", 1),  # different category bits
-    "class_rows": ("int32", 1),  # [C + 1] first pattern of a class
-    "class_patterns": ("int32", 1),  # patterns of the items in a class
+# Array by array: data type and sizes. V and W follow from the codebook, what others share must be the same, and none is empty.
+_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "first_classes": ("int32", ("V",)),  # category class of the items that begin with a code
+    "pair_bits": ("int32", ("V", "W")),  # bit v % 32 of word v / 32: an item begins with the row's code and v
+    "pair_ranks": ("int32", ("V", "W")),  # pairs before those of a word
+    "pair_classes": ("int32", ("P",)),
+    "pair_rows": ("int32", ("P + 1",)),  # first entry of a pair
+    "entries": ("int32", ("S",)),  # third code, and above it the category class of the semantic ID
+    "keys": ("int64", ("S",)),  # (first * V + second) * V + third, ascending
+    "item_rows": ("int32", ("S + 1",)),  # first item of a semantic ID
+    "items": ("int64", ("n",)),  # item ids, ascending within a semantic ID
+    "item_patterns": ("int32", ("n",)),  # number of the item's category bits in `patterns`
+    "sorted_items": ("int64", ("n",)),  # item ids, ascending
+    "sorted_places": ("int32", ("n",)),  # place of each of these in `items`
+    "patterns": ("uint64", ("patterns",)),  # different category bits
+    "class_rows": ("int32", ("C + 1",)),  # first pattern of a class
+    "class_patterns": ("int32", ("patterns of classes",)),  # patterns of the items in a class
 }
 # What a plan keeps on its GPU, and by what its graph knows it.
 RESIDENT: dict[Role, str] = {
@@ -114,7 +116,7 @@ class ItemIndex:
         """Map a file and check its digest, which reads it once. Replace such a file by renaming another; never write into it.
 
         Raises:
-            ArtifactError: It is missing, no index, of another version, truncated, or not as it was written.
+            ArtifactError: It is missing, cannot be read, is no index, of another version, truncated, or not as it was written.
         """
         with _opened(path) as stream:
             digest, text, header = _header(path, stream)
@@ -122,11 +124,12 @@ class ItemIndex:
             while chunk := stream.read(_CHUNK):
                 found.update(chunk)
             size = stream.tell()
-        if size < header.get("bytes", size):
+            # Of the file that was read, whatever lies at its path by now. np.memmap itself makes every look-up slower.
+            mapped = np.asarray(np.memmap(stream, np.uint8, "r"))
+        if size < header["bytes"]:
             raise ArtifactError(f"the index is truncated: {size} of {header['bytes']} bytes", where=str(path), hint=_HINT)
         if found.hexdigest() != digest:
             raise ArtifactError("the index is damaged: its digest is another", where=str(path), hint=_HINT)
-        mapped = np.asarray(np.memmap(path, np.uint8, "r"))  # np.memmap itself makes every look-up slower
         arrays: dict[str, Array] = {}
         for name, (dtype, _) in _ARRAYS.items():
             place = header["arrays"][name]
@@ -296,9 +299,9 @@ def index_of(codebook: int, arrays: Mapping[str, Array]) -> ItemIndex:
 def _content(codebook: int, arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
     """What stands behind the fixed head: the header, then the arrays at the places it names."""
     assert arrays.keys() == _ARRAYS.keys()
-    for name, (dtype, dimensions) in _ARRAYS.items():
-        assert (arrays[name].dtype.name, arrays[name].ndim) == (dtype, dimensions), name
+    assert all(arrays[name].dtype.name == dtype for name, (dtype, _) in _ARRAYS.items())
     header = _described(codebook, arrays)
+    assert _is_sound(header)
     text = json.dumps(header).encode()
     yield text
     at = _FIXED.size + len(text)
@@ -324,9 +327,11 @@ def _described(codebook: int, arrays: Mapping[str, Array]) -> dict[str, Any]:
         begin = -(-needed // _ALIGNMENT) * _ALIGNMENT
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.open("rb")
+        with path.open("rb") as stream:
+            yield stream
     except FileNotFoundError:
         raise ArtifactError("index not found", where=str(path), hint=_HINT) from None
     except OSError as error:
@@ -346,9 +351,26 @@ def _header(path: Path, stream: BinaryIO) -> tuple[str, bytes, dict[str, Any]]:
     text = stream.read(min(size, _LARGEST_HEADER))
     try:
         header = json.loads(text)
-        known = header["arrays"].keys() == _ARRAYS.keys()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        known = False
-    if not known:
+        sound = _is_sound(header)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
         raise ArtifactError("the head of the index is damaged or truncated", where=str(path), hint=_HINT)
     return digest.hex(), text, header
+
+
+def _is_sound(header: Any) -> bool:
+    """Whether a header gives every array its place in the file, of a size that goes with those of the others."""
+    sizes = {"V": header["codebook"], "W": words_of(header["codebook"])}
+    if header["arrays"].keys() != _ARRAYS.keys() or not 1 <= header["codebook"] <= MAX_CODEBOOK:
+        return False
+    for name, (dtype, axes) in _ARRAYS.items():
+        place = header["arrays"][name]
+        for axis, size in zip(axes, place["shape"], strict=True):
+            letter, plus, _ = axis.partition(" + 1")
+            if size - bool(plus) < 1 or sizes.setdefault(letter, size - bool(plus)) != size - bool(plus):
+                return False
+        nbytes = math.prod(place["shape"]) * np.dtype(dtype).itemsize
+        if not 0 <= place["begin"] <= header["bytes"] - nbytes or place["end"] != place["begin"] + nbytes:
+            return False
+    return True
