@@ -114,7 +114,7 @@ class Client:
             rules: Of a model that follows a catalogue: what may come out. Default: any item.
 
         Raises:
-            RequestError: The server refuses the request, or cannot be reached in time.
+            RequestError: The server refuses the request, or cannot be reached in time; or no model could follow the rules.
         """
         features_1SF = np.asarray(features_SF)[None]
         (items,) = self.recommend_batch(features_1SF, np.asarray(lengths_3, np.int64)[None], [rules] if rules else None)
@@ -129,7 +129,7 @@ class Client:
             rules: As of `recommend`, for each context.
 
         Raises:
-            RequestError: The server refuses the request, or cannot be reached in time.
+            RequestError: The server refuses the request, or cannot be reached in time; or no model could follow the rules.
         """
         features, lengths = self.io.name(Role.CONTEXT_FEATURES), self.io.name(Role.PATHWAY_LENGTHS)
         if rules is None and follows_catalogue(self.io):
