@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -102,12 +103,26 @@ def test_another_program_at_the_port_is_not_taken_for_the_server() -> None:
 def test_shared_memory_of_servers_that_are_gone_is_removed_and_no_other(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    mine = region_prefix()
-    gone, alive = mine.replace(str(os.getpid()), str(ended.pid)), mine.replace(str(os.getpid()), str(os.getppid()))
+    mine, gone, alive = region_prefix(), region_prefix(ended.pid), region_prefix(os.getppid())
     for name in (f"{mine}a", f"{gone}b", f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"):
         (tmp_path / name).touch()
     assert remove_leftovers(tmp_path) == 2
     assert {path.name for path in tmp_path.iterdir()} == {f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"}
+
+
+def test_what_another_user_left_stops_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / f"{region_prefix()}{name}").touch()
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("a"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")  # /dev/shm has the sticky bit
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert remove_leftovers(tmp_path) == 1
+    assert [path.name[-1] for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_processes_that_are_no_stubs_do_not_count() -> None:
