@@ -174,6 +174,9 @@ class Repository:
 
         Returns:
             The version that is served now; None where no other was promoted before: then nothing is changed.
+
+        Raises:
+            ArtifactError: The repository is read-only.
         """
         with self._locked(model):
             remaining = [other for other in self._earlier(model) if other != version]
@@ -181,7 +184,11 @@ class Repository:
             if description is None:
                 return None
             aside = self.path / model / f"{ASIDE}{version}"
-            os.replace(self.folder(model, version), aside)
+            try:
+                os.replace(self.folder(model, version), aside)
+            except OSError as error:
+                hint = f"promote version {description.version} where the repository can be written"
+                raise ArtifactError(f"{why}\nit cannot be set aside: {error.strerror}", where=str(aside), hint=hint) from None
             write_text(aside / WHY_FILE, why + "\n")
             self._write_config(description, [description.version, *(other for other in remaining if other != description.version)])
         return description.version

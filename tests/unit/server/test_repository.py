@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from onerec_trt.core.artifacts import sha256, write_json
@@ -174,6 +176,19 @@ def test_a_changed_version_is_not_promoted(repository: Repository, plan: Path) -
     with pytest.raises(ArtifactError, match="file missing"):
         repository.promote("onerec", 2)
     assert repository.promoted("onerec") == (1,)
+
+
+def test_a_version_in_a_read_only_repository_is_not_set_aside_and_one_is_told_what_is_wrong_with_it(
+    repository: Repository, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        add_version(repository, plan, Options("tensorrt"))
+    repository.promote("onerec", 2)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    with pytest.raises(ArtifactError, match=r"(?s)it did not load\nit cannot be set aside: Read-only.*promote version 1 where"):
+        repository.set_aside("onerec", 2, "it did not load")
+    monkeypatch.undo()
+    assert repository.promoted("onerec") == (2, 1)
 
 
 def test_a_version_set_aside_is_neither_served_nor_its_number_given_again(repository: Repository, plan: Path) -> None:

@@ -141,7 +141,7 @@ def test_only_who_has_its_key_takes_a_server_for_its_own(running: Any) -> None:
     control = Control(Endpoints("127.0.0.1", *(running.ports[each] for each in ("http", "grpc", "metrics"))), "the key of another one")
     assert not control.live()
     with pytest.raises(ArtifactError, match="the server cannot load the model: This API is restricted"):
-        control.load("onerec")
+        control.load("onerec", "{}")
 
 
 def test_a_client_says_what_it_could_not_reach(running: Any) -> None:
