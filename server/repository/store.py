@@ -72,7 +72,7 @@ class Repository:
         Raises:
             ArtifactError: There is no such version.
         """
-        return read_description(self._existing(model, version))
+        return self._own(read_description(self._existing(model, version)), model, version)
 
     def open(self, model: str, version: int) -> VersionDescription:
         """The description of a version whose files are those that were put there.
@@ -80,7 +80,7 @@ class Repository:
         Raises:
             ArtifactError: There is no such version, or a file of it was changed.
         """
-        return open_version(self._existing(model, version))
+        return self._own(open_version(self._existing(model, version)), model, version)
 
     def promoted(self, model: str) -> tuple[int, ...]:
         """Versions that were promoted and are still there, newest first. The first one is served.
@@ -164,8 +164,9 @@ class Repository:
         """Serve the catalogue again that was served before; its digest.
 
         Raises:
-            ArtifactError: There is none, or its file is damaged.
+            ArtifactError: There is none, its file is damaged, or no version of such a model is served.
         """
+        self.promoted(model)
         with self._locked(model):
             return self.catalogues(model).rollback()
 
@@ -209,6 +210,13 @@ class Repository:
             return self.promoted(model)
         except ArtifactError:
             return ()
+
+    def _own(self, description: VersionDescription, model: str, version: int) -> VersionDescription:
+        """A description that is of the folder it lies in: it says what is written where."""
+        if (description.name, description.version) != (model, version):
+            what = f"the description is of version {description.version} of '{description.name}'"
+            raise ArtifactError(what, where=str(self.folder(model, version)), hint="add the model to the repository again")
+        return description
 
     def _existing(self, model: str, version: int) -> Path:
         folder = self.folder(model, version)

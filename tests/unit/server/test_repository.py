@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,53 @@ def test_a_changed_version_is_not_promoted(repository: Repository, plan: Path) -
     with pytest.raises(ArtifactError, match="file missing"):
         repository.promote("onerec", 2)
     assert repository.promoted("onerec") == (1,)
+
+
+def test_a_model_that_is_replaced_between_its_check_and_its_copy_is_refused(
+    repository: Repository, plan: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = shutil.copytree(export, tmp_path / "exported") / "model.onnx"
+    real = shutil.copyfile
+
+    def replaced_before(origin: Path, target: Path) -> None:
+        if origin in (plan, graph):
+            origin.write_bytes(b"what a build put there")
+        real(origin, target)
+
+    monkeypatch.setattr(shutil, "copyfile", replaced_before)
+    for model, flavor in ((plan, "tensorrt"), (graph, "python")):
+        with pytest.raises(ArtifactError, match=f"{model.name} was changed while it was copied"):
+            add_version(repository, model, Options(flavor))  # type: ignore[arg-type]
+    assert repository.versions("onerec") == ()
+
+
+@pytest.mark.parametrize("changes", [{"name": "../elsewhere"}, {"version": 2}])
+def test_a_description_of_another_version_is_refused_before_anything_is_written(
+    repository: Repository, plan: Path, changes: dict[str, Any]
+) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    path = repository.folder("onerec", 1) / "version.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+    for use in (repository.describe, repository.open, repository.promote):
+        with pytest.raises(ArtifactError, match="the description is of version"):
+            use("onerec", 1)
+    assert sorted(each.name for each in repository.path.iterdir()) == ["onerec"]
+
+
+@pytest.mark.parametrize("file", ["../2/model.plan", "/tmp/model.plan", "other.plan"])
+def test_a_description_names_a_model_among_its_own_files(repository: Repository, plan: Path, file: str) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    path = repository.folder("onerec", 1) / "version.json"
+    write_json(path, json.loads(path.read_text()) | {"model_file": file})
+    with pytest.raises(ArtifactError, match="is none of the version's files"):
+        repository.open("onerec", 1)
+
+
+def test_what_is_asked_of_a_model_that_is_not_there_leaves_no_folder(repository: Repository, plan: Path) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    with pytest.raises(ArtifactError, match="the repository holds no model 'onrec'"):
+        repository.rollback_catalogue("onrec")
+    assert [each.name for each in repository.path.iterdir()] == ["onerec"]
 
 
 def test_a_version_in_a_read_only_repository_is_not_set_aside_and_one_is_told_what_is_wrong_with_it(
