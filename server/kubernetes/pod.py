@@ -66,13 +66,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _DRAIN_S + 2 * EXIT_TIMEOUT_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {"fsGroup": _USER},
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -90,7 +84,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
 
 
 def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
-    """The server, with the flags that `onerec-trt serve` gives it."""
+    """The server, with the flags that `onerec-trt serve` gives it. Who it runs as stands here: KServe takes no rules of whole pods."""
     return {
         "name": "server",
         "image": options.image,
@@ -109,6 +103,10 @@ def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}, "periodSeconds": _PROBE_S, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_S}}},
         "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},

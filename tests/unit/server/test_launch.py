@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -78,6 +79,7 @@ def test_a_plan_with_kernels_may_run_its_code_only_in_the_stock_backend(tmp_path
         "tritonserver --model-repository=/models --model-control-mode=explicit --disable-auto-complete-config "
         f"{allowed} --load-model=a --load-model=b --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1"
     )
+    assert shlex.split(launch_line(Path("/my models"), [stock]))[1] == "--model-repository=/my models"
 
 
 def test_apis_that_change_a_server_are_restricted() -> None:

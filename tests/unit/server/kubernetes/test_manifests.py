@@ -138,6 +138,15 @@ def test_shared_memory_is_counted_in_the_pods_memory() -> None:
     assert server_container(described())["resources"]["limits"]["memory"] == f"{4096 + 5 * 1024 + 200}Mi"
 
 
+def test_no_server_runs_as_root_or_may_become_it() -> None:
+    (of_kserve,) = by_kind(kserve_manifests(described(), OPTIONS))["ServingRuntime"]["spec"]["containers"]
+    for container in (server_container(described()), of_kserve):
+        rights = container["securityContext"]
+        assert (rights["runAsNonRoot"], rights["runAsUser"], rights["allowPrivilegeEscalation"]) == (True, 1000, False)
+        assert rights["readOnlyRootFilesystem"]
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_only_clients_reach_the_pods_and_pods_reach_nobody() -> None:
     spec = by_kind(cluster_manifests(described(), OPTIONS))["NetworkPolicy"]["spec"]
     assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [])
@@ -211,6 +220,7 @@ def test_what_is_no_canary_is_refused(newer: VersionDescription, percent: int, m
         ({"claim": "Models"}, "--claim"),
         ({"namespace": "a_b"}, "--namespace"),
         ({"image": ""}, "--image"),
+        *(({"claim_path": path}, "--claim-path") for path in ("/onerec", "onerec/", "a/../b", "..", "a//b")),
         ({"min_replicas": 0}, "--replicas"),
         ({"min_replicas": 9}, "--replicas"),
         ({"queue_ms": 0.0}, "--queue-ms"),
