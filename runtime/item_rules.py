@@ -234,7 +234,7 @@ def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:
 
 
 def _is_integer(value: object, least: int, end: int) -> bool:
-    return isinstance(value, int | np.integer) and least <= value < end
+    return isinstance(value, int | np.integer) and bool(least <= value < end)
 
 
 def _fulfilling(index: ItemIndex, rules: ItemRules) -> NDArray[np.bool_]:
