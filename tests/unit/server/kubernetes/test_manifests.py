@@ -115,11 +115,14 @@ def test_readiness_is_the_models_and_liveness_the_servers() -> None:
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["path"] == "/v2/models/OneRec_v2.fp8/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    resources = Resources(gpus=2, model_bytes=1, shared_memory_bytes=1, gpu_memory_bytes=None, instances=2)
+    in_python = server_container(described(flavor="python", resources=resources))["livenessProbe"]
+    assert in_python["exec"]["command"] == ["python3", "-m", "onerec_trt.server.launch.alive", "8000", "4"], "two on each of two GPUs"
     small = server_container(described(**GRAPH))["startupProbe"]["failureThreshold"]
     assert container["startupProbe"]["failureThreshold"] > small >= 12  # a larger model takes longer to load
     measured = Batching(max_batch=32, preferred=30, max_queue=64, context=512, why="stated")
-    in_python = server_container(described(flavor="python", batching=measured))["startupProbe"]["failureThreshold"]
-    assert in_python == container["startupProbe"]["failureThreshold"] + 6  # CUDA graphs of 30 batch sizes
+    with_graphs = server_container(described(flavor="python", batching=measured))["startupProbe"]["failureThreshold"]
+    assert with_graphs == container["startupProbe"]["failureThreshold"] + 6  # CUDA graphs of 30 batch sizes
 
 
 def test_a_plan_asks_for_the_gpu_it_was_built_for_and_a_graph_for_none() -> None:
