@@ -17,7 +17,7 @@ from ...runtime.plan_record import PlanRecord, record_path
 from ...runtime.signature import require_signature, signature_path
 from ...runtime.verdict import inspect_with_verdict, verdict_files, verdict_path
 from .batching import batching, read_times
-from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_single_requests, require_unambiguous
+from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_every_batch, require_unambiguous
 from .served_io import follows_catalogue
 from .store import Repository
 from .version import (
@@ -239,7 +239,7 @@ def _require_servable(source: _Source, model: Path, options: Options) -> None:
             hint = "take --flavor python, or a plan"
             raise ArtifactError("the flavor 'tensorrt' serves plans, not exported graphs", where=where, hint=hint)
         require_unambiguous(source.limits, where)
-    require_single_requests(source.limits, where)
+    require_every_batch(source.limits, where)
     assert most_requests(source.limits, 1) >= 1
     if source.plan is not None and not source.validated and not options.unvalidated:
         hint = "run `onerec-trt validate --engine tensorrt` and keep the verdict beside the plan, or pass --unvalidated"
