@@ -57,7 +57,7 @@ class CatalogueAnswers:
         try:
             served = parse_served(content, self._catalogues.served_path)[0]
             if served != self._runner.catalogue:
-                self._runner.swap(self._load(served))
+                self._runner.swap(self._catalogues.load(served))
                 self._told(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, the old one serves on, and the next one is looked for
             self._failed(error)
@@ -74,7 +74,7 @@ class CatalogueAnswers:
         failed: OnerecTrtError | None = None
         for digest in served:
             try:
-                index = self._load(digest)
+                index = self._catalogues.load(digest)
                 index.require_fits(runner.io)
             except ArtifactError as error:
                 failed = failed or error
@@ -88,12 +88,6 @@ class CatalogueAnswers:
     def _failed(self, error: Exception) -> None:
         self._again = time.monotonic() + _RETRY_S
         self._told(error)
-
-    def _load(self, digest: str) -> ItemIndex:
-        index = ItemIndex.load(path := self._catalogues.path(digest))
-        if index.digest != digest:
-            raise ArtifactError("the file holds another catalogue than its name says", where=str(path), hint="add the catalogue again")
-        return index
 
     def _content(self) -> bytes:
         """What says which catalogue is served; as at the last look where that cannot be read, and empty at the first one."""

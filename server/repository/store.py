@@ -164,11 +164,11 @@ class Repository:
         """Serve the catalogue again that was served before; its digest.
 
         Raises:
-            ArtifactError: There is none, its file is damaged, or no version of such a model is served.
+            ArtifactError: There is none, its file is damaged, or no version is served whose graph takes it.
         """
-        self.promoted(model)
+        io = self.describe(model, self.promoted(model)[0]).io
         with self._locked(model):
-            return self.catalogues(model).rollback()
+            return self.catalogues(model).rollback(io)
 
     def set_aside(self, model: str, version: int, why: str) -> int | None:
         """Take a version that cannot be served out of the server's sight, and fall back to the one served before.

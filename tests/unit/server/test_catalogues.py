@@ -43,22 +43,35 @@ def test_the_newest_is_served_and_those_before_it_can_be_served_again(graph: Onn
     catalogues = Catalogues(tmp_path / "model")
     assert catalogues.served() == ()
     with pytest.raises(ArtifactError, match="no catalogue was served before"):
-        catalogues.rollback()
+        catalogues.rollback(graph.io)
     digests = [catalogues.add(catalogue(tmp_path, seed), graph.io) for seed in range(7)]
     assert catalogues.served() == tuple(reversed(digests[2:])), "four of those before are kept"
     assert sorted(path.stem for path in catalogues.folder.glob("*.index")) == sorted(digests[2:])
-    assert catalogues.rollback() == digests[5]
+    assert catalogues.rollback(graph.io) == digests[5]
     assert catalogues.add(tmp_path / "3.index", graph.io) == digests[3]
     assert catalogues.served() == (digests[3], digests[5], digests[4], digests[2])
     catalogues.path(digests[5]).write_bytes(b"ORTITEMS")
     with pytest.raises(ArtifactError, match="truncated"):
-        catalogues.rollback()
+        catalogues.rollback(graph.io)
     with pytest.raises(ArtifactError, match="codebook of 10 tokens"):
         catalogues.add(catalogue(tmp_path, 8, CODEBOOK + 1), graph.io)
     assert catalogues.served()[0] == digests[3]
     catalogues.served_path.write_text("{}")
     with pytest.raises(ArtifactError, match="it is not said which catalogue is served"):
         catalogues.served()
+
+
+def test_a_catalogue_that_the_graph_does_not_take_any_more_is_not_served_again(item_graph: Any, tmp_path: Path) -> None:
+    """Another version was promoted meanwhile, and has less room."""
+    large, small = (OnnxRuntimeRunner(item_graph(CODEBOOK, 4, capacity), threads=1).io for capacity in (200, 9))
+    catalogues = Catalogues(tmp_path / "model")
+    first, second = (catalogues.add(catalogue(tmp_path, seed), large) for seed in (1, 2))
+    with pytest.raises(ArtifactError, match="the graph takes"):
+        catalogues.rollback(small)
+    catalogues.path(first).write_bytes(catalogues.path(second).read_bytes())
+    with pytest.raises(ArtifactError, match="another catalogue than its name says"):
+        catalogues.rollback(large)
+    assert catalogues.served() == (second, first)
 
 
 def test_an_instance_begins_with_the_newest_that_loads_and_not_without_any(graph: OnnxRuntimeRunner, tmp_path: Path) -> None:
