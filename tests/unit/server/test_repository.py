@@ -24,6 +24,7 @@ from onerec_trt.server.repository.model_config import read_config
 from onerec_trt.server.repository.releases import releases_for
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.server.repository.version import open_version
+from onerec_trt.server.triton_api import config_schema, json_format
 
 from .plans import NESTED, prove, write_plan
 
@@ -90,6 +91,14 @@ def test_every_configuration_is_one_of_the_servers_schema() -> None:
         assert not config.response_cache.enable
         assert not config.model_warmup
         assert not config.optimization.cuda.graphs
+
+
+def test_a_configuration_is_the_same_in_json_as_serve_sends_it() -> None:
+    """Of plans, too: instances on GPUs, profiles, batches to fill up to."""
+    assert any(group.gpus for path in GOLDEN.glob("*.pbtxt") for group in read_config(path).instance_group)
+    for path in sorted(GOLDEN.glob("*.pbtxt")):
+        config, parsing = read_config(path), json_format()
+        assert parsing.Parse(parsing.MessageToJson(config, preserving_proto_field_name=True), config_schema().ModelConfig()) == config
 
 
 def test_only_a_queue_with_a_limit_has_a_policy_which_costs_the_server_its_batches_ahead(
