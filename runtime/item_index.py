@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,23 +42,23 @@ ANY_CLASS = 0  # of prefixes below which there are more kinds of items than the 
 NO_CLASS = -1  # of codes that no item begins with
 _HINT = "build it again with `onerec-trt catalogue ITEMS.parquet --out INDEX`"
 
-# Array by array: data type, and the number of dimensions.
-_ARRAYS: dict[str, tuple[str, int]] = {
-    "first_classes": ("int32", 1),  # [V] category class of the items that begin with a code
-    "pair_bits": ("int32", 2),  # [V, V / 32] bit v % 32 of word v / 32: an item begins with the row's code and v
-    "pair_ranks": ("int32", 2),  # [V, V / 32] pairs before those of a word
-    "pair_classes": ("int32", 1),  # [P]
-    "pair_rows": ("int32", 1),  # [P + 1] first entry of a pair
-    "entries": ("int32", 1),  # [S] third code, and above it the category class of the semantic ID
-    "keys": ("int64", 1),  # [S] (first * V + second) * V + third, ascending
-    "item_rows": ("int32", 1),  # [S + 1] first item of a semantic ID
-    "items": ("int64", 1),  # [n] item ids, ascending within a semantic ID
-    "item_patterns": ("int32", 1),  # [n] number of the item's category bits in `patterns`
-    "sorted_items": ("int64", 1),  # [n] item ids, ascending
-    "sorted_places": ("int32", 1),  # [n] place of each of these in `items`
-    "patterns": ("uint64", 1),  # different category bits
-    "class_rows": ("int32", 1),  # [C + 1] first pattern of a class
-    "class_patterns": ("int32", 1),  # patterns of the items in a class
+# Array by array: data type and sizes. V and W follow from the codebook, what others share must be the same, and none is empty.
+_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "first_classes": ("int32", ("V",)),  # category class of the items that begin with a code
+    "pair_bits": ("int32", ("V", "W")),  # bit v % 32 of word v / 32: an item begins with the row's code and v
+    "pair_ranks": ("int32", ("V", "W")),  # pairs before those of a word
+    "pair_classes": ("int32", ("P",)),
+    "pair_rows": ("int32", ("P + 1",)),  # first entry of a pair
+    "entries": ("int32", ("S",)),  # third code, and above it the category class of the semantic ID
+    "keys": ("int64", ("S",)),  # (first * V + second) * V + third, ascending
+    "item_rows": ("int32", ("S + 1",)),  # first item of a semantic ID
+    "items": ("int64", ("n",)),  # item ids, ascending within a semantic ID
+    "item_patterns": ("int32", ("n",)),  # number of the item's category bits in `patterns`
+    "sorted_items": ("int64", ("n",)),  # item ids, ascending
+    "sorted_places": ("int32", ("n",)),  # place of each of these in `items`
+    "patterns": ("uint64", ("patterns",)),  # different category bits
+    "class_rows": ("int32", ("C + 1",)),  # first pattern of a class
+    "class_patterns": ("int32", ("patterns of classes",)),  # patterns of the items in a class
 }
 # What a plan keeps on its GPU, and by what its graph knows it.
 RESIDENT: dict[Role, str] = {
@@ -114,7 +116,7 @@ class ItemIndex:
         """Map a file and check its digest, which reads it once. Replace such a file by renaming another; never write into it.
 
         Raises:
-            ArtifactError: It is missing, no index, of another version, truncated, or not as it was written.
+            ArtifactError: It is missing, cannot be read, is no index, of another version, truncated, or not as it was written.
         """
         with _opened(path) as stream:
             digest, text, header = _header(path, stream)
@@ -122,11 +124,12 @@ class ItemIndex:
             while chunk := stream.read(_CHUNK):
                 found.update(chunk)
             size = stream.tell()
-        if size < header.get("bytes", size):
+            # Of the file that was read, whatever lies at its path by now. np.memmap itself makes every look-up slower.
+            mapped = np.asarray(np.memmap(stream, np.uint8, "r"))
+        if size < header["bytes"]:
             raise ArtifactError(f"the index is truncated: {size} of {header['bytes']} bytes", where=str(path), hint=_HINT)
         if found.hexdigest() != digest:
             raise ArtifactError("the index is damaged: its digest is another", where=str(path), hint=_HINT)
-        mapped = np.asarray(np.memmap(path, np.uint8, "r"))  # np.memmap itself makes every look-up slower
         arrays: dict[str, Array] = {}
         for name, (dtype, _) in _ARRAYS.items():
             place = header["arrays"][name]
@@ -168,20 +171,13 @@ class ItemIndex:
 
     def entries_of(self, sids_N3: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of each semantic ID in the index, [N]; -1 where no item has it."""
-        first, second, third = np.moveaxis(sids_N3, -1, 0)
-        inside = ((sids_N3 >= 0) & (sids_N3 < self.codebook)).all(-1)
-        return self._by_key.find(np.where(inside, (first * self.codebook + second) * self.codebook + third, -1))
+        return self._by_key.find(self._numbers(sids_N3))
 
     def begins_item(self, codes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether an item begins with the codes, [N]; one to three codes each."""
-        below = self.codebook ** (LEVELS - codes_NL.shape[1])
-        number = np.zeros(len(codes_NL), np.int64)
-        for codes_N in codes_NL.T:
-            number = number * self.codebook + codes_N
-        keys = self._keys
-        place = np.minimum(np.searchsorted(keys, number * below), len(keys) - 1)
-        inside = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(1)
-        return np.asarray((keys[place] // below == number) & inside)
+        number_N, below = self._numbers(codes_NL), self.codebook ** (LEVELS - codes_NL.shape[1])
+        place_N = np.minimum(np.searchsorted(self._keys, number_N * below), self.sids - 1)
+        return np.asarray(self._keys[place_N] // below == number_N)
 
     def places_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each item id in `items`, [N]; -1 for an item that the catalogue does not have."""
@@ -207,16 +203,14 @@ class ItemIndex:
         return self._item_runs(entries_N)[1]
 
     def continuations(self, prefixes_NL: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which codes continue each beginning of none to two codes, [N, V]; a beginning with a code below 0 goes on nowhere."""
+        """Which codes continue each beginning of none to two codes, [N, V]; one with a code outside the codebook goes on nowhere."""
         level = prefixes_NL.shape[1] + 1
         known = np.unique(self._keys // self.codebook ** (LEVELS - level)) if level < LEVELS else self._keys
         mask = np.zeros((len(prefixes_NL), self.codebook), np.bool_)
-        number = np.zeros(len(prefixes_NL), np.int64)
-        for codes_N in prefixes_NL.T:
-            number = number * self.codebook + codes_N
-        first, last = (np.searchsorted(known, (number + more) * self.codebook) for more in (0, 1))
-        for row in np.flatnonzero((prefixes_NL >= 0).all(1)):
-            mask[row, known[first[row] : last[row]] % self.codebook] = True
+        number_N = self._numbers(prefixes_NL)
+        first_N, last_N = (np.searchsorted(known, (number_N + more) * self.codebook) for more in (0, 1))
+        for row, (first, last) in enumerate(zip(first_N, last_N, strict=True)):
+            mask[row, known[first:last] % self.codebook] = True
         return mask
 
     def require_fits(self, io: GraphIO) -> None:
@@ -235,6 +229,14 @@ class ItemIndex:
         for what, held, role in (("semantic IDs", self.sids, Role.SID_ENTRIES), ("category classes", self.classes, Role.ALLOWED_CLASSES)):
             if held > (capacity := io.tensor(role).dims[-1]):
                 raise ArtifactError(f"the index holds {held} {what}, the graph takes {capacity}", where=self.where, hint=hint)
+
+    def _numbers(self, codes_NL: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Beginnings of L codes as numbers below V^L, which are the keys where L is 3; -1 where a code is outside the codebook."""
+        number_N = np.zeros(codes_NL.shape[:-1], np.int64)
+        for level in range(codes_NL.shape[-1]):
+            number_N = number_N * self.codebook + codes_NL[..., level]
+        inside_N = ((codes_NL >= 0) & (codes_NL < self.codebook)).all(-1)
+        return np.where(inside_N, number_N, -1)
 
     @cached_property
     def _keys(self) -> NDArray[np.int64]:
@@ -297,9 +299,9 @@ def index_of(codebook: int, arrays: Mapping[str, Array]) -> ItemIndex:
 def _content(codebook: int, arrays: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
     """What stands behind the fixed head: the header, then the arrays at the places it names."""
     assert arrays.keys() == _ARRAYS.keys()
-    for name, (dtype, dimensions) in _ARRAYS.items():
-        assert (arrays[name].dtype.name, arrays[name].ndim) == (dtype, dimensions), name
+    assert all(arrays[name].dtype.name == dtype for name, (dtype, _) in _ARRAYS.items())
     header = _described(codebook, arrays)
+    assert _is_sound(header)
     text = json.dumps(header).encode()
     yield text
     at = _FIXED.size + len(text)
@@ -325,9 +327,11 @@ def _described(codebook: int, arrays: Mapping[str, Array]) -> dict[str, Any]:
         begin = -(-needed // _ALIGNMENT) * _ALIGNMENT
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.open("rb")
+        with path.open("rb") as stream:
+            yield stream
     except FileNotFoundError:
         raise ArtifactError("index not found", where=str(path), hint=_HINT) from None
     except OSError as error:
@@ -347,9 +351,26 @@ def _header(path: Path, stream: BinaryIO) -> tuple[str, bytes, dict[str, Any]]:
     text = stream.read(min(size, _LARGEST_HEADER))
     try:
         header = json.loads(text)
-        known = header["arrays"].keys() == _ARRAYS.keys()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        known = False
-    if not known:
+        sound = _is_sound(header)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
         raise ArtifactError("the head of the index is damaged or truncated", where=str(path), hint=_HINT)
     return digest.hex(), text, header
+
+
+def _is_sound(header: Any) -> bool:
+    """Whether a header gives every array its place in the file, of a size that goes with those of the others."""
+    sizes = {"V": header["codebook"], "W": words_of(header["codebook"])}
+    if header["arrays"].keys() != _ARRAYS.keys() or not 1 <= header["codebook"] <= MAX_CODEBOOK:
+        return False
+    for name, (dtype, axes) in _ARRAYS.items():
+        place = header["arrays"][name]
+        for axis, size in zip(axes, place["shape"], strict=True):
+            letter, plus, _ = axis.partition(" + 1")
+            if size - bool(plus) < 1 or sizes.setdefault(letter, size - bool(plus)) != size - bool(plus):
+                return False
+        nbytes = math.prod(place["shape"]) * np.dtype(dtype).itemsize
+        if not 0 <= place["begin"] <= header["bytes"] - nbytes or place["end"] != place["begin"] + nbytes:
+            return False
+    return True

@@ -55,6 +55,25 @@ class ItemRules:
         repeated[1:] = ids[1:] == ids[:-1]
         return ids[~repeated]
 
+    def require_numbers(self, request: str) -> None:
+        """Refuse what no graph could follow.
+
+        Args:
+            request: Names the request in errors.
+
+        Raises:
+            RequestError: Beams are no integer of 32 bits, categories are no bits of 64, or item ids are none.
+        """
+        if self.beams is not None and not _is_integer(self.beams, -(1 << 31), 1 << 31):
+            raise RequestError(f"{request} asks for {self.beams} beams", hint="give a small positive integer")
+        if not all(_is_integer(bits, 0, 1 << MAX_CATEGORIES) for bits in (self.required, self.forbidden)):
+            what = f"category bits of {request} are no integer of 64 bits"
+            raise RequestError(what, hint="required and forbidden are masks of categories 0 to 63")
+        try:
+            _ = self.excluded_ids
+        except RequestError as error:
+            raise RequestError(error.what, where=request, hint=error.hint) from None
+
 
 OPEN = ItemRules()
 
@@ -115,16 +134,10 @@ class RuleEncoder:
         return refused
 
     def _require_possible(self, rules: ItemRules, request: str) -> None:
+        rules.require_numbers(request)
         if not 1 <= (beams := self._beams(rules)) <= self._width:
             what = f"{request} asks for {beams} beams, the graph keeps 1 to {self._width}"
             raise RequestError(what, hint="ask for fewer, or export the graph with a larger export.beam")
-        if not all(0 <= bits < 1 << MAX_CATEGORIES for bits in (rules.required, rules.forbidden)):
-            what = f"category bits of {request} are beyond 64 bits"
-            raise RequestError(what, hint="required and forbidden are masks of categories 0 to 63")
-        try:
-            _ = rules.excluded_ids
-        except RequestError as error:
-            raise RequestError(error.what, where=request, hint=error.hint) from None
 
     def _too_many(self, place: int, entries: int) -> RequestError:
         what = f"request {place} excludes {entries} semantic IDs, the graph takes {self._excluded}"
@@ -218,6 +231,10 @@ def open_rules(io: GraphIO, requests: int) -> dict[str, Array]:
     inputs: dict[str, Array] = {io.name(role): np.zeros((requests, io.tensor(role).dims[-1]), np.int32) for role in roles}
     inputs[io.name(Role.REQUEST_LIMITS)][:, 0] = io.tensor(Role.ITEM_SCORES).dims[-1]
     return inputs
+
+
+def _is_integer(value: object, least: int, end: int) -> bool:
+    return isinstance(value, int | np.integer) and bool(least <= value < end)
 
 
 def _fulfilling(index: ItemIndex, rules: ItemRules) -> NDArray[np.bool_]:

@@ -7,6 +7,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from ..core.arrays import Array
 from ..core.errors import ArtifactError, RequestError
 from ..core.extras import optional
@@ -115,7 +117,15 @@ class OnnxRuntimeRunner:
         return self.submit(inputs).result()
 
     def submit(self, inputs: Mapping[str, Array]) -> Deferred:
-        """A batch that runs when its result is asked for, with the resident inputs as they are now."""
+        """A batch that runs when its result is asked for, with the resident inputs as they are now.
+
+        Raises:
+            RequestError: An input is no NumPy array.
+        """
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                what = f"input '{name}' is a {type(array).__name__}, not an array"
+                raise RequestError(what, where=self._where, hint="give a NumPy array")
         return Deferred(partial(self._run, {**inputs, **self._residents}))
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -26,7 +26,7 @@ _AGAIN = "run `onerec-trt validate --engine tensorrt` again, or delete the file"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # which JSON does not know, and the digest goes by
 
 
 class GateResult(_Part):

@@ -114,10 +114,12 @@ class Client:
             rules: Of a model that follows a catalogue: what may come out. Default: any item.
 
         Raises:
-            RequestError: The server refuses the request, or cannot be reached in time.
+            RequestError: The server refuses the request, or cannot be reached in time; or no model could follow the rules.
         """
-        features_1SF = np.asarray(features_SF)[None]
-        (items,) = self.recommend_batch(features_1SF, np.asarray(lengths_3, np.int64)[None], [rules] if rules else None)
+        features_1SF, lengths_13 = np.asarray(features_SF)[None], np.asarray(lengths_3)[None]
+        if lengths_13.dtype.kind in "iu":  # others are refused, which beats cutting fractions off
+            lengths_13 = lengths_13.astype(np.int64)
+        (items,) = self.recommend_batch(features_1SF, lengths_13, [rules] if rules else None)
         return items
 
     def recommend_batch(self, features_BSF: Array, lengths_B3: Array, rules: Sequence[ItemRules] | None = None) -> list[Items]:
@@ -129,7 +131,7 @@ class Client:
             rules: As of `recommend`, for each context.
 
         Raises:
-            RequestError: The server refuses the request, or cannot be reached in time.
+            RequestError: The server refuses the request, or cannot be reached in time; or no model could follow the rules.
         """
         features, lengths = self.io.name(Role.CONTEXT_FEATURES), self.io.name(Role.PATHWAY_LENGTHS)
         if rules is None and follows_catalogue(self.io):
@@ -167,7 +169,10 @@ class Client:
         """Input tensors of the client library, with their content or the region of shared memory that holds it."""
         tensors = []
         for name, array in inputs.items():
-            tensor = self._library.InferInput(name, list(array.shape), DATA_TYPES.get(array.dtype.name, array.dtype.name.upper()))
+            if array.dtype.name not in DATA_TYPES:
+                what = f"input '{name}' is {array.dtype.name}, which no model takes: data-types are {', '.join(DATA_TYPES)}"
+                raise RequestError(what, where=self._where, hint="convert it first")
+            tensor = self._library.InferInput(name, list(array.shape), DATA_TYPES[array.dtype.name])
             if self._memory is None:
                 tensor.set_data_from_numpy(np.ascontiguousarray(array))
             else:

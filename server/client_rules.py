@@ -19,10 +19,15 @@ def rule_inputs(rules: Sequence[ItemRules], beams: int) -> dict[str, Array]:
     Args:
         rules: One for each context.
         beams: Of the model: what a context without a wish gets.
+
+    Raises:
+        RequestError: Rules that no model could follow; names the context.
     """
-    excluded = np.full((len(rules), max(1, *(len(each.excluded) for each in rules))), served.NO_ITEM, np.int64)
     for row, each in enumerate(rules):
-        excluded[row, : len(each.excluded)] = each.excluded
+        each.require_numbers(f"context {row}")
+    excluded = np.full((len(rules), max(1, *(len(each.excluded_ids) for each in rules))), served.NO_ITEM, np.int64)
+    for row, each in enumerate(rules):
+        excluded[row, : len(each.excluded_ids)] = each.excluded_ids
     wanted = [beams if each.beams is None else each.beams for each in rules]
     return {
         served.EXCLUDED_ITEMS: excluded,

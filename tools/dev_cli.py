@@ -200,10 +200,12 @@ def serving_load(
     model: Annotated[str, typer.Option(help="The model to ask.")] = "onerec",
     grpc: Annotated[bool, typer.Option("--grpc", help="The port is that of gRPC.")] = False,
     clients: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 64,
-    rate: Annotated[float | None, typer.Option(help="Requests per second of random arrivals instead.", show_default=False)] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Requests per second of random arrivals instead.", show_default=False)
+    ] = None,
     context: Annotated[list[int], typer.Option(min=1, help="Tokens of a request; may be given several times.")] = [512],  # noqa: B006
     batch: Annotated[int, typer.Option(min=1, help="Contexts that a request brings.")] = 1,
-    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
     processes: Annotated[int, typer.Option(min=1, help="Among which the clients are divided.")] = 4,
 ) -> None:
     """Ask a server for a while, in closed loops or at random times; print latency and rate as clients see them."""
@@ -227,8 +229,8 @@ def serving(
     mixed: Annotated[list[int], typer.Option(min=1, help="Tokens of the mixed load; may be given several times.")] = [512, 1000, 3000],  # noqa: B006
     samples: Annotated[int, typer.Option(min=3, help="Samples of each batch of the bare runtime.")] = 20,
     clients: Annotated[int, typer.Option(min=1, help="Requests at the same time; a second load has twice as many.")] = 64,
-    seconds: Annotated[float, typer.Option(help="Of each load, and of the bare runtime's batches back to back.")] = 8.0,
-    arrival_seconds: Annotated[float, typer.Option(help="Of the load at random times.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each load, and of the bare runtime's batches back to back.")] = 8.0,
+    arrival_seconds: Annotated[float, typer.Option(min=0.1, help="Of the load at random times.")] = 20.0,
     gpus: Annotated[int, typer.Option(min=1, max=2, help="At most.")] = 2,
     instances: Annotated[list[int], typer.Option(min=1, help="Of a server on each GPU; may be given several times.")] = [1, 2],  # noqa: B006
     parameter: Annotated[

@@ -126,7 +126,7 @@ def setting(text: str) -> tuple[str, str]:
 
 def _number(store: Repository, name: str, wanted: str) -> int:
     if wanted == NEWEST:
-        return max(store.versions(name))
+        return max(store.versions(name), default=1)  # a model without versions has no first one either, which is said
     if not wanted.isdecimal():
         raise RecipeError(f"not a version: {wanted!r}", where="--promote", hint=f"give a number, or {NEWEST}")
     return int(wanted)

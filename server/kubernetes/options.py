@@ -27,7 +27,7 @@ class ClusterOptions:
         monitoring_namespace: Namespace whose pods may read the metrics.
 
     Raises:
-        RecipeError: A name that Kubernetes does not take, or replicas or a queue time that make no sense.
+        RecipeError: A name or path that Kubernetes does not take, or replicas or a queue time that make no sense.
     """
 
     image: str
@@ -43,6 +43,9 @@ class ClusterOptions:
     def __post_init__(self) -> None:
         for option, name in (("--claim", self.claim), ("--namespace", self.namespace), ("--monitoring", self.monitoring_namespace)):
             require_name(name, option)
+        if self.claim_path and not all(part.strip(".") for part in self.claim_path.split("/")):
+            hint = "give the folder from the claim's root on, without a '/' at its ends and without '..'"
+            raise RecipeError(f"Kubernetes does not take the path {self.claim_path!r}", where="--claim-path", hint=hint)
         if not self.image:
             raise RecipeError("there is no image", where="--image", hint="name an image that holds the server")
         if not 1 <= self.min_replicas <= self.max_replicas:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..launch.alive import MODULE as ALIVE
 from ..launch.flags import CONTROL_HEADER, EXIT_TIMEOUT_S, RESTRICTED, SHARED_MEMORY_API, server_arguments
 from ..python_backend.warm_up import graph_shapes
 from ..repository.model_config import config_name
@@ -66,13 +67,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _DRAIN_S + 2 * EXIT_TIMEOUT_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {"fsGroup": _USER},
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -90,7 +85,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
 
 
 def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
-    """The server, with the flags that `onerec-trt serve` gives it."""
+    """The server, with the flags that `onerec-trt serve` gives it. Who it runs as stands here: KServe takes no rules of whole pods."""
     return {
         "name": "server",
         "image": options.image,
@@ -106,9 +101,13 @@ def container(version: VersionDescription, options: ClusterOptions) -> Manifest:
         "resources": resources(version),
         "startupProbe": {**_ready(version), "periodSeconds": _PROBE_S, "failureThreshold": _startup_tries(version)},
         "readinessProbe": {**_ready(version), "periodSeconds": _PROBE_S, "failureThreshold": 2},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}, "periodSeconds": _PROBE_S, "failureThreshold": 6},
+        "livenessProbe": _alive(version),
         "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_S}}},
         "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
@@ -175,6 +174,15 @@ def _ready(version: VersionDescription) -> Manifest:
     The port is a number, since KServe calls ports otherwise.
     """
     return {"httpGet": {"path": f"/v2/models/{version.name}/ready", "port": HTTP}, "timeoutSeconds": 2}
+
+
+def _alive(version: VersionDescription) -> Manifest:
+    """The server answers; one with the Python backend has all its instances, too, or it would send requests to a dead one for ever."""
+    if version.flavor != "python":
+        return {"httpGet": {"path": "/v2/health/live", "port": HTTP}, "periodSeconds": _PROBE_S, "failureThreshold": 6}
+    instances = version.resources.instances * max(1, version.resources.gpus)
+    command = ["python3", "-m", ALIVE, str(HTTP), str(instances)]
+    return {"exec": {"command": command}, "timeoutSeconds": _PROBE_S, "periodSeconds": 2 * _PROBE_S, "failureThreshold": 3}
 
 
 def _startup_tries(version: VersionDescription) -> int:

@@ -27,34 +27,30 @@ class Control:
     def live(self) -> bool:
         """Whether the server answers, and takes the key: something else may have its port."""
         try:
-            return self._call("POST", "/v2/repository/index", {}, timeout=1.0)[0] == http.client.OK
+            return self._call("/v2/repository/index", {}, timeout=1.0)[0] == http.client.OK
         except (OSError, http.client.HTTPException, ValueError):
             return False
 
-    def load(self, model: str, config: str | None = None) -> None:
+    def load(self, model: str, config: str) -> None:
         """Load a model, or load it again; the version that was served goes on serving until the new one is ready, and where that fails.
 
         Args:
             model: Its name.
-            config: A configuration as JSON in place of config.pbtxt.
+            config: Its configuration as JSON, in place of config.pbtxt.
 
         Raises:
             ArtifactError: The server cannot load it; quotes the server.
+            OSError, HTTPException: It does not answer.
         """
-        parameters = {} if config is None else {"parameters": {"config": config}}
-        status, answer = self._call("POST", f"/v2/repository/models/{model}/load", parameters)
+        status, answer = self._call(f"/v2/repository/models/{model}/load", {"parameters": {"config": config}})
         if status != http.client.OK:
             said = answer.get("error", "") if isinstance(answer, dict) else ""
             raise ArtifactError(f"the server cannot load the model: {said.strip()}", where=model, hint="look at the server's log")
 
-    def ready(self, model: str) -> bool:
-        """Whether a model answers requests. The server's own readiness stays false for ever once any version has failed to load."""
-        return self._call("GET", f"/v2/models/{model}/ready", timeout=10.0)[0] == http.client.OK
-
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT_S) -> tuple[int, Any]:
+    def _call(self, path: str, body: Mapping[str, Any], timeout: float = _TIMEOUT_S) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(self._endpoints.address, self._endpoints.http, timeout=timeout)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), {CONTROL_HEADER: self._key})
+            connection.request("POST", path, json.dumps(body), {CONTROL_HEADER: self._key})
             answer = connection.getresponse()
             content = answer.read()
         finally:

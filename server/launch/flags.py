@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -44,7 +45,7 @@ def launch_line(repository: PurePath, models: Iterable[VersionDescription]) -> s
     models = list(models)
     loading = [f"--load-model={model.name}" for model in models]
     listening = [f"--{protocol}-address=127.0.0.1" for protocol in ("http", "grpc", "metrics")]
-    return " ".join(["tritonserver", *server_arguments(repository, models), *loading, *listening])
+    return shlex.join(["tritonserver", *server_arguments(repository, models), *loading, *listening])
 
 
 def listening_arguments(endpoints: Endpoints, control_key: str, *, shared_memory: bool) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 _STUB = "triton_python_backend_stub"
 _PROC = Path("/proc")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec a lock of the loader may be held by a thread that is no more
 
 
 def stubs(server: int) -> dict[int, str]:
@@ -24,7 +25,7 @@ def stubs(server: int) -> dict[int, str]:
 
 def end_with_parent() -> None:
     """Let the kernel end this process when the one that started it ends; for the moment between fork and exec."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _parent(folder: Path) -> int | None:

@@ -27,12 +27,19 @@ def remove_leftovers(folder: Path = SHARED_MEMORY) -> int:
         folder: Where regions lie.
 
     Returns:
-        How many were removed.
+        How many were removed. Those of another user stay: their next server removes them.
     """
     leftovers = [region for region in folder.iterdir() if (found := _OWN.match(region.name)) and not _serves(int(found[1]))]
-    for region in leftovers:
-        region.unlink(missing_ok=True)
-    return len(leftovers)
+    return sum(map(_removed, leftovers))
+
+
+def _removed(region: Path) -> bool:
+    """Remove a region; whether this was done, and by this process."""
+    try:
+        region.unlink()
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
 
 
 def _serves(pid: int) -> bool:

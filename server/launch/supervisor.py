@@ -54,8 +54,8 @@ class ServeOptions:
     trust: tuple[Path, ...] = ()
 
 
-class _ServerEndedError(ArtifactError):
-    """The server ended by itself."""
+class _ServerLostError(ArtifactError):
+    """The server ended by itself, or does not answer any more: no version is to blame."""
 
 
 class Supervisor:
@@ -83,15 +83,15 @@ class Supervisor:
         """Serve the promoted version of a model; where it cannot be loaded, set it aside and serve the one before.
 
         Raises:
-            ArtifactError: No version that was promoted can be loaded, or the server ended by itself.
+            ArtifactError: No version that was promoted can be loaded, or the server is lost.
         """
         while True:
+            self._configs[model] = self._config(model)  # first: what is promoted from here on is seen as a change
             version = self._repository.promoted(model)[0]
-            self._configs[model] = self._repository.config_path(model).read_bytes()
             try:
                 description = _opened(self._repository, model, version, self._trust)
-                self._load(model)
-            except _ServerEndedError:
+                self._load(description)
+            except _ServerLostError:
                 raise
             except ArtifactError as error:
                 self._set_aside(model, version, error)
@@ -103,13 +103,13 @@ class Supervisor:
         """Until `stopped`: load what is promoted meanwhile, and replace instances that died.
 
         Raises:
-            ArtifactError: The server ended by itself, or no version of a model can be loaded any more.
+            ArtifactError: The server is lost, or starts no new instances.
         """
         while not stopped.wait(_LOOK_EVERY_S):
             self._require_running()
             for model in list(self._served):
-                if self._changed(model):
-                    self.load(model)
+                if self._config(model) != self._configs[model]:
+                    self._follow(model)
                 elif died := self._instances[model] - stubs(self._process.pid).keys():
                     self._replace(model, died)
             self._retire()
@@ -117,17 +117,36 @@ class Supervisor:
     def _require_running(self) -> None:
         if (code := self._process.poll()) is not None:
             hint = "look at its log; start it again"
-            raise _ServerEndedError(f"the server ended with code {code}", where=str(self._repository.path), hint=hint)
+            raise _ServerLostError(f"the server ended with code {code}", where=str(self._repository.path), hint=hint)
 
-    def _load(self, model: str, config: str | None = None) -> None:
-        """Have the server load a model; if it ends meanwhile, that is what is wrong, not the model."""
+    def _follow(self, model: str) -> None:
+        """Serve what is promoted now. Where that cannot be told, or nothing else loads, what is served goes on."""
         try:
-            self._control.load(model, config)
-        except (ConnectionError, HTTPException):
+            self.load(model)
+        except _ServerLostError:
+            raise
+        except ArtifactError as error:
+            self._say(f"{model}: version {self._served[model].version} serves on: {error}")
+
+    def _load(self, description: VersionDescription, *, replaced: int = 0) -> None:
+        """Have the server load a version with the configuration that follows from its description, whatever is promoted meanwhile.
+
+        If the server ends, that is what is wrong, not the version.
+
+        Args:
+            description: The version.
+            replaced: Makes the configuration another one, without which a server that has loaded it does nothing.
+        """
+        config = model_config(description, [description.version])
+        if replaced:
+            config.parameters["replaced"].string_value = str(replaced)
+        try:
+            self._control.load(description.name, json_format().MessageToJson(config, preserving_proto_field_name=True))
+        except (OSError, HTTPException) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_ENDING_S)  # its connections close before it has ended
             self._require_running()
-            raise
+            raise _ServerLostError(f"the server does not answer: {error}", where=description.name, hint="look at its log") from None
 
     def _begin(self, description: VersionDescription) -> None:
         """Take note of what is served now."""
@@ -138,21 +157,19 @@ class Supervisor:
         self._instances[model] = running - earlier  # those of before end once their last request is answered
         self._say(f"{model}: version {description.version} is ready")
 
-    def _changed(self, model: str) -> bool:
-        """Whether another version was promoted."""
+    def _config(self, model: str) -> bytes:
+        """What says which version is promoted; as when it was last loaded where there is none."""
         try:
-            return self._repository.config_path(model).read_bytes() != self._configs[model]
+            return self._repository.config_path(model).read_bytes()
         except FileNotFoundError:
-            return False
+            return self._configs.get(model, b"")
 
     def _replace(self, model: str, died: set[int]) -> None:
         """The server never starts a dead instance again, and sends requests to it; a changed configuration makes new ones."""
         self._say(f"{model}: {len(died)} instance(s) died; starting new ones")
         self._replaced += 1
         remaining = self._instances[model] - died
-        config = model_config(self._served[model], self._repository.promoted(model))
-        config.parameters["replaced"].string_value = str(self._replaced)
-        self._load(model, json_format().MessageToJson(config, preserving_proto_field_name=True))
+        self._load(self._served[model], replaced=self._replaced)
         self._begin(self._served[model])
         self._retiring |= dict.fromkeys(remaining, time.monotonic() + EXIT_TIMEOUT_S)
 
@@ -160,7 +177,8 @@ class Supervisor:
         """Beside a dead instance the server unloads no living one, which would keep its memory: end those that were replaced."""
         over = [pid for pid, deadline in self._retiring.items() if time.monotonic() >= deadline]
         for pid in [pid for pid in over if pid in stubs(self._process.pid)]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended this moment
+                os.kill(pid, signal.SIGKILL)
         for pid in over:
             del self._retiring[pid]
 
@@ -202,6 +220,8 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
                 _wait_until_live(process, control, stopped, str(endpoints))
                 supervisor = Supervisor(repository, process, control, options.trust, say)
                 for model in models:
+                    if stopped.is_set():
+                        return
                     supervisor.load(model)
                 say(f"{READY_LINE} {endpoints}")
                 supervisor.watch(stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from .answers import Answer, rows_of
 from .item_requests import outputs_of
 
 _LOOK_EVERY_S = 0.25
+_RETRY_S = 30.0  # after which one that did not load is tried again: a network volume may have been away
 
 
 class CatalogueAnswers:
@@ -31,9 +33,9 @@ class CatalogueAnswers:
         GpuError: The GPU's memory is exhausted.
     """
 
-    def __init__(self, runner: ResidentRunner, catalogues: Catalogues, told: Callable[[OnerecTrtError | None], None]) -> None:
+    def __init__(self, runner: ResidentRunner, catalogues: Catalogues, told: Callable[[Exception | None], None]) -> None:
         self._catalogues, self._told = catalogues, told
-        self._seen = b""
+        self._seen, self._again = b"", math.inf
         self._runner = ItemRunner(runner, self._first(runner))
         threading.Thread(target=self._watch, name="catalogue", daemon=True).start()
 
@@ -47,19 +49,18 @@ class CatalogueAnswers:
         return answers
 
     def look(self) -> None:
-        """Load the catalogue that is served, if it is another one than at the last look; where it does not load, the old one stays."""
+        """Load the catalogue that is served, if it is another one. Where that fails the old one stays, and it is tried again later."""
         content = self._content()
-        if content == self._seen:
+        if content == self._seen and time.monotonic() < self._again:
             return
-        self._seen = content
+        self._seen, self._again = content, math.inf
         try:
             served = parse_served(content, self._catalogues.served_path)[0]
             if served != self._runner.catalogue:
-                self._runner.swap(self._load(served))
-        except OnerecTrtError as error:
-            self._told(error)
-        else:
-            self._told(None)
+                self._runner.swap(self._catalogues.load(served))
+                self._told(None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old one serves on, and the next one is looked for
+            self._failed(error)
 
     def _watch(self) -> None:
         while True:
@@ -73,22 +74,20 @@ class CatalogueAnswers:
         failed: OnerecTrtError | None = None
         for digest in served:
             try:
-                index = self._load(digest)
+                index = self._catalogues.load(digest)
                 index.require_fits(runner.io)
             except ArtifactError as error:
                 failed = failed or error
                 continue
             if failed:
-                self._told(failed)
+                self._failed(failed)
             return index
         hint = "add one with `onerec-trt repository --out REPO --catalogue ITEMS.index`"
         raise failed or ArtifactError("the model follows a catalogue, and has none", where=str(self._catalogues.folder), hint=hint)
 
-    def _load(self, digest: str) -> ItemIndex:
-        index = ItemIndex.load(path := self._catalogues.path(digest))
-        if index.digest != digest:
-            raise ArtifactError("the file holds another catalogue than its name says", where=str(path), hint="add the catalogue again")
-        return index
+    def _failed(self, error: Exception) -> None:
+        self._again = time.monotonic() + _RETRY_S
+        self._told(error)
 
     def _content(self) -> bytes:
         """What says which catalogue is served; as at the last look where that cannot be read, and empty at the first one."""

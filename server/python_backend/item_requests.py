@@ -33,7 +33,8 @@ def rules_of(given: Mapping[str, Array], contexts: int, where: str) -> tuple[Ite
 def outputs_of(batch: ItemBatch, rows: slice, io: GraphIO) -> dict[str, Array]:
     """What a request gets of a batch, by name."""
     items = batch.items[rows]
-    ids_BN: Array = np.full((len(items), max(len(each.ids) for each in items)), served.NO_ITEM, np.int64)
+    most = max(1, *(len(each.ids) for each in items))  # the server's Python backend takes no empty tensor: the whole batch would fail
+    ids_BN: Array = np.full((len(items), most), served.NO_ITEM, np.int64)
     for row, each in enumerate(items):
         ids_BN[row, : len(each.ids)] = each.ids
     digest = np.frombuffer(bytes.fromhex(batch.catalogue), np.uint8)

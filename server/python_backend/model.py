@@ -125,7 +125,7 @@ class TritonPythonModel:
             output_tensors=[], error=self._utils.TritonError(str(error), self._utils.TritonError.INVALID_ARG)
         )
 
-    def _catalogue_told(self, error: OnerecTrtError | None) -> None:
+    def _catalogue_told(self, error: Exception | None) -> None:
         """Another catalogue is served, or could not be."""
         self._metrics.catalogue(loaded=error is None)
         if error is not None:

@@ -28,8 +28,9 @@ class Group:
 
 
 def rounded_context(limits: Sequence[Limits], tokens: int) -> int:
-    """The next multiple of `CONTEXT_STEP`, so that few shapes occur; at most the longest context."""
-    return min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, longest_context(limits))
+    """The next multiple of `CONTEXT_STEP`, so that few shapes occur; at most the longest one of each profile that takes so many tokens."""
+    ends = [each.max_context for each in limits if tokens <= each.max_context]
+    return min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, *ends, longest_context(limits))
 
 
 def groups(limits: Sequence[Limits], waiting: Sequence[Sizes]) -> list[Group]:

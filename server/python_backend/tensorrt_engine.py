@@ -18,6 +18,7 @@ from ...runtime.onnxruntime_runner import Deferred
 from ...runtime.tensorrt_runner import TensorRtRunner
 from ..repository.version import VersionDescription
 from .gpu_turns import GpuTurns
+from .lost_gpu import end_if_lost
 from .pacing import Pacing
 from .warm_up import graph_shapes, outermost_shapes
 
@@ -50,6 +51,13 @@ class TensorRtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, after waiting for the GPU. Inputs are the arrays that `room` gave last, or others."""
+        try:
+            return self._in_turn(inputs)
+        except Exception:
+            end_if_lost(self._device)
+            raise
+
+    def _in_turn(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         on_gpu = {name: self._on_gpu(name, array) for name, array in inputs.items()}
         torch.cuda.current_stream(self._device).synchronize()
         with self.pacing.turn(len(inputs[self._lengths])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from ...runtime.plan_record import PlanRecord, record_path
 from ...runtime.signature import require_signature, signature_path
 from ...runtime.verdict import inspect_with_verdict, verdict_files, verdict_path
 from .batching import batching, read_times
-from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_single_requests, require_unambiguous
+from .limits import Limits, batch_of_every_context, context_buckets, limits_of, most_requests, require_every_batch, require_unambiguous
 from .served_io import follows_catalogue
 from .store import Repository
 from .version import (
@@ -72,12 +73,13 @@ class Options:
 
 
 class _Source(NamedTuple):
-    """A model as it lies on disk: its files by the names they get in the repository."""
+    """A model as it lies on disk: its files by the names they get in the repository, and SHA-256 of those that were checked."""
 
     engine: EngineName
     io: GraphIO
     limits: tuple[Limits, ...]
     files: dict[str, Path]
+    hashes: dict[str, str]
     plan: PlanFacts | None
     validated: bool
     reason: str
@@ -93,7 +95,8 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
         options: How to serve it.
 
     Raises:
-        ArtifactError: The model does not match its record, is not signed by a trusted key, or the flavor cannot serve it.
+        ArtifactError: The model does not match its record, is not signed by a trusted key, changes meanwhile, or the flavor cannot serve
+            it.
         GateError: The plan has not passed the gates.
     """
     if options.trust:
@@ -107,6 +110,9 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
         if options.flavor == "python":
             (folder / _ENTRY_FILE).write_text(_ENTRY, encoding="utf-8")
         files = {str(path.relative_to(folder)): sha256(path) for path in files_in(folder)}
+        _require_checked(source, files, model)
+        if options.trust:
+            require_signature(folder / _model_file(source), options.trust)
         description = _description(name, version, source, files, options)
         write_description(folder, description)
     repository.write_version_config(description)
@@ -115,8 +121,19 @@ def add_version(repository: Repository, model: Path, options: Options) -> Versio
     return description
 
 
+def _model_file(source: _Source) -> str:
+    return PLAN_FILE if source.engine == "tensorrt" else GRAPH_FILE
+
+
+def _require_checked(source: _Source, copied: Mapping[str, str], model: Path) -> None:
+    """The copies are of what was checked, which a build may have replaced meanwhile."""
+    for file, digest in source.hashes.items():
+        if copied[file] != digest:
+            raise ArtifactError(f"{source.files[file].name} was changed while it was copied", where=str(model), hint="add it again")
+
+
 def _description(name: str, version: int, source: _Source, files: dict[str, str], options: Options) -> VersionDescription:
-    model_file = PLAN_FILE if source.engine == "tensorrt" else GRAPH_FILE
+    model_file = _model_file(source)
     # The Python backend divides what no profile takes at once; the stock backend runs whatever the server puts together.
     together = max(each.max_batch for each in source.limits) if options.flavor == "python" else batch_of_every_context(source.limits)
     times = read_times(options.times, files[model_file]) if options.times else None
@@ -164,7 +181,8 @@ def _plan(path: Path) -> _Source:
         files[verdict_path(Path(PLAN_FILE)).name if own else verdict.name] = verdict
     limits = limits_of(record.io, record.profiles)
     memory = record.gpu_memory.peak if record.gpu_memory else None
-    return _Source("tensorrt", record.io, limits, files, _facts(record), record.validated, record.reason, memory)
+    hashes = {PLAN_FILE: record.sha256}
+    return _Source("tensorrt", record.io, limits, files, hashes, _facts(record), record.validated, record.reason, memory)
 
 
 def _facts(record: PlanRecord) -> PlanFacts:
@@ -184,8 +202,10 @@ def _graph(path: Path, limits: Limits) -> _Source:
         raise ArtifactError("this is neither a plan nor an exported graph", where=str(path), hint=hint)
     record = read_record(graph.parent)
     files = {GRAPH_FILE: graph, RECORD_NAME: graph.parent / RECORD_NAME}
-    files |= {name: graph.parent / name for name in record.wrote if name.endswith(".data")} | _signature(graph, GRAPH_FILE)
-    return _Source("onnxruntime", OnnxRuntimeRunner(graph, threads=1).io, (limits,), files, None, False, NOT_A_PLAN)
+    weights = {name: digest for name, digest in record.wrote.items() if name.endswith(".data")}
+    files |= {name: graph.parent / name for name in weights} | _signature(graph, GRAPH_FILE)
+    hashes = {GRAPH_FILE: record.wrote[graph.name], **weights}
+    return _Source("onnxruntime", OnnxRuntimeRunner(graph, threads=1).io, (limits,), files, hashes, None, False, NOT_A_PLAN)
 
 
 def _graph_file(path: Path) -> Path:
@@ -219,7 +239,7 @@ def _require_servable(source: _Source, model: Path, options: Options) -> None:
             hint = "take --flavor python, or a plan"
             raise ArtifactError("the flavor 'tensorrt' serves plans, not exported graphs", where=where, hint=hint)
         require_unambiguous(source.limits, where)
-    require_single_requests(source.limits, where)
+    require_every_batch(source.limits, where)
     assert most_requests(source.limits, 1) >= 1
     if source.plan is not None and not source.validated and not options.unvalidated:
         hint = "run `onerec-trt validate --engine tensorrt` and keep the verdict beside the plan, or pass --unvalidated"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ...core.artifacts import read_json
 from ...core.errors import ArtifactError, first_problem
 
 NEARLY_BEST = 0.95  # of the best rate: a batch that reaches it is large enough, and smaller ones answer sooner
 PATIENCE_S = 1.0  # a queue holds what is answered within this time; the server refuses more at once
+
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class BatchTimes(BaseModel):
@@ -29,12 +30,29 @@ class BatchTimes(BaseModel):
 
     model_sha256: str
     context: int = Field(ge=1)
-    milliseconds: dict[int, float] = Field(min_length=2)
+    milliseconds: dict[PositiveInt, Milliseconds] = Field(min_length=2)
 
     @property
     def rates(self) -> dict[int, float]:
         """Requests per second by requests of a batch, ascending."""
         return {batch: batch / self.milliseconds[batch] * 1e3 for batch in sorted(self.milliseconds)}
+
+
+class _Latency(BaseModel):
+    median: float
+
+
+class _Result(BaseModel):
+    """Of a candidate of `bench` at one shape: what is read of it. Only plans have a hash."""
+
+    plan_sha256: str | None = None
+    batch: int
+    context: int
+    latency_ms: _Latency
+
+
+class _Benchmark(BaseModel):
+    results: list[_Result]
 
 
 class Batching(BaseModel):
@@ -92,9 +110,9 @@ def read_times(path: Path, model_sha256: str) -> BatchTimes:
         ArtifactError: The file is malformed, is of another model, or has fewer than two batches of it.
     """
     values = read_json(path)
-    if isinstance(values, dict) and "results" in values:
-        values = _of_benchmark(values, model_sha256, path)
     try:
+        if isinstance(values, dict) and "results" in values:
+            values = _of_benchmark(_Benchmark.model_validate(values), model_sha256, path)
         times = BatchTimes.model_validate(values)
     except ValidationError as error:
         hint = "give a file of `onerec-trt dev batch-times` or `onerec-trt bench` with at least two batch sizes"
@@ -105,12 +123,12 @@ def read_times(path: Path, model_sha256: str) -> BatchTimes:
     return times
 
 
-def _of_benchmark(values: Mapping[str, Any], model_sha256: str, path: Path) -> dict[str, Any]:
+def _of_benchmark(benchmark: _Benchmark, model_sha256: str, path: Path) -> dict[str, Any]:
     """The longest-measured context among a benchmark's results of the plan, that is the one with most batch sizes."""
-    own = [result for result in values["results"] if result.get("plan_sha256") == model_sha256]
     by_context: dict[int, dict[int, float]] = {}
-    for result in own:
-        by_context.setdefault(result["context"], {})[result["batch"]] = result["latency_ms"]["median"]
+    for result in benchmark.results:
+        if result.plan_sha256 == model_sha256:
+            by_context.setdefault(result.context, {})[result.batch] = result.latency_ms.median
     if not by_context:
         raise ArtifactError("the benchmark holds no result of this plan", where=str(path), hint="run `onerec-trt dev batch-times`")
     context = max(by_context, key=lambda tokens: (len(by_context[tokens]), tokens))

@@ -71,22 +71,33 @@ class Catalogues:
         earlier = [digest for digest in self.served() if digest != loaded.digest]
         with atomic_file(self.path(loaded.digest)) as temporary:
             shutil.copyfile(index, temporary)
-        ItemIndex.load(self.path(loaded.digest))  # the copy is whole
+        self.load(loaded.digest)  # the copy is whole, and of the index that was checked
         self._write((loaded.digest, *earlier[:_KEPT]))
         return loaded.digest
 
-    def rollback(self) -> str:
+    def rollback(self, io: GraphIO) -> str:
         """Serve the catalogue again that was served before; its digest.
 
         Raises:
-            ArtifactError: There is none.
+            ArtifactError: There is none, its file is damaged or of another one, or the graph does not take it. Nothing is changed.
         """
         served = self.served()
         if len(served) < 2:
             raise ArtifactError("no catalogue was served before", where=str(self.folder), hint=_HINT)
-        ItemIndex.load(self.path(served[1]))
+        self.load(served[1]).require_fits(io)
         self._write(served[1:])
         return served[1]
+
+    def load(self, digest: str) -> ItemIndex:
+        """A catalogue in memory.
+
+        Raises:
+            ArtifactError: Its file is missing, damaged, or holds another one.
+        """
+        index = ItemIndex.load(path := self.path(digest))
+        if index.digest != digest:
+            raise ArtifactError("the file holds another catalogue than its name says", where=str(path), hint="add the catalogue again")
+        return index
 
     def _write(self, digests: tuple[str, ...]) -> None:
         """Say which one is served, and forget what nobody can go back to; who still serves such a file has it open."""

@@ -68,16 +68,18 @@ def context_buckets(io: GraphIO, limits: Sequence[Limits], step: int = CONTEXT_S
     return (*(tokens for tokens in range(step, longest, step) if tokens >= shortest), longest)
 
 
-def require_single_requests(limits: Sequence[Limits], where: str) -> None:
-    """A server cannot hold a request back until others come.
+def require_every_batch(limits: Sequence[Limits], where: str) -> None:
+    """A server runs batches of any size up to the largest, and cannot hold a request back until others come.
 
     Raises:
-        ArtifactError: Some context is served only in batches of several.
+        ArtifactError: No profile takes a smaller batch, or a single request, with a context that larger ones are taken with.
     """
-    for each in limits:
-        if not any(other.min_batch == 1 and each.max_context <= other.max_context for other in limits):
-            hint = "build the plan with a profile whose batch begins with 1"
-            raise ArtifactError(f"no profile takes one request with a context of {each.max_context} tokens", where=where, hint=hint)
+    for context in sorted({each.max_context for each in limits}):
+        profiles = [each for each in limits if context <= each.max_context]
+        for batch in range(1, most_requests(limits, context) + 1):
+            if not any(each.min_batch <= batch <= each.max_batch for each in profiles):
+                hint = "build the plan with profiles whose batches begin with 1 and leave no number out"
+                raise ArtifactError(f"no profile takes a batch of {batch} with a context of {context} tokens", where=where, hint=hint)
 
 
 def require_unambiguous(limits: Sequence[Limits], where: str) -> None:

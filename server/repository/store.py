@@ -72,7 +72,7 @@ class Repository:
         Raises:
             ArtifactError: There is no such version.
         """
-        return read_description(self._existing(model, version))
+        return self._own(read_description(self._existing(model, version)), model, version)
 
     def open(self, model: str, version: int) -> VersionDescription:
         """The description of a version whose files are those that were put there.
@@ -80,7 +80,7 @@ class Repository:
         Raises:
             ArtifactError: There is no such version, or a file of it was changed.
         """
-        return open_version(self._existing(model, version))
+        return self._own(open_version(self._existing(model, version)), model, version)
 
     def promoted(self, model: str) -> tuple[int, ...]:
         """Versions that were promoted and are still there, newest first. The first one is served.
@@ -164,16 +164,20 @@ class Repository:
         """Serve the catalogue again that was served before; its digest.
 
         Raises:
-            ArtifactError: There is none, or its file is damaged.
+            ArtifactError: There is none, its file is damaged, or no version is served whose graph takes it.
         """
+        io = self.describe(model, self.promoted(model)[0]).io
         with self._locked(model):
-            return self.catalogues(model).rollback()
+            return self.catalogues(model).rollback(io)
 
     def set_aside(self, model: str, version: int, why: str) -> int | None:
         """Take a version that cannot be served out of the server's sight, and fall back to the one served before.
 
         Returns:
             The version that is served now; None where no other was promoted before: then nothing is changed.
+
+        Raises:
+            ArtifactError: The repository is read-only.
         """
         with self._locked(model):
             remaining = [other for other in self._earlier(model) if other != version]
@@ -181,7 +185,11 @@ class Repository:
             if description is None:
                 return None
             aside = self.path / model / f"{ASIDE}{version}"
-            os.replace(self.folder(model, version), aside)
+            try:
+                os.replace(self.folder(model, version), aside)
+            except OSError as error:
+                hint = f"promote version {description.version} where the repository can be written"
+                raise ArtifactError(f"{why}\nit cannot be set aside: {error.strerror}", where=str(aside), hint=hint) from None
             write_text(aside / WHY_FILE, why + "\n")
             self._write_config(description, [description.version, *(other for other in remaining if other != description.version)])
         return description.version
@@ -202,6 +210,13 @@ class Repository:
             return self.promoted(model)
         except ArtifactError:
             return ()
+
+    def _own(self, description: VersionDescription, model: str, version: int) -> VersionDescription:
+        """A description that is of the folder it lies in: it says what is written where."""
+        if (description.name, description.version) != (model, version):
+            what = f"the description is of version {description.version} of '{description.name}'"
+            raise ArtifactError(what, where=str(self.folder(model, version)), hint="add the model to the repository again")
+        return description
 
     def _existing(self, model: str, version: int) -> Path:
         folder = self.folder(model, version)

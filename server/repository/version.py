@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ...core.artifacts import files_in, read_json, sha256, write_json
 from ...core.errors import ArtifactError, first_problem
@@ -89,6 +89,12 @@ class VersionDescription(_Part):
     validated: bool
     reason: str
     parameters: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _names_its_model(self) -> VersionDescription:
+        if self.model_file not in self.files:
+            raise ValueError(f"the model file {self.model_file!r} is none of the version's files")
+        return self
 
     @property
     def model_sha256(self) -> str:

@@ -27,7 +27,7 @@ def served(repository: Repository, server: Path | None) -> Iterator[dict[str, in
         server: See `find_server`.
 
     Raises:
-        ArtifactError: The server does not start, or its model does not load.
+        ArtifactError: The server does not start, its model does not load, or it ended before the block did.
     """
     said: queue.Queue[str | Exception] = queue.Queue()
     stopped = threading.Event()
@@ -45,6 +45,9 @@ def served(repository: Repository, server: Path | None) -> Iterator[dict[str, in
     finally:
         stopped.set()
         thread.join()
+    while not said.empty():
+        if isinstance(line := said.get(), Exception):
+            raise line  # what was measured since is of no server
 
 
 def _ports(said: queue.Queue[str | Exception], repository: Repository) -> dict[str, int]:

@@ -186,9 +186,12 @@ class _Meter:
         self._start()
         arrival = time.perf_counter()
         with ThreadPoolExecutor(_OPEN_LOOP_THREADS) as pool:
+            asked = []
             while (arrival := arrival + self._random.exponential(1 / rate)) < self._end:
                 time.sleep(max(0.0, arrival - time.perf_counter()))
-                pool.submit(self._ask, arrival)
+                asked.append(pool.submit(self._ask, arrival))
+            for each in asked:
+                each.result()  # what went wrong with a request is counted; what went wrong here is raised
         return len(self.samples) / self._load.seconds
 
     def _loop(self, connected: threading.Barrier) -> list[float]:

@@ -5,10 +5,10 @@ catalogue. For any runner that takes a catalogue.
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -87,10 +87,10 @@ def swaps_under_load(
     longest_submit_ms = max(timed.submit_ms)
     timed.forget()  # of these only what happened beside swaps counts below
     whole_ms: list[float] = []
-    swapping = threading.Thread(target=_swap_often, args=(server, indexes, swaps, whole_ms))
-    swapping.start()
-    beside = _answers(server, inputs, rules, batches, swapping)
-    swapping.join()
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(_swap_often, server, indexes, swaps, whole_ms)
+        beside = _answers(server, inputs, rules, batches, swapping)
+        swapping.result()
     return {
         "swaps": len(whole_ms),
         "swap_ms": round(statistics.median(idle_ms), 3),
@@ -127,9 +127,9 @@ def _answer_of(server: ItemRunner, index: ItemIndex, inputs: Mapping[str, Any], 
 
 
 def _answers(
-    server: ItemRunner, inputs: Mapping[str, Any], rules: Sequence[ItemRules], batches: int, beside: threading.Thread | None = None
+    server: ItemRunner, inputs: Mapping[str, Any], rules: Sequence[ItemRules], batches: int, beside: Future[None] | None = None
 ) -> list[Answered]:
-    """At least so many answers, and until the thread has ended."""
+    """At least so many answers, and until the other work has ended."""
     under_way: deque[PendingItems] = deque()
     found: list[Answered] = []
 
@@ -137,7 +137,7 @@ def _answers(
         batch = under_way.popleft().result()
         found.append((time.perf_counter(), batch))
 
-    while len(found) < batches or (beside is not None and beside.is_alive()):
+    while len(found) < batches or (beside is not None and not beside.done()):
         under_way.append(server.submit(inputs, rules))
         if len(under_way) > _UNDER_WAY:
             fetch()

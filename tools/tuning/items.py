@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -152,11 +153,11 @@ def _swap(index: ItemIndex, capability: str, say: Say) -> dict[str, Any]:
         residents.buffers[name].copy_(each)
     bound = [*inputs[:4], *(residents.buffers[name] for name in names), *inputs[8:]]
     server = _Server(residents, bind(program, bound, new_outputs(program, bound)))
-    swapping = threading.Thread(target=server.swap_often, args=({name: index.arrays[name] for name in names},))
     quiet = server.gaps_ms(BATCHES)
-    swapping.start()
-    busy = server.gaps_ms(BATCHES, swapping)
-    swapping.join()
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(server.swap_often, {name: index.arrays[name] for name in names})
+        busy = server.gaps_ms(BATCHES, swapping)
+        swapping.result()
     result = {
         "bytes": sum(each.nbytes for each in given.values()),
         "swaps": SWAPS,
@@ -182,10 +183,10 @@ class _Server:
         self.stage_ms: list[float] = []
         self.swap_ms: list[float] = []
 
-    def gaps_ms(self, batches: int, beside: threading.Thread | None = None) -> list[float]:
-        """Time from the end of each batch to that of the next, for so many batches and until the thread has ended."""
+    def gaps_ms(self, batches: int, beside: Future[None] | None = None) -> list[float]:
+        """Time from the end of each batch to that of the next, for so many batches and until the other work has ended."""
         ends: list[torch.cuda.Event] = []
-        while len(ends) < batches or (beside is not None and beside.is_alive()):
+        while len(ends) < batches or (beside is not None and not beside.done()):
             with self._lock, torch.cuda.stream(self._stream):
                 self._run()
                 ends.append(torch.cuda.Event(enable_timing=True))

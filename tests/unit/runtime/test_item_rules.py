@@ -100,7 +100,7 @@ def test_a_refused_request_runs_without_rules_beside_the_others() -> None:
     assert {place: error.what for place, error in refused.items()} == {
         0: "request 0 excludes 25 semantic IDs, the graph takes 5",
         1: "request 1 asks for 9 beams, the graph keeps 1 to 8",
-        2: "category bits of request 2 are beyond 64 bits",
+        2: "category bits of request 2 are no integer of 64 bits",
     }
     (gone,) = entries_without_items(INDEX, rules[3:4])
     assert inputs["limits"].tolist() == [[8, 0, 0]] * 3 + [[5, len(gone), 1], [8, 0, 0]]

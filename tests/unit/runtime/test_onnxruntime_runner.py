@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,6 +102,12 @@ def test_a_resident_input_is_bound_once_and_swapped(model: onnx.ModelProto, inpu
     with pytest.raises(RequestError, match=r"has shape \[1, 3\]"):
         runner.bind_resident("lengths", content[:1])
     assert (runner({"x": inputs["x"]})["same"] == 6).all()
+
+
+@pytest.mark.parametrize("given", [None, "abc", 5, [[1, 2]]])
+def test_what_is_no_array_is_refused_by_name(model: onnx.ModelProto, inputs: dict[str, np.ndarray], given: Any) -> None:
+    with pytest.raises(RequestError, match=f"input 'lengths' is a {type(given).__name__}, not an array"):
+        OnnxRuntimeRunner(model, threads=1)({**inputs, "lengths": given})
 
 
 @pytest.mark.parametrize("kind", ["ModelRequiresCompilation", "NotFound", "EngineError", "RuntimeException"])

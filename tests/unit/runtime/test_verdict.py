@@ -120,19 +120,29 @@ def _add(values: dict[str, Any]) -> None:
     values["signed"] = True
 
 
+def _lose(verdict: dict[str, Any]) -> None:
+    verdict["gates"][0]["value"] = float("nan")
+
+
 def _forget(values: dict[str, Any]) -> None:
     del values["gates"]
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
-    [(_pass_the_gate, "was edited"), (_see_more, "was edited"), (_add, "malformed: signed"), (_forget, "malformed: gates")],
+    [
+        (_pass_the_gate, "was edited"),
+        (_see_more, "was edited"),
+        (_add, "malformed: signed"),
+        (_forget, "malformed: gates"),
+        (_lose, "malformed: gates"),
+    ],
 )
 def test_an_edited_verdict_is_refused(plan: Path, edit: Callable[[dict[str, Any]], None], message: str) -> None:
     prove(plan, GOOD, BAD)
     values = json.loads(verdict_path(plan).read_text())
     edit(values)
-    write_json(verdict_path(plan), values)
+    verdict_path(plan).write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match=message) as caught:
         inspect_with_verdict(plan)
     assert caught.value.where.endswith(".verdict.json")

@@ -64,3 +64,19 @@ def test_times_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "times.json").write_text("[]")
     with pytest.raises(ArtifactError, match="these are no measured times"):
         read_times(tmp_path / "times.json", "a")
+
+
+NO_TIMES = (
+    '{"results": 5}',
+    '{"results": {"a": 1}}',
+    '{"results": [{"plan_sha256": "a"}]}',
+    *(f'{{"model_sha256": "a", "context": 5, "milliseconds": {{{first}, "2": 3}}}}' for first in ('"1": 0', '"0": 1', '"1": -4')),
+    *(f'{{"model_sha256": "a", "context": 5, "milliseconds": {{"1": {number}, "2": 3}}}}' for number in ("NaN", "Infinity", '"fast"')),
+)
+
+
+@pytest.mark.parametrize("content", NO_TIMES)
+def test_what_cannot_be_a_time_is_refused(tmp_path: Path, content: str) -> None:
+    (path := tmp_path / "times.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"these are no measured times of batches: (results|milliseconds)"):
+        read_times(path, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onerec_trt.core.errors import RequestError
 from onerec_trt.runtime.item_rules import OPEN, ItemRules
 from onerec_trt.server.client_rules import rule_inputs
 from onerec_trt.server.python_backend.item_requests import rules_of
@@ -17,7 +18,7 @@ RULES = [OPEN, ItemRules(excluded=(5, 3, 2**40)), ItemRules(required=1 << 63), I
 def test_the_server_reads_what_the_client_wrote(rules: list[ItemRules]) -> None:
     read = rules_of(rule_inputs(rules, BEAMS), len(rules), "onerec")
     for mine, theirs in zip(rules, read, strict=True):
-        assert list(mine.excluded) == list(theirs.excluded)
+        assert sorted(mine.excluded) == list(theirs.excluded)
         assert (mine.required, mine.forbidden, mine.beams or BEAMS) == (theirs.required, theirs.forbidden, theirs.beams)
 
 
@@ -27,3 +28,21 @@ def test_every_request_brings_the_same_inputs(rules: ItemRules) -> None:
     inputs = rule_inputs([rules], BEAMS)
     assert inputs.keys() == RULE_INPUTS.keys()
     assert all(array.dtype == np.dtype(RULE_INPUTS[name].dtype) and array.size for name, array in inputs.items())
+
+
+IMPOSSIBLE = {
+    "ids that are no integers": (ItemRules(excluded=(1.5,)), "what is excluded are no item ids"),  # type: ignore[arg-type]
+    "ids beyond 64 bits": (ItemRules(excluded=(2**63,)), "what is excluded are no item ids"),
+    "negative bits": (ItemRules(required=-1), "category bits of context 1 are no integer of 64 bits"),
+    "bits beyond 64": (ItemRules(forbidden=1 << 64), "category bits of context 1 are no integer of 64 bits"),
+    "bits that are no integer": (ItemRules(required=1.5), "category bits of context 1 are no integer of 64 bits"),  # type: ignore[arg-type]
+    "beams that are no integer": (ItemRules(beams=1.5), r"context 1 asks for 1\.5 beams"),  # type: ignore[arg-type]
+    "beams beyond 32 bits": (ItemRules(beams=1 << 31), "context 1 asks for 2147483648 beams"),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_rules_that_cannot_be_sent_as_they_are_are_refused_and_not_rounded(what: str) -> None:
+    rules, said = IMPOSSIBLE[what]
+    with pytest.raises(RequestError, match=said):
+        rule_inputs([OPEN, rules], BEAMS)

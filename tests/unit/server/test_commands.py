@@ -90,6 +90,8 @@ def test_a_model_that_follows_a_catalogue_asks_for_one_until_it_has_it(call: Any
         (["--rollback", "--promote", "1"], "--rollback goes with neither --promote nor new plans"),
         (["PLAN", "--parameter", "cuda_graphs"], "not a setting: 'cuda_graphs'"),
         (["--name", "other"], "the repository holds no model 'other'"),
+        (["--name", "other", "--promote", "newest"], "the model 'other' has no version 1"),
+        (["--name", "other", "--rollback-catalogue"], "the repository holds no model 'other'"),
     ],
 )
 def test_wrong_wishes_change_nothing(call: Any, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -77,6 +79,7 @@ def test_a_plan_with_kernels_may_run_its_code_only_in_the_stock_backend(tmp_path
         "tritonserver --model-repository=/models --model-control-mode=explicit --disable-auto-complete-config "
         f"{allowed} --load-model=a --load-model=b --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1"
     )
+    assert shlex.split(launch_line(Path("/my models"), [stock]))[1] == "--model-repository=/my models"
 
 
 def test_apis_that_change_a_server_are_restricted() -> None:
@@ -102,12 +105,26 @@ def test_another_program_at_the_port_is_not_taken_for_the_server() -> None:
 def test_shared_memory_of_servers_that_are_gone_is_removed_and_no_other(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    mine = region_prefix()
-    gone, alive = mine.replace(str(os.getpid()), str(ended.pid)), mine.replace(str(os.getpid()), str(os.getppid()))
+    mine, gone, alive = region_prefix(), region_prefix(ended.pid), region_prefix(os.getppid())
     for name in (f"{mine}a", f"{gone}b", f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"):
         (tmp_path / name).touch()
     assert remove_leftovers(tmp_path) == 2
     assert {path.name for path in tmp_path.iterdir()} == {f"{alive}c", "triton_python_backend_shm_region_d", f"x{gone}e"}
+
+
+def test_what_another_user_left_stops_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / f"{region_prefix()}{name}").touch()
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("a"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")  # /dev/shm has the sticky bit
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert remove_leftovers(tmp_path) == 1
+    assert [path.name[-1] for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_processes_that_are_no_stubs_do_not_count() -> None:

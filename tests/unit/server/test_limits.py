@@ -12,7 +12,7 @@ from onerec_trt.server.repository.limits import (
     limits_of,
     longest_context,
     most_requests,
-    require_single_requests,
+    require_every_batch,
     require_unambiguous,
 )
 
@@ -58,7 +58,9 @@ def test_profiles_that_cross_are_refused_by_name() -> None:
         require_unambiguous(CROSSING, "plan")
 
 
-def test_a_context_served_in_batches_only_is_refused() -> None:
-    require_single_requests([limits((4, 32), (2, 512)), limits((1, 8), (2, 512))], "plan")
-    with pytest.raises(ArtifactError, match="no profile takes one request with a context of 3072 tokens"):
-        require_single_requests([limits((1, 32), (2, 512)), limits((4, 8), (2, 3072))], "plan")
+def test_a_size_of_batch_that_no_profile_takes_is_refused() -> None:
+    require_every_batch([limits((4, 32), (2, 512)), limits((1, 8), (2, 512))], "plan")
+    with pytest.raises(ArtifactError, match="no profile takes a batch of 1 with a context of 3072 tokens"):
+        require_every_batch([limits((1, 32), (2, 512)), limits((4, 8), (2, 3072))], "plan")
+    with pytest.raises(ArtifactError, match="no profile takes a batch of 9 with a context of 512 tokens"):
+        require_every_batch([limits((1, 8), (2, 3072)), limits((16, 32), (2, 512))], "plan")

@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from onerec_trt.core.errors import ArtifactError
-from onerec_trt.tools.serving.load import LoadResult, loop_rate
+from onerec_trt.export.contracts import serving_io
+from onerec_trt.tools.serving import load as load_module
+from onerec_trt.tools.serving.load import Load, LoadResult, loop_rate
 from onerec_trt.tools.serving.page import payload_table, table
 from onerec_trt.tools.serving.payload import CHECKED, FROM_GPU, LAID_OUT, STRAIGHT_FROM_GPU, STRAIGHT_TO_GPU, TO_GPU
 from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
@@ -153,6 +156,23 @@ def test_the_rate_of_closed_loops_does_not_depend_on_how_many_batches_end_in_tim
 @pytest.mark.parametrize(("answered", "rate"), [([], 0.0), ([1.5], 0.5), ([1.0, 1.5], 2.0)])
 def test_a_loop_with_few_answers_has_a_rate(answered: list[float], rate: float) -> None:
     assert loop_rate(answered, 2.0) == rate
+
+
+class Confused:
+    """A client that no server has answered, and that fails by itself."""
+
+    io = serving_io(6, 4)
+
+    def recommend_batch(self, *arguments: object) -> None:
+        raise KeyError("scores")
+
+
+def test_what_goes_wrong_in_a_client_at_random_arrivals_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "Client", lambda *arguments, **options: Confused())
+    monkeypatch.setattr(load_module, "_together", Mock())
+    asking = load_module._Meter(Load("", "grpc", "onerec", 1, 100.0, (9,), 1, 0.2, 1), 0)
+    with pytest.raises(KeyError, match="scores"):
+        asking.open_loop(100.0)
 
 
 def read(name: str) -> ServingResult:

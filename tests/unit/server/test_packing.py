@@ -12,11 +12,13 @@ from onerec_trt.server.repository.limits import Limits, most_requests
 WIDE = Limits(min_batch=1, max_batch=8, min_context=2, max_context=512)
 LONG = Limits(min_batch=1, max_batch=2, min_context=2, max_context=1000)
 LIMITS = (WIDE, LONG)
+ODD = (WIDE.model_copy(update={"max_context": 490}), LONG)  # what takes eight requests ends between two multiples
 IO = serving_io(3, 2)
 
 
 def test_contexts_are_rounded_up_but_not_beyond_the_longest() -> None:
     assert [rounded_context(LIMITS, tokens) for tokens in (1, 256, 257, 769, 1000)] == [256, 256, 512, 1000, 1000]
+    assert [rounded_context(ODD, tokens) for tokens in (1, 257, 490, 491)] == [256, 490, 490, 512]
 
 
 def test_requests_share_a_batch_as_long_as_a_profile_takes_them_together() -> None:
@@ -26,13 +28,13 @@ def test_requests_share_a_batch_as_long_as_a_profile_takes_them_together() -> No
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 1000)), max_size=20))
-def test_no_request_is_lost_and_no_group_is_beyond_the_profiles(sizes: list[tuple[int, int]]) -> None:
-    waiting = [Sizes(min(contexts, most_requests(LIMITS, tokens)), tokens) for contexts, tokens in sizes]
-    found = groups(LIMITS, waiting)
+@given(st.sampled_from([LIMITS, ODD]), st.lists(st.tuples(st.integers(1, 8), st.integers(1, 1000)), max_size=20))
+def test_no_request_is_lost_and_no_group_is_beyond_the_profiles(limits: tuple[Limits, ...], sizes: list[tuple[int, int]]) -> None:
+    waiting = [Sizes(min(contexts, most_requests(limits, tokens)), tokens) for contexts, tokens in sizes]
+    found = groups(limits, waiting)
     assert [place for group in found for place in group.places] == list(range(len(waiting)))
     for group in found:
-        assert group.rows == sum(waiting[place].contexts for place in group.places) <= most_requests(LIMITS, group.tokens)
+        assert group.rows == sum(waiting[place].contexts for place in group.places) <= most_requests(limits, group.tokens)
         assert group.tokens >= max(waiting[place].tokens for place in group.places)
 
 

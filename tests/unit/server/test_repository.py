@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from onerec_trt.core.artifacts import sha256, write_json
@@ -21,6 +24,7 @@ from onerec_trt.server.repository.model_config import read_config
 from onerec_trt.server.repository.releases import releases_for
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.server.repository.version import open_version
+from onerec_trt.server.triton_api import config_schema, json_format
 
 from .plans import NESTED, prove, write_plan
 
@@ -87,6 +91,14 @@ def test_every_configuration_is_one_of_the_servers_schema() -> None:
         assert not config.response_cache.enable
         assert not config.model_warmup
         assert not config.optimization.cuda.graphs
+
+
+def test_a_configuration_is_the_same_in_json_as_serve_sends_it() -> None:
+    """Of plans, too: instances on GPUs, profiles, batches to fill up to."""
+    assert any(group.gpus for path in GOLDEN.glob("*.pbtxt") for group in read_config(path).instance_group)
+    for path in sorted(GOLDEN.glob("*.pbtxt")):
+        config, parsing = read_config(path), json_format()
+        assert parsing.Parse(parsing.MessageToJson(config, preserving_proto_field_name=True), config_schema().ModelConfig()) == config
 
 
 def test_only_a_queue_with_a_limit_has_a_policy_which_costs_the_server_its_batches_ahead(
@@ -174,6 +186,66 @@ def test_a_changed_version_is_not_promoted(repository: Repository, plan: Path) -
     with pytest.raises(ArtifactError, match="file missing"):
         repository.promote("onerec", 2)
     assert repository.promoted("onerec") == (1,)
+
+
+def test_a_model_that_is_replaced_between_its_check_and_its_copy_is_refused(
+    repository: Repository, plan: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = shutil.copytree(export, tmp_path / "exported") / "model.onnx"
+    real = shutil.copyfile
+
+    def replaced_before(origin: Path, target: Path) -> None:
+        if origin in (plan, graph):
+            origin.write_bytes(b"what a build put there")
+        real(origin, target)
+
+    monkeypatch.setattr(shutil, "copyfile", replaced_before)
+    for model, flavor in ((plan, "tensorrt"), (graph, "python")):
+        with pytest.raises(ArtifactError, match=f"{model.name} was changed while it was copied"):
+            add_version(repository, model, Options(flavor))  # type: ignore[arg-type]
+    assert repository.versions("onerec") == ()
+
+
+@pytest.mark.parametrize("changes", [{"name": "../elsewhere"}, {"version": 2}])
+def test_a_description_of_another_version_is_refused_before_anything_is_written(
+    repository: Repository, plan: Path, changes: dict[str, Any]
+) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    path = repository.folder("onerec", 1) / "version.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+    for use in (repository.describe, repository.open, repository.promote):
+        with pytest.raises(ArtifactError, match="the description is of version"):
+            use("onerec", 1)
+    assert sorted(each.name for each in repository.path.iterdir()) == ["onerec"]
+
+
+@pytest.mark.parametrize("file", ["../2/model.plan", "/tmp/model.plan", "other.plan"])
+def test_a_description_names_a_model_among_its_own_files(repository: Repository, plan: Path, file: str) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    path = repository.folder("onerec", 1) / "version.json"
+    write_json(path, json.loads(path.read_text()) | {"model_file": file})
+    with pytest.raises(ArtifactError, match="is none of the version's files"):
+        repository.open("onerec", 1)
+
+
+def test_what_is_asked_of_a_model_that_is_not_there_leaves_no_folder(repository: Repository, plan: Path) -> None:
+    add_version(repository, plan, Options("tensorrt"))
+    with pytest.raises(ArtifactError, match="the repository holds no model 'onrec'"):
+        repository.rollback_catalogue("onrec")
+    assert [each.name for each in repository.path.iterdir()] == ["onerec"]
+
+
+def test_a_version_in_a_read_only_repository_is_not_set_aside_and_one_is_told_what_is_wrong_with_it(
+    repository: Repository, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        add_version(repository, plan, Options("tensorrt"))
+    repository.promote("onerec", 2)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    with pytest.raises(ArtifactError, match=r"(?s)it did not load\nit cannot be set aside: Read-only.*promote version 1 where"):
+        repository.set_aside("onerec", 2, "it did not load")
+    monkeypatch.undo()
+    assert repository.promoted("onerec") == (2, 1)
 
 
 def test_a_version_set_aside_is_neither_served_nor_its_number_given_again(repository: Repository, plan: Path) -> None:

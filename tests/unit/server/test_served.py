@@ -88,8 +88,10 @@ BAD = {
     "NaN": (lambda a: (a.features_SF * np.float16(np.nan), a.lengths_3), "NaN or infinity"),
     "lengths that do not fit": (lambda a: (a.features_SF, a.lengths_3 * 9), "lengths add up to"),
     "a negative length": (lambda a: (a.features_SF, a.lengths_3 - 100), "a length is negative"),
+    "lengths with fractions": (lambda a: (a.features_SF, [2.5, 3.5, 3.0]), "'lengths' is float64"),
     "a wrong width": (lambda a: (a.features_SF[:, :3], a.lengths_3), "unexpected shape"),
     "a wrong type": (lambda a: (a.features_SF.astype(np.float32), a.lengths_3), "data-type"),
+    "a type of no model": (lambda a: (a.features_SF.astype(np.float64), a.lengths_3), "'features' is float64"),
     "too long a context": (lambda a: (np.zeros((40, a.features_SF.shape[1]), np.float16), a.lengths_3), "the model takes 32"),
 }
 
@@ -141,7 +143,7 @@ def test_only_who_has_its_key_takes_a_server_for_its_own(running: Any) -> None:
     control = Control(Endpoints("127.0.0.1", *(running.ports[each] for each in ("http", "grpc", "metrics"))), "the key of another one")
     assert not control.live()
     with pytest.raises(ArtifactError, match="the server cannot load the model: This API is restricted"):
-        control.load("onerec")
+        control.load("onerec", "{}")
 
 
 def test_a_client_says_what_it_could_not_reach(running: Any) -> None:

@@ -126,6 +126,24 @@ def test_impossible_rules_get_an_error_of_their_own(running: Any, indexes: list[
         require_same(items, expected(given, indexes[0].digest))
 
 
+def test_a_request_that_finds_no_item_is_answered_with_none_and_others_with_theirs(
+    running: Any, indexes: list[ItemIndex], expected: Any
+) -> None:
+    nothing, good = ItemRules(required=1 << 60), rules_of_many(indexes[0])
+    for protocol in ("http", "grpc"):
+        with running.client(protocol) as client:
+            empty = client.recommend(*CONTEXT, nothing)
+        assert empty.ids == ((),) * WIDTH
+        assert (empty.sids_W3 == -1).all()
+        assert np.isneginf(empty.scores_W).all()
+    with running.client() as client:
+        together = client.recommend_batch(
+            np.tile(CONTEXT[0], (len(good) + 1, 1, 1)), np.tile(CONTEXT[1], (len(good) + 1, 1)), [nothing, *good]
+        )
+    for rules, items in zip([nothing, *good], together, strict=True):
+        require_same(items, expected(rules, indexes[0].digest))
+
+
 def test_malformed_rules_are_refused(running: Any) -> None:
     context = {"features": CONTEXT[0][None], "lengths": CONTEXT[1][None]}
     with running.client() as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from onerec_trt.server.repository.store import Repository
 
 from .process_table import runs, server_of_this_process
 
+SERVER = Path(__file__).parents[3] / ".venv-server"
 VERSIONS = (0, 1)  # seeds of version 1 and 2
 PATIENCE_S = 60.0
 BROKEN = "raise RuntimeError('this version does not load')\n"
@@ -196,14 +198,66 @@ def test_a_server_that_dies_while_a_version_is_loaded_is_what_is_wrong_not_the_v
     assert repository.promoted("onerec")[0] == 2
 
 
-def test_a_server_that_is_alive_and_cannot_be_reached_is_not_said_to_have_ended(repository: Repository, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("problem", [ConnectionRefusedError("refused"), TimeoutError("timed out")])
+def test_a_server_that_is_alive_and_cannot_be_reached_is_what_is_wrong_not_the_version(
+    repository: Repository, monkeypatch: Any, problem: Exception
+) -> None:
     monkeypatch.setattr(supervisor, "_ENDING_S", 0.1)
+    repository.promote("onerec", 2)
     with subprocess.Popen(["sleep", "60"]) as process:
         control = Control(Endpoints("127.0.0.1", 0, 0, 0), "key")
-        monkeypatch.setattr(control, "_call", Mock(side_effect=ConnectionRefusedError))
-        with pytest.raises(ConnectionRefusedError):
+        monkeypatch.setattr(control, "_call", Mock(side_effect=problem))
+        with pytest.raises(ArtifactError, match=f"the server does not answer: {problem}"):
             Supervisor(repository, process, control, (), print).load("onerec")
         process.kill()
+    assert repository.promoted("onerec")[0] == 2
+
+
+def test_the_server_loads_the_version_that_was_checked_whatever_is_promoted_meanwhile(repository: Repository, monkeypatch: Any) -> None:
+    loaded: list[list[int]] = []
+    real = supervisor._opened
+
+    def opened(*arguments: Any) -> Any:
+        description = real(*arguments)
+        if not loaded:
+            repository.promote("onerec", 2)
+        return description
+
+    def load(model: str, config: str) -> None:
+        loaded.append(json.loads(config)["version_policy"]["specific"]["versions"])
+
+    monkeypatch.setattr(supervisor, "_opened", opened)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        watching = Supervisor(repository, process, Mock(load=load), (), print)
+        watching.load("onerec")
+        assert loaded == [["1"]]
+        watching.watch(Mock(wait=Mock(side_effect=[False, False, True])))
+        process.kill()
+    assert loaded == [["1"], ["2"]], "the promotion is seen, and seen once"
+
+
+def test_a_server_that_is_to_end_before_it_is_up_ends_in_peace(repository: Repository) -> None:
+    stopped, told = threading.Event(), []
+    stopped.set()
+    options = supervisor.ServeOptions(SERVER, (), Endpoints("127.0.0.1", 0, 0, 0), shared_memory=False)
+    supervisor.serve(repository, options, told.append, stopped)
+    assert not told
+    assert not regions()
+
+
+def test_what_is_served_goes_on_where_nobody_can_tell_what_is_promoted(repository: Repository, start: Any, traffic: Any) -> None:
+    with start(repository) as running, traffic(running) as flow:
+        repository.config_path("onerec").write_text("name: onerec")
+        running.wait_for(said(running, "onerec: version 1 serves on: the model's configuration is malformed"))
+        repository.promote("onerec", 2)
+        running.wait_for(lambda: flow.served[-1] == 2)
+        model = repository.folder("onerec", 2) / "model.onnx"
+        model.write_bytes(b"damaged, and nothing was promoted before it")
+        repository.config_path("onerec").write_text(repository.config_path("onerec").read_text() + "# touched")
+        running.wait_for(said(running, "onerec: version 2 serves on: the file does not match the version's description"))
+        flow.end()
+        assert not flow.errors
+    assert repository.promoted("onerec") == (2,)
 
 
 def test_a_killed_instance_is_replaced_and_only_its_requests_fail(repository: Repository, start: Any, traffic: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from onerec_trt.core.errors import GpuError
+from onerec_trt.core.errors import ArtifactError, GpuError
 from onerec_trt.export.contracts import serving_io
 from onerec_trt.server.python_backend import tensorrt_engine
 from onerec_trt.server.python_backend.tensorrt_engine import TensorRtEngine
@@ -30,7 +32,7 @@ class Runner:
 
     def __init__(self, asked: list[str]) -> None:
         self.asked, self.graphs, self.ran = asked, 0, []  # type: tuple[list[str], int, list[tuple[int, ...]]]
-        self.full = False
+        self.problem: Exception | None = None
 
     def warm_up(self, batch: int, context: int) -> None:
         self.asked.append(f"warm {batch} x {context}")
@@ -38,8 +40,8 @@ class Runner:
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.asked.append("run")
-        if self.full:
-            raise GpuError("the GPU's memory is exhausted")
+        if self.problem is not None:
+            raise self.problem
         self.ran.append(tuple(inputs["features"].shape))
         return {"scores": inputs["lengths"].sum(1).float()}
 
@@ -64,6 +66,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         torch.Tensor, "to", lambda self, to, **options: self if to == torch.device("cuda", 1) else real_to(self, to, **options)
     )
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(synchronize=lambda: found.append("wait")))
     return found
 
@@ -107,7 +110,26 @@ def test_a_turn_lasts_until_the_answers_have_left_the_gpu(loaded: tuple[TensorRt
 
 def test_a_batch_that_fails_ends_its_turn(loaded: tuple[TensorRtEngine, Runner, dict[str, Any]], asked: list[str]) -> None:
     engine, runner, _ = loaded
-    runner.full = True
+    runner.problem = GpuError("the GPU's memory is exhausted")
     with pytest.raises(GpuError, match="exhausted"):
         engine.run({name: np.zeros(shape, np.int64) for name, shape in IO.shapes(1, 5).items()})
     assert asked[-1] == "end"
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("CUDA error: an illegal memory access"), ArtifactError("TensorRT cannot run the plan")])
+def test_an_instance_that_its_gpu_is_lost_to_ends(
+    loaded: tuple[TensorRtEngine, Runner, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: Any, problem: Exception
+) -> None:
+    engine, runner, _ = loaded
+    runner.problem = problem
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    inputs = {name: np.zeros(shape, np.int64) for name, shape in IO.shapes(1, 5).items()}
+    with pytest.raises(type(problem)):
+        engine.run(inputs)
+    assert not ended, "the batch failed, and the GPU answers"
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=RuntimeError("CUDA error: an illegal memory access")))
+    with pytest.raises(type(problem)):
+        engine.run(inputs)
+    assert ended == [1]
+    assert "this instance ends, since cuda:1 is lost to it: CUDA error" in capsys.readouterr().err

@@ -115,11 +115,14 @@ def test_readiness_is_the_models_and_liveness_the_servers() -> None:
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["path"] == "/v2/models/OneRec_v2.fp8/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    resources = Resources(gpus=2, model_bytes=1, shared_memory_bytes=1, gpu_memory_bytes=None, instances=2)
+    in_python = server_container(described(flavor="python", resources=resources))["livenessProbe"]
+    assert in_python["exec"]["command"] == ["python3", "-m", "onerec_trt.server.launch.alive", "8000", "4"], "two on each of two GPUs"
     small = server_container(described(**GRAPH))["startupProbe"]["failureThreshold"]
     assert container["startupProbe"]["failureThreshold"] > small >= 12  # a larger model takes longer to load
     measured = Batching(max_batch=32, preferred=30, max_queue=64, context=512, why="stated")
-    in_python = server_container(described(flavor="python", batching=measured))["startupProbe"]["failureThreshold"]
-    assert in_python == container["startupProbe"]["failureThreshold"] + 6  # CUDA graphs of 30 batch sizes
+    with_graphs = server_container(described(flavor="python", batching=measured))["startupProbe"]["failureThreshold"]
+    assert with_graphs == container["startupProbe"]["failureThreshold"] + 6  # CUDA graphs of 30 batch sizes
 
 
 def test_a_plan_asks_for_the_gpu_it_was_built_for_and_a_graph_for_none() -> None:
@@ -136,6 +139,15 @@ def test_shared_memory_is_counted_in_the_pods_memory() -> None:
     (shm,) = (volume for volume in volumes if volume["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "200Mi"}
     assert server_container(described())["resources"]["limits"]["memory"] == f"{4096 + 5 * 1024 + 200}Mi"
+
+
+def test_no_server_runs_as_root_or_may_become_it() -> None:
+    (of_kserve,) = by_kind(kserve_manifests(described(), OPTIONS))["ServingRuntime"]["spec"]["containers"]
+    for container in (server_container(described()), of_kserve):
+        rights = container["securityContext"]
+        assert (rights["runAsNonRoot"], rights["runAsUser"], rights["allowPrivilegeEscalation"]) == (True, 1000, False)
+        assert rights["readOnlyRootFilesystem"]
+        assert rights["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_only_clients_reach_the_pods_and_pods_reach_nobody() -> None:
@@ -211,6 +223,7 @@ def test_what_is_no_canary_is_refused(newer: VersionDescription, percent: int, m
         ({"claim": "Models"}, "--claim"),
         ({"namespace": "a_b"}, "--namespace"),
         ({"image": ""}, "--image"),
+        *(({"claim_path": path}, "--claim-path") for path in ("/onerec", "onerec/", "a/../b", "..", "a//b")),
         ({"min_replicas": 0}, "--replicas"),
         ({"min_replicas": 9}, "--replicas"),
         ({"queue_ms": 0.0}, "--queue-ms"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -12,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onerec_trt.server.kubernetes.pod import GRPC, HTTP, METRICS, arguments
+from onerec_trt.server.launch.alive import alive
 from onerec_trt.server.launch.installation import find_server
-from onerec_trt.server.launch.processes import end_with_parent
+from onerec_trt.server.launch.processes import end_with_parent, stubs
 from onerec_trt.server.repository.store import Repository
 
 SERVER = Path(__file__).parents[4] / ".venv-server"
@@ -48,9 +52,23 @@ def test_it_serves_the_pods_version_whatever_is_promoted(make_export: Callable[[
             assert time.monotonic() < deadline, "the model is not ready"
             time.sleep(0.1)
         assert found["versions"] == ["2"]
+        assert alive(port, 1, server.pid)
+        (instance,) = stubs(server.pid)
+        os.kill(instance, signal.SIGKILL)
+        while alive(port, 1, server.pid):
+            assert time.monotonic() < deadline, "nobody sees that the instance is gone"
+            time.sleep(0.1)
+        assert alive(port, 0, server.pid), "the server itself answers"
     finally:
         server.terminate()
         server.wait(PATIENCE_S)
+
+
+def test_a_probe_that_finds_no_server_says_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        probe = [sys.executable, "-m", "onerec_trt.server.launch.alive", str(taken.getsockname()[1]), "0"]
+        assert subprocess.run(probe, check=False, timeout=PATIENCE_S).returncode == 1
 
 
 def described_by(port: int) -> dict[str, Any] | None:

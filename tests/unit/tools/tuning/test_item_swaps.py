@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onerec_trt.core.errors import RecipeError
+from onerec_trt.core.errors import GpuError, RecipeError
 from onerec_trt.core.graph_io import GraphIO
 from onerec_trt.core.recipe import ExportOptions
 from onerec_trt.export.contracts import ItemSizes, item_serving_io
@@ -85,6 +85,21 @@ def test_every_swap_and_every_answer_is_counted(indexes: list[ItemIndex]) -> Non
 
 def test_an_answer_of_another_catalogue_than_it_names_is_told(indexes: list[ItemIndex]) -> None:
     assert measured(FirstItems(indexes, deaf=1), indexes)["wrong_answers"] > 0
+
+
+def test_a_swap_that_fails_fails_the_measurement(indexes: list[ItemIndex]) -> None:
+    runner, staged = FirstItems(indexes), 0
+
+    def stage(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+        nonlocal staged
+        staged += 1
+        if staged > 7:
+            raise GpuError("the GPU's memory is exhausted")
+        return arrays
+
+    runner.stage_residents = stage  # type: ignore[method-assign, assignment]
+    with pytest.raises(GpuError, match="exhausted"):
+        measured(runner, indexes)
 
 
 def test_valid_items_are_counted_for_the_rules_of_each_request(indexes: list[ItemIndex]) -> None:
