@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import RecipeError
+from ...core.recipe import MAX_TOPK
 from ...models.config import LEVELS
 
 _NUMBER = r"[1-9][0-9]*"
@@ -37,7 +38,7 @@ def parse_case(text: str) -> Case:
     """Read BATCHxBEAMxCONTEXT.
 
     Raises:
-        RecipeError: It is written otherwise.
+        RecipeError: It is written otherwise, or keeps more beams than a plan can.
     """
     found = _CASE.fullmatch(text)
     if found is None:
@@ -45,5 +46,7 @@ def parse_case(text: str) -> Case:
         raise RecipeError(f"not a batch shape: {text!r}", where="--case", hint=hint)
     batch, beam, context = found.groups()
     widths = [int(width) for width in beam.split("-")]
+    if max(widths) > MAX_TOPK:
+        raise RecipeError(f"a step keeps {MAX_TOPK} beams at most: {text!r}", where="--case", hint="keep fewer beams")
     first, second, third = widths * LEVELS if len(widths) == 1 else widths
     return Case(int(batch), (first, second, third), int(context))

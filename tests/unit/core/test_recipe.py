@@ -143,6 +143,8 @@ def test_one_beam_width_means_the_same_for_all_steps() -> None:
         ("export.beam", [4, 8]),
         ("export.beam", 0),
         ("export.beam", True),
+        ("export.beam", 3841),
+        ("export.beam", [512, 512, 10**30]),
         ("build.profiles", [{"batch": [4, 2, 8]}]),
         ("build.profiles", [{"context": [0, 2, 8]}]),
         ("build.profiles", []),
