@@ -121,6 +121,8 @@ class BuildOptions(Section):
     def _consistent(self) -> BuildOptions:
         if not self.compute_capabilities or not self.profiles:
             raise ValueError("compute_capabilities and profiles must not be empty")
+        if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
+            raise ValueError("compute_capabilities names one of them twice")
         if self.strict_timing_cache and self.timing_cache is None:
             raise ValueError("strict_timing_cache needs timing_cache, the folder whose timings must suffice")
         if self.fp8_accumulation == "promoted" and not self.plugins:

@@ -150,6 +150,7 @@ def test_one_beam_width_means_the_same_for_all_steps() -> None:
         ("build.profiles", []),
         ("build.compute_capabilities", []),
         ("build.compute_capabilities", ["sm_89"]),
+        ("build.compute_capabilities", ["8.9", "12.0", "8.9"]),
         ("build.target", "onnx"),
         ("build.fp8_accumulation", "exact"),
         ("validate.overlap", 0.89),
