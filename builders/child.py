@@ -44,6 +44,8 @@ def build_in_child(job_for: Callable[[int], Job], log: Path, label: str) -> dict
     with progress_bar(label, _PARTS) as advance, _child(job_for, log) as (process, lines):
         tree, shown = PhaseTree(), 0
         for line in lines:
+            if not line.endswith("\n"):  # the child died while it wrote; its exit status says how
+                break
             last = json.loads(line)
             tree.update(last)
             advance((now := max(shown, int(tree.fraction() * _PARTS))) - shown)
@@ -67,12 +69,12 @@ def _child(job_for: Callable[[int], Job], log: Path) -> Iterator[tuple[subproces
     reading, writing = os.pipe()
     with os.fdopen(reading) as lines:
         try:
+            job = job_for(writing)
             with log.open("wb") as log_stream:
                 process = subprocess.Popen(
                     WORKER, stdin=subprocess.PIPE, stdout=log_stream, stderr=subprocess.STDOUT, pass_fds=(writing,), start_new_session=True
                 )
         finally:
-            job = job_for(writing)
             os.close(writing)
         try:
             assert process.stdin is not None
@@ -96,7 +98,7 @@ def _send(stdin: Any, job: Job) -> None:
 def _failure(last: dict[str, Any], status: int, log: Path, label: str) -> Exception:
     errno = last.get("errno")
     if errno is not None:
-        return OSError(errno, last["what"])
+        return OSError(errno, last["what"], last["where"] or None)
     if last.get("event") == "failed":
         reasons = "\n".join(last["errors"][-5:])
         where = ", ".join(filter(None, (label, last["where"])))

@@ -49,7 +49,7 @@ def host_library(tensorrt_version: str, cache: Path | None = None) -> HostLibrar
 
     Raises:
         MissingExtraError: There is no C++ compiler, or there are no headers; says what to install.
-        BuildError: The compiler refuses the sources.
+        BuildError: The compiler refuses the sources, or $CXX is no command.
         ArtifactError: The cache cannot be written.
     """
     includes = (tensorrt_headers(int(tensorrt_version.partition(".")[0])), cuda_headers())
@@ -70,9 +70,13 @@ def find_compiler() -> tuple[str, ...]:
     """The C++ compiler: that of $CXX, or c++, g++ or clang++.
 
     Raises:
+        BuildError: $CXX is no command.
         MissingExtraError: There is none.
     """
-    wish = shlex.split(os.environ.get("CXX", ""))
+    try:
+        wish = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX is no command: {error}", where=os.environ["CXX"], hint="close its quotes") from None
     for command in [wish] if wish else [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(command[0]):
             return (found, *command[1:])

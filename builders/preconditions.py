@@ -14,10 +14,10 @@ import onnx
 from onnx import numpy_helper
 
 from ..core.errors import BuildError
+from ..core.recipe import MAX_TOPK
 from ..runtime.tensorrt_api import Bindings
 from .functions import STANDARD_DOMAINS, all_nodes
 
-TOPK_LIMIT = 3840  # largest k of TensorRT's TopK layer; its documentation states it, and a build beyond it fails
 FP8_CAPABILITY = (8, 9)  # first compute capability with FP8 tensor cores; TensorRT-RTX refuses FP8 below it
 FP8_TYPES = (onnx.TensorProto.FLOAT8E4M3FN,)
 
@@ -68,9 +68,9 @@ def check_graph(model: onnx.ModelProto, path: Path, plugins: Collection[str] = (
         )
     constants = _constants(model.graph)
     for node in all_nodes(model.graph):
-        if node.op_type == "TopK" and (k := _scalar(constants.get(node.input[1]), path)) is not None and k > TOPK_LIMIT:
+        if node.op_type == "TopK" and (k := _scalar(constants.get(node.input[1]), path)) is not None and k > MAX_TOPK:
             raise BuildError(
-                f"top-{k} is beyond TensorRT's limit of {TOPK_LIMIT}",
+                f"top-{k} is beyond TensorRT's limit of {MAX_TOPK}",
                 where=f"{path}, node {node.name or node.output[0]}",
                 hint="take a smaller beam: the first step keeps at most that many candidates",
             )

@@ -17,6 +17,7 @@ from ..runtime.plan_record import PlanRecord
 from ..runtime.tensorrt_api import Target
 from . import rtx, tensorrt
 from .tensorrt import FORMS, Form
+from .unused_options import warn_of_unused
 
 PLAN_FOLDERS: dict[Target, str] = {"tensorrt-rtx": "plans", "tensorrt": "plans-tensorrt"}  # plans of both may lie in one output folder
 
@@ -66,6 +67,7 @@ def build_stage(
         )
 
     def body(temporary: Path) -> dict[str, Any]:
+        warn_of_unused(options)
         machine, fp16 = this_machine("tensorrt"), None if baseline is None else tensorrt.Source(baseline, "fp16")
         jobs = tensorrt.plan_jobs(tensorrt.Source(exported, precision), options, machine, fp16, forms)
         return _facts([tensorrt.build_plan(job, options, machine, temporary) for job in jobs])
@@ -97,6 +99,7 @@ def _files(exported: Path) -> dict[str, Path]:
 
 
 def _rtx(options: BuildOptions, origin: rtx.Origin, folder: Path) -> dict[str, Any]:
+    warn_of_unused(options)
     graph, profiles = rtx.prepare(origin.exported / rtx.MODEL, options)
     return _facts([rtx.build_plan(graph, profiles, each, options.fp8_coverage, folder, origin) for each in options.compute_capabilities])
 

@@ -27,11 +27,18 @@ def cache_file(folder: Path, machine: Machine) -> Path:
 
 
 def read_cache(path: Path) -> bytes:
-    """The timings so far; empty when there are none yet."""
+    """The timings so far; empty when there are none yet.
+
+    Raises:
+        ArtifactError: What lies there cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        hint = "name a folder that may be read and written as build.timing_cache"
+        raise ArtifactError(f"the timing cache cannot be read: {error.strerror}", where=str(path), hint=hint) from None
 
 
 def digest(content: bytes) -> str | None:

@@ -105,7 +105,8 @@ def main() -> int:
         except OnerecTrtError as error:
             events.send(event="failed", what=error.what, where=error.where, hint=error.hint, errors=log.errors)
         except OSError as error:
-            events.send(event="failed", what=str(error), hint="", errors=log.errors, errno=error.errno)
+            what, where = error.strerror or str(error), "" if error.filename is None else str(error.filename)
+            events.send(event="failed", what=what, where=where, hint="", errors=log.errors, errno=error.errno)
         else:
             return 0
     return 1

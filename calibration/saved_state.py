@@ -141,8 +141,8 @@ def _load_tensors_only(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         what = "the file holds other objects than tensors, or is damaged; such objects could run code, so they are refused"
         raise CalibrationError(what, where=str(path), hint=_HOW) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CalibrationError(f"not a readable torch file: {error}", where=str(path), hint=_HOW) from None
+    except Exception as error:  # of a damaged file PyTorch's reader raises what it likes, such as struct.error or an AssertionError
+        raise CalibrationError(f"not a readable torch file: {error}", where=str(path), hint=_HOW) from error
     if isinstance(value, dict) and isinstance(value.get("model_state_dict"), dict):  # the layout of mto.save
         value = value["model_state_dict"]
     if not isinstance(value, dict) or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()):

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # Each stops reports to the maker of a dependency. ONNX Runtime reads its own when it is loaded: from then on it would collect
@@ -41,8 +44,18 @@ def _has_account() -> bool:
     return True
 
 
+@cache
 def _temporary_home() -> Path:
-    return Path(tempfile.gettempdir()) / f"onerec-trt-{os.getuid()}"
+    """A folder that this account alone can write. Compiled code is kept there and loaded again: nobody else may put theirs in its place.
+
+    Where somebody else has taken its name, each process gets a new one.
+    """
+    home = Path(tempfile.gettempdir()) / f"onerec-trt-{os.getuid()}"
+    with suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    found = home.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return home if ours else Path(tempfile.mkdtemp(prefix=f"{home.name}-"))
 
 
 def _can_write(folder: Path) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .dtypes import DTYPES, DType
 from .errors import ArtifactError
 
 METADATA_KEY = "onerec_trt.io"  # of the ONNX file's metadata
@@ -51,7 +51,7 @@ class GraphTensor(BaseModel):
     Args:
         name: As the ONNX file and the plan spell it.
         role: What it is for. None: nobody asks for it by role.
-        dtype: NumPy's name of the data type, such as float16.
+        dtype: Its data type, such as float16.
         axes: For each axis what its size follows: the batch, the context, or nothing (then the size itself).
         kind: `per_request`: given with every batch. `resident`: bound once, kept on the device, swapped between batches.
     """
@@ -60,7 +60,7 @@ class GraphTensor(BaseModel):
 
     name: str
     role: Role | None
-    dtype: str
+    dtype: DType
     axes: tuple[Axis, ...]
     kind: Literal["per_request", "resident"] = "per_request"
 
@@ -83,7 +83,7 @@ class GraphTensor(BaseModel):
 
     def nbytes(self, batch: int, context: int) -> int:
         """Bytes for a batch of requests whose longest context has so many tokens."""
-        return math.prod(self.shape(batch, context)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape(batch, context)) * DTYPES[self.dtype].bytes
 
 
 class GraphIO(BaseModel):

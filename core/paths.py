@@ -20,7 +20,8 @@ def located(path: Path | str, base: Path = Path()) -> Path:
         base: What a relative path counts from. Default: the working directory.
 
     Raises:
-        RecipeError: It is empty or holds a zero byte, a variable is not set, or a home folder is not known.
+        RecipeError: It is empty or holds a zero byte, a variable is not set, or a home folder is not known; or it is relative, and the
+            working directory is gone.
     """
     text = str(path)
     if not text or "\0" in text:
@@ -32,8 +33,11 @@ def absolute(path: Path) -> Path:
     """Absolute, without `.` and `..`. The last part may stay a link: it is a name that the user chose.
 
     `..` behind a link leads to the parent of what the link names, as it does for the operating system.
+
+    Raises:
+        RecipeError: It is relative, and the working directory is gone.
     """
-    path = Path(os.getcwd(), path)
+    path = path if path.is_absolute() else Path(_working_directory(path), path)
     if path.name in ("", ".."):
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent), path.name)
@@ -49,6 +53,14 @@ def lies_in(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or below it, whatever links lead there."""
     real, around = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     return around in (real, *real.parents)
+
+
+def _working_directory(wanted: Path) -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        hint = "change to a folder that is there, or give an absolute path"
+        raise RecipeError("the working directory is gone", where=str(wanted), hint=hint) from None
 
 
 def _value(found: re.Match[str]) -> str:

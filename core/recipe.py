@@ -17,6 +17,7 @@ from .precision import Precision, precision_of
 from .strict_yaml import read_yaml
 
 MIN_REQUESTS = 64  # held-out requests; a share of 0.97 is not to be told from 1 by fewer
+MAX_TOPK = 3840  # of TensorRT's TopK layer; its documentation and the 10.6 parser agree
 PrecisionName = Literal["fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-paper-attention", "fp8-row-block"]
 Fp8Accumulation = Literal["fast", "promoted"]
 RESERVED_NAMES = ("reference",)  # of folders beside those of recipes; see `Folders` in tools/pipeline.py
@@ -26,6 +27,7 @@ Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Range = tuple[Count, Count, Count]
+Width = Annotated[Integer, Field(ge=1, le=MAX_TOPK)]
 
 
 def _given(value: Any) -> Any:
@@ -67,7 +69,7 @@ class ExportOptions(Section):
     categories; so a new catalogue needs no new plan.
     """
 
-    beam: Range = (512, 512, 512)
+    beam: tuple[Width, Width, Width] = (512, 512, 512)
     items: Literal["open", "catalogue"] = "open"
     item_capacity: Integer = Field(12_000_000, ge=1, lt=1 << 31)
     max_excluded: Integer = Field(4096, ge=1, le=1 << 16)
@@ -119,6 +121,8 @@ class BuildOptions(Section):
     def _consistent(self) -> BuildOptions:
         if not self.compute_capabilities or not self.profiles:
             raise ValueError("compute_capabilities and profiles must not be empty")
+        if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
+            raise ValueError("compute_capabilities names one of them twice")
         if self.strict_timing_cache and self.timing_cache is None:
             raise ValueError("strict_timing_cache needs timing_cache, the folder whose timings must suffice")
         if self.fp8_accumulation == "promoted" and not self.plugins:

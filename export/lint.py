@@ -11,11 +11,11 @@ from pydantic import BaseModel
 
 from ..calibration.targets import quantized_products
 from ..core.precision import Precision
+from ..core.recipe import MAX_TOPK
 from ..models.config import LEVELS, OneRecConfig
 from ..operators.operator import DOMAIN
 from ..operators.registry import FP8_EXPERTS
 
-TENSORRT_MAX_TOPK = 3840  # TensorRT's TopK layer; its documentation and the 10.6 parser agree
 ITEM_STEPS = tuple(f"BeamStepItems{level + 1}" for level in range(LEVELS))
 _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 _UNQUANTIZED_GEMMS = ("Linear", "LinearAdd", "MoeExperts")
@@ -104,12 +104,12 @@ def _experts(model: onnx.ModelProto, config: OneRecConfig) -> Iterator[Finding]:
 def _topk(model: onnx.ModelProto) -> Iterator[Finding]:
     for node in _operator_nodes(model, ("BeamStep", *ITEM_STEPS, "MoeRoute")):
         largest = max((_attributes(node).get(name, 0) for name in ("width", "kept", "top_k")), default=0)
-        if largest > TENSORRT_MAX_TOPK:
+        if largest > MAX_TOPK:
             yield Finding(
                 rule="topk-limit",
                 severity="error",
                 where=node.name,
-                what=f"top-k of {largest} exceeds TensorRT's {TENSORRT_MAX_TOPK} in a native build",
+                what=f"top-k of {largest} exceeds TensorRT's {MAX_TOPK} in a native build",
                 hint="reduce export.beam in the recipe",
             )
 

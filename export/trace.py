@@ -8,6 +8,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import torch
 
+from ..core.dtypes import DTYPES
 from ..models.config import LEVELS
 from .graph import export_graph
 from .passes import LARGEST_FOLDED, attach_functions
@@ -40,7 +41,7 @@ def trace_graphs(serving: ServingModel, scoring: ScoringModel, advance: Callable
 
 def trace_serving(serving: ServingModel) -> ir.Model:
     """The serving graph alone."""
-    rest = [torch.zeros(tensor.shape(2, 4), dtype=getattr(torch, tensor.dtype)) for tensor in serving.io.inputs[2:]]
+    rest = [torch.zeros(tensor.shape(2, 4), dtype=DTYPES[tensor.dtype].torch) for tensor in serving.io.inputs[2:]]
     graph = export_graph(serving, serving.io, (*_context(serving), *rest))
     attach_functions(graph)
     return graph

@@ -27,7 +27,7 @@ def externalize(models: Sequence[ir.Model], folder: Path) -> int:
     Two initializers of one name are the same tensor in every model. Returns the bytes written.
 
     Raises:
-        ExportError: Two models hold different shapes under one name.
+        ExportError: Two models hold different tensors under one name.
     """
     large: dict[str, ir.TensorProtocol] = {}
     for model in models:
@@ -36,9 +36,9 @@ def externalize(models: Sequence[ir.Model], folder: Path) -> int:
             assert tensor is not None, f"initializer {name} has no data"
             if tensor.nbytes < INLINE_BYTES:
                 continue
-            known = large.setdefault(name, tensor)
-            if (tuple(known.shape), known.dtype) != (tuple(tensor.shape), tensor.dtype):
-                raise ExportError(f"two graphs hold different tensors under one name: {known.shape} and {tensor.shape}", where=name)
+            if not _equal(large.setdefault(name, tensor), tensor):
+                what = f"two graphs hold different tensors under one name: {large[name].shape} and {tensor.shape}"
+                raise ExportError(what, where=name, hint="report it with the recipe")
     places = _write(large, folder / WEIGHTS_FILE)
     for model in models:
         for name, value in model.graph.initializers.items():
@@ -48,6 +48,13 @@ def externalize(models: Sequence[ir.Model], folder: Path) -> int:
                     WEIGHTS_FILE, place.offset, place.length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
                 )
     return sum(place.length for place in places.values())
+
+
+def _equal(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    """Weights of both graphs are one tensor in memory; a constant that a pass has named is compared by its content."""
+    if (tuple(one.shape), one.dtype) != (tuple(other.shape), other.dtype):
+        return False
+    return one.raw is other.raw or one.tobytes() == other.tobytes()
 
 
 def _write(tensors: dict[str, ir.TensorProtocol], path: Path) -> dict[str, _Place]:

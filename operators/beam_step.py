@@ -13,6 +13,7 @@ from onnxscript import script
 from torch import Tensor
 
 from ..core.difference import difference
+from ..core.errors import ExportError
 from ..models.ordering import stable_topk
 from .log_probability import LOG_PROBABILITY, LogProbability, SoftmaxParts
 from .operator import DETAIL, ONEREC, Array, Attributes, Operator, Spec, op
@@ -24,11 +25,17 @@ _EXACT_IN_FP32 = 1 << 24  # group numbers are sorted as FP32, the type in which 
 
 
 def beam_groups(rows: int, vocabulary: int, width: int) -> dict[str, int]:
-    """Attributes of a BeamStep of `rows` beams per request: `width`, candidates in a group, and groups to keep."""
+    """Attributes of a BeamStep of `rows` beams per request: `width`, candidates in a group, and groups to keep.
+
+    Raises:
+        ExportError: There are more groups than FP32 can number.
+    """
     assert 1 <= width <= rows * vocabulary, f"{width} beams of {rows * vocabulary} candidates"
     group = next(size for size in (_LARGEST_GROUP >> shift for shift in range(7)) if vocabulary % size == 0)
     groups = rows * vocabulary // group
-    assert groups < _EXACT_IN_FP32, "group numbers are exact in FP32 only below 2^24"
+    if groups >= _EXACT_IN_FP32:
+        what = f"{rows} beams of a codebook of {vocabulary} make {groups} groups of candidates, the most are {_EXACT_IN_FP32 - 1}"
+        raise ExportError(what, where="export.beam", hint="keep fewer beams, or choose a codebook that is a multiple of 64")
     return {"width": width, "group": group, "kept": min(width, groups)}
 
 

@@ -30,12 +30,18 @@ def moe_route_reference(x_ND: Tensor, router_ED: Tensor, bias_E: Tensor, *, top_
 
 
 def compare_routing(actual: list[Array], expected: list[Array], inputs: list[Array], attributes: Attributes) -> float:
-    """Difference of the dense gates of those rows whose selection is no near-tie; a changed selection elsewhere counts in full."""
+    """Difference of the dense gates of those rows whose selection is no near-tie; a changed selection elsewhere counts in full.
+
+    An expert that does not exist makes it infinite, whatever its row.
+    """
     x, router, bias = (array.astype(np.float64) for array in inputs)
     biased = np.sort(1 / (1 + np.exp(-(x @ router.T))) + bias, axis=1)[:, ::-1]
     k = int(attributes["top_k"])
     clear = np.ones(len(x), bool) if k == router.shape[0] else biased[:, k - 1] - biased[:, k] > TIE_BAND
     experts = router.shape[0] + int(attributes["shared"])
+    index = actual[0].astype(np.int64)
+    if ((index < 0) | (index >= experts)).any():
+        return float("inf")
     return difference(_dense(actual, experts)[clear], _dense(expected, experts)[clear])
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.dtypes import DTYPES
 from ..core.errors import GpuError
 from .autograd import without_autograd
 from .engine import CaptureRefusedError, Engine, Execution
@@ -220,4 +221,4 @@ def _end_pool(pool: tuple[int, int]) -> None:
 
 
 def _buffer(tensor: TensorInfo, elements: int) -> Tensor:
-    return torch.empty(max(1, elements), dtype=getattr(torch, tensor.dtype), device="cuda")
+    return torch.empty(max(1, elements), dtype=DTYPES[tensor.dtype].torch, device="cuda")

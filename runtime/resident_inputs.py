@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.arrays import Array
+from ..core.dtypes import DTYPES
 from ..core.errors import RequestError
 from ..core.graph_io import GraphTensor
 from .autograd import without_autograd
@@ -115,4 +116,4 @@ class ResidentInputs:
         self._bound.update(staged.names)
 
     def _empty(self) -> dict[str, Tensor]:
-        return {name: torch.empty(tensor.dims, dtype=getattr(torch, tensor.dtype), device="cuda") for name, tensor in self.tensors.items()}
+        return {name: torch.empty(tensor.dims, dtype=DTYPES[tensor.dtype].torch, device="cuda") for name, tensor in self.tensors.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..core.arrays import Array
+from ..core.dtypes import DTYPES
 from ..core.errors import RequestError
 from .execution_slot import ExecutionSlot
 from .layer_times import PlaceTime, times_by_place
@@ -178,7 +179,7 @@ class TensorRtRunner:
         """
         self._residents.require_bound(str(self.plan))
         profile, shapes = self._fitted(self.io.shapes(batch, context))
-        dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in self.io.per_request}
+        dtypes = {tensor.name: DTYPES[tensor.dtype].torch for tensor in self.io.per_request}
         with self._all_slots() as slots:
             zeros = {name: torch.zeros(shape, dtype=dtypes[name], device="cuda") for name, shape in shapes.items()}
             for slot in slots:
@@ -289,7 +290,7 @@ def _dtype(array: Array | Tensor) -> str:
 
 def _pinned(array: Array) -> Tensor:
     """A copy in page-locked memory, from which the GPU copies while the CPU goes on; torch keeps such memory for the next call."""
-    staged = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=True)
+    staged = torch.empty(array.shape, dtype=DTYPES[array.dtype.name].torch, pin_memory=True)
     np.copyto(staged.numpy(), array)
     return staged
 

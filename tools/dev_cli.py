@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..core.paths import located
+from ..core.recipe import MAX_TOPK
 
 app = typer.Typer(
     name="dev",
@@ -28,7 +29,7 @@ def export_trial(
         "out/trial"
     ),
     precision: Annotated[str, typer.Option(help="fp16, fp8-row or fp8-paper.")] = "fp8-paper",
-    beam: Annotated[int, typer.Option(min=1, help="Beams kept after each step.")] = 512,
+    beam: Annotated[int, typer.Option(min=1, max=MAX_TOPK, help="Beams kept after each step.")] = 512,
     record: Annotated[
         Path | None, typer.Option(parser=located, metavar="PATH", help="Write the figures into this JSON file, too.", show_default=False)
     ] = None,

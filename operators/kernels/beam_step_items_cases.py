@@ -47,13 +47,18 @@ class World:
         return [torch.from_numpy(encoded[role]) for role in names]
 
     def beams(self, level: int, rows: int) -> list[Tensor]:
-        """Codes of beams before a level, one INT64 [B, R] each: different beginnings, the last of every third request none."""
+        """Codes of beams before a level, one INT64 [B, R] each: different beginnings, the last of every third request none.
+
+        As the step before leaves it: a place without a beam has the codes of the first beam, and the token -1.
+        """
         keys = np.unique(self.index.arrays["keys"].astype(np.int64) // self.index.codebook ** (4 - level))
         draw = np.random.default_rng(level)
         few = len(keys) < rows
         chosen = np.stack([keys[np.sort(draw.choice(len(keys), rows, replace=few))] for _ in self.rules])
         beams = [chosen // self.index.codebook**place % self.index.codebook for place in reversed(range(level - 1))]
-        for each in beams:
+        for each in beams[:-1]:
+            each[::3, -1] = each[::3, 0]
+        for each in beams[-1:]:
             each[::3, -1] = -1
         return [torch.from_numpy(each) for each in beams]
 

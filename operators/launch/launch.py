@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.dtypes import DTYPES
-from ...core.errors import GpuError
+from ...core.errors import BuildError, GpuError
 from .program import Argument, Float32, Input, Int32, Int64, Kernel, Launch, Output, Program, Scratch, evaluated
 
 WARP = 32
@@ -74,6 +74,10 @@ def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
         inputs: Contiguous tensors on the GPU.
         outputs: Likewise; `new_outputs` makes them.
         scratch: Buffers of `new_scratch`, for callers that look into them. Default: the call's own.
+
+    Raises:
+        BuildError: No variant is for these shapes, or a value overflows.
+        GpuError: The driver refuses a kernel.
     """
     scratch = new_scratch(program, inputs) if scratch is None else scratch
     dtypes = [*(each.dtype for each in program.inputs), *(each.dtype for each in program.outputs)]
@@ -137,11 +141,18 @@ def _value(argument: Argument, tensors: Tensors) -> Any:
         case Scratch(index):
             return ctypes.c_void_p(tensors.scratch[index].data_ptr())
         case Int32(value):
-            return ctypes.c_int32(evaluated([value], tensors.shapes)[0])
+            return ctypes.c_int32(_in_32_bits(evaluated([value], tensors.shapes)[0]))
         case Int64(value):
             return ctypes.c_int64(evaluated([value], tensors.shapes)[0])
         case Float32(value):
             return ctypes.c_float(value)
+
+
+def _in_32_bits(value: int) -> int:
+    """As the host, which refuses what ctypes would cut off."""
+    if not -(1 << 31) <= value < 1 << 31:
+        raise BuildError(f"a 32-bit argument of a kernel program overflows: {value}")
+    return value
 
 
 @cache

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...core.arrays import Array
+from ...core.dtypes import DTYPES
 from ...core.graph_io import Role
 from ...runtime.onnxruntime_runner import Deferred
 from ...runtime.tensorrt_runner import TensorRtRunner
@@ -32,7 +33,7 @@ class TensorRtEngine:
         graphs = graph_shapes(description)
         self._shapes = sorted({*outermost_shapes(description.limits), *graphs}, reverse=True)
         self._runner = TensorRtRunner.load(plan, graphs=len(self._shapes) if graphs else 0, capture_in_use=False, trust=trust)
-        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in description.io.per_request}
+        self._dtypes = {tensor.name: DTYPES[tensor.dtype].torch for tensor in description.io.per_request}
         self._lengths = description.io.name(Role.PATHWAY_LENGTHS)
         self._lent: dict[str, torch.Tensor] = {}
         turns = GpuTurns(os.getppid(), device, f"{description.name}-{description.version}")

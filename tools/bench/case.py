@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import RecipeError
+from ...core.recipe import MAX_TOPK
 from ...models.config import LEVELS
 from ...models.requests import MAX_CONTEXT
 
@@ -38,7 +39,7 @@ def parse_case(text: str) -> Case:
     """Read BATCHxBEAMxCONTEXT.
 
     Raises:
-        RecipeError: It is written otherwise, or its context is longer than plans take.
+        RecipeError: It is written otherwise, its context is longer than plans take, or it keeps more beams than a plan can.
     """
     found = _CASE.fullmatch(text)
     if found is None:
@@ -48,5 +49,7 @@ def parse_case(text: str) -> Case:
     if int(context) > MAX_CONTEXT:
         raise RecipeError(f"a context of {context} tokens is too long: {text!r}", where="--case", hint=f"plans take at most {MAX_CONTEXT}")
     widths = [int(width) for width in beam.split("-")]
+    if max(widths) > MAX_TOPK:
+        raise RecipeError(f"a step keeps {MAX_TOPK} beams at most: {text!r}", where="--case", hint="keep fewer beams")
     first, second, third = widths * LEVELS if len(widths) == 1 else widths
     return Case(int(batch), (first, second, third), int(context))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ...core.arrays import Array
+from ...core.dtypes import DTYPES
 from ...core.graph_io import GraphIO
 from ...server.python_backend.checks import check_request
 from ...server.python_backend.packing import fill
@@ -45,7 +46,7 @@ def payload_ms(io: GraphIO, context: int, batch: int, samples: int, *, on_gpu: b
     whole = random_inputs(io, batch, context)
     requests = [{name: array[place : place + 1].copy() for name, array in whole.items()} for place in range(batch)]
     shapes = io.shapes(batch, context)
-    room = {each.name: torch.empty(shapes[each.name], dtype=_dtype(each.dtype), pin_memory=on_gpu) for each in io.per_request}
+    room = {each.name: torch.empty(shapes[each.name], dtype=DTYPES[each.dtype].torch, pin_memory=on_gpu) for each in io.per_request}
     arrays = {name: tensor.numpy() for name, tensor in room.items()}
     limits = (Limits(min_batch=1, max_batch=batch, min_context=1, max_context=context),)
     runs: dict[str, _Run] = {
@@ -54,7 +55,7 @@ def payload_ms(io: GraphIO, context: int, batch: int, samples: int, *, on_gpu: b
     }
     if not on_gpu:
         return interleaved_ms(runs, samples, lambda: None)
-    items = [torch.zeros(each.shape(batch, context), dtype=_dtype(each.dtype), device="cuda") for each in io.outputs]
+    items = [torch.zeros(each.shape(batch, context), dtype=DTYPES[each.dtype].torch, device="cuda") for each in io.outputs]
     return interleaved_ms(runs | _transfers(room, requests, items), samples, torch.cuda.synchronize)
 
 
@@ -70,8 +71,3 @@ def _transfers(room: Mapping[str, Tensor], requests: Sequence[Mapping[str, Array
         STRAIGHT_TO_GPU: lambda: [from_dlpack(array).to("cuda") for each in requests for array in each.values()],
         STRAIGHT_FROM_GPU: lambda: [each.cpu() for each in items],
     }
-
-
-def _dtype(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, name)
-    return found

@@ -110,6 +110,26 @@ def test_a_child_that_never_reads_its_job_is_an_error(monkeypatch: pytest.Monkey
         build_in_child(job, tmp_path / "builder.log", "build")
 
 
+def test_a_child_that_dies_in_the_middle_of_an_event_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: MakeJob) -> None:
+    _instead(monkeypatch, """os.write(job['events'], b'{"event": "bui'); os.kill(os.getpid(), signal.SIGKILL)""")
+    with pytest.raises(BuildError, match="SIGKILL"):
+        build_in_child(job, tmp_path / "builder.log", "build")
+
+
+def test_what_the_operating_system_refuses_the_child_names_the_file(tmp_path: Path, job: MakeJob) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        build_in_child(job, tmp_path / "builder.log", "build")
+    assert caught.value.filename == str(tmp_path / "native.onnx")
+
+
+def test_an_error_of_the_operating_system_without_a_number_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: MakeJob) -> None:
+    refusing = "from onerec_trt.builders import worker\ndef refuse(*_):\n    raise OSError('cannot load')\n"
+    program = f"{refusing}worker._build = refuse\nraise SystemExit(worker.main())"
+    monkeypatch.setattr(child, "WORKER", (sys.executable, "-P", "-c", program))
+    with pytest.raises(BuildError, match="cannot load"):
+        build_in_child(job, tmp_path / "builder.log", "build")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_an_os_error(tmp_path: Path, make_model: Make) -> None:
     (tmp_path / "native.onnx").write_bytes(inline_functions(make_model()).SerializeToString())

@@ -57,6 +57,12 @@ def test_the_compiler_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert find_compiler() == (str(wish), "-m64")
 
 
+def test_a_compiler_with_an_open_quote_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ '-m64")
+    with pytest.raises(BuildError, match="CXX is no command"):
+        find_compiler()
+
+
 @pytest.mark.parametrize("wish", ["no-such-compiler", ""])
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wish: str) -> None:
     monkeypatch.setenv("CXX", wish)

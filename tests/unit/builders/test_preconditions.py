@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from onerec_trt.builders.functions import inline_functions
-from onerec_trt.builders.preconditions import TOPK_LIMIT, check_capabilities, check_graph, has_fp8
+from onerec_trt.builders.preconditions import check_capabilities, check_graph, has_fp8
 from onerec_trt.core.errors import BuildError
+from onerec_trt.core.recipe import MAX_TOPK
 from onerec_trt.runtime.tensorrt_api import load
 from onnx import TensorProto, helper, numpy_helper
 
@@ -61,7 +62,7 @@ def _topk(k: int, *, external_in: Path | None = None, as_constant_node: bool = F
 def test_topk_beyond_the_limit(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     options: dict[str, object] = {"external": {"external_in": path}, "node": {"as_constant_node": True}}.get(kind, {})
-    check_graph(_topk(TOPK_LIMIT, **options), path)  # type: ignore[arg-type]
-    with pytest.raises(BuildError, match=f"top-{TOPK_LIMIT + 1}") as caught:
-        check_graph(_topk(TOPK_LIMIT + 1, **options), path)  # type: ignore[arg-type]
+    check_graph(_topk(MAX_TOPK, **options), path)  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match=f"top-{MAX_TOPK + 1}") as caught:
+        check_graph(_topk(MAX_TOPK + 1, **options), path)  # type: ignore[arg-type]
     assert "keep_best" in caught.value.where

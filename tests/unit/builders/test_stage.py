@@ -58,8 +58,11 @@ def test_two_generations_from_one_file(exported: Path, recipe: MakeRecipe, tmp_p
         assert plan.made_from == {name: record.read[name] for name in ("model.onnx", "record.json")}
 
 
-def test_an_fp16_graph_has_no_fp8(make_model: Make, export: Export, recipe: MakeRecipe, tmp_path: Path) -> None:
-    build(recipe(), export(make_model(fp8=False)), tmp_path / "plans")
+def test_an_fp16_graph_has_no_fp8(
+    make_model: Make, export: Export, recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(recipe(plugins=True), export(make_model(fp8=False)), tmp_path / "plans")
+    assert "build.plugins is of the target tensorrt alone" in caplog.text
     plan = inspect_plan(tmp_path / "plans" / PLAN)
     assert (plan.fp8_gemms.expected, plan.fp8_gemms.found) == (0, 0)
     assert plan.weight_bytes.plan is not None

@@ -56,6 +56,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert "build.timing_cache" in caught.value.hint
 
 
+@pytest.mark.parametrize("place", ["file/a.cache", "folder"])
+def test_what_cannot_be_read_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ArtifactError, match="cannot be read") as caught:
+        read_cache(tmp_path / place)
+    assert caught.value.where == str(tmp_path / place)
+    assert "build.timing_cache" in caught.value.hint
+
+
 def test_builds_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.cache"
     names = [f"{number:02}".encode() for number in range(16)]

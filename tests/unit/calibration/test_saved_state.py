@@ -157,6 +157,23 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, content: b
     assert "safetensors" in error.value.hint
 
 
+@pytest.mark.filterwarnings("ignore")  # of a file that says it is of another kind
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_any_byte_changed_is_read_or_refused(tmp_path: Path, zipped: bool) -> None:
+    """Hundreds of places: PyTorch's reader has a dozen ways to fail, by the byte."""
+    path, names, refused = tmp_path / "s.pt", set[str](), set[str]()
+    torch.save({f"{QUERY}.weight_quantizer._amax": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 300)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            names |= SavedState(path).names
+        except CalibrationError as error:
+            refused.add(error.where)
+    assert refused == {str(path)}
+    assert names
+
+
 def test_a_truncated_or_missing_or_nested_file_is_refused(static_state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(static_state, tmp_path / "s.pth")
     whole = (tmp_path / "s.pth").read_bytes()

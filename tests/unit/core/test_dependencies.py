@@ -42,7 +42,27 @@ print(getpass.getuser(), pathlib.Path.home(), os.path.expanduser("~/x"))
 def test_an_account_without_name_and_home_gets_both(tmp_path: Path) -> None:
     home = tmp_path / f"onerec-trt-{os.getuid()}"
     assert child(NAMED, tmp_path) == f"uid-{os.getuid()} {home} {home}/x"
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [home]
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert child(NAMED, tmp_path).endswith(f"{home}/x"), "the next process finds it again"
+
+
+@pytest.mark.parametrize("kind", ["a link", "a file", "a folder that others can write"])
+def test_a_home_that_is_somebody_elses_is_not_used(tmp_path: Path, kind: str) -> None:
+    """Compiled code is loaded from there."""
+    home, theirs = tmp_path / f"onerec-trt-{os.getuid()}", tmp_path / "theirs"
+    theirs.mkdir()
+    if kind == "a link":
+        home.symlink_to(theirs)
+    elif kind == "a file":
+        home.touch()
+    else:
+        home.mkdir()
+        home.chmod(0o777)
+    used = Path(child(NAMED, tmp_path).split()[-1]).parent
+    assert used.parent == tmp_path
+    assert used not in (home, theirs)
+    assert (used.stat().st_mode & 0o777, used.stat().st_uid) == (0o700, os.getuid())
 
 
 def test_what_is_known_of_an_account_stays(tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def test_a_resident_input_has_fixed_sizes() -> None:
         GraphTensor(name="i", role=None, dtype="int32", axes=("batch", 2), kind="resident")
 
 
+@pytest.mark.parametrize("dtype", ["float12", "int8", "object", ""])
+def test_a_type_that_no_table_knows_is_refused(dtype: str) -> None:
+    with pytest.raises(ArtifactError, match="malformed"):
+        parse_io({METADATA_KEY: IO.model_dump_json().replace("float16", dtype)}, "a.onnx")
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"), [({}, "does not say"), ({METADATA_KEY: "{}"}, "malformed"), ({METADATA_KEY: "x"}, "malformed")]
 )

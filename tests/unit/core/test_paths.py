@@ -53,6 +53,16 @@ def test_a_path_that_names_nothing_is_refused(folder: Path, path: str, message: 
     assert caught.value.hint
 
 
+def test_where_the_working_directory_is_gone_absolute_paths_are_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    assert located(folder / "link" / "..") == folder / "elsewhere"
+    with pytest.raises(RecipeError, match="working directory is gone") as caught:
+        located("a")
+    assert "absolute path" in caught.value.hint
+
+
 def test_the_last_part_may_stay_a_link(folder: Path) -> None:
     assert absolute(Path("link")) == folder / "link"
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 from onerec_trt.core.precision import PRECISIONS, precision_of
-from onerec_trt.export.lint import TENSORRT_MAX_TOPK, lint
+from onerec_trt.core.recipe import MAX_TOPK
+from onerec_trt.export.lint import lint
 from onerec_trt.export.weights import WEIGHTS_FILE
 from onnx import TensorProto, helper
 
@@ -84,9 +85,9 @@ def test_expert_layer_missing(model, findings):
 @pytest.mark.parametrize("attribute", ["width", "kept"])
 def test_topk_beyond_tensorrt(model, findings, attribute):
     beam = node_of(model, "step1.beam")
-    set_attribute(beam, attribute, TENSORRT_MAX_TOPK)
+    set_attribute(beam, attribute, MAX_TOPK)
     assert findings(model) == []
-    set_attribute(beam, attribute, TENSORRT_MAX_TOPK + 1)
+    set_attribute(beam, attribute, MAX_TOPK + 1)
     assert findings(model) == [("topk-limit", "step1.beam")]
 
 

@@ -124,11 +124,11 @@ def test_description_says_what_was_written(exported):
 
 
 def test_fault_found_by_the_lint_stops_the_export(make_model, make_packed, tmp_path):
-    """A beam of 4000 needs a top-k that TensorRT does not have."""
+    """A beam of 4000, which no recipe can ask for, needs a top-k that TensorRT does not have."""
     config = parse_config({"d_model": 32, "n_layers": 1, "n_heads": 1, "d_head": 32, "embed_dim": 4, "codebook": 4000, "ffn_hidden": 32})
     packed = make_packed(make_model(config), "fp16")
     with pytest.raises(ExportError, match="top-k of 4000") as caught:
-        write_graphs(packed, ExportOptions(beam=(4000, 2, 2)), tmp_path)
+        write_graphs(packed, ExportOptions().model_copy(update={"beam": (4000, 2, 2)}), tmp_path)
     assert "beam" in caught.value.hint
     assert not (tmp_path / DESCRIPTION_FILE).exists()
 

@@ -73,11 +73,18 @@ def model_with(name, array):
     return ir.Model(ir.Graph([], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}), ir_version=10)
 
 
-@pytest.mark.parametrize("other", [np.ones((512, 2), np.float32), np.ones(512, np.float64)], ids=["shape", "type"])
+@pytest.mark.parametrize(
+    "other", [np.ones((512, 2), np.float32), np.ones(512, np.float64), np.zeros(512, np.float32)], ids=["shape", "type", "content"]
+)
 def test_two_tensors_under_one_name_are_refused(tmp_path, other):
     with pytest.raises(ExportError, match="different tensors under one name") as caught:
         externalize([model_with("weight", np.ones(512, np.float32)), model_with("weight", other)], tmp_path)
     assert caught.value.where == "weight"
+
+
+def test_equal_constants_of_two_graphs_are_written_once(tmp_path):
+    array = np.arange(512, dtype=np.int64)
+    assert externalize([model_with("constant", array), model_with("constant", array.copy())], tmp_path) == array.nbytes
 
 
 def test_tensor_read_back_is_the_tensor_written(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onerec_trt.core.errors import ExportError
 from onerec_trt.operators.beam_step import beam_groups, compare_beams
 
 
@@ -112,6 +113,14 @@ def test_after_minus_infinity_comes_nan_in_flat_order(both, half, width):
 def test_no_more_beams_than_candidates():
     with pytest.raises(AssertionError, match="41 beams of 40 candidates"):
         beam_groups(5, 8, 41)
+
+
+def test_no_more_groups_than_fp32_can_number():
+    """A codebook that nothing divides has a group for each candidate."""
+    assert beam_groups(3840, 8192, 512)["group"] == 64
+    with pytest.raises(ExportError, match="3000 beams of a codebook of 8191") as caught:
+        beam_groups(3000, 8191, 512)
+    assert "multiple of 64" in caught.value.hint
 
 
 class TestComparison:

@@ -70,12 +70,16 @@ def step_inputs(index: ItemIndex, rules: list[ItemRules], level: int, width: int
 
 
 def beginnings(catalogue: CatalogueItems, level: int, batch: int, rows: int, seed: int) -> torch.Tensor:
-    """Different beginnings of items, some of no item, and one that is no beam."""
+    """Different beginnings of items, some of no item, and one that is no beam.
+
+    That one has no last token, as a step leaves a place without a beam; in every other request it has none at all.
+    """
     draw = np.random.default_rng(seed)
     known = np.unique(catalogue.sids_n3[:, : level - 1], axis=0)
     chosen = np.stack([known[draw.choice(len(known), rows, replace=len(known) < rows)] for _ in range(batch)])
     if rows > 2 and level > 1:
-        chosen[:, -1] = -1
+        chosen[:, -1, :-1], chosen[:, -1, -1] = 0, -1  # beginnings with 0 are there: many items have small codes
+        chosen[::2, -1] = -1
     return torch.from_numpy(chosen.astype(np.int64))
 
 

@@ -70,5 +70,11 @@ class TestComparison:
     def test_other_expert_elsewhere_is_not(self):
         assert self.compare(1, 0, margin=1e-3) > 0.5
 
+    @pytest.mark.parametrize("index", [-1, 2])
+    @pytest.mark.parametrize("margin", [1e-6, 1e-3])
+    def test_an_expert_that_does_not_exist_is_not(self, index, margin):
+        """Not even the last one by its number from the end."""
+        assert self.compare(index, 1, margin=margin) == float("inf")
+
     def test_same_expert_is_fine(self):
         assert self.compare(0, 0, margin=1e-3) == 0

@@ -75,6 +75,8 @@ def test_an_expression_has_no_truth_value() -> None:
         (ROWS + -1, False),
         (ROWS % 128, False),
         (ROWS // COLUMNS, False),
+        (ROWS // -2, False),
+        (cdiv(ROWS, -128), False),
         (ROWS.lt(64) * 100, False),
         (constant(-1), False),
     ],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from onerec_trt.core.errors import GpuError
+from onerec_trt.core.errors import BuildError, GpuError
 from onerec_trt.operators.launch import launch
 from onerec_trt.operators.launch.program import (
     Buffer,
@@ -97,6 +98,13 @@ def test_an_empty_grid_is_not_launched(driver):
     run, *_ = bound(0)
     run()
     assert driver.launches == []
+
+
+@pytest.mark.parametrize(("value", "fits"), [((1 << 31) - 1, True), (1 << 31, False), (-(1 << 31), True), (-(1 << 31) - 1, False)])
+def test_a_value_beyond_32_bits_is_refused_as_in_the_host(driver, value, fits):
+    one = Launch(Kernel(b"cubin", "k", 1, 0, 0), (1, 1, 1), (Int32(value),))
+    with nullcontext() if fits else pytest.raises(BuildError, match=f"overflows: {value}"):
+        launch._bind(one, launch.Tensors([], []))
 
 
 def test_the_drivers_error_is_told(driver):

@@ -64,6 +64,12 @@ def test_other_words_are_no_batch_shape(text: str) -> None:
         parse_case(text)
 
 
+@pytest.mark.parametrize("text", ["32x3841x512", "32x128-256-4000x512"])
+def test_no_more_beams_than_a_plan_can_keep(text: str) -> None:
+    with pytest.raises(RecipeError, match="3840 beams at most"):
+        parse_case(text)
+
+
 def test_candidates_take_turns_after_warming_up() -> None:
     order: list[str] = []
     runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
