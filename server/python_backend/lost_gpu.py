@@ -1,4 +1,4 @@
-"""Ends an instance that its GPU is lost to: after an error such as an illegal address CUDA refuses every later call of the process.
+"""Ends an instance whose CUDA context is lost: after an error such as an illegal address CUDA refuses every later call of the process.
 
 It would fail each batch at once, be free again before the others, and so draw most requests.
 """
