@@ -14,7 +14,7 @@ from ..report.plot import Plot, rows_axis, rows_height
 from ..report.theme import LIMIT_COLOR, color, label
 from .parts import ELSEWHERE, PARTS, milliseconds_by_part
 from .result import Result
-from .table import HEADINGS, WORDS, candidate_rows, case_text, results_with_limits
+from .table import HEADINGS, WORDS, candidate_rows, case_text, limits_of_another, results_with_limits
 
 _FACTS = ("gpu", "driver", "cuda", "tensorrt", "torch", "triton", "onerec-trt", "commit", "weights")
 
@@ -32,7 +32,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         machine=f"{environment['gpu']}, TensorRT {environment['tensorrt']}",
         good=not problems,
         headline="This run does not count" if problems else "This run counts",
-        remarks=[*problems, environment["timing"], *_clocks(environment)],
+        remarks=[*problems, *limits_of_another(environment), environment["timing"], *_clocks(environment)],
         headings=HEADINGS,
         words=WORDS,
         rows=candidate_rows(report),

@@ -35,11 +35,17 @@ class Gpu:
 # multiprocessor, 132 of them at 1.83 GHz, which is the 3.9 T/s that arXiv 2407.08608 (FlashAttention-3) counts with.
 H200 = Gpu("NVIDIA H200", fp8_flops=1979e12, fp16_flops=989e12, bytes_per_second=4.8e12, exponentials=3.9e12)
 H100 = Gpu("NVIDIA H100", fp8_flops=1979e12, fp16_flops=989e12, bytes_per_second=3.35e12, exponentials=3.9e12)
+_SXM = ("NVIDIA H200", "NVIDIA H100 80GB HBM3")  # as their drivers name them; NVL, PCIe and MIG have other names and other rates
 
 
 def gpu_of(name: str) -> Gpu:
-    """The peak rates of a card by the name that its driver gives; those of an H200 for a card that is not in the table."""
+    """The peak rates of a card by the name that its driver gives; of an unknown one those of the SXM card in its name, else of an H200."""
     return next((gpu for gpu in (H100, H200) if gpu.name in name), H200)
+
+
+def stand_in(name: str) -> str:
+    """Whose peak rates are used for a card, and why. Empty: the card's own."""
+    return "" if name in _SXM else f"{gpu_of(name).name} SXM, as the peak rates of {name} are not known"
 
 
 @dataclass(frozen=True)

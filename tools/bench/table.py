@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..terminal import compact_table
 from .result import Result
+from .roofline import stand_in
 
 HEADINGS = (
     *("model", "batch x beam x context", "engine", "recipe"),
@@ -29,6 +30,12 @@ def results_with_limits(report: dict[str, Any]) -> Iterator[tuple[Result, dict[s
     for values in report["results"]:
         same = (entry for entry in limits if all(entry[name] == values[name] for name in ("model", "batch", "beam", "context")))
         yield Result.model_validate(values), next(same)
+
+
+def limits_of_another(environment: Mapping[str, Any]) -> list[str]:
+    """Says so where the physical limits are those of another card; empty: they are the card's own."""
+    whose = stand_in(environment["gpu"])
+    return [f"limits: those of {whose}"] if whose else []
 
 
 def candidate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -55,7 +62,7 @@ def candidate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def terminal_tables(report: dict[str, Any]) -> Iterator[Table]:
     """A table for each model and batch shape, at most 80 columns wide."""
     environment = report["environment"]
-    machine = f"{environment['gpu']}, TensorRT {environment['tensorrt']}"
+    machine = "\n".join([f"{environment['gpu']}, TensorRT {environment['tensorrt']}", *limits_of_another(environment)])
     for (model, shape), rows in groupby(candidate_rows(report), key=lambda row: row[:2]):
         table = compact_table(Text(f"{machine}\n{model}, batch x beam x context {shape}"))
         table.add_column("engine and recipe", overflow="fold")

@@ -23,7 +23,7 @@ from ...operators.launch.compile import Build, compile_many
 from ...operators.launch.launch import bind, new_outputs, new_scratch
 from ...operators.launch.program import Kernel, Program, Variant
 from ...runtime.machine import driver_version
-from ..bench.roofline import Gpu, gpu_of
+from ..bench.roofline import Gpu, gpu_of, stand_in
 from ..clock import ClockWatch
 from ..environment import software
 from .parity import copies_of, difference_of, this_capability
@@ -75,7 +75,10 @@ def bench_operators(
     torch.manual_seed(0)
     cases = list(measurements(operators))
     _compile_all(cases, capability)
-    gpu = gpu_of(torch.cuda.get_device_properties(0).name)
+    card = torch.cuda.get_device_properties(0).name
+    gpu = gpu_of(card)
+    if whose := stand_in(card):
+        say(f"of_memory_bandwidth goes by {whose}")
     results, differences, clocks = [], [], []
     for each in cases:
         result, difference, clock = _measure(each, capability, samples, gpu)

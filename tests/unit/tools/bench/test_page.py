@@ -55,6 +55,15 @@ def test_a_run_that_does_not_count_says_so_and_takes_nothing_for_markup(measured
     assert "the &lt;baseline&gt; was slow" in html
 
 
+def test_the_page_names_the_card_of_the_limits_where_it_is_another(measured: dict[str, Any], tmp_path: Path) -> None:
+    write_page(measured, tmp_path / "own.html")
+    assert "limits: those of" not in (tmp_path / "own.html").read_text()
+    other = copy.deepcopy(measured)
+    other["environment"]["gpu"] = "NVIDIA L40S"
+    write_page(other, tmp_path / "other.html")
+    assert "limits: those of NVIDIA H200 SXM, as the peak rates of NVIDIA L40S are not known" in (tmp_path / "other.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("places", "part"),
     [

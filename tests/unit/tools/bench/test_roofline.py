@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from onerec_trt.models.config import SIZES
-from onerec_trt.tools.bench.roofline import H200, Bits, Gpu, gpu_of, limit_ms, work
+from onerec_trt.tools.bench.roofline import H200, Bits, Gpu, gpu_of, limit_ms, stand_in, work
 
 MOE, DENSE = SIZES["4B-A0.5B"], SIZES["1B"]
 
@@ -74,7 +74,21 @@ def test_one_request_reads_all_weights_and_waits_for_the_memory_of_its_card() ->
         for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
     )
     assert h200 < h100 < h200 * 4.8 / 3.35
-    assert gpu_of("NVIDIA L40S") is H200
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("NVIDIA H100 80GB HBM3", ""),
+        ("NVIDIA H200", ""),
+        ("NVIDIA L40S", "NVIDIA H200 SXM, as the peak rates of NVIDIA L40S are not known"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 SXM, as the peak rates of NVIDIA H100 PCIe are not known"),
+        ("NVIDIA H200 NVL", "NVIDIA H200 SXM, as the peak rates of NVIDIA H200 NVL are not known"),
+    ],
+)
+def test_a_card_whose_rates_are_not_known_is_named(name: str, whose: str) -> None:
+    assert stand_in(name) == whose
+    assert not whose or whose.startswith(gpu_of(name).name)
 
 
 def test_exponentials_and_fp8_products_of_attention_take_about_the_same_time() -> None:

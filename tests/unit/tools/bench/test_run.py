@@ -186,6 +186,14 @@ def in_80_columns(report: dict[str, Any]) -> str:
     return console.export_text()
 
 
+def test_the_terminal_names_the_card_of_the_limits_where_it_is_another() -> None:
+    report = json.loads((Path(__file__).parents[4] / "docs" / "measurements" / "h200-dense.json").read_text())
+    assert "limits: those of" not in in_80_columns(report)
+    report["environment"]["gpu"] = "NVIDIA L40S"
+    text = " ".join(in_80_columns(report).split())
+    assert "limits: those of NVIDIA H200 SXM, as the peak rates of NVIDIA L40S are not known" in text
+
+
 def test_the_terminal_shows_every_candidate_whole_in_80_columns() -> None:
     report = json.loads((Path(__file__).parents[4] / "docs" / "measurements" / "h200-dense.json").read_text())
     text = in_80_columns(report)

@@ -55,7 +55,7 @@ def no_gpu(monkeypatch) -> None:
     monkeypatch.setattr(benchmark, "REST_S", 0)
     monkeypatch.setattr(tune, "compile_many", lambda builds, _: {n: Kernel(b"-", "-", b.warps, 0, 0) for n, b in enumerate(builds)})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU", name="NVIDIA H100"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU", name="NVIDIA H100 80GB HBM3"))
 
 
 def warps_of(program) -> float:
@@ -119,7 +119,7 @@ def test_candidates_make_programs(capability):
             assert program_of(tuning.case, capability, table, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
-def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, **given) -> dict:
+def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, say=lambda _: None, **given) -> dict:
     library = Library("torch", lambda _: call)
     monkeypatch.setattr(benchmark, "measurements", lambda _: iter([Measurement(case, "row scales", library, **given)]))
     monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
@@ -128,8 +128,17 @@ def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, **given) -> d
     program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
     monkeypatch.setattr(benchmark, "program_of", lambda *_, **__: program)
     out = tmp_path / "operators.json"
-    assert benchmark.bench_operators(out, 3, lambda _: None) == json.loads(out.read_text())
+    assert benchmark.bench_operators(out, 3, say) == json.loads(out.read_text())
     return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(("gpu", "said"), [("NVIDIA H100 80GB HBM3", False), ("NVIDIA L40S", True)])
+def test_the_bandwidth_of_another_card_is_named(tmp_path, monkeypatch, gpu, said):
+    lines: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="of no GPU", name=gpu))
+    measured(tmp_path, monkeypatch, lambda: Sampler(9.0), say=lines.append)
+    named = "of_memory_bandwidth goes by NVIDIA H200 SXM, as the peak rates of NVIDIA L40S are not known"
+    assert (named in lines) is said
 
 
 def test_the_result_has_its_schema(tmp_path, monkeypatch):
