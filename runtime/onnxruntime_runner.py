@@ -12,9 +12,9 @@ import numpy as np
 from ..core.arrays import Array
 from ..core.errors import ArtifactError, RequestError
 from ..core.extras import optional
-from ..core.graph_io import GraphIO, parse_io
+from ..core.graph_io import METADATA_KEY, GraphIO, parse_io
 from ..core.threads import ONNXRUNTIME_SESSION, thread_count
-from .plan_shapes import check_array
+from .plan_shapes import check_array, check_inputs
 
 
 class Model(Protocol):
@@ -79,7 +79,12 @@ class OnnxRuntimeRunner:
         Raises:
             ArtifactError: It carries none: it is no file of `onerec-trt export`.
         """
-        return parse_io(self._session.get_modelmeta().custom_metadata_map, self._where)
+        return parse_io(self._metadata, self._where)
+
+    @cached_property
+    def _metadata(self) -> Mapping[str, str]:
+        metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return metadata
 
     def bind_resident(self, name: str, array: Array) -> None:
         """Give a resident input its content, or swap it; a batch that was submitted keeps the content it began with.
@@ -111,7 +116,7 @@ class OnnxRuntimeRunner:
         """Outputs by name.
 
         Raises:
-            RequestError: An input is missing, unknown, or of a wrong type or shape.
+            RequestError: An input is missing, unknown, or of a wrong type or shape, or, of a graph with a contract, batches differ.
             ArtifactError: ONNX Runtime fails while it runs the graph.
         """
         return self.submit(inputs).result()
@@ -120,12 +125,15 @@ class OnnxRuntimeRunner:
         """A batch that runs when its result is asked for, with the resident inputs as they are now.
 
         Raises:
-            RequestError: An input is no NumPy array.
+            RequestError: An input is no NumPy array. Of a graph with a contract: an input is missing, unknown, or of a wrong type or
+                shape, or batches differ.
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
                 what = f"input '{name}' is a {type(array).__name__}, not an array"
                 raise RequestError(what, where=self._where, hint="give a NumPy array")
+        if METADATA_KEY in self._metadata:  # ONNX Runtime itself lets batches differ, and an operator may broadcast one of them
+            check_inputs(self.io, {name: (array.dtype.name, array.shape) for name, array in inputs.items()}, self._where)
         return Deferred(partial(self._run, {**inputs, **self._residents}))
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

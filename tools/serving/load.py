@@ -79,7 +79,7 @@ def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[Abstra
     Args:
         load: What is asked.
         out: The JSON file. Default: none.
-        meanwhile: Entered when all processes begin to ask, left when the last answer is there.
+        meanwhile: Entered when all processes are about to ask, left when the last answer is there.
 
     Raises:
         RequestError: The server cannot be reached, or answered nothing.
@@ -95,8 +95,9 @@ def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[Abstra
         asking = pool.starmap_async(_one_process, [(load, number) for number in range(load.processes)])
         with suppress(threading.BrokenBarrierError):  # a process failed before it came there; its error is raised below
             together.wait(_PATIENCE_S)
-        for each in meanwhile:
-            watching.enter_context(each)
+            for each in meanwhile:
+                watching.enter_context(each)
+            together.wait(_PATIENCE_S)
         parts = asking.get()
     samples = [sample for part in parts for sample in part.samples_ms]
     failed = sum(part.failed for part in parts)
@@ -166,12 +167,14 @@ class _Meter:
         self.samples: list[float] = []
         self.failed = 0
         self._prepared = list(self._requests())
-        self._begin = self._end = 0.0
+        self._started = self._begin = self._end = 0.0
 
     def _start(self) -> None:
         """From now on all processes ask, and after the warm-up it counts; one that began alone would find the server idle."""
-        _together.wait(_PATIENCE_S)
-        self._begin = time.perf_counter() + self._load.warm_up
+        _together.wait(_PATIENCE_S)  # all are there
+        _together.wait(_PATIENCE_S)  # what is counted meanwhile counts from the first request
+        self._started = time.perf_counter()
+        self._begin = self._started + self._load.warm_up
         self._end = self._begin + self._load.seconds
 
     def closed_loops(self, clients: int) -> float:
@@ -184,7 +187,7 @@ class _Meter:
     def open_loop(self, rate: float) -> float:
         """Answers per second, to requests that arrive at this rate."""
         self._start()
-        arrival = time.perf_counter()
+        arrival = self._started
         with ThreadPoolExecutor(_OPEN_LOOP_THREADS) as pool:
             asked = []
             while (arrival := arrival + self._random.exponential(1 / rate)) < self._end:

@@ -104,6 +104,20 @@ def test_a_resident_input_is_bound_once_and_swapped(model: onnx.ModelProto, inpu
     assert (runner({"x": inputs["x"]})["same"] == 6).all()
 
 
+@pytest.mark.parametrize("batches", [(1, 2), (2, 1), (2, 3)])
+def test_batches_that_differ_are_refused_and_not_broadcast(batches: tuple[int, int]) -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float16[N,4] x, float16[M,4] z) => (float16[K,4] y) { y = Add(x, z) }'
+    model = parser.parse_model(text)
+    taken = tuple(GraphTensor(name=name, role=None, dtype="float16", axes=("batch", 4)) for name in "xz")
+    onnx.helper.set_model_props(model, {METADATA_KEY: GraphIO(inputs=taken, outputs=(), min_context=1).model_dump_json()})
+    runner = OnnxRuntimeRunner(model, threads=1)
+    x, z = (np.ones((batch, 4), np.float16) for batch in batches)
+    with pytest.raises(RequestError, match="inputs are of different batch sizes") as caught:
+        runner({"x": x, "z": z})
+    assert caught.value.where == "a model in memory"
+    assert (runner({"x": x, "z": x})["y"] == 2).all()
+
+
 @pytest.mark.parametrize("given", [None, "abc", 5, [[1, 2]]])
 def test_what_is_no_array_is_refused_by_name(model: onnx.ModelProto, inputs: dict[str, np.ndarray], given: Any) -> None:
     with pytest.raises(RequestError, match=f"input 'lengths' is a {type(given).__name__}, not an array"):

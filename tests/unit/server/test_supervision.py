@@ -189,6 +189,7 @@ def test_a_server_that_demands_signatures_serves_what_is_signed_and_nothing_else
 
 
 def test_a_server_that_dies_while_a_version_is_loaded_is_what_is_wrong_not_the_version(repository: Repository, monkeypatch: Any) -> None:
+    monkeypatch.setattr(supervisor, "_ENDING_S", PATIENCE_S)
     process = subprocess.Popen(["sleep", "0.3"])  # its connections are closed before it has ended
     control = Control(Endpoints("127.0.0.1", 0, 0, 0), "key")
     monkeypatch.setattr(control, "_call", Mock(side_effect=ConnectionRefusedError))

@@ -46,19 +46,14 @@ def test_it_serves_the_pods_version_whatever_is_promoted(make_export: Callable[[
     command = [installation.program, *chosen, f"--backend-directory={installation.backends}"]
     server = subprocess.Popen(command, env=installation.environment(), stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while (found := described_by(port)) is None:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the model is not ready"
-            time.sleep(0.1)
-        assert found["versions"] == ["2"]
-        assert alive(port, 1, server.pid)
+        within_patience(lambda: server.poll() is not None or versions_at(port) == ["2"], "the pod's version is not ready")
+        assert server.poll() is None, "the server ended"
+        within_patience(lambda: alive(port, 1, server.pid), "no probe finds server and instance")
         (instance,) = stubs(server.pid)
         os.kill(instance, signal.SIGKILL)
-        while alive(port, 1, server.pid):
-            assert time.monotonic() < deadline, "nobody sees that the instance is gone"
-            time.sleep(0.1)
-        assert alive(port, 0, server.pid), "the server itself answers"
+        within_patience(lambda: not stubs(server.pid), "the instance does not end")
+        assert not alive(port, 1, server.pid)
+        within_patience(lambda: alive(port, 0, server.pid), "the server itself does not answer")
     finally:
         server.terminate()
         server.wait(PATIENCE_S)
@@ -71,11 +66,18 @@ def test_a_probe_that_finds_no_server_says_so() -> None:
         assert subprocess.run(probe, check=False, timeout=PATIENCE_S).returncode == 1
 
 
-def described_by(port: int) -> dict[str, Any] | None:
-    """What a server says of the model; None before it is ready."""
+def within_patience(condition: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+def versions_at(port: int) -> list[str]:
+    """What a server has of the model; nothing before it is ready."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/onerec", timeout=10) as answer:
-            found: dict[str, Any] = json.load(answer)
+            found: list[str] = json.load(answer)["versions"]
             return found
     except OSError:
-        return None
+        return []
