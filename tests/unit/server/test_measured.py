@@ -15,7 +15,7 @@ from onerec_trt.tools.serving import load as load_module
 from onerec_trt.tools.serving.load import Load, LoadResult, loop_rate
 from onerec_trt.tools.serving.page import payload_table, table
 from onerec_trt.tools.serving.payload import CHECKED, FROM_GPU, LAID_OUT, STRAIGHT_FROM_GPU, STRAIGHT_TO_GPU, TO_GPU
-from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturating, summarize
+from onerec_trt.tools.serving.result import Bare, MeasuredLoad, ServingResult, saturating, summarize
 from onerec_trt.tools.serving.run import Extent, measure_serving
 
 ROOT = Path(__file__).parents[3]
@@ -184,14 +184,26 @@ def measured() -> ServingResult:
     return read("h200-serving.json")
 
 
-@pytest.mark.parametrize("name", ["h100-serving.json", "h200-serving.json"])
-def test_a_file_without_sustained_samples_has_the_summary_of_its_first_ones(name: str) -> None:
-    earlier = read(name)
+@pytest.fixture(scope="module")
+def without_graphs() -> ServingResult:
+    return read("h200-serving-without-graphs.json")
+
+
+def test_a_file_without_sustained_samples_has_the_summary_of_its_first_ones() -> None:
+    earlier = read("h100-serving.json")
     assert earlier.sustained_ms is None
     assert earlier.summary == summarize(earlier.times_ms, None, earlier.loads)
     assert earlier.summary is not None
     assert earlier.summary.bare is None
     assert table(earlier).splitlines()[2].startswith("| bare runtime, batches of 32, first samples |")
+
+
+@pytest.mark.parametrize("name", ["h200-serving.json", "h200-serving-without-graphs.json"])
+def test_the_summary_of_a_file_follows_from_its_samples(name: str) -> None:
+    result = read(name)
+    assert result.sustained_ms is not None
+    assert result.summary == summarize(result.times_ms, result.sustained_ms, result.loads)
+    assert all(load.result.failed == 0 for load in result.loads)
 
 
 def rows_of_the_page() -> list[list[str]]:
@@ -202,7 +214,8 @@ def rows_of_the_page() -> list[list[str]]:
 
 def test_the_page_on_serving_says_what_was_measured(measured: ServingResult) -> None:
     rows = rows_of_the_page()
-    for line in table(measured).splitlines():
+    assert measured.payload_ms is not None
+    for line in (*table(measured).splitlines(), *payload_table(measured.payload_ms).splitlines()):
         assert [cell.strip() for cell in line.strip("|").split("|")] in rows
     medians = {batch: statistics.median(samples) for batch, samples in sorted(measured.times_ms.items())}
     assert ["requests of a batch", *map(str, medians)] in rows
@@ -210,15 +223,33 @@ def test_the_page_on_serving_says_what_was_measured(measured: ServingResult) -> 
     assert ["requests/s", *(f"{batch / milliseconds * 1e3:.0f}" for batch, milliseconds in medians.items())] in rows
 
 
+def bare_of(result: ServingResult) -> Bare:
+    assert result.summary is not None
+    assert result.summary.bare is not None
+    return result.summary.bare
+
+
+def percent(share: float, sign: str = "") -> str:
+    return f"{100 * share:{sign}.1f} %"
+
+
 def test_where_the_time_of_a_batch_goes_is_what_the_files_say(measured: ServingResult) -> None:
-    serving = (ROOT / "docs" / "serving.md").read_text()
-    one, two = measured.loads[0], saturating(measured.loads)
+    serving, bare = (ROOT / "docs" / "serving.md").read_text(), bare_of(measured)
+    one, two = measured.loads[1], saturating(measured.loads)
+    assert (one.instances, two.instances, one.clients) == (1, 2, two.clients)
     waited = statistics.mean(two.result.samples_ms)
     period, alone = waited * 32 / two.clients, statistics.mean(one.result.samples_ms) * 32 / one.clients
     assert f"A served batch takes {period:.1f} ms: {two.clients} clients wait {waited:.1f} ms" in serving
+    less, more = bare.sustained.batch_ms - period, period - bare.first.batch_ms
+    assert f"{less:.1f} ms less than the bare runtime's sustained batch, and {more:.1f} ms more than its first samples" in serving
+    idle = 1 - two.gpu_busy[0]
+    assert f"In {percent(idle)} of the time NVML sees no kernel, which would be {idle * period:.1f} ms of every batch" in serving
     assert f"alone takes {alone:.1f} ms for a batch, and one of two comes round every {2 * period:.1f} ms" in serving
     assert f"waits some {2 * period - alone:.0f} ms for its turn" in serving
-    assert f"without work for at least {alone - statistics.median(measured.times_ms[32]):.0f} ms of every batch" in serving
+    assert one.server is not None
+    full = one.server.by_size[32]
+    counted = f"{full.input_ms:.1f} before the backend, {full.infer_ms:.1f} in it and {full.output_ms:.1f} behind it"
+    assert f"Of those {alone:.1f} ms the server counts {counted}" in serving
     before = read("h100-serving.json").summary
     assert before is not None
     answered = f"answered {before.requests_per_s:.0f} requests/s where the bare runtime's first samples gave"
@@ -226,16 +257,48 @@ def test_where_the_time_of_a_batch_goes_is_what_the_files_say(measured: ServingR
     assert f"its p99 was {before.p99_ms:.1f} ms, {before.p99_over_batch:.1f} x the time of a batch" in serving
 
 
+def test_what_graphs_bring_is_what_two_files_say_each_beside_its_own_bare_runtime(
+    measured: ServingResult, without_graphs: ServingResult
+) -> None:
+    both, rows = (measured, without_graphs), rows_of_the_page()
+    assert [result.parameters for result in both] == [{}, {"cuda_graphs": "0"}]
+
+    def loads(result: ServingResult) -> list[MeasuredLoad]:
+        return [load for load in result.loads if (load.instances, load.gpus) == (2, 1)]
+
+    def beside(result: ServingResult, load: MeasuredLoad) -> str:
+        return percent(load.result.requests_per_s / bare_of(result).sustained.requests_per_s - 1, "+")
+
+    assert ["128 clients, beside the bare runtime sustained", *(beside(result, loads(result)[1]) for result in both)] in rows
+    assert ["64 clients, likewise", *(beside(result, loads(result)[0]) for result in both)] in rows
+    arrivals = [loads(result)[-1] for result in both]
+    firsts = [bare_of(result).first.batch_ms for result in both]
+    p50, p99 = ([getattr(load.result, name) / ms for load, ms in zip(arrivals, firsts, strict=True)] for name in ("p50_ms", "p99_ms"))
+    assert ["random arrivals at 80 %: p50 over a batch of 32", *(f"{each:.2f}" for each in p50)] in rows
+    assert ["p99 likewise", *(f"{each:.2f}" for each in p99)] in rows
+    assert ["GPU busy then", *(f"{100 * load.gpu_busy[0]:.0f} %" for load in arrivals)] in rows
+
+
 def test_the_summary_stands_in_the_pages(measured: ServingResult) -> None:
     assert measured.summary is not None
     assert measured.summary.two_gpu_scaling is not None
-    rate, lost = measured.summary.requests_per_s, f"{measured.summary.overhead_batch_32:.1%}".replace("%", " %")
+    bare, rate = bare_of(measured), measured.summary.requests_per_s
+    above, below = percent(rate / bare.sustained.requests_per_s - 1), percent(1 - rate / bare.first.requests_per_s)
     (two,) = (load.result.requests_per_s for load in measured.loads if load.gpus == 2)
-    serving, readme, clusters = ((ROOT / page).read_text() for page in ("docs/serving.md", "README.md", "docs/clusters.md"))
-    assert f"{rate:.0f} requests/s, {rate * 3600 / 1e6:.1f} million per hour**, {lost} below the first samples" in serving
+    pages = ("docs/serving.md", "README.md", "docs/clusters.md", "docs/performance.md")
+    serving, readme, clusters, performance = ((ROOT / page).read_text() for page in pages)
+    assert f"{rate:.0f} requests/s, {rate * 3600 / 1e6:.1f} million per hour.**" in serving
+    assert f"{above} above the bare runtime's sustained rate, and {below} below its first samples" in serving
     assert f"Two GPUs answer {measured.summary.two_gpu_scaling:.2f} x as many" in serving
     assert f"p99 is {measured.summary.p99_over_batch:.1f} x the time of a batch of 32" in serving
+    alone = measured.loads[1].result.requests_per_s
+    less = f"{100 * (1 - alone / rate):.0f} % less than two and {100 * (1 - alone / bare.sustained.requests_per_s):.0f} % less"
+    assert f"One alone answers {less} than the bare runtime sustained" in serving
     assert f"{rate:.0f} requests/s over gRPC, {rate * 3600 / 1e6:.1f} million per hour; {two:.0f} on two" in readme
+    assert f"{above} above the bare runtime in steady use, and {below} below its first batches" in readme
+    assert f"p99 is {measured.summary.p99_ms:.1f} ms" in readme
     assert f"answered {rate:.0f} requests of 512 tokens per second with 4B-A0.5B on one H200, and {two:.0f} on two" in clusters
     gigabits = rate * measured.model["bytes_of_a_request"] * 8 / 1e9
     assert f"{rate * 3600 / 1e6:.1f} million per GPU-hour, and {gigabits:.1f} Gbit/s of payload" in clusters
+    assert f"took {bare.sustained.batch_ms:.2f} ms at batch 32 sustained" in performance
+    assert f"its first samples took {bare.first.batch_ms:.1f}" in performance
