@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..launch.alive import MODULE as ALIVE
-from ..launch.flags import CONTROL_HEADER, EXIT_TIMEOUT_S, RESTRICTED, SHARED_MEMORY_API, server_arguments
+from ..launch.flags import CONTROL_HEADER, RESTRICTED, SHARED_MEMORY_API, exit_timeout_s, server_arguments
 from ..python_backend.warm_up import graph_shapes
 from ..repository.model_config import config_name
 from ..repository.version import VersionDescription
@@ -22,6 +22,7 @@ _HOST_MEMORY_MI = 4096  # the server, its backends, CUDA's own and page-locked b
 _LOAD_BYTES_PER_S = 100 * _MI  # of a slow network volume; startup is given up after this and a minute
 _GRAPH_S = 1  # at most, to run a shape and capture it
 _PROBE_S = 5
+_GIVING_UP_S = 5  # from the end of a server's patience to its own
 _DRAIN_S = 10  # a pod is taken out of its service's endpoints some seconds after it is told to end
 
 
@@ -66,7 +67,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
     rules: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _DRAIN_S + 2 * EXIT_TIMEOUT_S,
+        "terminationGracePeriodSeconds": _DRAIN_S + exit_timeout_s([version]) + _GIVING_UP_S,
         "securityContext": {"fsGroup": _USER},
         "topologySpreadConstraints": [
             {
@@ -141,7 +142,6 @@ def arguments(version: VersionDescription, models: PurePosixPath = _MODELS) -> l
         f"--metrics-port={METRICS}",
         f"--http-restricted-api={restricted}:{CONTROL_HEADER}=$(CONTROL_KEY)",
         f"--grpc-restricted-protocol={restricted}:{CONTROL_HEADER}=$(CONTROL_KEY)",
-        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
     ]
 
 
@@ -180,8 +180,7 @@ def _alive(version: VersionDescription) -> Manifest:
     """The server answers; one with the Python backend has all its instances, too, or it would send requests to a dead one for ever."""
     if version.flavor != "python":
         return {"httpGet": {"path": "/v2/health/live", "port": HTTP}, "periodSeconds": _PROBE_S, "failureThreshold": 6}
-    instances = version.resources.instances * max(1, version.resources.gpus)
-    command = ["python3", "-m", ALIVE, str(HTTP), str(instances)]
+    command = ["python3", "-m", ALIVE, str(HTTP), str(version.resources.all_instances)]
     return {"exec": {"command": command}, "timeoutSeconds": _PROBE_S, "periodSeconds": 2 * _PROBE_S, "failureThreshold": 3}
 
 

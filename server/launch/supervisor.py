@@ -23,7 +23,7 @@ from ..repository.version import VersionDescription
 from ..triton_api import json_format
 from ..trust import require_trusted, trust_environment
 from .control import Control
-from .flags import EXIT_TIMEOUT_S, Endpoints, listening_arguments, server_arguments
+from .flags import Endpoints, exit_timeout_s, listening_arguments, server_arguments
 from .installation import Installation, find_server
 from .processes import end_with_parent, stubs
 from .shared_memory import region_prefix, remove_leftovers
@@ -31,6 +31,9 @@ from .shared_memory import region_prefix, remove_leftovers
 _LOOK_EVERY_S = 0.25
 _START_TIMEOUT_S = 120.0
 _ENDING_S = 5.0  # from its last connection to its end, of a server that dies
+_RETIRING_S = 5.0  # for requests in flight at instances that were replaced
+_OVERDUE_S = 10.0  # of a server that neither ends in order nor gives up
+_EMPTY_S = 3.0  # from the end of its last instance to its own, of a server that is to end: it looks every second
 READY_LINE = "serving on"  # begins what is said once every model is ready; its addresses follow
 Say = Callable[[str], None]
 
@@ -171,7 +174,7 @@ class Supervisor:
         remaining = self._instances[model] - died
         self._load(self._served[model], replaced=self._replaced)
         self._begin(self._served[model])
-        self._retiring |= dict.fromkeys(remaining, time.monotonic() + EXIT_TIMEOUT_S)
+        self._retiring |= dict.fromkeys(remaining, time.monotonic() + _RETIRING_S)
 
     def _retire(self) -> None:
         """Beside a dead instance the server unloads no living one, which would keep its memory: end those that were replaced."""
@@ -215,7 +218,7 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
                 f"--backend-config=python,shm-region-prefix-name={region_prefix()}",
                 *([f"--backend-directory={installation.backends}"] if installation.backends else []),
             ]
-            with _started(installation, arguments, trust_environment(options.trust)) as process:
+            with _started(installation, arguments, trust_environment(options.trust), exit_timeout_s(served)) as process:
                 control = Control(endpoints, key)
                 _wait_until_live(process, control, stopped, str(endpoints))
                 supervisor = Supervisor(repository, process, control, options.trust, say)
@@ -225,6 +228,8 @@ def serve(repository: Repository, options: ServeOptions, say: Say, stopped: thre
                     supervisor.load(model)
                 say(f"{READY_LINE} {endpoints}")
                 supervisor.watch(stopped)
+            if process.returncode:
+                say(f"the server did not end in order: code {process.returncode}; its log says why")
     finally:
         remove_leftovers()
 
@@ -253,8 +258,10 @@ def _checked(repository: Repository, models: tuple[str, ...], trust: tuple[Path,
 
 
 @contextmanager
-def _started(installation: Installation, arguments: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server, in a process group of its own; at the end it answers what it has begun, or is killed after a while.
+def _started(
+    installation: Installation, arguments: list[str], environment: Mapping[str, str], exit_s: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The server, in a process group of its own; at the end it answers what it has begun, or is killed some time after `exit_s` seconds.
 
     Whatever it leaves goes with it: a stub of the Python backend that had not begun to run its model when the server was killed
     waits for it for ever.
@@ -269,14 +276,28 @@ def _started(installation: Installation, arguments: list[str], environment: Mapp
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(EXIT_TIMEOUT_S + 10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process, exit_s + _OVERDUE_S)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Have a server end, by force where it does not.
+
+    One that had an instance die under load waits for it for ever (2.51). Its other instances end after the last request is answered, so
+    that nothing is lost once all are gone.
+    """
+    had_instances = bool(stubs(process.pid))
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_EVERY_S)
+            return
+        if had_instances and not stubs(process.pid):
+            had_instances, deadline = False, time.monotonic() + _EMPTY_S
+    process.kill()
+    process.wait()
 
 
 def _wait_until_live(process: subprocess.Popen[bytes], control: Control, stopped: threading.Event, where: str) -> None:

@@ -53,6 +53,11 @@ class Resources(_Part):
     gpu_memory_bytes: int | None
     instances: int
 
+    @property
+    def all_instances(self) -> int:
+        """On all GPUs together, or on the CPU."""
+        return self.instances * max(1, self.gpus)
+
 
 class VersionDescription(_Part):
     """One version of a model.

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.server.launch.control import Control
-from onerec_trt.server.launch.flags import Endpoints, launch_line, listening_arguments, server_arguments
+from onerec_trt.server.launch.flags import Endpoints, exit_timeout_s, launch_line, listening_arguments, server_arguments
 from onerec_trt.server.launch.installation import find_server
 from onerec_trt.server.launch.processes import end_with_parent, stubs
 from onerec_trt.server.launch.shared_memory import region_prefix, remove_leftovers
@@ -76,10 +76,20 @@ def test_a_plan_with_kernels_may_run_its_code_only_in_the_stock_backend(tmp_path
     assert allowed not in server_arguments(repository.path, [native, python])
     line = launch_line(Path("/models"), [stock, native])
     assert line == (
-        "tritonserver --model-repository=/models --model-control-mode=explicit --disable-auto-complete-config "
+        "tritonserver --model-repository=/models --model-control-mode=explicit --disable-auto-complete-config --exit-timeout-secs=11 "
         f"{allowed} --load-model=a --load-model=b --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1"
     )
     assert shlex.split(launch_line(Path("/my models"), [stock]))[1] == "--model-repository=/my models"
+
+
+def test_a_server_has_time_to_end_all_its_instances_one_after_the_other(tmp_path: Path) -> None:
+    repository, plan = Repository(tmp_path / "repository"), prove(write_plan(tmp_path / "plan"))
+    one, sixteen = (add_version(repository, plan, Options("python", name=f"on-{gpus}", gpus=gpus, instances=2)) for gpus in (1, 8))
+    answering = exit_timeout_s([])
+    assert answering > 0, "for requests in flight"
+    assert exit_timeout_s([one]) - answering > 2 * 1.4, "seen on a GPU"
+    assert exit_timeout_s([sixteen]) - answering == 8 * (exit_timeout_s([one]) - answering)
+    assert f"--exit-timeout-secs={exit_timeout_s([one, sixteen])}" in server_arguments(repository.path, [one, sixteen])
 
 
 def test_apis_that_change_a_server_are_restricted() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from onerec_trt.core.errors import ArtifactError, RequestError
 from onerec_trt.runtime.signature import new_key, sign
-from onerec_trt.server.launch import processes, supervisor
+from onerec_trt.server.launch import flags, processes, supervisor
 from onerec_trt.server.launch.control import Control
 from onerec_trt.server.launch.flags import Endpoints
 from onerec_trt.server.launch.shared_memory import SHARED_MEMORY, region_prefix
@@ -244,6 +244,35 @@ def test_a_server_that_is_to_end_before_it_is_up_ends_in_peace(repository: Repos
     supervisor.serve(repository, options, told.append, stopped)
     assert not told
     assert not regions()
+
+
+@pytest.mark.parametrize(("answering_s", "instance_s", "in_order"), [(1, 3, True), (0, 0, False)])
+def test_a_server_ends_in_order_where_its_instances_have_time_to_and_says_where_not(
+    answering_s: int, instance_s: int, in_order: bool, repository: Repository, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves each of the two a second before it asks it to end."""
+    monkeypatch.setattr(flags, "_ANSWERING_S", answering_s)
+    monkeypatch.setattr(flags, "_INSTANCE_S", instance_s)
+    with start(repository) as running:
+        pass
+    assert not running.error
+    assert any("the server did not end in order" in line for line in running.said) is not in_order
+    assert not regions()
+
+
+@pytest.mark.parametrize(
+    ("instances", "patience_s"), [([{1: "model.py"}, {1: "model.py"}, {}], 1e6), ([{}], 0.0)], ids=["empty", "overdue"]
+)
+def test_a_server_that_does_not_end_is_killed_once_it_holds_nothing(
+    instances: list[dict[int, str]], patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(instances)
+    monkeypatch.setattr(supervisor, "stubs", lambda server: next(left))
+    monkeypatch.setattr(supervisor, "_EMPTY_S", 0.0)
+    with subprocess.Popen(["sleep", "1e6"], preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)) as deaf:
+        supervisor._end(deaf, patience_s)
+        assert deaf.returncode == -signal.SIGKILL
+    assert not list(left)
 
 
 def test_what_is_served_goes_on_where_nobody_can_tell_what_is_promoted(repository: Repository, start: Any, traffic: Any) -> None:

@@ -18,7 +18,7 @@ from onerec_trt.server.kubernetes.cluster import cluster_manifests
 from onerec_trt.server.kubernetes.kserve import kserve_manifests
 from onerec_trt.server.kubernetes.options import ClusterOptions
 from onerec_trt.server.kubernetes.write import text, write_manifests
-from onerec_trt.server.launch.flags import server_arguments
+from onerec_trt.server.launch.flags import exit_timeout_s, server_arguments
 from onerec_trt.server.repository.batching import Batching
 from onerec_trt.server.repository.limits import Limits
 from onerec_trt.server.repository.store import Repository
@@ -101,13 +101,24 @@ def test_a_field_that_an_operator_does_not_know_is_seen(kind: str) -> None:
 
 def test_a_pod_serves_one_version_with_the_flags_that_serve_gives() -> None:
     arguments = server_container(described())["args"]
-    assert arguments[:4] == server_arguments(Path("/models"), [described()])
+    shared = server_arguments(Path("/models"), [described()])
+    assert arguments[: len(shared)] == shared
     assert "--backend-config=tensorrt,version-compatible=true" in arguments  # the plan carries kernels
     assert {"--load-model=OneRec_v2.fp8", "--model-config-name=version-3"} <= set(arguments)
     assert "--backend-config=tensorrt,version-compatible=true" not in server_container(described(**GRAPH))["args"]
     template = by_kind(cluster_manifests(described(), OPTIONS))["Deployment"]["spec"]["template"]
     other = by_kind(cluster_manifests(described(files={"model.plan": "ef" * 32}), OPTIONS))["Deployment"]["spec"]["template"]
     assert template["metadata"]["annotations"] != other["metadata"]["annotations"]  # so that a new plan replaces the pods
+
+
+def test_a_pod_may_take_as_long_to_end_as_its_server() -> None:
+    for gpus in (1, 8):
+        resources = Resources(gpus=gpus, model_bytes=1, shared_memory_bytes=1, gpu_memory_bytes=None, instances=2)
+        version = described(flavor="python", resources=resources)
+        spec = by_kind(cluster_manifests(version, OPTIONS))["Deployment"]["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        draining = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert spec["terminationGracePeriodSeconds"] > draining + exit_timeout_s([version])
 
 
 def test_readiness_is_the_models_and_liveness_the_servers() -> None:
