@@ -8,7 +8,7 @@ from ...core.errors import RecipeError
 from ..repository.version import VersionDescription
 from .cluster import disruption_budget, metadata, pod_monitor, queue_milliseconds
 from .options import ClusterOptions
-from .pod import GRPC, HTTP, METRICS, Manifest, arguments, container, labels, object_name, pod_annotations, pod_rules, volumes
+from .pod import GRPC, HTTP, METRICS, Manifest, arguments, container, grace_s, labels, object_name, pod_annotations, pod_rules, volumes
 
 FORMAT = "onerec-trt"
 _MODELS = PurePosixPath("/mnt/models")  # where KServe puts what `storageUri` names
@@ -101,6 +101,7 @@ def _predictor(version: VersionDescription, options: ClusterOptions) -> Manifest
         },
     }
     return {
+        "terminationGracePeriodSeconds": grace_s(version),
         "minReplicas": options.min_replicas,
         "maxReplicas": options.max_replicas,
         "autoScaling": {"metrics": [metric]},

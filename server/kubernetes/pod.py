@@ -67,7 +67,7 @@ def pod_rules(version: VersionDescription) -> Manifest:
     rules: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _DRAIN_S + exit_timeout_s([version]) + _GIVING_UP_S,
+        "terminationGracePeriodSeconds": grace_s(version),
         "securityContext": {"fsGroup": _USER},
         "topologySpreadConstraints": [
             {
@@ -83,6 +83,11 @@ def pod_rules(version: VersionDescription) -> Manifest:
         rules["nodeSelector"] = {"nvidia.com/gpu.compute.major": major, "nvidia.com/gpu.compute.minor": minor}
         rules["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return rules
+
+
+def grace_s(version: VersionDescription) -> int:
+    """Seconds that a pod may take to end: it leaves its service's endpoints, then its server ends in order or gives that up."""
+    return _DRAIN_S + exit_timeout_s([version]) + _GIVING_UP_S
 
 
 def container(version: VersionDescription, options: ClusterOptions) -> Manifest:

@@ -32,6 +32,17 @@ SERVER = Path(__file__).parents[3] / ".venv-server"
 VERSIONS = (0, 1)  # seeds of version 1 and 2
 PATIENCE_S = 60.0
 BROKEN = "raise RuntimeError('this version does not load')\n"
+COLD = """
+from onerec_trt.server.python_backend.engines import OnnxRuntimeEngine
+from onerec_trt.server.python_backend.model import TritonPythonModel
+
+
+def warm_up(self, shapes):
+    raise RuntimeError("this version cannot be warmed up")
+
+
+OnnxRuntimeEngine.warm_up = warm_up
+"""
 SLOW = """
 import time
 from pathlib import Path
@@ -136,18 +147,20 @@ def test_versions_change_under_traffic_without_a_lost_request(repository: Reposi
         assert re.sub(r"(.)\1+", r"\1", "".join(map(str, flow.served))) == "121" or flow.served[-1] == 2
 
 
-def test_a_version_that_does_not_load_is_set_aside_and_the_good_one_serves_on(
+def test_a_version_whose_warm_up_fails_is_set_aside_and_the_good_one_serves_on(
     repository: Repository, start: Any, traffic: Any, rewrite: Any
 ) -> None:
-    rewrite(repository.folder("onerec", 2), "model.py", BROKEN)
+    """In both of its instances, which the server's own warm-up would not survive."""
+    rewrite(repository.folder("onerec", 2), "model.py", COLD)
     with start(repository) as running, traffic(running) as flow:
         repository.promote("onerec", 2)
         running.wait_for(said(running, "onerec: back to version 1"))
         running.wait_for(lambda: len(flow.served) > 20)
         assert running.status("/v2/models/onerec/ready") == 200
+        assert running.status("/v2/health/ready") == 400, "the server's own readiness says nothing of what it serves"
         assert not flow.errors
         assert set(flow.served) == {1}
-    assert "this version does not load" in (repository.path / "onerec" / "failed-2" / "why.txt").read_text()
+    assert "this version cannot be warmed up" in (repository.path / "onerec" / "failed-2" / "why.txt").read_text()
     assert repository.promoted("onerec") == repository.versions("onerec") == (1,)
 
 

@@ -116,9 +116,11 @@ def test_a_pod_may_take_as_long_to_end_as_its_server() -> None:
         resources = Resources(gpus=gpus, model_bytes=1, shared_memory_bytes=1, gpu_memory_bytes=None, instances=2)
         version = described(flavor="python", resources=resources)
         spec = by_kind(cluster_manifests(version, OPTIONS))["Deployment"]["spec"]["template"]["spec"]
+        of_kserve = by_kind(kserve_manifests(version, OPTIONS))["InferenceService"]["spec"]["predictor"]
         (container,) = spec["containers"]
         draining = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert spec["terminationGracePeriodSeconds"] > draining + exit_timeout_s([version])
+        for pod in (spec, of_kserve):
+            assert pod["terminationGracePeriodSeconds"] > draining + exit_timeout_s([version])
 
 
 def test_readiness_is_the_models_and_liveness_the_servers() -> None:
