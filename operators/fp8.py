@@ -16,8 +16,11 @@ E4M3 = torch.float8_e4m3fn
 
 
 def scale_of(amax: Tensor) -> Tensor:
-    """FP32 scale that maps `amax` to the largest E4M3 value."""
-    return amax.float().clamp(min=AMAX_FLOOR) / E4M3_MAX
+    """FP32 scale that maps `amax` to the largest E4M3 value, the same on every device."""
+    bounded = amax.float().clamp(min=AMAX_FLOOR)
+    # By a tensor: on a GPU, PyTorch multiplies by the reciprocal of a number (its BinaryDivTrueKernel.cu), and where that rounds
+    # otherwise, FP16 values that lie in the middle of two codes go the other way.
+    return bounded / bounded.new_full((), E4M3_MAX)
 
 
 def to_e4m3(scaled: Tensor) -> Tensor:

@@ -66,12 +66,15 @@ def bench_operators(
     samples: Annotated[int, typer.Option(min=3, help="Samples of each kernel and library.")] = 21,
     commit: Commit = "",
 ) -> None:
-    """Check each kernel against its reference, then time it beside a library on this GPU."""
+    """Check each kernel against its reference, then time it beside a library on this GPU; exits with 2 when one fails."""
     from .tuning.benchmark import bench_operators as measure
+    from .tuning.benchmark import require_all
     from .tuning.page import write_page
 
-    write_page(measure(out, samples, typer.echo, commit, operator), page := out.with_suffix(".html"))
+    report = measure(out, samples, typer.echo, commit, operator)
+    write_page(report, page := out.with_suffix(".html"))
     typer.echo(f"with plots: {page}")
+    require_all(report, out)
 
 
 @app.command("bench-items")

@@ -10,6 +10,7 @@ from itertools import chain
 import pytest
 import torch
 from onerec_trt.core.difference import difference
+from onerec_trt.operators import fp8
 from onerec_trt.operators.kernels import registry as programs
 from onerec_trt.operators.kernels.fp8_linear import fp8_linear_add_case, fp8_linear_case
 from onerec_trt.operators.kernels.linear import linear_add_case
@@ -40,6 +41,14 @@ TRIED = [(operator, width) for operator in FACTORIES for width in (*WIDTHS, None
 
 
 ProgramOf = Callable[[Case], Program]
+
+
+def test_codes_and_scales_of_the_references_are_the_same_on_the_gpu():
+    """Of FP16 rows: many values lie in the middle of two codes, and go the other way where the scale is off by its last bit."""
+    torch.manual_seed(2)
+    for x in (torch.randn(8192, 128).half(), torch.arange(1, 1 << 15).short().view(torch.float16)[:31743, None].contiguous()):
+        on_cpu, on_gpu = fp8.quantize_rows(x), fp8.quantize_rows(x.cuda())
+        assert same_bits(on_cpu, [each.cpu() for each in on_gpu])
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """`onerec-trt dev bench-operators`: kernels at the shapes that count, through the cubins a plan carries, beside a library in the same run.
 
-A kernel is measured only after a comparison with its operator's PyTorch reference.
+A kernel is measured only after a comparison with its operator's PyTorch reference. One that fails is named, and the others are measured.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.artifacts import write_json
-from ...core.errors import RecipeError
+from ...core.errors import GateError, OnerecTrtError, RecipeError
 from ...operators.kernels.registry import FACTORIES, program_of
 from ...operators.launch.case import Library, Measurement
 from ...operators.launch.compile import Build, compile_many
@@ -56,7 +56,7 @@ def measurements(operators: Collection[str] = ()) -> Iterator[Measurement]:
 def bench_operators(
     out: Path, samples: int = SAMPLES, say: Callable[[str], None] = print, commit: str = "", operators: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Check and measure every case, and write the result; gives it, too.
+    """Check and measure every case, and write the result; gives it, too. `require_all` says whether that was all.
 
     Args:
         out: The JSON file.
@@ -67,8 +67,7 @@ def bench_operators(
 
     Raises:
         RecipeError: An operator has no kernel.
-        GpuError: There is no GPU, or it fails.
-        GateError: A kernel differs from PyTorch.
+        GpuError: There is no GPU.
         ArtifactError: The result cannot be written.
     """
     capability = this_capability()
@@ -79,27 +78,45 @@ def bench_operators(
     gpu = gpu_of(card)
     if whose := stand_in(card):
         say(f"of_memory_bandwidth goes by {whose}")
-    results, differences, clocks = [], [], []
+    results, differences, clocks, failures = [], [], [], []
     for each in cases:
-        result, difference, clock = _measure(each, capability, samples, gpu)
-        results.append(result)
         name = {"operator": each.case.operator, "shape": each.case.label, "variant": each.variant}
+        try:
+            result, difference, clock = _measure(each, capability, samples, gpu)
+            torch.cuda.empty_cache()
+        except (OnerecTrtError, RuntimeError) as error:  # RuntimeError: what CUDA says
+            failures.append({**name, "problem": str(error).splitlines()[0]})
+            say(f"{' '.join(name.values())} failed: {failures[-1]['problem']}")
+            continue
+        results.append(result)
         differences.append({**name, "difference": difference})
         clocks.append({**name, **clock})
         say(line(result))
         for part in result["parts"]:
             say(part_line(part))
-        torch.cuda.empty_cache()
     environment = {
         **_environment(capability, commit),
         "memory_bandwidth_of": gpu.name,
         "samples": samples,
         "differences": differences,
         "clocks": clocks,
+        "failures": failures,
     }
     report = {"environment": environment, "results": results, "route_and_place": route_and_place(results)}
     write_json(out, report)
     return report
+
+
+def require_all(report: Mapping[str, Any], out: Path) -> None:
+    """Refuse a result from which a kernel is missing.
+
+    Raises:
+        GateError: A kernel differs from PyTorch, does not compile, or broke off; names the first.
+    """
+    if failures := report["environment"]["failures"]:
+        first, whole = failures[0], len(failures) + len(report["results"])
+        what = f"{len(failures)} of {whole} kernels failed, first {first['operator']} {first['shape']}: {first['problem']}"
+        raise GateError(what, where=str(out), hint="the file has the others, and its failures list the reasons")
 
 
 def _compile_all(cases: Collection[Measurement], capability: str) -> None:

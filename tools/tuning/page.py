@@ -25,13 +25,18 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         ArtifactError: The disk is full.
     """
     environment, results = report["environment"], report["results"]
+    failures = environment.get("failures", ())  # results of earlier revisions have none
     largest = max((each["difference"] for each in environment["differences"]), default=0.0)
     measured = Measured(
         title="onerec-trt dev bench-operators",
         machine=f"{environment['gpu']}, compute capability {environment['compute_capability']}",
-        good=True,
-        headline="Every kernel was compared with PyTorch before it was timed",
-        remarks=[f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.", f"{environment['timing']}."],
+        good=not failures,
+        headline="Kernels are missing" if failures else "Every kernel was compared with PyTorch before it was timed",
+        remarks=[
+            *(f"{each['operator']} {each['shape']}, {each['variant']}: {each['problem']}" for each in failures),
+            f"Largest difference: {largest:.2g}, by the metric of docs/numerics.md.",
+            f"{environment['timing']}.",
+        ],
         headings=_HEADINGS,
         words=_WORDS,
         rows=[row for result, clock in zip(results, environment["clocks"], strict=True) for row in _rows(result, clock)],

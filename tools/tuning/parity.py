@@ -32,7 +32,7 @@ def difference_of(case: Case, program: Program, device: str = "cuda") -> float:
     difference = OPERATORS[case.operator].compare(actual, expected, as_arrays([tensor.cpu() for tensor in chosen]), case.attributes)
     if difference > case.threshold:
         where = f"{case.operator} {case.label} {case.attributes}"
-        raise GateError(f"the kernel differs from PyTorch by {difference:.2g}, at most {case.threshold:.2g}", where=where)
+        raise GateError(f"the kernel differs from PyTorch by {difference:.3g}, at most {case.threshold:.3g}", where=where)
     return difference
 
 

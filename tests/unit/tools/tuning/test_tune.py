@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ SCHEMA = {
     *("operator", "shape", "variant", "samples_us", "microseconds", "tflops", "gbytes_per_s", "library", "library_microseconds"),
     *("launches", "parts", "first", "sustained"),
 }  # fmt: skip
+
+REPORT: dict[str, Any] = {  # of a run in which the only kernel failed
+    "environment": {
+        **{"gpu": "none", "compute_capability": "9.0", "timing": "by a clock", "differences": [], "clocks": []},
+        "failures": [{"operator": "QuantRow", "shape": "32x256", "variant": "row scales", "problem": "differs by 1"}],
+    },
+    "results": [],
+}
 
 
 class Sampler:
@@ -119,9 +128,11 @@ def test_candidates_make_programs(capability):
             assert program_of(tuning.case, capability, table, lambda build: Kernel(b"-", "-", build.warps, 0, 0)).variants
 
 
-def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, say=lambda _: None, **given) -> dict:
+def measured(tmp_path: Path, monkeypatch, call, case: Case = CASE, *others: Case, say=lambda _: None, **given) -> dict:
     library = Library("torch", lambda _: call)
-    monkeypatch.setattr(benchmark, "measurements", lambda _: iter([Measurement(case, "row scales", library, **given)]))
+    monkeypatch.setattr(
+        benchmark, "measurements", lambda _: iter([Measurement(each, "row scales", library, **given) for each in (case, *others)])
+    )
     monkeypatch.setattr(benchmark, "_environment", lambda *_: {"gpu": "none"})
     monkeypatch.setattr(benchmark, "_captured_library", lambda each, inputs: each.prepare(inputs[0])())
     monkeypatch.setattr(benchmark, "copies_of", lambda _: 2)
@@ -150,7 +161,8 @@ def test_the_result_has_its_schema(tmp_path, monkeypatch):
     assert result["launches"] == result["parts"] == []  # it is one
     assert result["first"] == result["sustained"]
     assert result["sustained"]["of_memory_bandwidth"] == pytest.approx(2 * 64 * 256 * 2 / 4e-6 / 3.35e12, abs=1e-4)
-    assert report["route_and_place"] == []
+    assert report["route_and_place"] == report["environment"]["failures"] == []
+    benchmark.require_all(report, tmp_path / "operators.json")
     assert report["environment"]["differences"][0]["difference"] == 0
     (clock,) = report["environment"]["clocks"]
     assert (clock["operator"], clock["shape"], clock["readings"], clock["mhz"]) == ("QuantRow", "64x256", 0, None)
@@ -235,6 +247,36 @@ def test_a_library_that_cannot_is_named_with_its_reason(tmp_path, monkeypatch):
     (result,) = measured(tmp_path, monkeypatch, refuses)["results"]
     assert result["library"] == "torch; failed: no kernel for this"
     assert result["library_microseconds"] is None
+
+
+@pytest.mark.parametrize("error", [GateError("differs by 1", where="QuantRow"), RuntimeError("CUDA error: an illegal access\nat once")])
+def test_a_kernel_that_fails_does_not_take_the_others_along(tmp_path, monkeypatch, error):
+    good, bad = quant_row_case(64, 256), quant_row_case(32, 256)
+    measure, said = benchmark._measure, []
+
+    def measure_good(each, *rest):
+        if each.case is bad:
+            raise error
+        return measure(each, *rest)
+
+    monkeypatch.setattr(benchmark, "_measure", measure_good)
+    report = measured(tmp_path, monkeypatch, lambda: Sampler(9.0), bad, good, say=said.append)
+    assert [each["shape"] for each in report["results"]] == [each["shape"] for each in report["environment"]["clocks"]] == ["64x256"]
+    (failure,) = report["environment"]["failures"]
+    problem = str(error).splitlines()[0]
+    assert failure == {"operator": "QuantRow", "shape": "32x256", "variant": "row scales", "problem": problem}
+    assert f"QuantRow 32x256 row scales failed: {problem}" in said
+    with pytest.raises(GateError, match=f"1 of 2 kernels failed, first QuantRow 32x256: {problem}"):
+        benchmark.require_all(report, tmp_path / "operators.json")
+
+
+def test_the_command_shows_what_was_measured_and_exits_with_2(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "bench_operators", lambda *_: REPORT)
+    with pytest.raises(GateError, match=r"1 of 1 kernels failed"):
+        app(["dev", "bench-operators", "--out", str(tmp_path / "operators.json")], standalone_mode=False)
+    page = (tmp_path / "operators.html").read_text()
+    assert "Kernels are missing" in page
+    assert "QuantRow 32x256, row scales: differs by 1" in page
 
 
 def test_the_documented_shapes_are_measured():
