@@ -1,4 +1,4 @@
-"""The tables of docs/items.md say what the committed measurements say."""
+"""The tables of docs/items.md, and the line of the README, say what the committed measurements say."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def test_whole_plans() -> None:
         expected.append([str(case["batch"]), four_digits(times["open"]), *cells])
         assert case["valid"]["rules"]["allowed"] == case["valid"]["rules"]["found"] == case["batch"] * 512
     assert rows_below("## Speed") == expected
+
+
+def test_the_readme() -> None:
+    ratios = [case["ratio"]["no rules"] for case in measured("h200-items.json")["plans"]["cases"]]
+    assert f"at {min(ratios):.3f} to {max(ratios):.3f} times the time of open beams on an H200" in (DOCS.parent / "README.md").read_text()
 
 
 def test_steps() -> None:
