@@ -21,9 +21,8 @@ from .passes import name_operator_nodes, simplify
 
 # Operators that the exporter translates to the same nodes with and without decomposing them; it drops the last two.
 _ATEN = """
-    add.Tensor arange cat cumsum embedding expand gather ge.Tensor logical_and lt.Scalar lt.Tensor pad select.int slice.Tensor
-    split.Tensor stack sub.Tensor sum.dim_IntList sym_size.int to.dtype unsqueeze view where.ScalarSelf where.self zeros zeros_like
-    _assert_scalar _assert_tensor_metadata
+    add.Tensor arange cat embedding expand gather lt.Scalar select.int slice.Tensor split.Tensor stack sum.dim_IntList sym_size.int
+    to.dtype view where.ScalarSelf zeros_like _assert_scalar _assert_tensor_metadata
 """
 _AS_THEY_ARE = {"onnx_symbolic::_symbolic_multi_out", *(f"aten::{name}" for name in _ATEN.split())}
 

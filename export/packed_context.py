@@ -16,6 +16,7 @@ from ..operators import fp8
 from ..operators.context_attention import context_attention
 from ..operators.context_attention_fp8 import context_attention_fp8
 from ..operators.context_codes import context_key_codes, context_value_codes
+from ..operators.context_features import context_features
 from ..operators.context_norm import context_norm
 from ..operators.linear import linear
 from ..operators.operator import scope
@@ -48,8 +49,9 @@ class ContextEncoder(nn.Module):
     def __init__(self, source: TensorSource) -> None:
         super().__init__()
         self.config, self.in_fp8 = source.config, source.scheme.fp8_attention
-        self.padding = -self.config.feature_width % FEATURE_ALIGNMENT
-        weights = [F.pad(source.tensor(f"{name}.weight"), (0, self.padding)) for name in layout(self.config).names("context")]
+        features = self.config.feature_width
+        self.width = features + -features % FEATURE_ALIGNMENT
+        weights = [F.pad(source.tensor(f"{name}.weight"), (0, self.width - features)) for name in layout(self.config).names("context")]
         self.register_buffer("weight", torch.cat(weights, 1))
         for index in range(self.config.l_kv):
             for role in ("key", "value")[: self.config.s_kv]:
@@ -59,18 +61,14 @@ class ContextEncoder(nn.Module):
                     self.register_buffer(f"{role}_scale_{index}", fp8.scale_of(norm_bound(norm)).reshape(1))
 
     def forward(self, features_BSF: Tensor, lengths_B3: Tensor) -> list[KeyValue]:
-        position_S1 = torch.arange(features_BSF.shape[1], device=features_BSF.device)[:, None]
-        ends_B3 = lengths_B3.cumsum(1)
-        starts_B3 = ends_B3 - lengths_B3
-        inside_BS3 = torch.logical_and(position_S1 >= starts_B3[:, None], position_S1 < ends_B3[:, None])
-        # One choice for all pathways: a builder makes one kernel of it, which writes the columns of each where they belong.
-        padded_BS1F = F.pad(features_BSF, (0, self.padding))[:, :, None]
-        placed_BS3F = torch.where(inside_BS3[..., None], padded_BS1F, torch.zeros((), dtype=features_BSF.dtype))
+        with scope("features"):
+            (placed_NX,) = context_features(features_BSF, lengths_B3, width=self.width)
         with scope("linear"):
-            (projected_NX,) = linear(placed_BS3F.view(-1, self.weight.shape[1]), self.weight)
+            (projected_NX,) = linear(placed_NX, self.weight)
         chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
         key_values = self._codes if self.in_fp8 else self._values
-        return [key_values(chunks, index, ends_B3[:, -1]) for index in range(self.config.l_kv)]
+        lengths_B = lengths_B3.sum(1)
+        return [key_values(chunks, index, lengths_B) for index in range(self.config.l_kv)]
 
     @contextmanager
     def in_fp16(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from .context_attention import context_attention
 from .context_attention_fp8 import context_attention_fp8
 from .context_attention_quant import context_attention_quant_tensor, shared_context_attention_quant_tensor
 from .context_codes import context_key_codes, context_value_codes
+from .context_features import context_features
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
@@ -38,6 +39,7 @@ from .token_score import token_score
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
+        context_features,
         context_norm,
         context_key_codes,
         context_value_codes,

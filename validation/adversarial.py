@@ -58,6 +58,20 @@ def _item_edges(call: Call) -> Iterator[Adversarial]:
     yield _with_inputs(call, "no item allowed", (flat, even, *rest[:place], nothing, none_allowed, *rest[place + 2 :]), exact=(1, 2))
 
 
+def _pathways(call: Call) -> Iterator[Adversarial]:
+    """Contexts of one pathway alone, an equal share of each, and none; all that is placed, and all that is left out, are real values."""
+    features_BSF, lengths_BP = call.inputs
+    tokens, pathways = features_BSF.shape[1], lengths_BP.shape[1]
+    filled_BSF = torch.where(features_BSF.isfinite(), features_BSF, 1.0)
+    none = torch.zeros_like(lengths_BP)
+    yield _with_inputs(call, "empty contexts", (filled_BSF, none))
+    yield _with_inputs(call, "a share of each pathway", (filled_BSF, none + tokens // pathways))
+    for pathway in range(pathways):
+        alone = none.clone()
+        alone[:, pathway] = tokens
+        yield _with_inputs(call, f"pathway {pathway} alone", (filled_BSF, alone))
+
+
 def _norm_lengths(call: Call) -> Iterator[Adversarial]:
     """Contexts cut short, so that what lies behind them are real values. Norms that are quantized have a scale behind the lengths."""
     chunk_BSX, weight, lengths_B, *scale = call.inputs
@@ -136,6 +150,7 @@ _FAR = 8.0  # of queries and keys: scores hundreds apart, one weight of the soft
 _EDGES: dict[str, Callable[[Call], Iterator[Adversarial]]] = {
     "BeamStep": _ties,
     **{f"BeamStepItems{level}": _item_edges for level in (1, 2, 3)},
+    "ContextFeatures": _pathways,
     "ContextNorm": _norm_lengths,
     "ContextKeyCodes": _norm_lengths,
     "ContextValueCodes": _norm_lengths,

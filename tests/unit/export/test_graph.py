@@ -45,7 +45,7 @@ def test_every_sharing_exports(make_model, make_packed, make_batch, n_layers, l_
 def test_operator_nodes_carry_their_place_in_the_model(exported):
     names = [node.name for node in exported("fp8-paper").proto().graph.node if node.domain == "onerec"]
     assert len(set(names)) == len(names)
-    assert {"context.linear", "step0.blocks.0.cross.q", "step2.blocks.1.ffn.experts", "step1.beam"} <= set(names)
+    assert {"context.features", "context.linear", "step0.blocks.0.cross.q", "step2.blocks.1.ffn.experts", "step1.beam"} <= set(names)
 
 
 class Branching(nn.Module):

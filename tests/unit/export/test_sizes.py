@@ -50,7 +50,7 @@ def check_counts(count, config, scheme):
     norms = {"ContextKeyCodes": config.l_kv, "ContextValueCodes": config.l_kv}
     norms = norms if scheme.fp8_attention else {"ContextNorm": config.l_kv * config.s_kv}
     attentions = {"ContextAttentionFp8" if scheme.fp8_attention else "ContextAttention": LEVELS * config.n_layers}
-    assert {name: number for name, number in count.items() if name.startswith("Context")} == norms | attentions
+    assert {name: number for name, number in count.items() if name.startswith("Context")} == {"ContextFeatures": 1} | norms | attentions
     assert count["BeamSelfAttention1"] == count["BeamSelfAttention2"] == config.n_layers
     assert count["MoeRoute"] == LEVELS * moe
     assert count["BeamStep"] == LEVELS

@@ -8,6 +8,7 @@ from onerec_trt.operators.beam_step import beam_groups, beam_step
 from onerec_trt.operators.context_attention import context_attention
 from onerec_trt.operators.context_attention_fp8 import context_attention_fp8
 from onerec_trt.operators.context_codes import context_key_codes, context_value_codes, values_of_blocks
+from onerec_trt.operators.context_features import context_features
 from onerec_trt.operators.context_norm import context_norm
 from onerec_trt.operators.moe_route import moe_route
 from onerec_trt.operators.operator import Call, Operator
@@ -40,6 +41,19 @@ def test_what_is_cut_off_holds_values_that_may_not_leak() -> None:
     assert cut.inputs[0][0, 4].any()
     assert not cut.outputs[0][0, :, 4].any()
     assert made["full contexts"].outputs[0][1, :, 4].any()
+
+
+def test_every_pathway_takes_all_tokens_once() -> None:
+    features = torch.randn(2, 6, 4).half()
+    features[1, 3:] = float("nan")
+    made = by_label(call(context_features, features, torch.tensor([[1, 2, 3], [3, 0, 0]]), width=16))
+    assert not made["empty contexts"].outputs[0].any()
+    for pathway in range(3):
+        alone = made[f"pathway {pathway} alone"]
+        placed = alone.outputs[0].view(2, 6, 3, 16)
+        assert torch.equal(placed[:, :, pathway, :4], alone.inputs[0])
+        assert placed.count_nonzero() == alone.inputs[0].count_nonzero()
+    assert made["a share of each pathway"].outputs[0].view(2, 6, 3, 16)[:, 2:4, 1, :4].all(), "also what was padding"
 
 
 def test_keys_behind_a_context_are_zero_as_the_contract_says() -> None:

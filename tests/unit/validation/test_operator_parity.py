@@ -70,7 +70,7 @@ def test_every_operator_node_is_compared_and_passes(serving: ServingModel, graph
     results = operator_results(serving, graph, few, len(few))
     nodes = {node.name: node.op_type for node in graph.graph.node if node.domain == "onerec"}
     assert {result.label: result.operator for result in results if " with " not in result.label} == nodes
-    with_edges = {"BeamSelfAttention1", "BeamSelfAttention2", "BeamStep", "ContextAttention", "ContextNorm", "MoeRoute"}
+    with_edges = {"BeamSelfAttention1", "BeamSelfAttention2", "BeamStep", "ContextAttention", "ContextFeatures", "ContextNorm", "MoeRoute"}
     assert {result.operator for result in results if " with " in result.label} == with_edges
     assert [result for result in results if not result.passed] == []
     assert all(gate.passed for gate in operator_gates("fp8-row", results))

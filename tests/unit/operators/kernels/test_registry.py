@@ -228,3 +228,19 @@ def test_a_context_is_stored_head_by_head_and_cut_into_whole_heads(builds):
     assert heads >= 3 * 20 * 11
     with pytest.raises(BuildError, match="no whole heads of 100"):
         program_of("ContextNorm", chunk, InputType("float32", (100,)), LENGTHS, **EPSILON)
+
+
+def test_features_are_placed_in_rows_of_all_pathways(builds):
+    features, lengths = InputType("float16", (None, None, 210)), InputType("int64", (None, 3))
+    program = program_of("ContextFeatures", features, lengths, width=224)
+    shapes = [(3, 20, 210), (3, 3)]
+    assert program.output_shapes(shapes) == ((60, 672),)
+    (launch,) = program.variant(shapes).launches
+    assert evaluated(launch.grid, shapes)[0] * int(builds[0].constants["ROWS"]) >= 60
+    assert builds[0].constants["DEPENDENT"], "the product after it starts early"
+    with pytest.raises(BuildError, match="210 features do not fit into the 209 columns of a pathway"):
+        program_of("ContextFeatures", features, lengths, width=209)
+    with pytest.raises(BuildError, match="the 0 columns"):
+        program_of("ContextFeatures", features, lengths)
+    with pytest.raises(BuildError, match="input 1 is int32, must be int64"):
+        program_of("ContextFeatures", features, InputType("int32", (None, 3)), width=224)
