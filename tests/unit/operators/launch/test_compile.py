@@ -50,6 +50,20 @@ def test_nothing_is_read_or_written_before_the_launch_before_is_over(cubins, tmp
     assert code.index("ACQBULK") < code.index("PREEXIT") < min(touched), "wait, let the next one start, and only then look at memory"
 
 
+@pytest.mark.parametrize("k", [640, 7168])
+def test_the_product_of_few_rows_asks_for_all_weights_before_its_wait_and_spills_nothing(cubins, tmp_path, k):
+    tile = GemmTile(16, 16, 128, 1, 8, slices=8)
+    kernel = compiled(replace(PRODUCT, k=k).build(tile, "9.0"), cubins)
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+    before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("ACQBULK", 1)
+    steps = -(-k // (tile.slices * tile.k))
+    lines = steps * tile.n * tile.k * tile.slices // (16 * 32 * tile.warps)  # 16 bytes of every thread at a time
+    assert before.count("LDG.E.128") == lines, "weights"
+    assert after.count("LDG.E.128") >= steps, "rows"
+    assert "STG" not in before
+
+
 @pytest.mark.parametrize(
     ("tile", "product", "descriptors"),
     [
