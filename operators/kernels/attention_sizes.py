@@ -50,15 +50,15 @@ class AttentionSizes:
             return self.groups * self.share * -(-self.rows // tile.m)
         return self.groups * -(-self.rows * self.share // tile.m)
 
-    def variants(self, tile: AttentionTile, launch: Callable[[AttentionTile], Launch]) -> tuple[Variant, ...]:
+    def variants(self, tile: AttentionTile, launches: Callable[[AttentionTile], tuple[Launch, ...]]) -> tuple[Variant, ...]:
         """The launches for few and for many requests, in a usable tile. Input 1 has a first dimension of requests.
 
         A warpgroup that has a multiprocessor to itself is faster than one of two, but two together are faster than one after the other.
         So the warp-specialized kernel has tiles of one warpgroup as long as all of them run at once.
         """
-        whole = Variant(1, (launch(tile),))
+        whole = Variant(1, launches(tile))
         if tile.ctas == 0 or tile.m == WARPGROUP_ROWS:
             return (whole,)
         single = replace(tile, m=WARPGROUP_ROWS, warps=tile.warps - WARPGROUP)
         at_once = (dim(1, 0) * self.tiles(single)).le(tile.ctas)
-        return (Variant(at_once, (launch(single),)), whole)
+        return (Variant(at_once, launches(single)), whole)

@@ -1,4 +1,4 @@
-"""Products of few rows without a GPU: what a split of K promises in the interpreter, how it is chosen, its scratch, and what is refused."""
+"""Few rows without a GPU: what splits of K and of the context promise in the interpreter, how they are chosen, scratch, refusals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ DOWN = Product("float8_e4m3fn", 1792, 7168, row_scales=True, residual=True)
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[dict]:
+def interpreted() -> dict[str, list[dict]]:
     script = Path(__file__).parent / "interpreted_few_rows.py"
     done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def outcomes(interpreted) -> list[dict]:
+    return interpreted["products"]
+
+
+def test_a_request_has_the_bits_it_has_alone_beside_longer_ones(interpreted):
+    assert [each["parts"] for each in interpreted["attentions"]] == [10, 10], "two requests have parts without tokens"
+    assert [each for each in interpreted["attentions"] if not (each["repeats"] and each["alone"] and each["empty"])] == []
 
 
 def test_a_split_needs_a_second_launch_only_over_ctas(outcomes):

@@ -140,6 +140,13 @@ def assert_fits_and_spills_nothing(kernel, folder):
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
 
 
+@pytest.mark.parametrize("attention", [Attention(1, 2, 1, 128, shared=True, codes=True), Attention(3, 2, 4, 64)], ids=str)
+def test_attention_over_parts_of_the_context_fits_and_spills_nothing(cubins, tmp_path, attention):
+    tile = AttentionTile(16, 128, 1, 4, part=128)
+    assert_fits_and_spills_nothing(compiled(attention.build(tile, "9.0"), cubins), tmp_path)
+    assert compiled(attention.merge_build(tile, "9.0"), cubins).dependent
+
+
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
 def test_the_warp_specialized_attention_is_for_hopper(tile, capability):
     with pytest.raises(BuildError, match="no warp-specialized kernel"):
