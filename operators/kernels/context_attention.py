@@ -73,7 +73,8 @@ class Attention(AttentionSizes):
         if tile.part:
             constants |= cut | {"SHARED": self.shared, "PART": tile.part}
             part_types = (*inputs, "*fp32", "*fp32", "*fp32", "i32", "i32", "fp32")
-            part = Build(f"{__package__}.attention_part", "attention_part", part_types, constants, capability, tile.warps, tile.stages)
+            stages = min(tile.stages, max(1, tile.part // tile.n))  # no more than it has steps
+            part = Build(f"{__package__}.attention_part", "attention_part", part_types, constants, capability, tile.warps, stages)
             return dependent(part)
         constants |= {"CODES": self.codes}
         tensors = (*inputs, self.result)
@@ -119,9 +120,9 @@ class Attention(AttentionSizes):
 
     def scratch(self, tile: AttentionTile) -> tuple[Buffer, ...]:
         """Weighed values of every part, its largest score and its sum of weights."""
-        if not tile.part:
+        if not (most := self.requests_in_parts(tile)):
             return ()
-        each = dim(1, 0) * self.parts(tile) * (self.queries * FP32_BYTES)
+        each = minimum(dim(1, 0), most) * self.parts(tile) * (self.queries * FP32_BYTES)
         return (Buffer(each * self.head), Buffer(each), Buffer(each))
 
 
@@ -243,9 +244,10 @@ def _trials() -> Iterator[Trial]:
 
 
 def _tuned() -> Iterator[Tuning]:
+    """Of one row so few requests that their contexts may be cut into parts."""
     for head, heads in TUNED_HEADS.items():
         for rows in TUNED_ROWS:
-            yield Tuning(context_attention_case(32, rows, heads, heads, 512, head), (FAMILY,))
+            yield Tuning(context_attention_case(8 if rows == 1 else 32, rows, heads, heads, 512, head), (FAMILY,))
 
 
 def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
@@ -254,7 +256,7 @@ def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
     if case.tile.rows <= 32:
         for n, stages, warps in ((32, 4, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4), (128, 3, 8), (64, 3, 2)):
             yield AttentionTile(16, n, stages, warps)
-        for n, stages, part in ((64, 1, 64), (128, 1, 128), (64, 2, 128), (64, 3, 256)):
+        for n, stages, part in ((64, 3, 64), (128, 2, 128), (64, 3, 128), (64, 3, 256)):
             yield AttentionTile(16, n, stages, 4, part=part)
         return
     for m, n, warps in ((64, 64, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)):

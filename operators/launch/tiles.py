@@ -77,7 +77,7 @@ class AttentionTile:
         warps: Of a CTA; of the warp-specialized kernel all of them.
         descriptors: Whether keys and values come through TMA descriptors, not by ordinary loads.
         ctas: CTAs of the persistent, warp-specialized kernel for compute capability 9.0; 0 is the kernel with one CTA per tile.
-        part: Tokens of the context of a CTA, where rows are few; a second launch merges the parts of a request. 0 is the whole context.
+        part: Tokens of the context of a CTA where rows and requests are few; a second launch merges the parts of a request. 0 is never.
     """
 
     m: int

@@ -24,8 +24,8 @@ RUNS = 1000
 REQUESTS = 5
 TILES = (
     AttentionTile(16, 64, 3, 4),
-    AttentionTile(16, 64, 2, 4, part=128),
-    AttentionTile(16, 128, 1, 4, part=128),
+    AttentionTile(16, 64, 3, 4, part=128),
+    AttentionTile(64, 128, 1, 4, part=256),
     AttentionTile(64, 128, 2, 4, descriptors=True),
     AttentionTile(128, 64, 2, 4),
     AttentionTile(128, 64, 2, 4, descriptors=True),
