@@ -16,7 +16,7 @@ from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
 OUTPUT_BYTES = 2
 SUM_BYTES = 4  # of a part of K
 LOAD_STAGES = 3
-MOST_WEIGHTS = 128 * 4  # bytes of them that a thread holds in registers
+MOST_WEIGHTS = 192 * 4  # bytes of them that a thread holds in registers, of 255 that it has
 FEW_SUM, SUM = (1, 256, 2), (8, 128, 4)  # rows, output channels and warps of a CTA that adds parts: of tiles of 16 rows, of others
 
 
@@ -153,9 +153,10 @@ def _scratch(product: Product, node: Node, classes: list[RowClass]) -> tuple[Buf
     split = [each for each in classes if _gemm_tile(each).parts > 1]
     if not split:
         return ()
-    bounds, parts = [each.max_rows for each in split], max(_gemm_tile(each).parts for each in split)
-    rows = node.rows if None in bounds else minimum(node.rows, max(filter(None, bounds)))
-    return (Buffer(rows * (SUM_BYTES * parts * product.n)),)
+    sums = node.rows * max(_gemm_tile(each).parts for each in split)  # rows of them
+    if all(each.max_rows for each in split):
+        sums = minimum(sums, max((each.max_rows or 0) * _gemm_tile(each).parts for each in split))
+    return (Buffer(sums * (SUM_BYTES * product.n)),)
 
 
 def _gemm_tile(each: RowClass) -> GemmTile:

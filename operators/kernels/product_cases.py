@@ -16,7 +16,7 @@ from .warp_specialized import MULTIPROCESSORS
 SHAPES = ((1408, 1408), (1408, 4224), (1408, 5632), (5632, 1408))  # (K, N): o, q k v, gate or up, down of 0.5B and of experts
 PLAIN_SHAPES = SHAPES[:3]  # a model's down projection always has a residual
 FEW_ROW_SHAPES = ((1408, 5632), (5632, 1408))
-FEW_ROWS = (16, 128, 768)
+FEW_ROWS = (8, 32, 64, 256, 512, 768)
 STEP_BYTES = 128  # of an operand's row in one step of the main loop
 SMALL, LARGE = GemmTile(16, 32, 128, 2, 4), GemmTile(32, 64, 128, 2, 4, group=2)
 FEW, FEW_IN_PARTS, IN_PARTS = (replace(SMALL, slices=4), replace(SMALL, n=16, warps=2, slices=2, parts=2), replace(SMALL, parts=3))
@@ -74,12 +74,14 @@ def product_candidates(case: Case, capability: str) -> Iterator[GemmTile]:
         yield from _in_parts(case.rows, k)
     else:
         if case.rows < MANY_ROWS // 4:
-            yield from _plain(case.rows, k, stages=(4,))
+            yield from _plain(case.rows, k, stages=(4, 6))
+            yield GemmTile(128, 64, k, 4, 8)
+            yield from _in_parts(case.rows, k)
         yield from _persistent(k)
 
 
 def _plain(rows: int, k: int, stages: tuple[int, ...]) -> Iterator[GemmTile]:
-    heights = (16,) if rows <= 16 else (64,) if rows <= 128 else (64, 128)
+    heights = (16,) if rows <= 16 else (16, 32) if rows <= 32 else (64,) if rows <= 128 else (64, 128)
     for m in heights:
         for n in (32, 64, 128):
             for depth in stages:
@@ -92,8 +94,9 @@ def _in_parts(rows: int, k: int) -> Iterator[GemmTile]:
         for n, slices in ((16, 4), (16, 8), (16, 16), (32, 4), (32, 8)):
             for parts in (1, 2, 4):
                 yield GemmTile(16, n, k, 1, slices, slices=slices, parts=parts)
+    m, n, stages = (16, 32, 8) if rows <= 16 else (32, 32, 8) if rows <= 32 else (64, 64, 4) if rows <= 128 else (128, 64, 4)
     for parts in (2, 3, 4):
-        yield GemmTile(*((16, 32) if rows <= 16 else (64, 64)), k, 6, 4, parts=parts)
+        yield GemmTile(m, n, k, stages, 4, parts=parts)
 
 
 def _persistent(k: int) -> Iterator[GemmTile]:

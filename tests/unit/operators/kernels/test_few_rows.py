@@ -56,7 +56,7 @@ def test_a_bad_row_is_bad_and_moves_no_bit_of_others(outcomes):
 
 
 @pytest.mark.parametrize(
-    ("k", "tile", "parts"), [(7168, FEW, 1), (14336, FEW, 2), (14336, replace(FEW, parts=3), 3), (7168, replace(FEW, n=64), 4)]
+    ("k", "tile", "parts"), [(7168, FEW, 1), (14336, FEW, 2), (14336, replace(FEW, parts=3), 3), (7168, replace(FEW, n=64), 3)]
 )
 def test_parts_are_as_many_as_hold_their_weights(k, tile, parts):
     assert replace(DOWN, k=k).usable(tile).parts == parts
@@ -95,6 +95,8 @@ def test_scratch_is_for_the_rows_that_are_split():
     (room,) = split.scratch
     assert [evaluated([room.bytes], shapes(rows)) for rows in (1, 128, 16384)] == [(1792 * 12,), (128 * 1792 * 12,), (128 * 1792 * 12,)]
     assert program((16, FEW)).scratch == ()
+    (most,) = program((16, replace(FEW, parts=3)), (64, GemmTile(64, 64, 128, 4, 4, parts=2)), (1024, GemmTile(64, 64, 128, 4, 4))).scratch
+    assert evaluated([most.bytes], shapes(16384)) == (256 * 1792 * 8,), "that of the rows which need most"
     (unbounded,) = program((16, GemmTile(64, 64, 128, 4, 4, parts=2))).scratch
     assert evaluated([unbounded.bytes], shapes(16384)) == (16384 * 1792 * 8,)
 
