@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..launch.node import WARPGROUP
 from ..launch.program import Float32, Launch, Variant, dim
 from ..launch.tiles import AttentionTile
-from .warp_specialized import WARPGROUP_ROWS
+from .warp_specialized import MULTIPROCESSORS, WARPGROUP_ROWS
 
 SM90_HEADS = (64, 128)  # channels of a head that a warp-specialized kernel takes: whole rows of swizzled shared memory
 
@@ -50,15 +50,25 @@ class AttentionSizes:
             return self.groups * self.share * -(-self.rows // tile.m)
         return self.groups * -(-self.rows * self.share // tile.m)
 
-    def variants(self, tile: AttentionTile, launch: Callable[[AttentionTile], Launch]) -> tuple[Variant, ...]:
+    def requests_in_parts(self, tile: AttentionTile) -> int:
+        """The most requests whose contexts are cut into parts: those whose whole contexts would leave multiprocessors without a CTA.
+
+        It is a number of requests, not of tokens: how a request is cut depends on no other one's length.
+        """
+        return MULTIPROCESSORS // self.tiles(tile) if tile.part else 0
+
+    def variants(self, tile: AttentionTile, launches: Callable[[AttentionTile], tuple[Launch, ...]]) -> tuple[Variant, ...]:
         """The launches for few and for many requests, in a usable tile. Input 1 has a first dimension of requests.
 
         A warpgroup that has a multiprocessor to itself is faster than one of two, but two together are faster than one after the other.
         So the warp-specialized kernel has tiles of one warpgroup as long as all of them run at once.
+        Likewise contexts are cut into parts only as long as there are multiprocessors without a whole one.
         """
-        whole = Variant(1, (launch(tile),))
+        whole = Variant(1, launches(replace(tile, part=0)))
+        if most := self.requests_in_parts(tile):
+            return (Variant(dim(1, 0).le(most), launches(tile)), whole)
         if tile.ctas == 0 or tile.m == WARPGROUP_ROWS:
             return (whole,)
         single = replace(tile, m=WARPGROUP_ROWS, warps=tile.warps - WARPGROUP)
         at_once = (dim(1, 0) * self.tiles(single)).le(tile.ctas)
-        return (Variant(at_once, (launch(single),)), whole)
+        return (Variant(at_once, launches(single)), whole)

@@ -1,6 +1,6 @@
-"""Launch programs of ContextAttention: which of the two kernels, in which tile.
+"""Launch programs of ContextAttention: which kernel, in which tile.
 
-Both are flash attention forward, an FP32 softmax between two FP16 products on the tensor cores.
+All are flash attention forward, an FP32 softmax between two FP16 products on the tensor cores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...core.errors import BuildError
 from ..launch.case import Case, KernelCases, Library, Measurement, TileKey, Trial, Tuning, equal, half, scales
 from ..launch.compile import Build
 from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, Node, dependent, expect, expect_size, static
-from ..launch.program import Argument, Input, Int32, Launch, Output, Program, Tensor, dim, minimum
+from ..launch.program import Argument, Buffer, Expr, Input, Int32, Launch, Output, Program, Scratch, Tensor, cdiv, dim, maximum, minimum
 from ..launch.tiles import AttentionTile
 from .attention_sizes import AttentionSizes
 from .warp_specialized import ATTENTION_REGISTERS, MULTIPROCESSORS, WARPGROUP_ROWS, warp_specialized_build
@@ -24,6 +24,8 @@ from .warp_specialized import ATTENTION_REGISTERS, MULTIPROCESSORS, WARPGROUP_RO
 FAMILY = "context_attention"
 MIN_HEAD = 16  # channels of a tensor core instruction
 FP16_BYTES = 2
+FP32_BYTES = 4
+MERGED_PARTS = 8  # that a CTA reads at a time
 ANY_TILE = AttentionTile(128, 64, 2, 4, descriptors=True)  # in place of the warp-specialized kernel, for other heads
 TUNED_HEADS = {128: 14, 64: 10}  # of 1B and 0.1B, by channels of a head
 TUNED_ROWS = (1, 128, 512)
@@ -48,15 +50,38 @@ class Attention(AttentionSizes):
         aligned = self.head * FP16_BYTES % TMA_ALIGNMENT == 0
         return tile if aligned or not tile.descriptors else AttentionTile(tile.m, tile.n, tile.stages, tile.warps)
 
+    @property
+    def head_tile(self) -> int:
+        """Channels of a head, padded for the tensor core."""
+        return max(MIN_HEAD, int(triton.next_power_of_2(self.head)))
+
+    @property
+    def queries(self) -> int:
+        """Rows of a request times heads."""
+        return self.rows * self.groups * self.share
+
+    @property
+    def result(self) -> str:
+        """Triton's pointer type of the output."""
+        return "*fp8e4nv" if self.codes else "*fp16"
+
     def build(self, tile: AttentionTile, capability: str) -> Build:
-        """How the kernel is compiled for a usable tile."""
-        constants = self.constants(tile) | {"CODES": self.codes}
-        tensors = ("*fp16", "*fp16", "*fp16", "*i64", "*fp8e4nv" if self.codes else "*fp16")
+        """How the kernel that attends is compiled for a usable tile."""
+        constants = self.constants(tile)
+        inputs = ("*fp16", "*fp16", "*fp16", "*i64")
+        cut = {"HEAD_TILE": self.head_tile, "M_TILE": tile.m}
+        if tile.part:
+            constants |= cut | {"SHARED": self.shared, "PART": tile.part}
+            part_types = (*inputs, "*fp32", "*fp32", "*fp32", "i32", "i32", "fp32")
+            stages = min(tile.stages, max(1, tile.part // tile.n))  # no more than it has steps
+            part = Build(f"{__package__}.attention_part", "attention_part", part_types, constants, capability, tile.warps, stages)
+            return dependent(part)
+        constants |= {"CODES": self.codes}
+        tensors = (*inputs, self.result)
         if not tile.ctas:
-            cut = {"HEAD_TILE": max(MIN_HEAD, triton.next_power_of_2(self.head)), "M_TILE": tile.m, "DESCRIPTORS": tile.descriptors}
             any_types = (*tensors, "i32", "fp32", "*fp32")
-            build = Build(f"{__package__}.attention", "attention", any_types, constants | cut, capability, tile.warps, tile.stages)
-            return dependent(build)
+            constants |= cut | {"DESCRIPTORS": tile.descriptors}
+            return dependent(Build(f"{__package__}.attention", "attention", any_types, constants, capability, tile.warps, tile.stages))
         # One ring takes the room of two, and one stage more.
         stages = 2 * tile.stages + 1 if self.shared else tile.stages
         constants |= {"SHARED": self.shared, "WARPGROUPS": tile.m // WARPGROUP_ROWS, "STAGES": stages, "CTAS": tile.ctas}
@@ -65,13 +90,40 @@ class Attention(AttentionSizes):
             "attention_sm90", types, constants, capability, rows=tile.m, registers=ATTENTION_REGISTERS, where=FAMILY
         )
 
-    def launch(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> Launch:
-        """The launch for a node: `tensors` are query, keys, values, lengths and the result."""
+    def merge_build(self, tile: AttentionTile, capability: str) -> Build:
+        """How the kernel that merges parts is compiled."""
+        constants = {"QUERIES": self.queries, "HEAD": self.head, "HEAD_TILE": self.head_tile, "PART": tile.part}
+        constants |= {"PARTS_TILE": MERGED_PARTS, "CODES": self.codes}
+        types = ("*fp32", "*fp32", "*fp32", "*i64", self.result, "*fp32", "i32", "i32")
+        return dependent(Build(f"{__package__}.attention_merge", "attention_merge", types, constants, capability, warps=1))
+
+    def launches(self, tile: AttentionTile, node: Node, tensors: tuple[Argument, ...], code_scale: Argument) -> tuple[Launch, ...]:
+        """The launches for a node: `tensors` are query, keys, values, lengths and the result."""
         kernel = node.compile(self.build(tile, node.capability))
         tiles, tokens = dim(1, 0) * self.tiles(tile), Int32(dim(1, 2))
+        if tile.part:
+            *inputs, result = tensors
+            sums, queries = tuple(map(Scratch, range(3))), Int32(dim(1, 0) * self.queries)
+            merge = node.compile(self.merge_build(tile, node.capability))
+            return (
+                Launch(kernel, (tiles, self.parts(tile), 1), (*inputs, *sums, queries, tokens, self.scale)),
+                Launch(merge, (queries.value, 1, 1), (*sums, inputs[-1], result, code_scale, queries, tokens)),
+            )
         if not tile.ctas:
-            return Launch(kernel, (tiles, 1, 1), (*tensors, tokens, self.scale, code_scale))
-        return Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), (*tensors, code_scale, Int32(dim(1, 0)), tokens, self.scale))
+            return (Launch(kernel, (tiles, 1, 1), (*tensors, tokens, self.scale, code_scale)),)
+        persistent = (*tensors, code_scale, Int32(dim(1, 0)), tokens, self.scale)
+        return (Launch(kernel, (minimum(tiles, tile.ctas), 1, 1), persistent),)
+
+    def parts(self, tile: AttentionTile) -> Expr:
+        """Of the longest context that a batch has room for."""
+        return maximum(cdiv(dim(1, 2), tile.part), 1)
+
+    def scratch(self, tile: AttentionTile) -> tuple[Buffer, ...]:
+        """Weighed values of every part, its largest score and its sum of weights."""
+        if not (most := self.requests_in_parts(tile)):
+            return ()
+        each = minimum(dim(1, 0), most) * self.parts(tile) * (self.queries * FP32_BYTES)
+        return (Buffer(each * self.head), Buffer(each), Buffer(each))
 
 
 def context_attention_program(node: Node) -> Program:
@@ -108,8 +160,12 @@ def _program(node: Node, shared: bool, codes: bool) -> Program:
     assert isinstance(tile, AttentionTile), tile
     tensors = (Input(0), Input(1), Input(value), Input(lengths), Output(0))
     code_scale: Argument = Input(lengths + 1) if codes else NO_ADDRESS
-    variants = attention.variants(attention.usable(tile), lambda tile: attention.launch(tile, node, tensors, code_scale))
-    return node.program((Tensor("float8_e4m3fn" if codes else "float16", node.shape),), variants)
+    tile = attention.usable(tile)
+    variants = attention.variants(tile, lambda tile: attention.launches(tile, node, tensors, code_scale))
+    output = Tensor("float8_e4m3fn" if codes else "float16", node.shape)
+    program = Program(node.inputs, (output,), variants, attention.scratch(tile))
+    program.check()
+    return program
 
 
 def _attention(node: Node, value: int, shared: bool, codes: bool) -> Attention:
@@ -160,7 +216,7 @@ def _fused_trials(shared: bool, codes: bool) -> Iterator[Trial]:
 
 def _trials() -> Iterator[Trial]:
     """NaN in the paddings, keys that are the values, contexts of no token, and one token that takes all."""
-    tiles = (AttentionTile(16, 16, 2, 4), AttentionTile(32, 16, 2, 4, descriptors=True))
+    tiles = (AttentionTile(16, 16, 2, 4), AttentionTile(32, 16, 2, 4, descriptors=True), AttentionTile(16, 16, 2, 4, part=16))
     for rows, heads, groups, head, tokens in (
         (1, 4, 2, 48, 20),
         (1, 14, 14, 32, 1),
@@ -188,9 +244,10 @@ def _trials() -> Iterator[Trial]:
 
 
 def _tuned() -> Iterator[Tuning]:
+    """Of one row so few requests that their contexts may be cut into parts."""
     for head, heads in TUNED_HEADS.items():
         for rows in TUNED_ROWS:
-            yield Tuning(context_attention_case(32, rows, heads, heads, 512, head), (FAMILY,))
+            yield Tuning(context_attention_case(8 if rows == 1 else 32, rows, heads, heads, 512, head), (FAMILY,))
 
 
 def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
@@ -199,6 +256,8 @@ def _candidates(case: Case, capability: str) -> Iterator[AttentionTile]:
     if case.tile.rows <= 32:
         for n, stages, warps in ((32, 4, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4), (128, 3, 8), (64, 3, 2)):
             yield AttentionTile(16, n, stages, warps)
+        for n, stages, part in ((64, 3, 64), (128, 2, 128), (64, 3, 128), (64, 3, 256)):
+            yield AttentionTile(16, n, stages, 4, part=part)
         return
     for m, n, warps in ((64, 64, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)):
         for descriptors in (False, True) if capability == HOPPER else (False,):

@@ -73,7 +73,7 @@ def context_attention_fp8_program(node: Node) -> Program:
     attention = _attention(node)
     tile = node.tiles.tile(node.capability, FAMILY, (attention.head,), attention.rows * attention.share)
     assert isinstance(tile, AttentionTile), tile
-    variants = attention.variants(attention.usable(tile), lambda tile: attention.launch(tile, node))
+    variants = attention.variants(attention.usable(tile), lambda tile: (attention.launch(tile, node),))
     return node.program((Tensor("float16", node.shape),), variants)
 
 

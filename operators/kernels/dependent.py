@@ -2,7 +2,7 @@
 
 Every kernel that begins with `await_previous` may be started so (`Kernel.dependent`, read off its code). It lets its own dependents start
 after its wait and not before: whatever runs then, the launch before the last one is over. Before the wait a kernel may only
-prefetch, and read what the launch before the last one wrote. Compute capability 9.0 and later have it.
+prefetch, and read weights and what the launch before the last one wrote. Compute capability 9.0 and later have it.
 """
 
 from __future__ import annotations

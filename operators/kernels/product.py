@@ -1,20 +1,23 @@
-"""Launch programs of matrix products: which of the two kernels, in which tile, for which row counts."""
+"""Launch programs of matrix products: which kernel, in which tile, for which row counts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ..launch.compile import Build
 from ..launch.node import LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, Node, by_rows, dependent, expect_size, static
-from ..launch.program import Argument, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv, minimum
-from ..launch.tiles import GemmTile
+from ..launch.program import Argument, Buffer, Expr, Input, Int32, Launch, Output, Program, Scratch, Tensor, cdiv, minimum
+from ..launch.tiles import GemmTile, RowClass
 from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
 
 OUTPUT_BYTES = 2
+SUM_BYTES = 4  # of a part of K
 LOAD_STAGES = 3
+MOST_WEIGHTS = 192 * 4  # bytes of them that a thread holds in registers, of 255 that it has
+FEW_SUM, SUM = (1, 256, 2), (8, 128, 4)  # rows, output channels and warps of a CTA that adds parts: of tiles of 16 rows, of others
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class Product:
         return name + ("_promoted" if self.promotion else "") + ("_add" if self.residual else "")
 
     def build(self, tile: GemmTile, capability: str) -> Build:
-        """How its kernel is compiled for a tile."""
+        """How the kernel that multiplies is compiled for a usable tile."""
         if self.promotion not in (0, tile.k):
             hint = f"choose 0 or 128, and tiles with k = {self.promotion}"
             raise BuildError(f"promotion every {self.promotion} channels, in steps of {tile.k}", where=self.family, hint=hint)
+        if tile.slices or tile.parts > 1:
+            return self._part_build(tile, capability)
         operand = DTYPES[self.dtype].pointer
         constants: dict[str, int | bool] = {
             "N": self.n,
@@ -70,22 +75,97 @@ class Product:
             "gemm_sm90", types, constants, capability, rows=tile.m, registers=PRODUCT_REGISTERS, where=self.family
         )
 
+    def _part_build(self, tile: GemmTile, capability: str) -> Build:
+        """For few rows, or over a part of K. Parts leave as FP32 sums; scales and residual are for the launch that adds them."""
+        if tile.ctas or tile.slices not in (0, tile.warps):
+            hint = "choose ctas = 0, and as many slices as warps or none"
+            raise BuildError(f"no kernel for a product cut as {tile}", where=self.family, hint=hint)
+        operand, whole = DTYPES[self.dtype].pointer, tile.parts == 1
+        constants: dict[str, int | bool] = {
+            "N": self.n,
+            "K": self.k,
+            "PROMOTE": bool(self.promotion),
+            "M_TILE": tile.m,
+            "N_TILE": tile.n,
+            "K_TILE": tile.k,
+            "PARTS": tile.parts,
+        }
+        if not tile.slices:
+            constants["THREADS"] = tile.warps * LANES_PER_WARP
+            types: tuple[str, ...] = (operand, operand, "*fp32", "i32")
+            return dependent(Build(f"{__package__}.gemm_part", "gemm_part", types, constants, capability, tile.warps, tile.stages))
+        end = {"SCALED": False, "ROW_SCALES": False, "RESIDUAL": False} if not whole else self._end()
+        types = (operand, operand, "*fp16" if whole else "*fp32", "*fp32", "*fp32", "*fp16", "i32")
+        constants |= {"SLICES": tile.slices, **end}
+        return dependent(Build(f"{__package__}.gemm_few", "gemm_few", types, constants, capability, tile.warps))
+
+    def _end(self) -> dict[str, int | bool]:
+        """What follows the sum."""
+        return {"SCALED": self.row_scales is not None, "ROW_SCALES": bool(self.row_scales), "RESIDUAL": self.residual}
+
+    def sum_build(self, tile: GemmTile, capability: str) -> Build:
+        """How the kernel that adds parts is compiled."""
+        m, n, warps = _sum_tile(tile)
+        constants = {"N": self.n, **self._end(), "M_TILE": m, "N_TILE": n, "PARTS": tile.parts}
+        types = ("*fp32", "*fp16", "*fp32", "*fp32", "*fp16", "i32")
+        return dependent(Build(f"{__package__}.gemm_sum", "gemm_sum", types, constants, capability, warps))
+
     def usable(self, tile: GemmTile) -> GemmTile:
-        """The tile, without descriptors where the strides do not allow them."""
+        """The tile, without descriptors where the strides do not allow them, and in parts whose weights a CTA of few rows can hold."""
+        if tile.slices:
+            step = tile.slices * tile.k
+            held = max(1, MOST_WEIGHTS * tile.warps * LANES_PER_WARP // (tile.n * step * DTYPES[self.dtype].bytes))  # steps
+            return replace(tile, parts=max(tile.parts, -(-self.k // (step * held))))
         aligned = self.k * DTYPES[self.dtype].bytes % TMA_ALIGNMENT == 0 and self.n * OUTPUT_BYTES % TMA_ALIGNMENT == 0
         if aligned or not tile.ctas:
             return tile
         return GemmTile(128, 128, tile.k, LOAD_STAGES, 8, tile.group)
 
-    def launch(self, tile: GemmTile, node: Node, arguments: tuple[Argument, ...]) -> Launch:
-        """The launch for a node: one CTA per tile, or as many as the GPU runs at a time."""
-        tile = self.usable(tile)
-        kernel = node.compile(self.build(tile, node.capability))
-        return Launch(kernel, (self.grid(tile, node.rows), 1, 1), arguments)
+    def launches(self, tile: GemmTile, node: Node, operands: tuple[Input, Input], end: tuple[Argument, ...]) -> tuple[Launch, ...]:
+        """The launches for a node in a usable tile: the product, and the sum of its parts if it has any.
+
+        Args:
+            tile: The tile.
+            node: The node.
+            operands: x and weight.
+            end: The activation's scale, the weight's and the residual.
+        """
+        kernel, rows, grid = node.compile(self.build(tile, node.capability)), Int32(node.rows), (self.grid(tile, node.rows), 1, 1)
+        if tile.parts == 1:
+            return (Launch(kernel, grid, (*operands, Output(0), *end, rows)),)
+        nothing = (NO_ADDRESS,) * len(end) if tile.slices else ()
+        m, n, _ = _sum_tile(tile)
+        sums = Launch(
+            node.compile(self.sum_build(tile, node.capability)),
+            (cdiv(node.rows, m) * -(-self.n // n), 1, 1),
+            (Scratch(0), Output(0), *end, rows),
+        )
+        return Launch(kernel, grid, (*operands, Scratch(0), *nothing, rows)), sums
 
     def grid(self, tile: GemmTile, rows: Expr) -> Expr:
-        tiles = cdiv(rows, tile.m) * -(-self.n // tile.n)
+        """One CTA per tile and part of K, or as many as the GPU runs at a time."""
+        tiles = cdiv(rows, tile.m) * (-(-self.n // tile.n) * tile.parts)
         return minimum(tiles, tile.ctas) if tile.ctas else tiles
+
+
+def _scratch(product: Product, node: Node, classes: list[RowClass]) -> tuple[Buffer, ...]:
+    """Room for the parts of as many rows as are cut into parts."""
+    split = [each for each in classes if _gemm_tile(each).parts > 1]
+    if not split:
+        return ()
+    sums = node.rows * max(_gemm_tile(each).parts for each in split)  # rows of them
+    if all(each.max_rows for each in split):
+        sums = minimum(sums, max((each.max_rows or 0) * _gemm_tile(each).parts for each in split))
+    return (Buffer(sums * (SUM_BYTES * product.n)),)
+
+
+def _gemm_tile(each: RowClass) -> GemmTile:
+    assert isinstance(each.tile, GemmTile), each
+    return each.tile
+
+
+def _sum_tile(tile: GemmTile) -> tuple[int, int, int]:
+    return FEW_SUM if tile.m <= 16 else SUM
 
 
 def product_program(node: Node, product: Product, weight: int, scales: tuple[int, int] | None, residual: int | None) -> Program:
@@ -97,7 +177,9 @@ def product_program(node: Node, product: Product, weight: int, scales: tuple[int
         expect_size(node, index, product.n)
     scale: tuple[Argument, ...] = (NO_ADDRESS, NO_ADDRESS) if scales is None else tuple(map(Input, scales))
     added: Argument = NO_ADDRESS if residual is None else Input(residual)
-    arguments = (Input(0), Input(weight), Output(0), *scale, added, Int32(node.rows))
     classes = node.tiles.classes(node.capability, product.family, (product.k, product.n))
-    variants = by_rows(node.rows, classes, lambda tile: (product.launch(tile, node, arguments),))
-    return node.program((Tensor("float16", (*node.shape[:-1], product.n)),), variants)
+    classes = [replace(each, tile=product.usable(_gemm_tile(each))) for each in classes]
+    variants = by_rows(node.rows, classes, lambda tile: product.launches(tile, node, (Input(0), Input(weight)), (*scale, added)))
+    program = Program(node.inputs, (Tensor("float16", (*node.shape[:-1], product.n)),), variants, _scratch(product, node, classes))
+    program.check()
+    return program

@@ -51,6 +51,8 @@ class GemmTile:
         group: Row tiles that are walked before the next column of tiles, so that weights stay in the L2 cache.
         ctas: CTAs of the persistent, warp-specialized kernel for compute capability 9.0; 0 is the kernel with one CTA per tile and
             ordinary loads.
+        slices: Warps of a CTA that share its input channels, in the kernel for few rows (gemm_few.py): all of them. 0 is another kernel.
+        parts: CTAs that share the input channels of a tile. With more than one a second launch adds their sums.
     """
 
     m: int
@@ -60,6 +62,8 @@ class GemmTile:
     warps: int
     group: int = 8
     ctas: int = 0
+    slices: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class AttentionTile:
         warps: Of a CTA; of the warp-specialized kernel all of them.
         descriptors: Whether keys and values come through TMA descriptors, not by ordinary loads.
         ctas: CTAs of the persistent, warp-specialized kernel for compute capability 9.0; 0 is the kernel with one CTA per tile.
+        part: Tokens of the context of a CTA where rows and requests are few; a second launch merges the parts of a request. 0 is never.
     """
 
     m: int
@@ -81,6 +86,7 @@ class AttentionTile:
     warps: int
     descriptors: bool = False
     ctas: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ RUNS = 1000
 REQUESTS = 5
 TILES = (
     AttentionTile(16, 64, 3, 4),
+    AttentionTile(16, 64, 3, 4, part=128),
+    AttentionTile(64, 128, 1, 4, part=256),
     AttentionTile(64, 128, 2, 4, descriptors=True),
     AttentionTile(128, 64, 2, 4),
     AttentionTile(128, 64, 2, 4, descriptors=True),
@@ -72,7 +74,7 @@ def test_every_way_to_cut_a_context_attention(tile):
         hold(case, program_of(case, this_capability(), tiles), *ragged(case, float("nan")))
 
 
-@pytest.mark.parametrize("tile", [AttentionTile(16, 64, 3, 4), *(tile for tile in TILES if tile.ctas)], ids=str)
+@pytest.mark.parametrize("tile", [AttentionTile(16, 64, 3, 4), *(tile for tile in TILES if tile.ctas or tile.part)], ids=str)
 @pytest.mark.parametrize(("shared", "codes"), [(True, False), (False, True), (True, True)])
 def test_fused_context_attentions_are_their_references(tile, shared, codes):
     for head, tokens, beam in ((128, 777, 130), (64, 512, 64), (128, 37, 1)):

@@ -120,6 +120,12 @@ def test_a_bad_row_stays_alone(program_of, operator, rows, bad):
         GemmTile(192, 128, 128, 3, 16, group=4, ctas=131),
         GemmTile(64, 64, 128, 4, 4),
         GemmTile(128, 128, 128, 3, 8),
+        GemmTile(16, 16, 128, 1, 4, slices=4),
+        GemmTile(16, 32, 128, 1, 4, slices=4),
+        GemmTile(16, 16, 128, 1, 8, slices=8, parts=3),
+        GemmTile(32, 32, 128, 8, 4, parts=4),
+        GemmTile(64, 64, 128, 4, 4, parts=4),
+        GemmTile(128, 64, 128, 4, 4, parts=2),
     ],
     ids=str,
 )

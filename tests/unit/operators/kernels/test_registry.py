@@ -86,7 +86,7 @@ def test_rows_of_zero_launch_nothing():
 
 def test_odd_strides_go_without_descriptors(builds):
     fp8_linear(72, 200)
-    assert {build.function for build in builds} == {"gemm"}
+    assert {build.function for build in builds} == {"gemm_few", "gemm"}
     builds.clear()
     fp8_linear(64, 640)
     assert "gemm_sm90" in {build.function for build in builds}
@@ -105,15 +105,33 @@ def context_attention(rows: int, heads: int, groups: int, head: int = 128) -> Pr
 def test_heads_that_share_keys_fill_a_tile_together(builds):
     for rows, groups in ((1, 14), (1, 2), (512, 14), (512, 2)):
         program = context_attention(rows, 14, groups, head=48)
-        (build,) = builds
-        tile = int(build.constants["M_TILE"])
+        tile = int(builds[0].constants["M_TILE"])
         blocks = -(-rows * 14 // groups // tile)
-        shapes = [(3 * rows, 14 * 48), (3, groups, 700, 48), (3, groups, 700, 48), (3,)]
+        shapes = [(70 * rows, 14 * 48), (70, groups, 700, 48), (70, groups, 700, 48), (70,)]
         (launch,) = program.variant(shapes).launches
-        assert evaluated(launch.grid, shapes) == (3 * groups * blocks, 1, 1)
-        assert program.output_shapes(shapes) == ((3 * rows, 14 * 48),)
+        assert evaluated(launch.grid, shapes) == (70 * groups * blocks, 1, 1)
+        assert program.output_shapes(shapes) == ((70 * rows, 14 * 48),)
         assert (tile == 16) == (rows == 1)
         builds.clear()
+
+
+def test_contexts_of_one_row_are_in_parts_as_long_as_whole_ones_leave_multiprocessors_idle(builds):
+    program = context_attention(1, 14, 14)
+    assert [build.function for build in builds] == ["attention", "attention_part", "attention_merge"]
+    for requests, tokens, names in (
+        (1, 1, ["attention_part", "attention_merge"]),
+        (9, 700, ["attention_part", "attention_merge"]),
+        (10, 700, ["attention"]),
+        (10, 1, ["attention"]),
+    ):
+        shapes = [(requests, 14 * 128), (requests, 14, tokens, 128), (requests, 14, tokens, 128), (requests,)]
+        launches = program.variant(shapes).launches
+        assert [launch.kernel.entry for launch in launches] == names
+        parts = -(-tokens // 128) if requests == 9 else 1
+        assert evaluated(launches[0].grid, shapes) == (requests * 14, parts, 1)
+    shapes = [(100, 14 * 128), (100, 14, 700, 128), (100, 14, 700, 128), (100,)]
+    room = 9 * 6 * 14 * 4  # nine requests of six parts, whatever the batch
+    assert evaluated([buffer.bytes for buffer in program.scratch], shapes) == (room * 128, room, room)
 
 
 def test_a_warp_specialized_attention_has_tiles_of_one_warpgroup_as_long_as_all_run_at_once(builds):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import triton
+from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import ArtifactError, BuildError
 from onerec_trt.operators.kernels.context_attention import Attention
 from onerec_trt.operators.kernels.context_attention_fp8 import Fp8Attention
@@ -48,6 +49,29 @@ def test_nothing_is_read_or_written_before_the_launch_before_is_over(cubins, tmp
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     touched = [code.index(found) for found in ("LDG", "STG") if found in code]
     assert code.index("ACQBULK") < code.index("PREEXIT") < min(touched), "wait, let the next one start, and only then look at memory"
+
+
+@pytest.mark.parametrize(
+    ("product", "tile"),
+    [
+        (PRODUCT, GemmTile(16, 16, 128, 1, 8, slices=8)),
+        (replace(PRODUCT, k=7168), GemmTile(16, 16, 128, 1, 8, slices=8)),
+        (Product("float16", 8192, 1408), GemmTile(16, 32, 64, 1, 4, slices=4)),  # as many registers as there are for weights
+    ],
+    ids=["640", "7168", "head"],
+)
+def test_the_product_of_few_rows_asks_for_all_weights_before_its_wait_and_spills_nothing(cubins, tmp_path, product, tile):
+    assert product.usable(tile) == tile, "in one launch"
+    kernel = compiled(product.build(tile, "9.0"), cubins)
+    assert_fits_and_spills_nothing(kernel, tmp_path)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+    before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("ACQBULK", 1)
+    steps = -(-product.k // (tile.slices * tile.k))
+    of_a_step = tile.n * tile.k * tile.slices * DTYPES[product.dtype].bytes
+    lines = steps * of_a_step // (16 * 32 * tile.warps)  # 16 bytes of every thread at a time
+    assert before.count("LDG.E.128") == lines, "weights"
+    assert after.count("LDG.E.128") >= steps, "rows"
+    assert "STG" not in before
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,13 @@ def assert_fits_and_spills_nothing(kernel, folder):
     text = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
+
+
+@pytest.mark.parametrize("attention", [Attention(1, 2, 1, 128, shared=True, codes=True), Attention(3, 2, 4, 64)], ids=str)
+def test_attention_over_parts_of_the_context_fits_and_spills_nothing(cubins, tmp_path, attention):
+    tile = AttentionTile(16, 64, 3, 4, part=128)
+    assert_fits_and_spills_nothing(compiled(attention.build(tile, "9.0"), cubins), tmp_path)
+    assert compiled(attention.merge_build(tile, "9.0"), cubins).dependent
 
 
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
