@@ -18,7 +18,7 @@ LANES_PER_WARP = 32
 TMA_ALIGNMENT = 16  # bytes; strides of a descriptor of the tensor memory accelerator are multiples of it
 HOPPER = "9.0"  # for which there are warp-specialized kernels
 DEPENDENT = ("9.0", "12.0")  # have programmatic dependent launch
-EARLY_ROWS = 1024  # up to which launches are short enough to gain from an early start (docs/kernels/README.md#starting-early)
+EARLY_ROWS = 4096  # up to which launches are short enough to gain from an early start (docs/kernels/README.md#starting-early)
 WARPGROUP = 4  # warps that issue a tensor core instruction of that capability together
 
 
