@@ -106,6 +106,9 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
     name = measured.training["reference"]
     yield f"## {name}"
     yield from _training(measured.training)
+    if measured.keep_fp16:
+        yield f"FP8 recipes keep {', '.join(f'`{pattern}`' for pattern in measured.keep_fp16)} in FP16."
+        yield ""
     if measured.table is not None:
         yield from _bars(measured.bars)
         yield from _fidelity(measured.table, f"packed models in PyTorch on {measured.device}")
@@ -171,7 +174,7 @@ def _cell_text(cell: Cell | None) -> str:
 
 
 def _sensitivity(model: str, layers: Layers) -> Iterator[str]:
-    yield "Score error in nat with one kind of layer quantized:"
+    yield "Score error in nat with everything quantized, and with one kind of layer:"
     yield ""
     columns = list(dict.fromkeys(unit.unit for found in layers.sensitivity for unit in found.kinds))  # in one order for every precision
     yield f"| precision | all | {' | '.join(columns)} | half of it by keeping in FP16 | products take |"
