@@ -1,4 +1,4 @@
-"""Which linears a precision quantizes, and how: the model's layout joined with the precision."""
+"""What a precision quantizes, and how: the model's layout joined with the precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from ..core.errors import RecipeError
 from ..core.precision import BLOCK, Granularity, Precision, precision_of
 from ..models.config import OneRecConfig
-from ..models.layout import Layout, Linear, Scheme, layout, within_block
+from ..models.layout import CONTEXT_ATTENTION, Layout, Linear, Scheme, layout, within_block
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,27 @@ def granularities(config: OneRecConfig, scheme: Precision) -> Mapping[str, Granu
     """How each linear that some precision quantizes is quantized in this one, by name; NONE: it stays in FP16.
 
     Raises:
-        RecipeError: A pattern of layers to keep in FP16 matches none, or all of them together leave nothing in FP8.
+        RecipeError: A pattern of layers to keep in FP16 matches none, or all of them together leave no linear in FP8.
     """
     known = layout(config)
     found = {linear.name: _granularity(linear, scheme) for linear in known.quantizable()}
     for pattern in scheme.keep_fp16:
         kept = known.quantizable(pattern)
-        if not kept:
-            raise _no_layer(pattern, known)
+        if not kept and not (scheme.fp8_attention and known.attentions(pattern)):
+            raise _no_layer(pattern, known, scheme)
         found |= {linear.name: Granularity.NONE for linear in kept}
     if scheme.keep_fp16 and set(found.values()) == {Granularity.NONE}:
-        raise RecipeError("the patterns leave no layer in FP8", where="keep_fp16", hint="choose precision: fp16, or keep fewer layers")
+        raise RecipeError("the patterns leave no linear in FP8", where="keep_fp16", hint="choose precision: fp16, or keep fewer layers")
     return found
+
+
+@lru_cache
+def fp8_attention(config: OneRecConfig, scheme: Precision) -> frozenset[int]:
+    """Blocks whose attention to the context is in FP8; what calibrates and stores linears does not know it."""
+    if not scheme.fp8_attention:
+        return frozenset()
+    kept = {block for pattern in scheme.keep_fp16 for block in layout(config).attentions(pattern)}
+    return frozenset(range(config.n_layers)) - kept
 
 
 def targets_of(config: OneRecConfig, precision: str, keep_fp16: Iterable[str] = ()) -> list[Target]:
@@ -104,7 +113,9 @@ def _granularity(linear: Linear, scheme: Precision) -> Granularity:
     return scheme.hidden if linear.kind == "expert down" else scheme.experts
 
 
-def _no_layer(pattern: str, known: Layout) -> RecipeError:
+def _no_layer(pattern: str, known: Layout, scheme: Precision) -> RecipeError:
     places = dict.fromkeys(within_block(linear.place) for linear in known.quantizable())
+    if scheme.fp8_attention:
+        places[CONTEXT_ATTENTION] = None
     hint = f"a pattern matches {', '.join(places)}; or one block's, blocks.0 to blocks.{known.blocks - 1}, such as blocks.0.*"
-    return RecipeError(f"'{pattern}' is none of the layers that FP8 touches", where="keep_fp16", hint=hint)
+    return RecipeError(f"'{pattern}' is none of the layers that this precision quantizes", where="keep_fp16", hint=hint)

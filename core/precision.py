@@ -38,8 +38,9 @@ class Precision:
         expert_down: Of their down product. Default: as the others of experts.
         context_o: Of the o product behind the attention to the context, in the exported graphs. Default: as the other linears.
             Quantized checkpoints do not know it: they hold no scale for it either way.
-        fp8_attention: Whether both products of attention to the context are in FP8, too, in the exported graphs. Quantized checkpoints
-            do not know it either: their scales come from the norms' weights and while serving. Default: they are in FP16.
+        fp8_attention: Whether both products of attention to the context are in FP8, too, in the exported graphs, but for blocks where
+            `keep_fp16` names it. Quantized checkpoints do not know it either: their scales come from the norms' weights and while serving.
+            Default: they are in FP16.
         keep_fp16: Patterns of layers that stay in FP16 all the same; `models/layout.py` says what they match. Default: none.
     """
 

@@ -1,4 +1,4 @@
-"""The context processor, and attention to what it gives: in FP16, or in FP8 where the precision asks for it."""
+"""The context processor, and attention to what it gives: in FP16, or in FP8 in the blocks where the precision asks for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..calibration.targets import fp8_attention
 from ..models.config import NORM_EPSILON
 from ..models.layout import layout
 from ..operators import fp8
@@ -48,8 +49,8 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, source: TensorSource) -> None:
         super().__init__()
-        self.config, self.in_fp8 = source.config, source.scheme.fp8_attention
-        features = self.config.feature_width
+        self.config, self.in_fp8 = source.config, fp8_attention(source.config, source.scheme)
+        coded, features = self._sets(self.in_fp8), self.config.feature_width
         self.width = features + -features % FEATURE_ALIGNMENT
         weights = [F.pad(source.tensor(f"{name}.weight"), (0, self.width - features)) for name in layout(self.config).names("context")]
         self.register_buffer("weight", torch.cat(weights, 1))
@@ -57,27 +58,38 @@ class ContextEncoder(nn.Module):
             for role in ("key", "value")[: self.config.s_kv]:
                 norm = source.tensor(f"context.{role}_norms.{index}.weight")
                 self.register_buffer(f"{role}_norm_{index}", norm)
-                if self.in_fp8:
+                if index in coded:
                     self.register_buffer(f"{role}_scale_{index}", fp8.scale_of(norm_bound(norm)).reshape(1))
 
     def forward(self, features_BSF: Tensor, lengths_B3: Tensor) -> list[KeyValue]:
+        """What each block attends to; blocks of one set and form share it.
+
+        Args:
+            features_BSF: FP16.
+            lengths_B3: INT64.
+        """
         with scope("features"):
             (placed_NX,) = context_features(features_BSF, lengths_B3, width=self.width)
         with scope("linear"):
             (projected_NX,) = linear(placed_NX, self.weight)
         chunks = projected_NX.view(*features_BSF.shape[:2], len(self.weight)).split(self.config.d_kv, -1)
-        key_values = self._codes if self.in_fp8 else self._values
-        lengths_B = lengths_B3.sum(1)
-        return [key_values(chunks, index, lengths_B) for index in range(self.config.l_kv)]
+        lengths_B, blocks = lengths_B3.sum(1), frozenset(range(self.config.n_layers))
+        values = {index: self._values(chunks, index, lengths_B) for index in self._sets(blocks - self.in_fp8)}
+        codes = {index: self._codes(chunks, index, lengths_B) for index in self._sets(self.in_fp8)}
+        return [(codes if block in self.in_fp8 else values)[self.config.kv_set(block)] for block in sorted(blocks)]
 
     @contextmanager
     def in_fp16(self) -> Iterator[None]:
-        """Inside the block keys and values are in FP16, and so is attention to them, whatever the precision says."""
-        kept, self.in_fp8 = self.in_fp8, False
+        """While this lasts keys and values are in FP16, and so is attention to them, whatever the precision says."""
+        asked, self.in_fp8 = self.in_fp8, frozenset()
         try:
             yield
         finally:
-            self.in_fp8 = kept
+            self.in_fp8 = asked
+
+    def _sets(self, blocks: frozenset[int]) -> list[int]:
+        """The sets that some blocks attend to, in order."""
+        return sorted({self.config.kv_set(block) for block in blocks})
 
     def _values(self, chunks: Sequence[Tensor], index: int, lengths_B: Tensor) -> KeyValue:
         first = index * self.config.s_kv
@@ -95,8 +107,8 @@ class ContextEncoder(nn.Module):
         weights = [getattr(self, f"{role}_norm_{index}") for role in roles]
         key_scale, value_scale = (getattr(self, f"{role}_scale_{index}") for role in roles)
         value_chunk = chunks[first + self.config.s_kv - 1]
-        with scope(f"key_norm_{index}"):
+        with scope(f"key_codes_{index}"):
             (key,) = context_key_codes(chunks[first], weights[0], lengths_B, key_scale, epsilon=NORM_EPSILON)
-        with scope(f"value_norm_{index}"):
+        with scope(f"value_codes_{index}"):
             (value,) = context_value_codes(value_chunk, weights[1], lengths_B, value_scale, epsilon=NORM_EPSILON)
         return KeyValue(key, value, (key_scale, value_scale))

@@ -35,13 +35,13 @@ class PackedBlock(nn.Module):
         super().__init__()
         config, block = source.config, f"blocks.{layer}"
         linears = layout(config)
-        self.kv_set, self.heads = config.kv_set(layer), config.n_heads
+        self.heads = config.n_heads
         cross_q, cross_o = linears.names("cross q", layer), linears.names("cross o", layer)
         query, out = granularity_of(source, "cross q", layer), granularity_of(source, "cross o", layer)
         attended = out if out is Granularity.NONE else source.scheme.attended
         self.cross_norm = PackedNorm(source, f"{block}.cross_norm", query, cross_q)
         self.cross_q = PackedLinear(source, cross_q, query)
-        self.cross_quantizer = PackedQuantizer(source, attended, cross_o, attended_bound(source, self.kv_set))
+        self.cross_quantizer = PackedQuantizer(source, attended, cross_o, attended_bound(source, config.kv_set(layer)))
         self.cross_o = PackedLinear(source, cross_o, out)
         self_qkv, self_o = linears.names("self qkv", layer), linears.names("self o", layer)
         projected, out = granularity_of(source, "self qkv", layer), granularity_of(source, "self o", layer)
@@ -52,10 +52,10 @@ class PackedBlock(nn.Module):
         self.ffn = PackedMoe(source, layer) if config.is_moe(layer) else PackedFfn(source, layer)
 
     def forward(
-        self, h_ND: Tensor, contexts: list[KeyValue], lengths_B: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None
+        self, h_ND: Tensor, context: KeyValue, lengths_B: Tensor, rows: int, history: list[Tensor], parent_BR: Tensor | None
     ) -> Tensor:
         with scope("cross"):
-            h_ND = self._cross_attention(h_ND, contexts[self.kv_set], lengths_B, rows)
+            h_ND = self._cross_attention(h_ND, context, lengths_B, rows)
         with scope("self"):
             h_ND = self._self_attention(h_ND, rows, history, parent_BR)
         with scope("ffn"):
@@ -136,9 +136,9 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Logits FP16 [N, V] of one step; extends the history of every block."""
         h_ND = self.embed(step, tokens_N)
-        for number, block in enumerate(self.blocks):
+        for number, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
             with scope(f"blocks.{number}"):
-                h_ND = block(h_ND, contexts, lengths_B, rows, history[number], parent_BR)
+                h_ND = block(h_ND, context, lengths_B, rows, history[number], parent_BR)
         with scope("head_norm"):
             x, _ = self.head_norms[step](h_ND)
         with scope("head"):

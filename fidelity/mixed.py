@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from ..calibration.targets import quantized_targets
-from .sensitivity import Probe, Sensitivity, score_error, units
-from .simulation import multiplications
+from .quantized_parts import parts_by_layer, quantized_parts
+from .sensitivity import Probe, Sensitivity, score_error
 
 DEFAULT_TARGET = 0.5  # of the error with everything quantized
 FP8_SPEEDUP = 2.0  # of Hopper's tensor core over FP16: 1979 to 989.5 TFLOP/s (NVIDIA H100 data sheet)
@@ -46,15 +45,13 @@ def search(probe: Probe, found: Sensitivity, target: float | None = None) -> Mix
     """
     if target is None:
         target = DEFAULT_TARGET * found.all_at_once
-    targets = quantized_targets(probe.model.config, found.precision)
-    _, by_layer = units(probe.model, targets)
-    order = [unit.unit for unit in found.layers]
+    parts = quantized_parts(probe.model.config, found.precision)
+    layers, order = parts_by_layer(probe.model.config, parts), [unit.unit for unit in found.layers]
 
     def error_with(kept: int) -> float:
         if kept == 0:
             return found.all_at_once
-        excluded = {member.name for unit in order[:kept] for member in by_layer[unit]}
-        return score_error(probe, [each for each in targets if each.name not in excluded])
+        return score_error(probe, [part for unit in order[kept:] for part in layers[unit]])
 
     low, high, error = 0, len(order), error_with(0)
     if error > target:
@@ -65,9 +62,7 @@ def search(probe: Probe, found: Sensitivity, target: float | None = None) -> Mix
             low, high, error = (low, middle, measured) if measured <= target else (middle, high, error)
     else:
         high = 0
-    work = multiplications(probe.model, targets)
-    kept_work = sum(work[member.name] for unit in order[:high] for member in by_layer[unit])
-    share = kept_work / sum(work.values())
+    share = probe.multiplications([part for unit in order[:high] for part in layers[unit]]) / probe.multiplications(parts)
     return MixedRecipe(
         precision=found.precision,
         target=target,

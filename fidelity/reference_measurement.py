@@ -5,6 +5,7 @@ It is measured part by part, and what is there so far is a valid result: the cal
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +37,8 @@ from .sensitivity import Probe, Sensitivity, make_probe, sensitivity
 from .stress_measurement import Stress, measure_stress
 from .table import FidelityTable, bars, fidelity_table
 
-LAYERS_OF = ("fp8-row-block", "fp8-static")  # precisions whose layers are measured, the fastest first
+# Precisions whose layers are measured: the fastest first, the one with most kinds last.
+LAYERS_OF = ("fp8-row-block", "fp8-static", "fp8-paper-attention")
 _CALIBRATION_BATCH = 64
 # All in one batch: it has the rows of four requests with 512 beams, and a GPU waits for launches.
 _PROBE_REQUESTS, _PROBE_PATHS = 128, 16
@@ -83,14 +85,16 @@ class Layers(BaseModel):
 class ReferenceMeasurement(BaseModel):
     """What was measured on one trained reference. A part that is None, or a precision without a row, was not measured.
 
-    `training`: as in its training.json. `device`: what packed models ran on; `table` and `bars` are theirs.
-    `mixed`: the table of the mixed recipe that the first of `layers` leads to. `engine_table`: the table of recipes that went through the
-    pipeline, as their engine answered, with bars of its own. `environment`: machine, driver, versions and commit of the last call.
+    `training`: as in its training.json. `keep_fp16`: layers that every FP8 recipe of `table` and `engine_table` keeps in FP16.
+    `device`: what packed models ran on; `table` and `bars` are theirs. `layers`: with everything quantized. `mixed`: the table of the mixed
+    recipe that the first of `layers` leads to. `engine_table`: the table of recipes that went through the pipeline, as their engine
+    answered, with bars of its own. `environment`: machine, driver, versions and commit of the last call.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     training: dict[str, Any]
+    keep_fp16: tuple[str, ...] = ()
     device: str
     table: FidelityTable | None = None
     bars: tuple[Gate, ...] = ()
@@ -138,15 +142,16 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
     folders = reference_folders(job.size, job.seed, job.root)
     training = _finished_training(folders)
     name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
+    keeps = reference_model(job.size).keep_fp16
     folder = folders.state / f"measured-{training['checkpoint_sha256'][:16]}-{job.requests}-{name.replace(' ', '-')}"
     parts = MeasurementParts(folder, job.deadline, job.say)
     subject = _Subject(job, folders, parts)
-    found = ReferenceMeasurement(training=training, device=name)
+    found = ReferenceMeasurement(training=training, keep_fp16=keeps, device=name)
     amax = parts.get("input-amax", InputAmax, subject.input_amax)
     if amax is None:
         yield found
         return
-    for table in _tables(parts, subject, amax):
+    for table in _tables(parts, subject, amax, keeps):
         yield (found := found.model_copy(update={"table": table, "bars": tuple(bars(table))}))
     for layers in _layers(parts, subject, amax):
         yield (found := found.model_copy(update={"layers": layers}))
@@ -157,15 +162,16 @@ def measure_reference(job: MeasurementJob) -> Iterator[ReferenceMeasurement]:
         yield found.model_copy(update={"mixed": parts.get("mixed", FidelityTable, partial(subject.mixed, recipe, amax))})
 
 
-def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax) -> Iterator[FidelityTable]:
-    """The table with one more precision each time; the row of what was run again comes last."""
+def _tables(parts: MeasurementParts, subject: _Subject, amax: InputAmax, keeps: Sequence[str]) -> Iterator[FidelityTable]:
+    """The table with one more recipe each time; the row of what was run again comes last. Another list of layers makes parts of its own."""
+    mixed = f"-{hashlib.sha256(' '.join(keeps).encode()).hexdigest()[:8]}" if keeps else ""
     first = parts.get("table-fp16", FidelityTable, subject.noise_floor)
     if first is None:
         return
     rows = [first.rows[0]]
     yield first
     for precision in (name for name, scheme in PRECISIONS.items() if scheme.is_quantized):
-        one = parts.get(f"table-{precision}", FidelityTable, partial(subject.quantized, precision, amax))
+        one = parts.get(f"table-{precision}{mixed}", FidelityTable, partial(subject.quantized, precision, precision, amax, keeps))
         if one is None:
             return
         rows += one.rows
@@ -214,15 +220,14 @@ class _Subject:
         again = run_packed(self._fp32, source, "fp16, another batch", max(1, self._job.batch_size // 2 - 1))
         return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets, [(system, again)])
 
-    def quantized(self, precision: str, amax: InputAmax, keep_fp16: Sequence[str] = ()) -> FidelityTable:
-        """One precision beside FP32, with some layers in FP16 if wanted."""
-        name = f"{precision}, {len(keep_fp16)} layers in FP16" if keep_fp16 else precision
+    def quantized(self, name: str, precision: str, amax: InputAmax, keep_fp16: Sequence[str]) -> FidelityTable:
+        """One precision beside FP32, with some layers in FP16."""
         system = run_packed(self._fp32, PackedSource(self._model, precision, amax.groups, keep_fp16), name)
         return fidelity_table(self._job.size, "pytorch", [system], self._fp32.reference, self._targets)
 
     def mixed(self, recipe: MixedRecipe, amax: InputAmax) -> FidelityTable:
         """What a mixed recipe gives."""
-        return self.quantized(recipe.precision, amax, recipe.kept)
+        return self.quantized(f"{recipe.precision}, {len(recipe.kept)} layers in FP16", recipe.precision, amax, recipe.kept)
 
     def layers(self, precision: str, amax: InputAmax) -> LayersOf:
         probe = self._probe(amax, _PROBE_REQUESTS, _PROBE_PATHS)

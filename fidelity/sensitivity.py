@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ..calibration.targets import Target, quantized_targets
+from ..calibration.targets import Target
 from ..core.progress import tracked
 from ..models.beam_search import path_log_probabilities
-from ..models.layout import Linear, layout
 from ..models.onerec import OneRec
 from ..models.requests import Requests
 from ..validation.fp32_reference import Reference
-from .simulation import device_of, multiplications, simulated
+from .quantized_parts import Part, multiplications, parts_by_kind, parts_by_layer, quantized_parts
+from .simulation import device_of, simulated
 
 
 class Probe(NamedTuple):
@@ -29,11 +29,17 @@ class Probe(NamedTuple):
     input_amax: Mapping[str, float]
     batch_size: int
 
+    def multiplications(self, parts: Sequence[Part]) -> float:
+        """Of parts of the model, per token, with the contexts of these requests."""
+        context = float(self.requests.lengths_n3.sum(1).mean())
+        return sum(multiplications(self.model.config, part, context) for part in parts)
+
 
 class UnitError(BaseModel):
     """A kind of layer, or one layer, quantized alone. A layer goes by its place in the graph, as `keep_fp16` of a recipe has it.
 
-    `error`: mean absolute error of an item's score in nat. `share`: of the multiplications that the precision quantizes.
+    `linears`: none where it is attention to the context. `error`: mean absolute error of an item's score in nat. `share`: of the
+    multiplications that the precision quantizes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,10 +75,10 @@ def make_probe(
 
 
 @torch.no_grad()
-def score_error(probe: Probe, targets: Sequence[Target]) -> float:
-    """Mean absolute error of an item's score in nat with these linears quantized."""
+def score_error(probe: Probe, parts: Sequence[Part]) -> float:
+    """Mean absolute error of an item's score in nat with these parts quantized."""
     device, total, first = device_of(probe.model), 0.0, 0
-    with simulated(probe.model, targets, probe.input_amax):
+    with simulated(probe.model, parts, probe.input_amax):
         for batch in probe.requests.batches(probe.batch_size):
             rows = slice(first, first + len(batch.lengths_B3))
             paths = probe.sids_nP3[rows].to(device)
@@ -84,40 +90,27 @@ def score_error(probe: Probe, targets: Sequence[Target]) -> float:
 
 def sensitivity(probe: Probe, precision: str) -> Sensitivity:
     """Measure every kind and every layer of a precision that quantizes something."""
-    targets = quantized_targets(probe.model.config, precision)
-    by_kind, by_layer = units(probe.model, targets)
+    config = probe.model.config
+    parts = quantized_parts(config, precision)
     return Sensitivity(
         precision=precision,
         requests=len(probe.requests),
         paths=probe.sids_nP3.shape[1],
-        all_at_once=score_error(probe, targets),
-        kinds=_errors(probe, targets, by_kind, "kinds"),
-        layers=_errors(probe, targets, by_layer, "layers"),
+        all_at_once=score_error(probe, parts),
+        kinds=_errors(probe, parts_by_kind(config, parts), "kinds"),
+        layers=_errors(probe, parts_by_layer(config, parts), "layers"),
     )
 
 
-def units(model: OneRec, targets: Sequence[Target]) -> tuple[dict[str, list[Target]], dict[str, list[Target]]]:
-    """The targets by kind, such as `cross q`, and by their place in the graph, such as `blocks.3.cross.q`, which is one layer."""
-    known: dict[str, Linear] = {linear.name: linear for linear in layout(model.config).linears}
-    by_kind: dict[str, list[Target]] = {}
-    by_layer: dict[str, list[Target]] = {}
-    for target in targets:
-        linear = known[target.name]
-        by_kind.setdefault(linear.kind, []).append(target)
-        by_layer.setdefault(linear.place, []).append(target)
-    return by_kind, by_layer
-
-
-def _errors(probe: Probe, targets: Sequence[Target], parts: Mapping[str, list[Target]], label: str) -> tuple[UnitError, ...]:
-    work = multiplications(probe.model, targets)
-    whole = sum(work.values())
+def _errors(probe: Probe, units: Mapping[str, Sequence[Part]], label: str) -> tuple[UnitError, ...]:
+    whole = probe.multiplications([part for parts in units.values() for part in parts])
     found = [
         UnitError(
             unit=name,
-            linears=len(members),
-            error=score_error(probe, members),
-            share=sum(work[member.name] for member in members) / whole,
+            linears=sum(isinstance(part, Target) for part in parts),
+            error=score_error(probe, parts),
+            share=probe.multiplications(parts) / whole,
         )
-        for name, members in tracked(list(parts.items()), f"sensitivity by {label}")
+        for name, parts in tracked(list(units.items()), f"sensitivity by {label}")
     ]
     return tuple(sorted(found, key=lambda unit: -unit.error))

@@ -61,6 +61,7 @@ PLACES: Mapping[str, Role] = {
     "ffn.experts": "experts",
 }
 EVERY_STEP = tuple(range(LEVELS))
+CONTEXT_ATTENTION = "cross.attention"  # within a block
 _EMBEDDINGS: tuple[str, ...] = ("token_embedding.weight", "position_embedding.weight")
 _BLOCK = re.compile(r"^blocks\.(\d+)(?:\.(.*))?$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -158,8 +159,11 @@ class Layout:
         A place is matched as a whole, `blocks.3.cross.o`, or without its block, `cross.o`. Linears of one place are one product, or one
         operator of experts, and are quantized together or not at all.
         """
-        found = [linear for linear in self.linears if linear.scheme is not None]
-        return [each for each in found if fnmatchcase(each.place, pattern) or fnmatchcase(within_block(each.place), pattern)]
+        return [each for each in self.linears if each.scheme is not None and _matches(each.place, pattern)]
+
+    def attentions(self, pattern: str = "*") -> list[int]:
+        """Blocks whose attention to the context stands at a place that matches a shell pattern, as of `quantizable`."""
+        return [block for block in range(self.blocks) if _matches(attention_place(block), pattern)]
 
     def patterns(self, scheme: Scheme) -> list[str]:
         """Names of the linears of a part of a precision, with `*` in place of every number."""
@@ -184,6 +188,11 @@ def block_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def attention_place(block: int) -> str:
+    """Place in the graph of a block's attention to the context."""
+    return f"blocks.{block}.{CONTEXT_ATTENTION}"
+
+
 def within_block(name: str) -> str:
     """A name without its block: `blocks.3.cross.norm` gives `cross.norm`."""
     match = _BLOCK.match(name)
@@ -201,6 +210,10 @@ def label_of(name: str) -> str:
     block = block_of(short)
     rest = within_block(short).replace(".*.", ".").replace("_attention", "").replace(".", " ")
     return rest if block is None else f"{block} · {rest}"
+
+
+def _matches(place: str, pattern: str) -> bool:
+    return fnmatchcase(place, pattern) or fnmatchcase(within_block(place), pattern)
 
 
 def _context(config: OneRecConfig) -> Iterator[Linear]:

@@ -79,11 +79,13 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BRTD: Tensor, kv: KeyValue, valid_BS: Tensor) -> Tensor:
         query = self.q(x_BRTD).flatten(1, 2).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        mask = valid_BS[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, kv.key_BGSd, kv.value_BGSd, mask, enable_gqa=True)
-        attended = torch.where(valid_BS.any(1)[:, None, None, None], attended, 0)  # an empty context gives 0, not NaN
-        output: Tensor = self.o(attended.transpose(1, 2).reshape(x_BRTD.shape))
+        output: Tensor = self.o(self.attend(query, kv, valid_BS).transpose(1, 2).reshape(x_BRTD.shape))
         return output
+
+    def attend(self, query_BHXd: Tensor, kv: KeyValue, valid_BS: Tensor) -> Tensor:
+        """Attention [B, H, X, d] of every row, of all candidates and positions, to the real tokens; 0 where there are none, not NaN."""
+        attended = F.scaled_dot_product_attention(query_BHXd, kv.key_BGSd, kv.value_BGSd, valid_BS[:, None, None, :], enable_gqa=True)
+        return torch.where(valid_BS.any(1)[:, None, None, None], attended, 0)
 
 
 class SelfAttention(nn.Module):

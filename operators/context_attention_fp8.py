@@ -38,17 +38,29 @@ def context_attention_fp8_reference(
         rows: Query rows of a request.
     """
     _, groups, _, _, d_head = key_codes.shape
-    key_BGSd, value_BGSd = keys_of_blocks(key_codes), values_of_blocks(value_codes)
-    query_codes, query_scale = fp8.quantize_rows(rows_of_groups(query_ND, rows, groups, d_head))
+    query_BGXd = rows_of_groups(query_ND, rows, groups, d_head)
+    keys, values = (keys_of_blocks(key_codes), key_scale), (values_of_blocks(value_codes), value_scale)
+    return (rows_of_requests(attend_to_codes(query_BGXd, keys, values, lengths_B).half(), rows),)
+
+
+def attend_to_codes(query_BGXd: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], lengths_B: Tensor) -> Tensor:
+    """FP32 [B, G, X, d], before anything is rounded to FP16.
+
+    Args:
+        query_BGXd: Of any type; quantized here.
+        keys, values: Codes as FP32 [B, G, S, d] in the order of tokens, and their scale.
+        lengths_B: INT64.
+    """
+    (key_BGSd, key_scale), (value_BGSd, value_scale) = keys, values
+    query_codes, query_scale = fp8.quantize_rows(query_BGXd)
     valid_B11S = valid_tokens(lengths_B, key_BGSd.shape[2])
-    factor_BGX1 = query_scale * (key_scale * (LOG2_E * d_head**-0.5))
+    factor_BGX1 = query_scale * (key_scale * (LOG2_E * key_BGSd.shape[-1] ** -0.5))
     score = (query_codes.float() @ key_BGSd.transpose(2, 3) * factor_BGX1).masked_fill(~valid_B11S, -torch.inf)
     top_BGX1 = score.amax(-1, keepdim=True).ceil() - TOP
     probability = torch.where(valid_B11S, (score - top_BGX1).exp2(), 0)
     weight_BGX1 = value_scale / probability.sum(-1, keepdim=True)
     attended = fp8.to_e4m3(probability).float() @ value_BGSd * weight_BGX1
-    attended = torch.where((lengths_B > 0)[:, None, None, None], attended, 0).half()
-    return (rows_of_requests(attended, rows),)
+    return torch.where((lengths_B > 0)[:, None, None, None], attended, 0)
 
 
 @script(ONEREC, default_opset=op)

@@ -49,6 +49,7 @@ def reference_recipes(size: str, seed: int, root: Path, reference: ReferenceMode
         values = {
             "name": precision,
             "precision": precision,
+            "keep_fp16": [] if precision == "fp16" else list(reference.keep_fp16),
             "checkpoint": str(folders.checkpoint),
             "requests": str(request_file(folders.data, "calibration")),
             "heldout": str(request_file(folders.data, "heldout")),

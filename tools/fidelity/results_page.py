@@ -106,6 +106,9 @@ def _reference(measured: ReferenceMeasurement) -> Iterator[str]:
     name = measured.training["reference"]
     yield f"## {name}"
     yield from _training(measured.training)
+    if measured.keep_fp16:
+        yield f"FP8 recipes keep {', '.join(f'`{pattern}`' for pattern in measured.keep_fp16)} in FP16."
+        yield ""
     if measured.table is not None:
         yield from _bars(measured.bars)
         yield from _fidelity(measured.table, f"packed models in PyTorch on {measured.device}")
@@ -171,14 +174,14 @@ def _cell_text(cell: Cell | None) -> str:
 
 
 def _sensitivity(model: str, layers: Layers) -> Iterator[str]:
-    yield "Score error in nat with one kind of layer quantized:"
+    yield "Score error in nat with everything quantized, and with one kind of layer:"
     yield ""
-    columns = [unit.unit for unit in layers.sensitivity[0].kinds]  # in one order for every precision
+    columns = list(dict.fromkeys(unit.unit for found in layers.sensitivity for unit in found.kinds))  # in one order for every precision
     yield f"| precision | all | {' | '.join(columns)} | half of it by keeping in FP16 | products take |"
     yield "| --- |" + " --- |" * (len(columns) + 3)
     for found, mixed in zip(layers.sensitivity, layers.mixed, strict=True):
         errors = {unit.unit: unit.error for unit in found.kinds}
-        kinds = " | ".join(f"{errors[kind]:.4f}" for kind in columns)
+        kinds = " | ".join(f"{errors[kind]:.4f}" if kind in errors else "—" for kind in columns)
         kept = f"{len(mixed.kept)} of {len(found.layers)} layers: {', '.join(mixed.kept[:4])}{' ...' if len(mixed.kept) > 4 else ''}"
         yield f"| {found.precision} | {found.all_at_once:.4f} | {kinds} | {kept} | x {mixed.slower:.2f} |"
     yield ""

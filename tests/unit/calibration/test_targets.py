@@ -1,10 +1,10 @@
-"""The list of quantized linears against the model itself."""
+"""What a precision quantizes: the list of linears against the model itself, and blocks whose attention to the context is in FP8."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from onerec_trt.calibration.targets import linear_names, quantized_products, quantized_targets, targets_of
+from onerec_trt.calibration.targets import fp8_attention, linear_names, quantized_products, quantized_targets, targets_of
 from onerec_trt.core.errors import RecipeError
 from onerec_trt.core.precision import Granularity, precision_of
 from onerec_trt.models.config import SIZES, OneRecConfig
@@ -81,7 +81,7 @@ def test_kept_layers_are_no_targets_and_groups_stay_whole(config: OneRecConfig) 
         (["cross.o", "blocks.7.cross.o"], "'blocks.7.cross.o' is none of the layers"),
         (["heads.0"], "'heads.0' is none of the layers"),
         (["blocks.1.ffn.experts.0.down"], "is none of the layers"),  # experts of a block are one operator
-        (["cross.*", "self.*", "ffn.*"], "leave no layer in FP8"),
+        (["cross.*", "self.*", "ffn.*"], "leave no linear in FP8"),
     ],
 )
 def test_a_pattern_that_keeps_nothing_and_patterns_that_keep_all_are_refused(config: OneRecConfig, keep: list[str], message: str) -> None:
@@ -89,3 +89,32 @@ def test_a_pattern_that_keeps_nothing_and_patterns_that_keep_all_are_refused(con
         targets_of(config, "fp8-row", keep)
     assert caught.value.where == "keep_fp16"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("keep", "blocks"),
+    [
+        ([], {0, 1, 2}),
+        (["blocks.0.*"], {1, 2}),
+        (["blocks.[01].cross.*"], {2}),
+        (["cross.q", "self.*"], {0, 1, 2}),
+        (["cross.attention"], set()),
+    ],
+)
+def test_attention_to_the_context_is_kept_where_a_pattern_names_it(config: OneRecConfig, keep: list[str], blocks: set[int]) -> None:
+    assert fp8_attention(config, precision_of("fp8-paper-attention", keep)) == blocks
+    assert fp8_attention(config, precision_of("fp8-paper")) == frozenset()
+
+
+def test_a_pattern_of_attention_alone_changes_no_linear(config: OneRecConfig) -> None:
+    keep = ["blocks.0.cross.attention"]
+    assert quantized_targets(config, "fp8-paper-attention", keep) == quantized_targets(config, "fp8-paper-attention")
+
+
+def test_attention_is_a_layer_only_where_the_precision_has_it_in_fp8(config: OneRecConfig) -> None:
+    with pytest.raises(RecipeError, match=r"'cross\.attention' is none of the layers") as caught:
+        targets_of(config, "fp8-paper", ["cross.attention"])
+    assert "cross.attention" not in caught.value.hint
+    with pytest.raises(RecipeError) as caught:
+        targets_of(config, "fp8-paper-attention", ["cross.attn"])
+    assert "cross.attention" in caught.value.hint

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from onerec_trt.core.difference import difference
 from onerec_trt.core.errors import ExportError
 from onerec_trt.core.graph_io import GraphIO, GraphTensor
 from onerec_trt.export.graph import export_graph
@@ -40,6 +43,27 @@ def test_every_sharing_exports(make_model, make_packed, make_batch, n_layers, l_
     assert sum(node.op_type == "ContextNorm" for node in graph.graph) == l_kv * s_kv
     read = [node.inputs[1].name for node in graph.graph if node.op_type == "ContextAttention"]
     assert read == [f"context.key_norm_{config.kv_set(layer)}.0" for layer in range(n_layers)] * 3
+
+
+def test_attention_kept_in_fp16_exports_beside_attention_in_fp8(make_model, make_packed, make_batch, config):
+    config = config.with_changes(moe=None, l_kv=1)  # without near-ties of a router; one set in both forms
+    packed = make_packed(make_model(config), "fp8-paper-attention")
+    packed = replace(packed, scheme=replace(packed.scheme, keep_fp16=("blocks.0.cross.attention",)))
+    module = ScoringModel(Decoder(packed), 2).eval()
+    batch = make_batch(config, LENGTHS)
+    graph = export_graph(module, module.io, (*batch, sids := torch.zeros(2, 2, 3).long()))
+    attach_functions(graph)
+    assert lint(ir.to_proto(graph), config, packed.scheme) == []
+    attentions = {node.name: node.op_type for node in graph.graph if node.op_type.startswith("ContextAttention")}
+    for name, kind in attentions.items():
+        assert kind == ("ContextAttention" if name.endswith("blocks.0.cross.attention") else "ContextAttentionFp8")
+    assert len(attentions) == 3 * config.n_layers
+    names = [node.name for node in graph.graph if node.domain == "onerec"]
+    assert len(set(names)) == len(names)
+    feeds = dict(zip((each.name for each in module.io.inputs), (batch.features, batch.lengths, sids), strict=True))
+    (found,) = OnnxRuntimeRunner(ir.to_proto(graph), threads=1)({name: each.numpy() for name, each in feeds.items()}).values()
+    with torch.no_grad():
+        assert difference(found, module(*batch, sids).numpy()) < 1e-4
 
 
 def test_operator_nodes_carry_their_place_in_the_model(exported):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from onerec_trt.core.difference import difference
@@ -36,6 +38,27 @@ def test_attention_can_be_asked_for_in_fp16(make_model, make_packed, make_batch,
     assert torch.equal(attended, in_fp16)
     assert before.scales is not None
     assert after.scales is not None
+
+
+def test_a_block_that_is_kept_attends_in_fp16_to_the_set_that_others_have_in_codes(make_model, make_packed, make_batch, config):
+    config = config.with_changes(n_layers=4, l_kv=2)
+    model, batch = make_model(config), make_batch(config, LENGTHS)
+    whole = make_packed(model, "fp8-paper-attention")
+    kept = replace(whole, scheme=replace(whole.scheme, keep_fp16=("blocks.[03].cross.attention",)))
+    values, codes, found = (ContextEncoder(each)(batch.features, batch.lengths) for each in (make_packed(model, "fp8-paper"), whole, kept))
+    assert [context.scales is None for context in found] == [True, False, False, True]
+    for block, context in enumerate(found):
+        expected = (values if block in (0, 3) else codes)[block]
+        assert torch.equal(context.key.view(torch.uint8), expected.key.view(torch.uint8))
+        assert torch.equal(context.value.view(torch.uint8), expected.value.view(torch.uint8))
+    assert not torch.equal(found[0].key, found[3].key), "two sets"
+
+
+def test_nothing_is_coded_for_a_set_that_nobody_reads_in_codes(make_model, make_packed, make_batch, config):
+    config = config.with_changes(n_layers=4, l_kv=2)
+    whole = make_packed(make_model(config), "fp8-paper-attention")
+    encoder = ContextEncoder(replace(whole, scheme=replace(whole.scheme, keep_fp16=("blocks.[01].cross.attention",))))
+    assert {name for name, _ in encoder.named_buffers() if "scale" in name} == {"key_scale_1", "value_scale_1"}
 
 
 def test_both_precisions_have_one_checkpoint(make_model, make_packed, config):

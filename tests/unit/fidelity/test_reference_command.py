@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.artifacts import read_json, write_json
 from onerec_trt.core.errors import ArtifactError, GateError
-from onerec_trt.core.recipe import Recipe
+from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.core.records import tool_version
 from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement
 from onerec_trt.fidelity.references import REFERENCES
@@ -54,6 +55,7 @@ def test_the_page_and_the_file_say_the_same(options: ReferenceOptions) -> None:
     assert found.training["checkpoint_sha256"][:16] in page
     assert found.stress is not None
     assert found.stress.expert is not None
+    assert "FP8 recipes keep `blocks.0.cross.*`, `blocks.0.self.*` in FP16." in page
     assert f"Expert {found.stress.expert.expert} of `{found.stress.expert.layer}`" in page
     images = [f"images/fidelity-{slug}-{SIZE}.svg" for slug in ("kinds", "spread")]
     assert all((options.out / link).is_file() and link in page for link in images)
@@ -141,7 +143,11 @@ def test_a_bar_that_an_engine_misses_ends_the_command(options: ReferenceOptions,
 def test_recipes_are_there_before_anything_is_measured(options: ReferenceOptions, capsys: pytest.CaptureFixture[str]) -> None:
     run_reference(replace(options, requests=23, minutes=0.0, engine="onnxruntime"))
     folder = options.state / f"{SIZE}-seed{SEED}" / "recipes"
-    assert {path.stem for path in folder.glob("*.yaml")} == set(PRECISIONS)
+    recipes = {path.stem: load_recipe(path) for path in folder.glob("*.yaml")}
+    assert recipes.keys() == set(PRECISIONS)
+    assert {name: recipe.keep_fp16 for name, recipe in recipes.items()} == {
+        name: () if name == "fp16" else REFERENCES[SIZE].keep_fp16 for name in PRECISIONS
+    }
     assert (folder / "reference" / "record.json").is_file()
     missing = ", ".join(f"recipe {precision}" for precision in PRECISIONS)
     assert f"not done yet: table, layers, analysis, stress, mixed recipe, {missing};" in capsys.readouterr().out
@@ -194,3 +200,11 @@ def test_bars_are_as_long_as_their_logarithms() -> None:
     assert "a &lt; b" in picture
     widths = [float(line.split('width="')[1].split('"')[0]) for line in picture.splitlines() if line.startswith("<rect")]
     assert widths == [0.0, 210.0, 420.0, 0.0]
+
+
+@pytest.mark.parametrize("size", REFERENCES)
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_the_layers_that_a_reference_keeps_are_there_in_every_precision(size: str, precision: str) -> None:
+    reference = REFERENCES[size]
+    everything, left = (quantized_targets(reference.config, precision, keep) for keep in ((), reference.keep_fp16))
+    assert (len(left) < len(everything)) == bool(reference.keep_fp16)

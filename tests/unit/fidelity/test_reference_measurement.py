@@ -11,7 +11,10 @@ import torch
 from onerec_trt.core.errors import ArtifactError
 from onerec_trt.core.precision import PRECISIONS
 from onerec_trt.fidelity import reference_measurement
+from onerec_trt.fidelity.packed_source import PackedSource
+from onerec_trt.fidelity.packed_systems import run_fp32, run_packed
 from onerec_trt.fidelity.reference_measurement import LAYERS_OF, MeasurementJob, ReferenceMeasurement, measure_reference
+from onerec_trt.fidelity.references import REFERENCES
 
 from .conftest import SEED, SIZE, Trained
 
@@ -44,6 +47,7 @@ def test_it_holds_every_precision_and_every_part(steps: list[ReferenceMeasuremen
 
 
 def test_each_step_knows_what_the_one_before_knew_and_more(steps: list[ReferenceMeasurement]) -> None:
+    assert {step.keep_fp16 for step in steps} == {REFERENCES[SIZE].keep_fp16}
     assert len(steps) == len(PRECISIONS) + len(LAYERS_OF) + 3
     for number, (before, after) in enumerate(pairwise(steps), 1):
         assert ReferenceMeasurement.model_validate(after.model_dump(mode="json")) == after
@@ -62,8 +66,23 @@ def test_the_mixed_recipe_errs_less_than_the_one_it_comes_from(steps: list[Refer
     (row,) = whole.mixed.rows
     recipe = whole.layers.mixed[0]
     assert row.system == f"{LAYERS_OF[0]}, {len(recipe.kept)} layers in FP16"
-    without = next(each for each in whole.table.rows if each.system == LAYERS_OF[0])
-    assert row.cell("score error, nat").value < 0.75 * without.cell("score error, nat").value
+    assert row.cell("score error, nat").value < 0.75 * recipe.error_without
+
+
+def test_the_table_is_of_recipes_that_keep_the_layers_of_the_reference(steps: list[ReferenceMeasurement], trained: Trained) -> None:
+    keeps, few = REFERENCES[SIZE].keep_fp16, trained.heldout.select(slice(24))
+    fp32 = run_fp32(trained.fp32.model, few, trained.fp32.beam, 8)
+    table = steps[-1].table
+    assert table is not None
+    row = next(each for each in table.rows if each.system == "fp8-paper-attention")
+    assert keeps
+    found = [
+        run_packed(fp32, PackedSource(fp32.model, "fp8-paper-attention", {}, patterns), "fp8-paper-attention").outputs.scoring_nW3.sum(-1)
+        for patterns in (keeps, ())
+    ]
+    errors = [abs(scores - fp32.reference.scoring_nW3.sum(-1)).mean() for scores in found]
+    assert row.cell("score error, nat").value == pytest.approx(errors[0], rel=1e-4)
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_a_part_that_is_there_is_not_measured_again(
@@ -77,14 +96,14 @@ def test_what_fp32_answered_is_there_for_the_next_call(
     steps: list[ReferenceMeasurement], trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder,) = (trained.root / f"{SIZE}-seed{SEED}").glob("measured-*")
-    (folder / "table-fp8-row.json").unlink()
+    next(folder.glob("table-fp8-row-????????.json")).unlink()
     monkeypatch.setattr(reference_measurement, "run_fp32", lambda *_: pytest.fail("FP32 ran again"))
     assert list(measure_reference(job(trained.root)))[-1] == steps[-1]
 
 
 def test_no_part_begins_when_the_time_is_over(steps: list[ReferenceMeasurement], trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = (trained.root / f"{SIZE}-seed{SEED}").glob("measured-*")
-    (hidden := folder / "table-fp8-paper.json").rename(folder / "hidden")
+    (hidden := next(folder.glob("table-fp8-paper-????????.json"))).rename(folder / "hidden")
     try:
         last = list(measure_reference(job(trained.root, deadline=time.monotonic())))[-1]
     finally:

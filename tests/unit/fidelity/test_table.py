@@ -12,12 +12,9 @@ from onerec_trt.fidelity.packed_source import PackedSource
 from onerec_trt.fidelity.packed_systems import packed_systems, run_packed
 from onerec_trt.fidelity.table import Cell, FidelityTable, Row, bars, fidelity_table
 from onerec_trt.tools.fidelity.fidelity_page import write_fidelity
-from onerec_trt.tools.fidelity.results_page import read_results
 from onerec_trt.validation.confidence_interval import mean_intervals, paired_interval
 
 from .conftest import Trained
-
-MEASUREMENTS = Path(__file__).parents[3] / "docs" / "measurements"
 
 
 @pytest.fixture(scope="module")
@@ -147,31 +144,3 @@ def test_a_system_that_gives_nan_misses_bars_and_has_a_row(trained: Trained, tmp
     assert [bar.passed for bar in bars(again)] == [bar.passed for bar in bars(table)]
     write_fidelity(again, tmp_path / "table.html")
     assert "nan" in (tmp_path / "table.html").read_text()
-
-
-def measured_tables() -> dict[str, FidelityTable]:
-    """The tables whose figures the page shows, by name."""
-    attention = FidelityTable.model_validate_json((MEASUREMENTS / "fidelity-attention.json").read_text())
-    references = {each.training["reference"]: each.table for each in read_results(MEASUREMENTS)}
-    return {"demo": attention} | {name: table for name, table in references.items() if table is not None}
-
-
-@pytest.mark.parametrize(
-    ("model", "systems"),
-    [
-        ("0.1B", ("fp16", "fp8-static", "fp8-row")),
-        ("0.1B-moe", ("fp16", "fp8-static", "fp8-row", "fp8-paper", "fp8-row-block")),
-        ("demo", ("fp16", "fp8-row", "fp8-paper", "fp8-paper-attention")),
-    ],
-)
-def test_the_page_has_the_measured_figures(model: str, systems: tuple[str, ...]) -> None:
-    table = measured_tables()[model]
-    rows = [next(row for row in table.rows if row.system == system) for system in systems]
-    page = (MEASUREMENTS.parent / "fidelity.md").read_text()
-    assert f"| {model}, {table.requests} requests | FP32 | {' | '.join(systems)} |" in page
-    for metric in ("hit@10", f"hit@{table.width}", f"overlap@{table.width}", "top-1 outside the tie band", "score error, nat"):
-        cells = [row.cell(metric) for row in rows]
-        shown = ["" if cells[0].fp32 is None else f"{cells[0].fp32:.4f}", *(f"{cell.value:.4f}".replace("1.0000", "1") for cell in cells)]
-        assert f"| {metric} | {' | '.join(shown)} |".replace("|  |", "| |") in page
-    judged = [[bar.passed for bar in bars(table) if bar.recipe == system] for system in systems[1:]]
-    assert f"| bars reached | | | {' | '.join(f'{sum(passed)} of {len(passed)}' for passed in judged)} |" in page

@@ -1,0 +1,75 @@
+"""The tables of docs/fidelity.md say what the files of measurements say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from onerec_trt.core.artifacts import read_json
+from onerec_trt.fidelity.metrics import TOP1
+from onerec_trt.fidelity.references import REFERENCES
+from onerec_trt.fidelity.table import FidelityTable, bars
+from onerec_trt.tools.fidelity.results_page import read_results
+
+DOCS = Path(__file__).parents[3] / "docs"
+MEASUREMENTS = DOCS / "measurements"
+
+
+def tables() -> dict[str, FidelityTable | None]:
+    """By the first cell of the table that shows it."""
+    results = {each.training["reference"]: each for each in read_results(MEASUREMENTS)}
+    plans = FidelityTable.model_validate(read_json(MEASUREMENTS / "h200-fidelity-0.1B-moe-plans.json"))
+    demo = FidelityTable.model_validate(read_json(MEASUREMENTS / "fidelity-attention.json"))
+    return {
+        "0.1B, plans, 1024 requests": results["0.1B"].engine_table,
+        "0.1B, packed, 2048 requests": results["0.1B"].table,
+        "0.1B-moe, packed, 2048 requests": results["0.1B-moe"].table,
+        "0.1B-moe, plans, 1024 requests": plans,
+        "demo, 1600 requests": demo,
+    }
+
+
+def rows_of(first: str) -> list[list[str]]:
+    """The table of the page whose first cell this is, its heading included."""
+    lines = (DOCS / "fidelity.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    found = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found[:1] + found[2:]
+
+
+@pytest.mark.parametrize("first", tables())
+def test_a_table_of_results_is_that_of_its_file(first: str) -> None:
+    table = tables()[first]
+    assert table is not None
+    assert f"{table.requests} requests" in first
+    heading, *body = rows_of(first)
+    rows = {row.system: row for row in table.rows}
+    judged = bars(table)
+    metrics = ["hit@10", f"hit@{table.width}", f"overlap@{table.width}", TOP1, "score error, nat"]
+    assert [row[0] for row in body] == [*metrics, "bars reached"]
+    assert set(heading[2:]) == {row.system for row in table.rows if row.beside == "FP32"}
+    for metric, fp32, *cells in body[:-1]:
+        measured = [rows[system].cell(metric) for system in heading[2:]]
+        assert cells == [f"{cell.value:.4f}".replace("1.0000", "1") for cell in measured]
+        assert fp32 == ("" if measured[0].fp32 is None else f"{measured[0].fp32:.4f}")
+    for system, cell in zip(heading[2:], body[-1][2:], strict=True):
+        own = [gate.passed for gate in judged if gate.recipe == system]
+        assert cell == (f"{sum(own)} of {len(own)}" if own else "")
+
+
+def test_errors_with_the_first_block_kept_are_those_of_their_file() -> None:
+    table = FidelityTable.model_validate(read_json(MEASUREMENTS / "fidelity-kept.json"))
+    rows = {row.system: row.cell("score error, nat").value for row in table.rows}
+    heading, *body = rows_of("score error, nat | fp8-row-block | fp8-paper | fp8-paper-attention")
+    for kept, *cells in body:
+        ending = "" if kept == "everything in FP8" else f", {kept}"
+        assert cells == [f"{rows[precision + ending]:.4f}" for precision in heading[1:]]
+
+
+def test_the_layers_that_are_kept_are_those_of_the_reference() -> None:
+    page = (DOCS / "fidelity.md").read_text()
+    assert all(f"`{pattern}`" in page for pattern in REFERENCES["0.1B-moe"].keep_fp16)
