@@ -1,7 +1,7 @@
-"""A mixed recipe: as few layers as needed stay in FP16, the worst first, until the score error reaches a target.
+"""A mixed recipe: layers stay in FP16, those first that gain most for their time, until the score error reaches a target.
 
-Errors of single layers add up nearly as squares, so the order by error is the order of gain; the search measures the whole model and
-bisects for the shortest prefix of that order that reaches the target.
+Errors of single layers add up nearly as squares, so a layer gains its squared error, and costs its share of the multiplications. The
+search measures the whole model and bisects for the shortest prefix of the order by gain over cost that reaches the target.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MixedRecipe(BaseModel):
 
 
 def search(probe: Probe, found: Sensitivity, target: float | None = None) -> MixedRecipe:
-    """The shortest list of layers, worst first, without whose quantization the error is at most `target`.
+    """The shortest list of layers in the order of gain over cost, without whose quantization the error is at most `target`.
 
     Args:
         probe: The one that `found` was measured on.
@@ -46,7 +46,8 @@ def search(probe: Probe, found: Sensitivity, target: float | None = None) -> Mix
     if target is None:
         target = DEFAULT_TARGET * found.all_at_once
     parts = quantized_parts(probe.model.config, found.precision)
-    layers, order = parts_by_layer(probe.model.config, parts), [unit.unit for unit in found.layers]
+    layers = parts_by_layer(probe.model.config, parts)
+    order = [unit.unit for unit in sorted(found.layers, key=lambda unit: -(unit.error**2) / unit.share)]
 
     def error_with(kept: int) -> float:
         if kept == 0:
