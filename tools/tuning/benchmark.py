@@ -85,7 +85,7 @@ def bench_operators(
             result, difference, clock = _measure(each, capability, samples, gpu)
             torch.cuda.empty_cache()
         except (OnerecTrtError, RuntimeError) as error:  # RuntimeError: what CUDA says
-            failures.append({**name, "problem": str(error).splitlines()[0]})
+            failures.append({**name, "problem": (str(error) or type(error).__name__).splitlines()[0]})
             say(f"{' '.join(name.values())} failed: {failures[-1]['problem']}")
             continue
         results.append(result)
