@@ -179,6 +179,16 @@ def test_the_first_table_of_the_readme_shows_the_published_model() -> None:
         assert shown[shape][1:] == [*medians(of_shape, GRAPH, COMPILED, FP8), f"{plan['requests_per_s']:.0f}", f"{plan['limit_ms']:.1f}"]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/items.md"])
+def test_pages_tell_the_published_model_in_turns_from_the_same_alone(page: str) -> None:
+    (in_turns,) = medians(by_shape("h200-moe.json")["32 x 512 x 512"], FP8)
+    every = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]["alone"]
+    (alone,) = (each for each in every if (shape_text(each), each["engine"], each["recipe"]) == ("32 x 512 x 512", *FP8))
+    text = (DOCS.parent / page).read_text()
+    assert in_turns in text
+    assert re.search(rf"(takes|and) {alone['latency_ms']['median']:.1f}( ms there| alone)", text)
+
+
 @pytest.mark.parametrize(("card", "heading"), [("h100", "### Where the time goes on an H100"), ("h200", "### Where its time goes")])
 def test_the_parts_of_the_published_model_are_the_whole(card: str, heading: str) -> None:
     times_of_plans = json.loads((DOCS / "measurements" / f"{card}-moe.json").read_text())["environment"]["layer_times"]
