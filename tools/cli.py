@@ -116,7 +116,7 @@ def demo(
     out: Annotated[Path, typer.Option(parser=located, metavar="PATH", help="Output folder.")] = Path("out/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train a small model on synthetic data and take it through the whole pipeline in all five precisions."""
+    """Train a small model on synthetic data and take it through the whole pipeline in five precisions."""
     from . import commands
 
     commands.demo(out, as_json)
