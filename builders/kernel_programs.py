@@ -113,8 +113,9 @@ def _program(graph: _Graph, node: onnx.NodeProto, kernels: Kernels, compile_: Co
     factory, types = kernels.factories[node.op_type], tuple(map(graph.input_type, node.input))
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     read = tuple(output in graph.read for output in node.output)
+    constant = tuple(name in graph.initializers for name in node.input)
     try:
-        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, kernels.tiles, compile_))
+        program = factory.program(Node(node.op_type, types, attributes, kernels.capability, read, kernels.tiles, compile_, constant))
     except BuildError as error:
         raise _refusal(node, error.what, error.hint) from error
     if program is None:

@@ -8,7 +8,7 @@ from typing import Literal
 from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from ..launch.compile import Build
-from ..launch.node import LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, Node, by_rows, dependent, expect_size, static
+from ..launch.node import LANES_PER_WARP, NO_ADDRESS, TMA_ALIGNMENT, Node, by_rows, dependent, expect_constant, expect_size, static
 from ..launch.program import Argument, Buffer, Expr, Input, Int32, Launch, Output, Program, Scratch, Tensor, cdiv, minimum
 from ..launch.tiles import GemmTile, RowClass
 from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
@@ -175,6 +175,8 @@ def product_program(node: Node, product: Product, weight: int, scales: tuple[int
         raise BuildError(f"its inputs do not fit together: {shapes}", where=node.operator, hint="correct the graph")
     for index in filter(None, (scales and scales[1], residual)):
         expect_size(node, index, product.n)
+    for index in filter(None, (weight, scales and scales[1])):
+        expect_constant(node, index)
     scale: tuple[Argument, ...] = (NO_ADDRESS, NO_ADDRESS) if scales is None else tuple(map(Input, scales))
     added: Argument = NO_ADDRESS if residual is None else Input(residual)
     classes = node.tiles.classes(node.capability, product.family, (product.k, product.n))

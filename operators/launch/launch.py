@@ -71,7 +71,8 @@ def bind(program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
 
     Args:
         program: What runs.
-        inputs: Contiguous tensors on the GPU.
+        inputs: Contiguous tensors on the GPU. A kernel may read weights and their scales before it waits for the launch before it
+            (docs/kernels/README.md#starting-early), so nothing that still runs may write them.
         outputs: Likewise; `new_outputs` makes them.
         scratch: Buffers of `new_scratch`, for callers that look into them. Default: the call's own.
 

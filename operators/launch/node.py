@@ -34,6 +34,7 @@ class Node:
         read: For each output whether somebody reads it. Default: all are read.
         tiles: Default: the committed table.
         compile: Makes a kernel. Default: ahead of time, through the user's cache.
+        constant: For each input whether it is a constant of the plan. Default: all may be.
     """
 
     operator: str
@@ -43,6 +44,7 @@ class Node:
     read: tuple[bool, ...] = ()
     tiles: Tiles = field(default_factory=committed_tiles, repr=False)
     compile: Callable[[Build], Kernel] = compiled
+    constant: tuple[bool, ...] = ()
 
     @property
     def shape(self) -> tuple[Expr | int, ...]:
@@ -102,6 +104,13 @@ def expect_size(node: Node, index: int, size: int) -> None:
     if (found := static(node, index, -1)) != size:
         what = f"the last dimension of input {index} is {found}, must be {size}"
         raise BuildError(what, where=node.operator, hint="correct the graph")
+
+
+def expect_constant(node: Node, index: int) -> None:
+    """Check that no launch writes an input: a kernel reads it before the launch before it is over (operators/kernels/dependent.py)."""
+    if node.constant and not node.constant[index]:
+        what = f"input {index} is computed in the graph, must be a constant"
+        raise BuildError(what, where=node.operator, hint="export weights and their scales as they are multiplied")
 
 
 def epsilon_of(node: Node) -> float:

@@ -27,7 +27,7 @@ from onerec_trt.tools.tuning.parity import difference_of, this_capability
 from .repeats import captured, repeated, same_bits
 
 WIDTHS = (640, 896, 1408, 1792, 2304, 2944, 3584)  # of the eight published sizes
-ROWS = (1, 130, 1000, 16500)
+ROWS = (1, 20, 100, 200, 400, 1000, 3000, 16500)  # one for every tile of a product; 1000 to 4096 start early in persistent kernels
 RUNS = 1000
 
 

@@ -83,6 +83,7 @@ def test_factories_see_the_node(build: Callable[[Factories], NativeGraph]) -> No
     assert _plugins(graph) == []
     node, _again = seen  # all kernels are compiled at once, so factories are asked twice
     assert (node.operator, node.capability, node.read) == ("RmsNormQuantRow", "9.0", (True, True, False))
+    assert node.constant == (False, True), "features, and the weight of the norm"
     assert node.attributes == {"epsilon": pytest.approx(1e-6)}
 
 

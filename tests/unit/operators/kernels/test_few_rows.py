@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.fp8_linear import fp8_linear_add_case
 from onerec_trt.operators.kernels.product import Product
-from onerec_trt.operators.kernels.registry import program_of
+from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.compile import Build
-from onerec_trt.operators.launch.program import Kernel, Launch, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import InputType, Kernel, Launch, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import GemmTile, Tiles
 
 FEW = GemmTile(16, 16, 128, 1, 8, slices=8)
@@ -99,6 +101,19 @@ def test_scratch_is_for_the_rows_that_are_split():
     assert evaluated([most.bytes], shapes(16384)) == (256 * 1792 * 8,), "that of the rows which need most"
     (unbounded,) = program((16, GemmTile(64, 64, 128, 4, 4, parts=2))).scratch
     assert evaluated([unbounded.bytes], shapes(16384)) == (16384 * 1792 * 8,)
+
+
+@pytest.mark.parametrize("computed", [2, 3], ids=["weight", "its scale"])
+def test_weights_that_a_launch_writes_are_refused(computed):
+    """The launch before may be the one that writes them, and a kernel reads them before it is over."""
+    case = fp8_linear_add_case(1, 7168, 1792)
+    inputs = tuple(InputType(each.dtype, each.shape) for each in case.inputs)
+    constant = tuple(index in (2, 3) for index in range(len(inputs)))
+    made = partial(Node, case.operator, inputs, case.attributes, "9.0", compile=named)
+    assert FACTORIES[case.operator].program(made(constant=constant)) is not None
+    without = tuple(each and index != computed for index, each in enumerate(constant))
+    with pytest.raises(BuildError, match=f"input {computed} is computed in the graph, must be a constant"):
+        FACTORIES[case.operator].program(made(constant=without))
 
 
 @pytest.mark.parametrize("tile", [GemmTile(128, 128, 128, 5, 12, ctas=132, parts=2), replace(FEW, warps=4)], ids=["persistent", "slices"])

@@ -26,6 +26,8 @@ WARP_SPECIALIZED = GemmTile(128, 128, 128, 5, 12, ctas=132)
 ORDINARY = GemmTile(64, 64, 128, 2, 4)
 ATTENTION = AttentionTile(128, 128, 2, 12, ctas=132)
 PRODUCT = Product("float8_e4m3fn", 1408, 640, row_scales=True, residual=True)
+FEW_ROWS_ATTENTION = Attention(1, 2, 1, 128, shared=True, codes=True)
+CONTEXT_PARTS = AttentionTile(16, 64, 3, 4, part=128)
 
 
 def quant_build(capability: str = "9.0", tile: RowTile = RowTile(4, 256, 4)) -> Build:  # noqa: B008
@@ -42,13 +44,35 @@ def test_every_compute_capability(cubins, capability):
     assert row.dependent == gemm.dependent == (capability != "8.9"), "8.9 has no programmatic dependent launch"
 
 
-@pytest.mark.parametrize("build", [quant_build(), PRODUCT.build(ORDINARY, "9.0")], ids=lambda build: build.function)
+@pytest.mark.parametrize(
+    "build",
+    [
+        quant_build(),
+        PRODUCT.build(ORDINARY, "9.0"),
+        PRODUCT.build(replace(ORDINARY, parts=2), "9.0"),  # these write scratch, which the launch before may still read
+        FEW_ROWS_ATTENTION.build(CONTEXT_PARTS, "9.0"),
+        FEW_ROWS_ATTENTION.merge_build(CONTEXT_PARTS, "9.0"),
+        Product("float16", 1408, 640, residual=True).sum_build(replace(ORDINARY, parts=2), "9.0"),
+    ],
+    ids=lambda build: build.function,
+)
 def test_nothing_is_read_or_written_before_the_launch_before_is_over(cubins, tmp_path, build):
     (tmp_path / "kernel.cubin").write_bytes(compiled(build, cubins).cubin)
     command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     touched = [code.index(found) for found in ("LDG", "STG") if found in code]
     assert code.index("ACQBULK") < code.index("PREEXIT") < min(touched), "wait, let the next one start, and only then look at memory"
+
+
+def test_the_sum_of_parts_reads_only_scales_of_weights_before_its_wait(cubins, tmp_path):
+    kernel = compiled(PRODUCT.sum_build(replace(ORDINARY, parts=2), "9.0"), cubins)
+    assert kernel.dependent
+    (tmp_path / "kernel.cubin").write_bytes(kernel.cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", tmp_path / "kernel.cubin"]
+    before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("ACQBULK", 1)
+    assert before.count("LDG") == 1, "scales of weights"
+    assert "STG" not in before
+    assert "STG" in after
 
 
 @pytest.mark.parametrize(
@@ -150,11 +174,10 @@ def assert_fits_and_spills_nothing(kernel, folder):
     assert (registers * 32 * kernel.warps <= 65536, stack) == (True, 0)
 
 
-@pytest.mark.parametrize("attention", [Attention(1, 2, 1, 128, shared=True, codes=True), Attention(3, 2, 4, 64)], ids=str)
+@pytest.mark.parametrize("attention", [FEW_ROWS_ATTENTION, Attention(3, 2, 4, 64)], ids=str)
 def test_attention_over_parts_of_the_context_fits_and_spills_nothing(cubins, tmp_path, attention):
-    tile = AttentionTile(16, 64, 3, 4, part=128)
-    assert_fits_and_spills_nothing(compiled(attention.build(tile, "9.0"), cubins), tmp_path)
-    assert compiled(attention.merge_build(tile, "9.0"), cubins).dependent
+    assert_fits_and_spills_nothing(compiled(attention.build(CONTEXT_PARTS, "9.0"), cubins), tmp_path)
+    assert compiled(attention.merge_build(CONTEXT_PARTS, "9.0"), cubins).dependent
 
 
 @pytest.mark.parametrize(("tile", "capability"), [(replace(ATTENTION, m=192), "9.0"), (ATTENTION, "12.0")], ids=["rows", "capability"])
