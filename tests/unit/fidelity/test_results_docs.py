@@ -100,6 +100,8 @@ def test_errors_with_an_outlier_are_those_of_their_file() -> None:
     _, *body = rows_of("| one static scale | a scale per token | blocks")
     assert [row[0] for row in body] == list(results)
     for name, *cells in body:
-        assert (stress := results[name]) is not None
-        clean, planted = (next(row for row in stress.rows if (row.outlier, row.factor) == known) for known in (("none", 1), ("channel", 1024)))
-        assert cells == [f"{clean.errors[scale]:.4f}, {planted.errors[scale]:.4f}" for scale in SCALES]
+        stress = results[name]
+        assert stress is not None
+        rows = {(row.outlier, row.factor): row.errors for row in stress.rows}
+        clean, planted = rows["none", 1], rows["channel", 1024]
+        assert cells == [f"{clean[scale]:.4f}, {planted[scale]:.4f}" for scale in SCALES]
