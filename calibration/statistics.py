@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -149,12 +150,17 @@ def activation_cast(granularity: Granularity, input_amax: float | None) -> Calla
     """The function that quantizes and dequantizes activations [..., K] the way the serving graph will."""
     if granularity in (Granularity.TENSOR, Granularity.BOUND):
         assert input_amax is not None
-        scale = fp8.scale_of(torch.tensor(input_amax))
-        return lambda x: fp8.quantize_tensor(x, scale).float() * scale
+        return partial(_through_one_scale, input_amax)
     if granularity is Granularity.ROW:
         return _through_rows
     assert granularity in (Granularity.BLOCK, Granularity.ROW_BLOCK), granularity
     return lambda x: fp8.dequantize_row_blocks(*fp8.quantize_row_blocks(x))[..., : x.shape[-1]]
+
+
+def _through_one_scale(input_amax: float, x: Tensor) -> Tensor:
+    # The scale lies beside x: PyTorch multiplies by the reciprocal of a number that lies on the CPU, as `fp8.scale_of` says.
+    scale = fp8.scale_of(torch.full((), input_amax, device=x.device))
+    return fp8.quantize_tensor(x, scale).float() * scale
 
 
 def _through_rows(x: Tensor) -> Tensor:

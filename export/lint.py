@@ -9,10 +9,11 @@ from typing import Literal
 import onnx
 from pydantic import BaseModel
 
-from ..calibration.targets import quantized_products
+from ..calibration.targets import fp8_attention, quantized_products
 from ..core.precision import Precision
 from ..core.recipe import MAX_TOPK
 from ..models.config import LEVELS, OneRecConfig
+from ..models.layout import attention_place
 from ..operators.operator import DOMAIN
 from ..operators.registry import FP8_EXPERTS
 
@@ -40,6 +41,7 @@ def lint(model: onnx.ModelProto, config: OneRecConfig, precision: Precision, fol
         lambda: _experts(model, config),
         lambda: _topk(model),
         lambda: _quantized_gemms(model, config, precision),
+        lambda: _attentions(model, config, precision),
         lambda: _references(model),
         lambda: _external_data(model, folder),
     ]
@@ -129,6 +131,16 @@ def _quantized_gemms(model: onnx.ModelProto, config: OneRecConfig, precision: Pr
     for node in _operator_nodes(model, _QUANTIZED_GEMMS):
         if not any(types.get(name) == _FP8 for name in node.input):
             yield Finding(rule="gemm-not-quantized", severity="error", where=node.name, what="its weight is not stored in FP8")
+
+
+def _attentions(model: onnx.ModelProto, config: OneRecConfig, precision: Precision) -> Iterator[Finding]:
+    """Attention to the context, which a recipe may keep in FP16 in some blocks."""
+    expected = {f"step{step}.{attention_place(block)}" for step in range(LEVELS) for block in fp8_attention(config, precision)}
+    for node in _operator_nodes(model, ("ContextAttention", "ContextAttentionFp8")):
+        if node.op_type == "ContextAttention" and node.name in expected:
+            yield Finding(rule="attention-not-quantized", severity="error", where=node.name, what="it runs in FP16, not in FP8")
+        if node.op_type == "ContextAttentionFp8" and node.name not in expected:
+            yield Finding(rule="attention-quantized", severity="error", where=node.name, what="it runs in FP8, not in FP16")
 
 
 def _references(model: onnx.ModelProto) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from ..calibration.observation import Observation
 from ..calibration.scoring import ScoringRequests
 from ..calibration.targets import Target, targets_of
 from ..core.precision import Granularity
+from ..models.config import LEVELS
 from ..models.onerec import MixtureOfExperts, OneRec, SwiGlu
 from .packed_source import input_amax, observe
 from .sensitivity import Probe, score_error
@@ -23,7 +24,6 @@ from .verdicts import Judgement, judge_activation
 
 SCALES = {"one static scale": Granularity.TENSOR, "a scale per token": Granularity.ROW, "blocks of 128": Granularity.BLOCK}
 Outlier = Literal["none", "channel", "tokens"]
-_SAMPLE_VALUES = 1 << 18
 
 
 class StressRow(BaseModel):
@@ -67,7 +67,7 @@ def measure_stress(probe: Probe, scoring: ScoringRequests) -> Stress:
     """
     swiglu = next(name for name, module in probe.model.named_modules() if isinstance(module, SwiGlu))
     down = f"{swiglu}.down"
-    clean = observe(probe.model, scoring, _SAMPLE_VALUES)
+    clean = _observed(probe.model, down, scoring)
     sample_NK = clean.activations[f"{down}.input"].sample.rows
     assert sample_NK is not None
     channel = int(sample_NK.abs().amax(0).argmax())
@@ -84,7 +84,7 @@ def _row(
     probe: Probe, linear: str, scoring: ScoringRequests, outlier: Outlier, factor: float, planted: AbstractContextManager[object]
 ) -> StressRow:
     with planted:
-        observation = observe(probe.model, scoring, _SAMPLE_VALUES)
+        observation = _observed(probe.model, linear, scoring)
         target = next(each for each in targets_of(probe.model.config, "fp8-static") if each.name == linear)
         seen = probe._replace(input_amax=input_amax(observation))
         errors = {words: score_error(seen, _with(target, granularity)) for words, granularity in SCALES.items()}
@@ -96,6 +96,11 @@ def _row(
         errors=errors,
         judgement=_judged(observation, target, probe.model),
     )
+
+
+def _observed(model: OneRec, linear: str, scoring: ScoringRequests) -> Observation:
+    """With every row of what a linear reads: in a sample of half of them one planted token may be more than a hundredth."""
+    return observe(model, scoring, len(scoring) * LEVELS * model.get_parameter(f"{linear}.weight").shape[1])
 
 
 def _with(target: Target, granularity: Granularity) -> Sequence[Target]:

@@ -68,7 +68,7 @@ def sensitivity(
     else:
         print_results(sensitivity_tables(found))
     if base is not None and out is not None:
-        write_mixed_recipe(base, found.mixed, len(found.sensitivity.layers), out)
+        write_mixed_recipe(base, found.mixed, found.sensitivity.layers, out)
         typer.echo(f"recipe: {out}", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ...core.artifacts import write_text
 from ...core.errors import RecipeError
 from ...core.recipe import Recipe, parse_recipe
 from ...fidelity.mixed import MixedRecipe
+from ...fidelity.sensitivity import UnitError
 from ..outputs import RECIPE_MARK, require_own_recipe
 
 
@@ -28,25 +30,25 @@ def require_mixed_recipe(base: Recipe, checkpoint: Path, out: Path) -> None:
     require_own_recipe(out)
 
 
-def write_mixed_recipe(base: Recipe, found: MixedRecipe, layers: int, out: Path) -> Recipe:
+def write_mixed_recipe(base: Recipe, found: MixedRecipe, layers: Sequence[UnitError], out: Path) -> Recipe:
     """Write the recipe: that of `base`, named after its file, with the layers that stay in FP16; what it says.
 
     Args:
         base: The recipe to start from; its paths become absolute.
         found: Which layers stay in FP16.
-        layers: How many layers were tried.
+        layers: Those that were tried.
         out: The file.
 
     Raises:
-        RecipeError: No layer is left in FP8.
+        RecipeError: No linear is left in FP8; attention alone makes no recipe.
         ArtifactError: The disk is full, or the file cannot be written.
     """
-    if len(found.kept) == layers:
+    if not any(layer.linears and layer.unit not in found.kept for layer in layers):
         hint = "raise --target; a recipe with precision: fp16 is what the target asks for"
-        raise RecipeError(f"an error of {found.target:.3g} nat leaves no layer in FP8", where="--target", hint=hint)
+        raise RecipeError(f"an error of {found.target:.3g} nat leaves no linear in FP8", where="--target", hint=hint)
     values = _values(base, out, found.precision, found.kept)
     recipe = parse_recipe(values, where=str(out))
-    reason = f"{len(found.kept)} of {layers} layers in FP16: score error {found.error:.3g} nat, {found.error_without:.3g} without"
+    reason = f"{len(found.kept)} of {len(layers)} layers in FP16: score error {found.error:.3g} nat, {found.error_without:.3g} without"
     write_text(out, f"{RECIPE_MARK}, {reason}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}")
     return recipe
 

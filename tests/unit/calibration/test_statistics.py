@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from onerec_trt.calibration.statistics import (
 from onerec_trt.core.errors import CalibrationError
 from onerec_trt.core.precision import Granularity
 from onerec_trt.operators import fp8
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def _gathered(x: torch.Tensor, cuts: list[int]) -> TensorStatistics:
@@ -130,6 +132,22 @@ def test_static_cast_saturates_beyond_the_calibrated_amax() -> None:
     cast = activation_cast(Granularity.TENSOR, 2.0)
     assert float(cast(torch.tensor([100.0]))) == pytest.approx(2.0)
     assert torch.equal(cast(torch.tensor([2.0])), fp8.E4M3_MAX * fp8.scale_of(torch.tensor([2.0])))
+
+
+def test_a_static_cast_divides_by_a_scale_that_lies_beside_its_values() -> None:
+    """On a GPU, PyTorch multiplies by the reciprocal of a number on the CPU: another code where a value lies in the middle of two."""
+
+    class Divisors(TorchDispatchMode):
+        devices: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten.div:
+                self.devices.append(args[1].device.type)
+            return func(*args, **(kwargs or {}))
+
+    with Divisors() as divisors:
+        activation_cast(Granularity.TENSOR, 2.0)(torch.zeros(3, 4, device="meta"))
+    assert divisors.devices == ["meta", "meta"]  # the scale's own, and that of the codes
 
 
 def test_fp16_range_warns_and_refuses() -> None:

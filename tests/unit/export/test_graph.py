@@ -54,6 +54,13 @@ def test_attention_kept_in_fp16_exports_beside_attention_in_fp8(make_model, make
     graph = export_graph(module, module.io, (*batch, sids := torch.zeros(2, 2, 3).long()))
     attach_functions(graph)
     assert lint(ir.to_proto(graph), config, packed.scheme) == []
+    otherwise = replace(packed.scheme, keep_fp16=("blocks.1.cross.attention",))
+    findings = {(finding.rule, finding.where) for finding in lint(ir.to_proto(graph), config, otherwise)}
+    assert findings == {
+        (rule, f"step{step}.blocks.{block}.cross.attention")
+        for step in range(3)
+        for block, rule in enumerate(("attention-not-quantized", "attention-quantized"))
+    }
     attentions = {node.name: node.op_type for node in graph.graph if node.op_type.startswith("ContextAttention")}
     for name, kind in attentions.items():
         assert kind == ("ContextAttention" if name.endswith("blocks.0.cross.attention") else "ContextAttentionFp8")

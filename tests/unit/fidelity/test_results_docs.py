@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 from onerec_trt.core.artifacts import read_json
 from onerec_trt.fidelity.metrics import TOP1
 from onerec_trt.fidelity.references import REFERENCES
+from onerec_trt.fidelity.stress_measurement import SCALES
 from onerec_trt.fidelity.table import FidelityTable, bars
 from onerec_trt.tools.fidelity.results_page import read_results
 
@@ -73,3 +75,33 @@ def test_errors_with_the_first_block_kept_are_those_of_their_file() -> None:
 def test_the_layers_that_are_kept_are_those_of_the_reference() -> None:
     page = (DOCS / "fidelity.md").read_text()
     assert all(f"`{pattern}`" in page for pattern in REFERENCES["0.1B-moe"].keep_fp16)
+
+
+def test_shares_of_layers_are_those_of_their_file() -> None:
+    """Of the products and of the squared errors, by what the page takes together."""
+    measured = next(each.layers for each in read_results(MEASUREMENTS) if each.training["reference"] == "0.1B-moe")
+    assert measured is not None
+    layers = next(found.layers for found in measured.sensitivity if found.precision == "fp8-row-block")
+    parts = [
+        [unit for unit in layers if fnmatchcase(unit.unit, "blocks.0.[cs]*")],
+        [unit for unit in layers if fnmatchcase(unit.unit, "blocks.[1-5].[cs]*")],
+        [unit for unit in layers if fnmatchcase(unit.unit, "blocks.0.ffn.*")],
+    ]
+    parts.append([unit for unit in layers if not any(unit in part for part in parts)])
+    whole = sum(unit.error**2 for unit in layers)
+    _, *body = rows_of("quantized alone in `fp8-row-block`, 0.1B-moe")
+    shares = [(sum(unit.share for unit in part), sum(unit.error**2 for unit in part) / whole) for part in parts]
+    assert [row[1:] for row in body] == [[f"{100 * products:.1f} %", f"{100 * errors:.0f} %"] for products, errors in shares]
+
+
+def test_errors_with_an_outlier_are_those_of_their_file() -> None:
+    """One channel of a thousand times its size, before and after."""
+    results = {each.training["reference"]: each.stress for each in read_results(MEASUREMENTS)}
+    _, *body = rows_of("| one static scale | a scale per token | blocks")
+    assert [row[0] for row in body] == list(results)
+    for name, *cells in body:
+        stress = results[name]
+        assert stress is not None
+        rows = {(row.outlier, row.factor): row.errors for row in stress.rows}
+        clean, planted = rows["none", 1], rows["channel", 1024]
+        assert cells == [f"{clean[scale]:.4f}, {planted[scale]:.4f}" for scale in SCALES]

@@ -68,6 +68,15 @@ def test_a_thousandfold_outlier_is_held_by_the_exponents_of_e4m3_and_named_all_t
         assert "x AbsP99" in planted.judgement.reason
 
 
+def test_a_planted_token_is_named_in_a_wide_tensor_too(trained: Trained) -> None:
+    """Of 144 rows one is less than a hundredth, of half of them more: AbsP99 would be one of its values."""
+    torch.manual_seed(0)
+    model = OneRec(trained.fp32.model.config.with_changes(ffn_hidden=4096)).eval()
+    probe = make_probe(model, trained.heldout, trained.fp32.reference, {}, 4, 2, 4)
+    few = replace(trained.scoring, batch_size=48).first(48)
+    assert row(measure_stress(probe, few), "tokens", FACTORS[0]).judgement.outlier
+
+
 @pytest.mark.parametrize("outlier", ["channel", "tokens"])
 @pytest.mark.parametrize("factor", [FACTORS[0], FACTORS[-1]])
 def test_the_analysis_names_the_planted_tensor_and_no_other_activation(trained: Trained, outlier: str, factor: float) -> None:

@@ -16,6 +16,7 @@ from onerec_trt.core.errors import ArtifactError, RecipeError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.export.stage import DESCRIPTION_FILE, SERVING_FILE
 from onerec_trt.fidelity.mixed import MixedRecipe
+from onerec_trt.fidelity.sensitivity import UnitError
 from onerec_trt.models.config import LEVELS
 from onerec_trt.models.layout import layout
 from onerec_trt.operators.operator import DOMAIN
@@ -47,6 +48,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, finished_world: Path) -> Mix
     for _ in run_stages(recipe, ("calibrate", "export", "validate")):
         pass
     return Mixed(folder, out, recipe)
+
+
+def units(*places: str) -> list[UnitError]:
+    """Layers as sensitivity gives them."""
+    return [UnitError(unit=place, linears=int(not place.endswith(".attention")), error=0.1, share=0.1) for place in places]
 
 
 def test_it_is_the_recipe_it_started_from_but_for_name_and_layers(mixed: Mixed) -> None:
@@ -89,16 +95,19 @@ def test_the_file_says_why_and_is_replaced_by_its_own_kind_alone(mixed: Mixed) -
     found = MixedRecipe(
         precision="fp8-row", target=1, error=0.5, error_without=2, reached=True, kept=("blocks.0.cross.q",), share=0.1, slower=1.1
     )
-    assert write_mixed_recipe(load_recipe(base), found, ALL_LAYERS, mixed.folder / "again.yaml").keep_fp16 == ("blocks.0.cross.q",)
+    layers = units("blocks.0.cross.q", "blocks.0.cross.o")
+    assert write_mixed_recipe(load_recipe(base), found, layers, mixed.folder / "again.yaml").keep_fp16 == ("blocks.0.cross.q",)
     with pytest.raises(ArtifactError, match="not a recipe that this command wrote"):
         command.sensitivity(mixed.recipe.checkpoint, mixed.recipe.requests, False, recipe_file=base, out=base)
 
 
-def test_a_target_that_fp16_alone_reaches_gives_no_recipe(mixed: Mixed) -> None:
-    kept = tuple(map(str, range(ALL_LAYERS)))
+@pytest.mark.parametrize("attention", [(), ("blocks.0.cross.attention",)])
+def test_a_target_that_leaves_no_linear_in_fp8_gives_no_recipe(mixed: Mixed, attention: tuple[str, ...]) -> None:
+    """Calibration would refuse it, also where attention to the context is left."""
+    kept = ("blocks.0.cross.q", "blocks.0.cross.o")
     found = MixedRecipe(precision="fp8-row", target=0, error=0, error_without=2, reached=True, kept=kept, share=1, slower=2)
-    with pytest.raises(RecipeError, match="leaves no layer in FP8"):
-        write_mixed_recipe(mixed.recipe, found, ALL_LAYERS, mixed.folder / "none.yaml")
+    with pytest.raises(RecipeError, match="leaves no linear in FP8"):
+        write_mixed_recipe(mixed.recipe, found, units(*kept, *attention), mixed.folder / "none.yaml")
     assert not (mixed.folder / "none.yaml").exists()
 
 
