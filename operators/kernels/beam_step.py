@@ -180,9 +180,7 @@ def numbered(buffers: dict[str, Buffer]) -> dict[str, Scratch]:
 def checked_program(node: Node, shape: BeamShape, buffers: dict[str, Buffer], launches: tuple[Launch, ...]) -> Program:
     """A program of these launches with the outputs of a beam step."""
     outputs = tuple(Tensor(dtype, (dim(1, 0), shape.width)) for dtype in ("float32", "int64", "int64"))
-    program = Program(node.inputs, outputs, (Variant(1, launches),), tuple(buffers.values()))
-    program.check()
-    return program
+    return node.program(outputs, (Variant(1, launches),), tuple(buffers.values()))
 
 
 def selection(node: Node, shape: BeamShape, tile: BeamTile, scratch: dict[str, Scratch], mask: Mask | None) -> tuple[Launch, ...]:

@@ -163,9 +163,7 @@ def _program(node: Node, shared: bool, codes: bool) -> Program:
     tile = attention.usable(tile)
     variants = attention.variants(tile, lambda tile: attention.launches(tile, node, tensors, code_scale))
     output = Tensor("float8_e4m3fn" if codes else "float16", node.shape)
-    program = Program(node.inputs, (output,), variants, attention.scratch(tile))
-    program.check()
-    return program
+    return node.program((output,), variants, attention.scratch(tile))
 
 
 def _attention(node: Node, value: int, shared: bool, codes: bool) -> Attention:

@@ -58,9 +58,7 @@ class _Node:
     def program(self) -> Program:
         variants = by_rows(self.node.rows, self.classes, self._launches)
         output = Tensor("float16", (*self.node.shape[:-1], self.sizes.d))
-        program = Program(self.node.inputs, (output,), variants, tuple(self._scratch.values()))
-        program.check()
-        return program
+        return self.node.program((output,), variants, tuple(self._scratch.values()))
 
     @cached_property
     def _scratch(self) -> dict[str, Buffer]:

@@ -157,9 +157,7 @@ def moe_route_program(node: Node) -> Program:
     logits = [constants["EXPERT_TILE"] * tile.parts for tile in tiles if tile.parts > 1]
     variants = by_rows(node.rows, classes, partial(_launches, node, constants))
     outputs = (Tensor("int64", shape), Tensor("float32", shape))
-    program = Program(node.inputs, outputs, variants, (Buffer(4 * max(logits) * node.rows),) if logits else ())
-    program.check()
-    return program
+    return node.program(outputs, variants, (Buffer(4 * max(logits) * node.rows),) if logits else ())
 
 
 def route_constants(node: Node, router: int) -> dict[str, int]:

@@ -57,9 +57,7 @@ class Product:
         constants: dict[str, int | bool] = {
             "N": self.n,
             "K": self.k,
-            "SCALED": self.row_scales is not None,
-            "ROW_SCALES": bool(self.row_scales),
-            "RESIDUAL": self.residual,
+            **self._end(),
             "PROMOTE": bool(self.promotion),
             "M_TILE": tile.m,
             "N_TILE": tile.n,
@@ -182,6 +180,4 @@ def product_program(node: Node, product: Product, weight: int, scales: tuple[int
     classes = node.tiles.classes(node.capability, product.family, (product.k, product.n))
     classes = [replace(each, tile=product.usable(_gemm_tile(each))) for each in classes]
     variants = by_rows(node.rows, classes, lambda tile: product.launches(tile, node, (Input(0), Input(weight)), (*scale, added)))
-    program = Program(node.inputs, (Tensor("float16", (*node.shape[:-1], product.n)),), variants, _scratch(product, node, classes))
-    program.check()
-    return program
+    return node.program((Tensor("float16", (*node.shape[:-1], product.n)),), variants, _scratch(product, node, classes))

@@ -10,7 +10,7 @@ from typing import Any
 from ...core.dtypes import DTYPES
 from ...core.errors import BuildError
 from .compile import Build, compiled
-from .program import Argument, Expr, InputType, Int64, Kernel, Launch, Program, Tensor, Variant, cdiv, constant, dim
+from .program import Argument, Buffer, Expr, InputType, Int64, Kernel, Launch, Program, Tensor, Variant, cdiv, constant, dim
 from .tiles import RowClass, RowTile, Tiles, committed_tiles
 
 NO_ADDRESS = Int64(0)  # where a kernel has a pointer it never follows
@@ -67,9 +67,9 @@ class Node:
     def is_read(self, output: int) -> bool:
         return self.read[output] if self.read else True
 
-    def program(self, outputs: tuple[Tensor, ...], variants: tuple[Variant, ...]) -> Program:
+    def program(self, outputs: tuple[Tensor, ...], variants: tuple[Variant, ...], scratch: tuple[Buffer, ...] = ()) -> Program:
         """A program of these outputs, checked."""
-        program = Program(self.inputs, outputs, variants)
+        program = Program(self.inputs, outputs, variants, scratch)
         program.check()
         return program
 
