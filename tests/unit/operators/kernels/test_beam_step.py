@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.beam_select import MAX_KEYS
@@ -22,14 +17,7 @@ SHAPES = (
     *((1, 8192, 1), (1, 8192, 512), (512, 8192, 512), (128, 8192, 256), (1024, 8192, 1024), (1024, 65536, 1024)),
     *((1, 32, 32), (7, 33, 130), (16, 129, 64), (1000, 9, 1000), (3, 1000, MAX_WIDTH)),
 )
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> dict:
-    script = Path(__file__).parent / "interpreted_beam_step.py"
-    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+INTERPRETED = "interpreted_beam_step.py"
 
 
 def test_the_selection_is_the_stable_sort_of_its_own_totals(interpreted):

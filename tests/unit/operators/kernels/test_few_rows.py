@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 from onerec_trt.core.errors import BuildError
@@ -21,14 +17,7 @@ from onerec_trt.operators.launch.tiles import GemmTile, Tiles
 
 FEW = GemmTile(16, 16, 128, 1, 8, slices=8)
 DOWN = Product("float8_e4m3fn", 1792, 7168, row_scales=True, residual=True)
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, list[dict]]:
-    script = Path(__file__).parent / "interpreted_few_rows.py"
-    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+INTERPRETED = "interpreted_few_rows.py"
 
 
 @pytest.fixture(scope="module")

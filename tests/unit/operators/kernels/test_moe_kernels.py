@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,14 +24,7 @@ from onerec_trt.operators.swiglu import swiglu_in_fp32
 from torch import Tensor
 
 FUSED = ("MoeExperts", "MoeExpertsFp8Tensor", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")  # whose up product can compute the activation
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, list[dict]]:
-    script = Path(__file__).parent / "interpreted_moe.py"
-    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+INTERPRETED = "interpreted_moe.py"
 
 
 def test_experts_are_their_reference(interpreted):

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from onerec_trt.builders.fusions.registry import FUSIONS
 from onerec_trt.operators.kernels.registry import FACTORIES
 
 ROUNDED_DIFFERENTLY = 0.01  # share of FP16 results that another order of summation rounds differently
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, list[dict]]:
-    script = Path(__file__).parent / "interpreted.py"
-    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+INTERPRETED = "interpreted.py"
 
 
 @pytest.fixture(scope="module")
