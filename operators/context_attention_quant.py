@@ -6,18 +6,16 @@ call those of the parts, so the result is rounded to FP16 before it is quantized
 
 from __future__ import annotations
 
+import torch
 from onnxscript import script
 from torch import Tensor
 
+from .comparison import difference_explaining
 from .context_attention import ContextAttention, context_attention, context_attention_reference
 from .functions import Product, QuantizeByScale
-from .operator import FP16_THRESHOLD, ONEREC, Operator, op
+from .operator import ONEREC, Array, Attributes, Operator, op
 from .quant import QuantTensor, quant_tensor, tensor_reference
 from .shared_context_attention import SharedContextAttention, shared_context_attention, shared_context_attention_reference
-
-# Of the codes of two FP16 results that differ by FP16_THRESHOLD, a relative error of sqrt(2 * 1e-6). A code flips with a chance of
-# that error by the code's step, about 0.09 of the value, and by that step; half the mean square is 0.036 of the error.
-THRESHOLD = 0.036 * (2 * FP16_THRESHOLD) ** 0.5
 
 
 def quantized_reference(
@@ -30,6 +28,14 @@ def quantized_reference(
 def shared_quantized_reference(query_ND: Tensor, context_BGSd: Tensor, lengths_B: Tensor, scale: Tensor, *, rows: int) -> tuple[Tensor]:
     """Likewise, of SharedContextAttention."""
     return tensor_reference(*shared_context_attention_reference(query_ND, context_BGSd, lengths_B, rows=rows), scale)
+
+
+def compare_rounded(actual: list[Array], _expected: list[Array], inputs: list[Array], attributes: Attributes) -> float:
+    """How far the FP16 result of the reference is from one that gives the actual codes. The threshold is that of attention in FP16."""
+    *attending, scale = (torch.from_numpy(array) for array in inputs)
+    attend = context_attention_reference if len(attending) == 4 else shared_context_attention_reference
+    (attended,) = attend(*attending, rows=int(attributes["rows"]))
+    return difference_explaining(actual[0], (attended.float() / scale).numpy())
 
 
 @script(ONEREC, default_opset=op)
@@ -50,7 +56,7 @@ context_attention_quant_tensor = Operator(
     outputs=lambda query, key, value, lengths, scale, *, rows: quant_tensor.outputs(
         *context_attention.outputs(query, key, value, lengths, rows=rows), scale
     ),
-    threshold=THRESHOLD,
+    compare=compare_rounded,
 )
 shared_context_attention_quant_tensor = Operator(
     name="SharedContextAttentionQuantTensor",
@@ -60,5 +66,5 @@ shared_context_attention_quant_tensor = Operator(
     outputs=lambda query, context, lengths, scale, *, rows: quant_tensor.outputs(
         *shared_context_attention.outputs(query, context, lengths, rows=rows), scale
     ),
-    threshold=THRESHOLD,
+    compare=compare_rounded,
 )
