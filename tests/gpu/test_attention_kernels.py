@@ -26,7 +26,10 @@ BEAMS = (1, 16, 130, 512)
 CONTEXTS = (1, 37, 512, 777, 3000)
 RUNS = 1000
 REQUESTS = 5
-AVERAGED = 100  # tokens from which on single codes of probabilities weigh little
+MANY_ROWS = 1000  # of all heads and requests
+# What flips of probabilities' codes may do to so many rows of attention in FP8. A context of one token weighs most: there a flip moves
+# the whole row by up to an eighth. One in a hundred of 200 such rows makes 1e-3 of the scale, and 6e-5 in the difference.
+FP8_SCALE, FP8_DIFFERENCE = 2e-3, 1e-4
 TILES = (
     AttentionTile(16, 64, 3, 4),
     AttentionTile(16, 64, 3, 4, part=128),
@@ -116,13 +119,14 @@ def cut_short(case: Case) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def hold_fp8(case: Case, program: Program, inputs: list[Tensor], given: list[Tensor]) -> None:
-    """Every value is one that scores within what a tensor core loses of them explain; longer contexts are within the threshold."""
+    """Every value is one that scores within what a tensor core loses of them explain; of many rows, all together are not off either."""
     (expected,), (actual,) = case.reference(inputs), execute(program, given)
     low, high = fp8_attention_bounds(inputs, case.attributes["rows"])
     assert ((low <= actual) & (actual <= high)).all()
-    long = (inputs[-1] >= AVERAGED).nonzero()[:, 0]
-    both = [each.float().unflatten(0, (REQUESTS, -1))[long].cpu().numpy() for each in (actual, expected)]
-    assert difference(*both) <= case.threshold
+    if actual.numel() >= MANY_ROWS * case.size[-1]:
+        exact, found = expected.double().flatten(), actual.double().flatten()
+        assert abs(float(found @ exact / (exact @ exact)) - 1) <= FP8_SCALE
+        assert difference(found.cpu().numpy(), exact.cpu().numpy()) <= FP8_DIFFERENCE
 
 
 @pytest.mark.parametrize("beam", BEAMS)
