@@ -25,7 +25,7 @@ unit: $(VENV)/.installed $(SERVER)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # On a machine with an NVIDIA GPU and TensorRT (pip install '.[tensorrt]'): a build keeps one core busy, so several run at a time.
-gpu: $(VENV)/.installed
+gpu: $(VENV)/.installed $(SERVER)/.installed
 	$(BIN)/python -m pytest tests/gpu -n 6
 
 # The package is installed as users get it, as a wheel; build/ is removed so that no stale file travels in it.
