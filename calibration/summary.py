@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ..core.artifacts import read_json, write_json
-from ..core.errors import ArtifactError, first_problem
+from ..core.artifacts import read_model, write_json
 from ..core.precision import Granularity
 from ..core.recipe import PrecisionName
 from ..models.config import OneRecConfig
@@ -136,8 +135,4 @@ def read_summary(folder: Path) -> QuantizationSummary:
     Raises:
         ArtifactError: It is missing or malformed.
     """
-    path = folder / SUMMARY_NAME
-    try:
-        return QuantizationSummary.model_validate(read_json(path))
-    except ValidationError as error:
-        raise ArtifactError(f"malformed: {first_problem(error)}", where=str(path), hint="run the stage 'calibrate' again") from None
+    return read_model(folder / SUMMARY_NAME, QuantizationSummary, hint="run the stage 'calibrate' again")

@@ -18,11 +18,12 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
-from .errors import ArtifactError
+from .errors import ArtifactError, first_problem
 from .hashing import Files as Files
 from .hashing import files_in as files_in
 from .hashing import sha256 as sha256
@@ -30,6 +31,7 @@ from .hashing import sha256_of as sha256_of
 from .paths import absolute
 from .text_files import read_bytes
 
+Model = TypeVar("Model", bound=BaseModel)
 PARTIAL = ".partial-"  # begins the names of temporary siblings
 
 
@@ -125,6 +127,24 @@ def read_json(path: Path) -> Any:
     except ValueError as error:  # not UTF-8, malformed, a repeated key, or a number of thousands of digits
         problem = str(error)
     raise ArtifactError(f"not valid JSON: {problem}", where=str(path), hint="delete it and run its stage again")
+
+
+def read_model(path: Path, kind: type[Model], *, what: str = "malformed", hint: str) -> Model:
+    """Read JSON as a model.
+
+    Args:
+        path: The file.
+        kind: The model.
+        what: How the error begins that says where the file is wrong.
+        hint: What to do then.
+
+    Raises:
+        ArtifactError: The file is missing, cannot be read, is no JSON, or is no such model.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ArtifactError(f"{what}: {first_problem(error)}", where=str(path), hint=hint) from None
 
 
 def json_object(path: Path) -> dict[str, Any] | None:

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .artifacts import files_in, read_json, restore_interrupted_swap, sha256_of
-from .errors import ArtifactError, first_problem
+from .artifacts import files_in, read_model, restore_interrupted_swap, sha256_of
+from .errors import ArtifactError
 
 RECORD_NAME = "record.json"
 # Of files that later steps lay beside the plans or graphs of a stage, whose record does not know them.
@@ -49,13 +49,7 @@ def read_record(folder: Path) -> Record:
     """
     restore_interrupted_swap(folder)
     path = folder / RECORD_NAME
-    try:
-        record = Record.model_validate(read_json(path))
-    except ValidationError as error:
-        hint = "run its stage again"
-        raise ArtifactError(
-            f"the record is malformed or of an earlier version: {first_problem(error)}", where=str(path), hint=hint
-        ) from None
+    record = read_model(path, Record, what="the record is malformed or of an earlier version", hint="run its stage again")
     present = {
         str(p.relative_to(folder)): p for p in files_in(folder) if p != path and not p.name.endswith((VERDICT_ENDING, SIGNATURE_ENDING))
     }

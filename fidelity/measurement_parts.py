@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from ..core.artifacts import atomic_file, read_json, write_json
-from ..core.errors import ArtifactError, first_problem
+from ..core.artifacts import atomic_file, read_model, write_json
 from ..validation.fp32_reference import REFERENCE_FILE, Reference, read_answers, write_answers
 
 Model = TypeVar("Model", bound=BaseModel)
+_MEASURE_AGAIN = "another version of onerec-trt measured it: remove it, and the same command measures it again"
 
 
 class MeasurementParts:
@@ -51,7 +51,7 @@ class MeasurementParts:
         """
         path = self._folder / f"{name}.json"
         if path.exists():
-            return _read(path, kind)
+            return read_model(path, kind, hint=_MEASURE_AGAIN)
         started = time.monotonic()
         if started >= self._deadline:
             return None
@@ -59,11 +59,3 @@ class MeasurementParts:
         write_json(path, found.model_dump(mode="json"))
         self._say(f"{name} in {time.monotonic() - started:.0f} s")
         return found
-
-
-def _read(path: Path, kind: type[Model]) -> Model:
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        hint = "another version of onerec-trt measured it: remove it, and the same command measures it again"
-        raise ArtifactError(f"malformed: {first_problem(error)}", where=str(path), hint=hint) from None

@@ -12,10 +12,10 @@ from hashlib import sha256 as digest_of
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ..core.artifacts import json_object, read_json, sha256, write_json
-from ..core.errors import ArtifactError, first_problem
+from ..core.artifacts import json_object, read_model, sha256, write_json
+from ..core.errors import ArtifactError
 from ..core.extras import optional
 from ..core.records import SIGNATURE_ENDING
 from .plan_record import record_path
@@ -155,11 +155,7 @@ def _signature_of(artifact: Path, hashes: dict[str, str]) -> tuple[Signature, st
     found = [own] if own.exists() else [path for path in others if _signs(path, part, hashes[part])]
     if not found:
         raise ArtifactError("there is no signature", where=str(artifact), hint="sign it with `onerec-trt sign`, or load it without --trust")
-    try:
-        return Signature.model_validate(read_json(found[0])), str(found[0])
-    except ValidationError as error:
-        problem = f"the signature is malformed: {first_problem(error)}"
-        raise ArtifactError(problem, where=str(found[0]), hint=_SIGN_AGAIN) from None
+    return read_model(found[0], Signature, what="the signature is malformed", hint=_SIGN_AGAIN), str(found[0])
 
 
 def _signs(path: Path, part: str, expected: str) -> bool:

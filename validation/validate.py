@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from ..calibration.quantized import open_quantized
 from ..calibration.scoring import read_reference as read_modelopt_reference
 from ..calibration.stage import Calibration
-from ..core.artifacts import Files, read_json, sha256, write_json
+from ..core.artifacts import Files, read_model, sha256, write_json
 from ..core.errors import ArtifactError, RequestError
 from ..core.graph_io import GraphIO, Role
 from ..core.recipe import MIN_REQUESTS, ExportOptions, ValidateOptions
@@ -209,7 +209,7 @@ def read_validation(folder: Path, of: Sequence[Path] = ()) -> Validation:
         ArtifactError: It is missing, was changed, or judged other artifacts.
     """
     read_record(folder)
-    validation = Validation.model_validate(read_json(folder / VALIDATION_FILE))
+    validation = read_model(folder / VALIDATION_FILE, Validation, hint="run its stage again")
     for judged in of:
         if validation.judged.get(judged.name) != sha256(judged / RECORD_NAME):
             problem = f"this validation, of the recipe '{validation.recipe}', judged other artifacts than those in {judged.name}/"

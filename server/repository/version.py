@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from ...core.artifacts import files_in, read_json, sha256, write_json
-from ...core.errors import ArtifactError, first_problem
+from ...core.artifacts import files_in, read_model, sha256, write_json
+from ...core.errors import ArtifactError
 from ...core.graph_io import GraphIO
 from .batching import Batching
 from .limits import Limits, longest_context
@@ -125,11 +125,7 @@ def read_description(folder: Path) -> VersionDescription:
     Raises:
         ArtifactError: It is missing or malformed.
     """
-    path = folder / DESCRIPTION_FILE
-    try:
-        return VersionDescription.model_validate(read_json(path))
-    except ValidationError as error:
-        raise ArtifactError(f"the version's description is malformed: {first_problem(error)}", where=str(path), hint=_AGAIN) from None
+    return read_model(folder / DESCRIPTION_FILE, VersionDescription, what="the version's description is malformed", hint=_AGAIN)
 
 
 def open_version(folder: Path) -> VersionDescription:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ...builders.stage import PLAN_FOLDERS
 from ...calibration.summary import QuantizationSummary, read_summary
-from ...core.artifacts import Files, read_json, sha256
+from ...core.artifacts import Files, read_model, sha256
 from ...core.errors import ArtifactError
 from ...core.ownership import stage_of
 from ...core.recipe import Recipe, with_build_options
@@ -170,11 +168,7 @@ def require_current(runs: Sequence[RecipeRun]) -> None:
 
 
 def _description(folder: Path) -> Description:
-    path = folder / DESCRIPTION_FILE
-    try:
-        return Description.model_validate(read_json(path))
-    except ValidationError as error:
-        raise ArtifactError(f"malformed: {error.errors()[0]['msg']}", where=str(path), hint="run `onerec-trt export` again") from None
+    return read_model(folder / DESCRIPTION_FILE, Description, hint="run `onerec-trt export` again")
 
 
 def _plans(recipe: Recipe, folder: Path) -> dict[str, PlanRecord]:
