@@ -93,8 +93,8 @@ def test_no_time_is_lost(measured: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("file", "batch", "heading"),
     [
-        ("h200-dense.json", 32, "## 1B, batch 32, beam 512, context 512"),
-        ("h200-dense-kernels.json", 32, "### Plans with kernels, in random order"),
+        ("h200-dense.json", 32, "### Plans without kernels beside those with"),
+        ("h200-dense-kernels.json", 32, "## 1B, batch 32, beam 512, context 512"),
         ("h200-dense-kernels.json", 1, "### One request"),
         ("h100-moe-fp16.json", 32, "### In FP8 and FP16"),
     ],
@@ -160,14 +160,42 @@ def test_the_documentation_shows_how_much_faster_the_published_model_is() -> Non
         assert row[1:] == [f"{each[other]['latency_ms']['median'] / each[FP8]['latency_ms']['median']:.2f}" for each in results.values()]
 
 
+def alone() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """What each candidate of the published model took back to back on an H200, by shape, engine and recipe."""
+    measured = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]["alone"]
+    return {(shape_text(each), each["engine"], each["recipe"]): each for each in measured}
+
+
 def test_the_documentation_shows_each_candidate_alone() -> None:
     shown = table_after("### Each one alone")
-    alone = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]["alone"]
-    by_candidate = {(shape_text(each), each["engine"], each["recipe"]): each for each in alone}
+    by_candidate = alone()
     assert len(by_candidate) == 4 * (len(shown) - 2)
     for shape in {key[0] for key in by_candidate}:
         cells = (by_candidate[shape, *candidate] for candidate in (GRAPH, COMPILED, FP16, FP8))
         assert shown[shape][1:] == [f"{each['latency_ms']['median']:.1f}; {each['mhz']:.0f} MHz, {each['watts']:.0f} W" for each in cells]
+
+
+def test_the_documentation_compares_in_turns_with_alone() -> None:
+    page, of_shape = (DOCS / "performance.md").read_text(), by_shape("h200-moe.json")["32 x 512 x 512"]
+    by_candidate = {key[1:]: each for key, each in alone().items() if key[0] == "32 x 512 x 512"}
+    assert all(each["at_power_limit"] == 1 for each in alone().values() if each["batch"] == 32)
+    latency, (*before, last) = of_shape[FP8]["latency_ms"], (f"{each:.1f}" for each in of_shape[FP8]["samples_ms"][:4])
+    plan = by_candidate[FP8]
+    assert f"samples take {latency['p10']:.1f} to {latency['p90']:.1f} ms, its first four {', '.join(before)} and {last}. " in page
+    assert f"Alone it takes {plan['latency_ms']['median']:.1f} ms, at {plan['mhz']:.0f} of 1980 MHz." in page
+    in_turns, each_alone = (
+        [times[other]["latency_ms"]["median"] / times[FP8]["latency_ms"]["median"] for other in (GRAPH, COMPILED, FP16)]
+        for times in (of_shape, by_candidate)
+    )
+    assert (
+        f"a higher clock**, {by_candidate[GRAPH]['mhz']:.0f} MHz at batch 32. Each alone, the FP8 plan is {each_alone[0]:.2f} x as" in page
+    )
+    assert f"{each_alone[1]:.2f} x as fast as torch.compile; in turns {in_turns[0]:.2f} and {in_turns[1]:.2f} x." in page
+    assert f"a lower clock**, {by_candidate[FP16]['mhz']:.0f} MHz at batch 32." in page
+    assert f"`fp8-row-block` is {in_turns[2]:.2f} x as fast there in turns, {each_alone[2]:.2f} x alone." in page
+    one = (by_shape("h200-moe.json")["1 x 512 x 512"][FP8], alone()["1 x 512 x 512", *FP8])
+    turn, single = (f"{each['latency_ms']['median']:.1f}" for each in one)
+    assert f"takes {turn} ms in turns and {single} alone." in page
 
 
 def test_the_first_table_of_the_readme_shows_the_published_model() -> None:
@@ -182,28 +210,81 @@ def test_the_first_table_of_the_readme_shows_the_published_model() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/items.md"])
 def test_pages_tell_the_published_model_in_turns_from_the_same_alone(page: str) -> None:
     (in_turns,) = medians(by_shape("h200-moe.json")["32 x 512 x 512"], FP8)
-    every = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]["alone"]
-    (alone,) = (each for each in every if (shape_text(each), each["engine"], each["recipe"]) == ("32 x 512 x 512", *FP8))
+    by_itself = alone()["32 x 512 x 512", *FP8]["latency_ms"]["median"]
     text = (DOCS.parent / page).read_text()
     assert in_turns in text
-    assert re.search(rf"(takes|and) {alone['latency_ms']['median']:.1f}( ms there| alone)", text)
+    assert re.search(rf"(takes|and) {by_itself:.1f}( ms there| alone)", text)
+
+
+def test_the_readme_says_how_much_faster_the_published_model_is() -> None:
+    text, results = (DOCS.parent / "README.md").read_text(), by_shape("h200-moe.json")
+    shapes = [results[f"{batch} x 512 x 512"] for batch in (32, 8, 1)]
+    ranges = []
+    for other in (GRAPH, COMPILED):
+        low, *_, high = sorted(f"{each[other]['latency_ms']['median'] / each[FP8]['latency_ms']['median']:.1f}" for each in shapes)
+        ranges.append(low if low == high else f"{low} to {high}")
+    assert f"that is {ranges[0]} x as fast as PyTorch with a CUDA graph, and {ranges[1]} x as fast as torch.compile with one." in text
+    (fp16,), ratio = medians(shapes[0], FP16), shapes[0][FP16]["latency_ms"]["median"] / shapes[0][FP8]["latency_ms"]["median"]
+    assert f"A plan in FP16 takes {fp16} ms at batch 32, {ratio:.2f} x as long." in text
+    assert f"ms there, PyTorch {alone()['32 x 512 x 512', *GRAPH]['latency_ms']['median']:.1f}." in text
+
+
+# The rows of the tables of the published model's parts, by the places that they add up.
+ROWS = {
+    "experts": ("ffn.experts",),
+    "router": ("ffn.route",),
+    "self-attention: q, k, v and o": ("self.qkv", "self.o"),
+    "cross attention: q and o": ("cross.q", "cross.o"),
+    "attention to the context": ("cross.attention",),
+    "self-attention over the beams": ("self.attention",),
+    "dense feed-forward (2 of 14 layers)": ("ffn.gate_up", "ffn.down", "ffn.activation"),
+    "norms with quantization": ("ffn.norm", "self.norm", "cross.norm"),
+    "quantization of attention results": ("self.quantize",),
+    "heads and beam steps": ("head", "beam"),
+}
+
+
+def by_place(times: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of an entry of `layer_times` by its places, those of all blocks together."""
+    return {place["places"].removeprefix("blocks.*."): place["milliseconds"] for place in times["places"]}
 
 
 @pytest.mark.parametrize(("card", "heading"), [("h100", "### Where the time goes on an H100"), ("h200", "### Where its time goes")])
 def test_the_parts_of_the_published_model_are_the_whole(card: str, heading: str) -> None:
     times_of_plans = json.loads((DOCS / "measurements" / f"{card}-moe.json").read_text())["environment"]["layer_times"]
     head, _line, *rows = table_after(heading).values()
+    assert [row[0] for row in rows] == [*ROWS, "elsewhere", "all layers", "the batch"]
+    below = (DOCS / "performance.md").read_text().split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
     columns = dict(zip(head[1:], zip(*(map(float, row[1:]) for row in rows), strict=True), strict=True))
     assert {shape_text(times) for times in times_of_plans} == {name for name in columns if "`" not in name}
     for name, (*parts, layers, batch) in columns.items():
         recipe, shape = ("fp16+kernels", name.removeprefix("`fp16`, ")) if "`" in name else ("fp8-row-block+kernels", name)
         (times,) = (each for each in times_of_plans if (shape_text(each), each["recipe"]) == (shape, recipe))
-        by_part = milliseconds_by_part(times)
+        by_part, taken = milliseconds_by_part(times), by_place(times)
         assert parts[:2] == [round(by_part[part], 1) for part in (EXPERTS, ROUTER)]
+        exact = [sum(taken.get(place, 0.0) for place in places) for places in ROWS.values()]
+        assert parts == [round(each, 1) for each in (*exact, times["milliseconds"] - sum(exact))]
         assert sum(parts) == pytest.approx(times["milliseconds"], abs=0.05 * len(parts)), "each part is rounded"
         latency = by_shape(f"{card}-moe.json")[shape]["tensorrt", recipe]["latency_ms"]["median"]
         assert [layers, batch] == [round(times["milliseconds"], 1), round(latency, 1)]
-        assert times["batch"] < 32 or times["milliseconds"] == pytest.approx(latency, rel=0.05)
+        share = times["milliseconds"] / latency
+        assert times["batch"] < 32 or share == pytest.approx(1, abs=0.05) or f"{100 * share:.1f} % of the batch" in below
+
+
+def test_the_documentation_says_how_far_the_parts_are_the_whole() -> None:
+    environment = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]
+    times = {(shape_text(each), each["recipe"]): each for each in environment["layer_times"]}
+    share = {key: f"{100 * each['of_latency']:.1f} %" for key, each in times.items()}
+    wide, eight, one, long, narrow = (share[shape, FP8[1]] for shape in by_shape("h200-moe.json"))
+    page = (DOCS / "performance.md").read_text()
+    assert f"their sum is {wide} of the batch, {long} at 3000 tokens, {share['32 x 512 x 512', FP16[1]]} in `fp16`." in page
+    of_narrow = times[shape := "32 x 128-256-512 x 512", FP8[1]]["milliseconds"] / alone()[shape, *FP8]["latency_ms"]["median"]
+    assert f"their sum is {narrow} of the batch in turns, {100 * of_narrow:.1f} % of the batch alone." in page
+    assert f"their sum is {eight} and {one} of it." in page
+    taken = by_place(times["32 x 512 x 3000", FP8[1]])
+    linear, norm, features = (f"{taken[f'context.{name}']:.2f}" for name in ("linear", "key_norm_0", "features"))
+    assert f"the context linear, {linear} ms, and the norm of its result, {norm}. [ContextFeatures]" in page
+    assert f"pathway, takes {features} ms." in page
 
 
 def test_the_documentation_shows_what_the_products_reach() -> None:
@@ -222,7 +303,7 @@ def test_the_documentation_shows_what_the_products_reach() -> None:
     }
     layer_times = json.loads((DOCS / "measurements" / "h200-moe.json").read_text())["environment"]["layer_times"]
     taken = [
-        {place["places"].removeprefix("blocks.*."): place["milliseconds"] for place in times["places"]}
+        by_place(times)
         for recipe in ("fp8-row-block+kernels", "fp16+kernels")
         for times in layer_times
         if (shape_text(times), times["recipe"]) == ("32 x 512 x 512", recipe)
@@ -232,6 +313,10 @@ def test_the_documentation_shows_what_the_products_reach() -> None:
         milliseconds = [sum(each[place] for place in places) for each in taken]
         expected = [tflop, *(figure for ms in milliseconds for figure in (ms, tflop / ms * 1e3))]
         assert row == [float(f"{figure:.0f}" if figure > 100 else f"{figure:.2f}") for figure in expected]
+    products = sum(taken[0][place] for place in weights)
+    (layers,) = (each["milliseconds"] for each in layer_times if (shape_text(each), each["recipe"]) == ("32 x 512 x 512", FP8[1]))
+    assert products / layers == pytest.approx(0.75, abs=0.01)
+    assert f"**The other quarter**, {layers - products:.1f} ms" in page
 
 
 def product_rows(page: str) -> list[list[str]]:
