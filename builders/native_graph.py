@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .functions import inline_functions, io_of, load_graph
 from .fusions.fusion import FusedNode, fuse
 from .fusions.registry import FUSIONS
 from .kernel_programs import OP_TYPE, KernelNode, Kernels, use_kernels
-from .preconditions import FP8_TYPES, check_graph
+from .preconditions import FP8_TYPES, check_graph, check_native_operators
 from .profiles import profile_shapes, require_contract
 
 _SHOWN = 5
@@ -47,6 +47,7 @@ def prepare(
     profiles: Sequence[Profile],
     rewrite: Callable[[onnx.ModelProto], None] | None = None,
     kernels: Kernels | None = None,
+    wrong_natively: Collection[str] = (),
 ) -> NativeGraph:
     """Inline and check a graph, before any build starts.
 
@@ -55,6 +56,7 @@ def prepare(
         profiles: Ranges of batch and context, corrected.
         rewrite: Changes the inlined graph in place into the forms a library knows. Default: none.
         kernels: Those that take the place of their operators. Default: none, everything is built natively.
+        wrong_natively: Operators that the library builds wrongly, so that each needs a kernel. Default: none.
 
     Raises:
         ArtifactError: The graph does not say what its inputs and outputs are.
@@ -64,6 +66,7 @@ def prepare(
     io = io_of(exported, source)
     require_contract(exported, io, str(source))
     fused_nodes, kernel_nodes = ((), ()) if kernels is None else _with_kernels(exported, kernels)
+    check_native_operators(exported, source, wrong_natively, plugins=kernels is not None)
     graph = inline_functions(exported)
     check_graph(graph, source, plugins=(OP_TYPE,) if kernel_nodes else ())
     gemms = quantized_gemms(graph, kernel_nodes)

@@ -1,6 +1,6 @@
-"""What is checked before TensorRT is asked: operators it cannot know, top-k it cannot do, GPUs it cannot build for.
+"""What is checked before TensorRT is asked: operators it cannot know or builds wrongly, top-k it cannot do, GPUs it cannot build for.
 
-Each of these costs a long build, or an aborted process, when it is found later.
+Each of these costs a long build, an aborted process or a wrong plan, when it is found later.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import onnx
 from onnx import numpy_helper
 
 from ..core.errors import BuildError
-from ..core.recipe import MAX_TOPK
+from ..core.recipe import MAX_TOPK, BuildOptions, ExportOptions
 from ..runtime.tensorrt_api import Bindings
 from .functions import STANDARD_DOMAINS, all_nodes
 
 FP8_CAPABILITY = (8, 9)  # first compute capability with FP8 tensor cores; TensorRT-RTX refuses FP8 below it
 FP8_TYPES = (onnx.TensorProto.FLOAT8E4M3FN,)
+# TensorRT 10.6 builds their functions into steps that find semantic IDs of no item: of 106 that one plan found, 83 were in the catalogue.
+WRONG_NATIVELY = ("BeamStepItems1", "BeamStepItems2", "BeamStepItems3")
+
+_WRONG_ITEMS = "built by TensorRT natively, beam steps that follow a catalogue find semantic IDs of no item"
+_WITH_KERNELS = "set build.plugins: true, so that their kernels run"
 
 
 def check_capabilities(bindings: Bindings, capabilities: tuple[str, ...], *, fp8: bool) -> None:
@@ -43,6 +48,34 @@ def check_capabilities(bindings: Bindings, capabilities: tuple[str, ...], *, fp8
                 where="build.compute_capabilities",
                 hint="take 8.9 or newer, or the recipe's precision fp16",
             )
+
+
+def check_items(export: ExportOptions, build: BuildOptions) -> None:
+    """Refuse what a recipe says of its beams and its build, before there is a graph.
+
+    Raises:
+        BuildError: Beams follow a catalogue, and the target `tensorrt` is without plugins.
+    """
+    if export.items == "catalogue" and build.target == "tensorrt" and not build.plugins:
+        raise BuildError(_WRONG_ITEMS, where="build.plugins", hint=_WITH_KERNELS)
+
+
+def check_native_operators(model: onnx.ModelProto, path: Path, wrong: Collection[str], *, plugins: bool) -> None:
+    """Refuse a graph with operators that would be built natively, and wrongly. Looks at it before functions are inlined.
+
+    Args:
+        model: The graph, with kernels in the place of operators.
+        path: Where it comes from.
+        wrong: Operators that the library builds wrongly.
+        plugins: Whether this is a build with plugins, in which these nodes have no kernel.
+
+    Raises:
+        BuildError: There are such nodes; names them.
+    """
+    if names := [node.name for node in all_nodes(model.graph) if node.op_type in wrong]:
+        too_wide = "take fewer beams: their kernels have a limit (docs/kernels/beam-step.md)"
+        hint = too_wide if plugins else _WITH_KERNELS
+        raise BuildError(_WRONG_ITEMS, where=f"{path}, nodes {', '.join(names)}", hint=hint)
 
 
 def check_graph(model: onnx.ModelProto, path: Path, plugins: Collection[str] = ()) -> None:

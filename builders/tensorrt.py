@@ -34,6 +34,7 @@ from .kernel_programs import Kernels
 from .layer_report import computed_in_fp8, plan_layers
 from .native_graph import NativeGraph
 from .plan_names import plan_name
+from .preconditions import WRONG_NATIVELY
 from .profiles import corrected_profiles
 from .stored_weights import stored_weights
 from .timing_cache import cache_file
@@ -91,7 +92,7 @@ def plan_jobs(
         for form in forms:
             for profiles in groups:
                 name = plan_name(machine.compute_capability, profiles, baseline=each is baseline, scoring=form == "scoring")
-                graph = native_graph.prepare(each.exported / GRAPHS[form], profiles, without_block_scales, kernels)
+                graph = native_graph.prepare(each.exported / GRAPHS[form], profiles, without_block_scales, kernels, WRONG_NATIVELY)
                 jobs.append(PlanJob(name, form, each, graph, host))
     return jobs
 

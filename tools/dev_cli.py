@@ -87,7 +87,7 @@ def bench_items(
     ] = [],  # noqa: B006
     size: Annotated[str, typer.Option(help="Of whole plans: a published size.")] = "4B-A0.5B",
     layers: Annotated[int, typer.Option(min=0, help="Cut the model to this many layers; 0: all.")] = 0,
-    recipe: Annotated[str, typer.Option(help="Of whole plans, as of `bench`.")] = "fp8-row-block+kernels",
+    recipe: Annotated[str, typer.Option(help="Of whole plans, as of `bench`, with kernels.")] = "fp8-row-block+kernels",
     work: Annotated[
         Path, typer.Option(parser=located, metavar="PATH", help="Folder that keeps weights, graphs, plans and kernel timings.")
     ] = Path("out/bench"),

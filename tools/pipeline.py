@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..builders.preconditions import check_items
 from ..builders.stage import PLAN_FOLDERS, build_stage
 from ..calibration.stage import Calibration, calibrate_stage
 from ..core.artifacts import sha256, write_json
@@ -167,6 +168,8 @@ def run_stages(recipe: Recipe, names: Sequence[str] = STAGES) -> Iterator[StageR
     """
     stages = {stage.name: stage for stage in stages_of(recipe)}
     require_places(*(stages[name] for name in names))  # before hours of work
+    if "build" in names:
+        check_items(recipe.export, recipe.build)
     if any(name in VALIDATE.values() for name in names) and not recipe.heldout.exists():
         raise RequestError("request file not found", where=str(recipe.heldout), hint="correct the key `heldout` of the recipe")
     for name in names:

@@ -1,4 +1,4 @@
-"""Plans that follow a catalogue on a GPU, with kernels and without: ONNX Runtime's items, rules, swaps while batches run, bad indexes."""
+"""Plans that follow a catalogue on a GPU, with kernels: ONNX Runtime's items, rules, swaps while batches run, bad indexes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onerec_trt.builders.stage import build_stage
 from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
-from onerec_trt.core.errors import ArtifactError
+from onerec_trt.core.errors import ArtifactError, BuildError
 from onerec_trt.core.recipe import BuildOptions, ExportOptions
 from onerec_trt.core.stages import run_stage
 from onerec_trt.export.stage import export_stage
@@ -45,11 +45,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "exported"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["kernels", "native"])
-def runner(request: pytest.FixtureRequest, exported: Path) -> TensorRtRunner:
-    options = BuildOptions.model_validate({"target": "tensorrt", "profiles": PROFILES, "plugins": request.param})
-    plans = exported.parent / f"plans-{request.param}"
+def build(exported: Path, plans: Path, *, plugins: bool) -> None:
+    options = BuildOptions.model_validate({"target": "tensorrt", "profiles": PROFILES, "plugins": plugins})
     run_stage(build_stage(options, "fp16", exported, plans, forms=("serving",)))
+
+
+@pytest.fixture(scope="module")
+def runner(exported: Path) -> TensorRtRunner:
+    build(exported, plans := exported.parent / "plans", plugins=True)
     return TensorRtRunner.load(next(plans.glob("*.plan")), executions=2)
 
 
@@ -89,6 +92,13 @@ def scored(batch: ItemBatch, request: int) -> dict[tuple[int, ...], tuple[float,
     assert np.isneginf(batch.scores_BW[request][~found]).all()
     sids = map(tuple, batch.sids_BW3[request][found].tolist())
     return {sid: (float(batch.scores_BW[request, place]), batch.items[request].at(place)) for place, sid in enumerate(sids)}
+
+
+def test_without_kernels_nothing_is_built(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        build(exported, tmp_path / "plans", plugins=False)
+    assert "build.plugins: true" in caught.value.hint
+    assert not (tmp_path / "plans").exists()
 
 
 def test_all_allowed_items_of_a_small_catalogue_are_found(

@@ -65,7 +65,7 @@ def make_plan(
 
     Raises:
         CalibrationError: fp8-static of a model with experts.
-        BuildError: TensorRT refuses, or runs fewer products in FP8 than the graph holds.
+        BuildError: TensorRT refuses, or runs fewer products in FP8 than the graph holds; or beams follow a catalogue without kernels.
         ArtifactError: The disk is full.
     """
     precision, plugins = precision_of(recipe), recipe.endswith(WITH_KERNELS)

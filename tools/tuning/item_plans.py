@@ -27,7 +27,7 @@ from ...runtime.tensorrt_runner import TensorRtRunner
 from ..bench.candidates import batch_features
 from ..bench.case import Case, parse_case
 from ..bench.command import model_of
-from ..bench.plans import RECIPES, BenchPlan, ItemsName, make_plan
+from ..bench.plans import RECIPES, WITH_KERNELS, BenchPlan, ItemsName, make_plan
 from ..bench.sampling import interleaved_ms
 from .item_host import host_ms, items_found
 from .item_swaps import swaps_under_load
@@ -64,11 +64,13 @@ def plan_bench(size: str, layers: int, recipe: str, cases: Sequence[str], folder
     """What the words of a command ask for.
 
     Raises:
-        RecipeError: A word is unknown, or batch shapes have several beams.
+        RecipeError: A word is unknown, the recipe is without kernels, or batch shapes have several beams.
     """
     (model, config), shapes = model_of(size, layers), tuple(map(parse_case, cases))
-    if recipe not in RECIPES:
-        raise RecipeError(f"there is no {recipe!r}", where="--recipe", hint=f"choose among {', '.join(RECIPES)}")
+    if recipe not in RECIPES or not recipe.endswith(WITH_KERNELS):
+        problem = f"there is no {recipe!r}" if recipe not in RECIPES else f"beams of {recipe!r} follow no catalogue: it is without kernels"
+        choice = ", ".join(name for name in RECIPES if name.endswith(WITH_KERNELS))
+        raise RecipeError(problem, where="--recipe", hint=f"choose among {choice}")
     if len({shape.beam for shape in shapes}) > 1:
         raise RecipeError("the batch shapes have several beams", where="--case", hint="measure one beam after the other")
     return PlanBench(model, config, recipe, shapes, samples, folder)

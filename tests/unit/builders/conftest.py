@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onerec_trt.core.recipe import Recipe, parse_recipe
+from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
+from onerec_trt.core.recipe import ExportOptions, Recipe, parse_recipe
+from onerec_trt.core.stages import run_stage
+from onerec_trt.export.stage import export_stage
+from onerec_trt.models.config import parse_config
 from onnx import TensorProto, helper, numpy_helper
 
 from .contract import with_contract
@@ -95,6 +100,21 @@ def recipe() -> Callable[..., Recipe]:
         return parse_recipe({"name": "small", "precision": "fp8-static", "build": options, **paths})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def export_beams(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Literal["open", "catalogue"]], Path]:
+    """A small model exported for real, with both graphs, whose beams are open or follow a catalogue. Read only."""
+    config = {"d_model": 64, "n_layers": 1, "n_heads": 1, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 128}
+    root = tmp_path_factory.mktemp("beams")
+    random_quantized_checkpoint(parse_config(config), "fp16", root / "quantized", 0)
+
+    def export(items: Literal["open", "catalogue"]) -> Path:
+        options = ExportOptions(beam=(8, 8, 8), items=items, item_capacity=100, max_excluded=16, category_classes=32)
+        run_stage(export_stage(options, root / "quantized", root / items))
+        return root / items
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onerec_trt.builders.functions import inline_functions
-from onerec_trt.builders.preconditions import check_capabilities, check_graph, has_fp8
+from onerec_trt.builders.functions import inline_functions, load_graph
+from onerec_trt.builders.kernel_programs import OP_TYPE
+from onerec_trt.builders.preconditions import (
+    WRONG_NATIVELY,
+    check_capabilities,
+    check_graph,
+    check_items,
+    check_native_operators,
+    has_fp8,
+)
 from onerec_trt.core.errors import BuildError
-from onerec_trt.core.recipe import MAX_TOPK
+from onerec_trt.core.recipe import MAX_TOPK, BuildOptions, ExportOptions
+from onerec_trt.operators.beam_step_items import LEVEL_OF
 from onerec_trt.runtime.tensorrt_api import load
 from onnx import TensorProto, helper, numpy_helper
 
 Make = Callable[..., onnx.ModelProto]
+ExportBeams = Callable[[str], Path]
+STEPS = [f"step{step}.beam" for step in range(3)]
 
 
 @pytest.mark.parametrize("capability", ["9.0", "10.0", "7.0", "99.9"])
@@ -66,3 +77,42 @@ def test_topk_beyond_the_limit(kind: str, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=f"top-{MAX_TOPK + 1}") as caught:
         check_graph(_topk(MAX_TOPK + 1, **options), path)  # type: ignore[arg-type]
     assert "keep_best" in caught.value.where
+
+
+def test_steps_that_follow_a_catalogue_are_not_built_natively(export_beams: ExportBeams) -> None:
+    path = export_beams("catalogue") / "model.onnx"
+    model = load_graph(path)
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        check_native_operators(model, path, WRONG_NATIVELY, plugins=False)
+    assert caught.value.where == f"{path}, nodes {', '.join(STEPS)}"
+    assert "build.plugins: true" in caught.value.hint
+    check_native_operators(model, path, (), plugins=False)  # a library that builds them well
+    for node in model.graph.node:
+        if node.name in STEPS[:2]:
+            node.op_type = OP_TYPE
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        check_native_operators(model, path, WRONG_NATIVELY, plugins=True)
+    assert caught.value.where == f"{path}, nodes {STEPS[2]}", "its kernel refused it"
+    assert "fewer beams" in caught.value.hint
+    next(node for node in model.graph.node if node.name == STEPS[2]).op_type = OP_TYPE
+    check_native_operators(model, path, WRONG_NATIVELY, plugins=True)
+
+
+@pytest.mark.parametrize(("items", "graph"), [("open", "model.onnx"), ("open", "scoring.onnx"), ("catalogue", "scoring.onnx")])
+def test_graphs_without_such_steps_are_built_natively(export_beams: ExportBeams, items: str, graph: str) -> None:
+    path = export_beams(items) / graph
+    check_native_operators(load_graph(path), path, WRONG_NATIVELY, plugins=False)
+
+
+def test_all_steps_that_follow_a_catalogue_are_known() -> None:
+    assert set(WRONG_NATIVELY) == set(LEVEL_OF)
+
+
+def test_a_recipe_says_that_its_build_would_find_wrong_items() -> None:
+    catalogue, native = ExportOptions(items="catalogue"), BuildOptions(target="tensorrt")
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        check_items(catalogue, native)
+    assert (caught.value.where, "build.plugins: true" in caught.value.hint) == ("build.plugins", True)
+    check_items(catalogue, BuildOptions(target="tensorrt", plugins=True))
+    check_items(catalogue, BuildOptions())
+    check_items(ExportOptions(), native)

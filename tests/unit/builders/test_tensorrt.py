@@ -258,6 +258,34 @@ def test_without_plugins_the_same_graph_is_built_natively(with_kernels: Path, re
     assert [layer.nodes for layer in plan.layers] == [(f"{step}/MatMul",) for step in STEPS]
 
 
+def test_beams_that_follow_a_catalogue_are_not_built_natively(
+    monkeypatch: pytest.MonkeyPatch, export_beams: Callable[[str], Path], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(builder, "build_in_child", None)  # no build begins
+    exported = export_beams("catalogue")
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        build(recipe(target="tensorrt"), exported, tmp_path / "plans")
+    assert "step0.beam, step1.beam, step2.beam" in caught.value.where
+    with pytest.raises(BuildError, match="find semantic IDs of no item"):
+        build(recipe(target="tensorrt", fp16_baseline=True), export_beams("open"), tmp_path / "plans", exported)
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_step_that_its_kernel_refuses_is_not_built_natively_either(
+    monkeypatch: pytest.MonkeyPatch, with_kernels: Path, export_beams: Callable[[str], Path], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(registry, "FACTORIES", {"BeamStepItems2": registry.KernelFactory(lambda node: None)})
+    with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+        build(recipe(target="tensorrt", plugins=True), export_beams("catalogue"), tmp_path / "plans")
+    assert "fewer beams" in caught.value.hint
+    assert not (tmp_path / "plans").exists()
+
+
+def test_open_beams_of_the_same_model_are_built_natively(export_beams: Callable[[str], Path], recipe: MakeRecipe, tmp_path: Path) -> None:
+    build(recipe(target="tensorrt"), export_beams("open"), tmp_path / "plans")
+    assert inspect_plan(tmp_path / "plans" / PLAN).plugins is None
+
+
 def test_a_host_that_does_not_load(monkeypatch: pytest.MonkeyPatch, with_kernels: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     monkeypatch.setenv("FAKE_TENSORRT", "no-library")
     with pytest.raises(BuildError, match="cannot load the plugin library"):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onerec_trt.core.errors import ArtifactError, RequestError
+from onerec_trt.core.errors import ArtifactError, BuildError, RequestError
 from onerec_trt.core.recipe import load_recipe
 from onerec_trt.core.records import Record, read_record
 from onerec_trt.core.stages import Stage, declare, differences, run_stage
@@ -140,4 +140,14 @@ def test_held_out_requests_that_are_not_there_are_said_before_hours_of_work(worl
     with pytest.raises(RequestError, match="request file not found") as caught:
         next(run_stages(recipe))
     assert caught.value.where == str(world / "nowhere.parquet")
+    assert not folders_of(recipe).root.exists()
+
+
+def test_a_build_that_would_find_wrong_items_is_refused_before_hours_of_work(world: Path, make_recipe: Callable[..., Path]) -> None:
+    changes = {"catalogue": "catalogue.parquet", "export": {"items": "catalogue"}, "build": {"target": "tensorrt"}}
+    recipe = load_recipe(make_recipe(world, "fp16", name="new", **changes))
+    for names in (whole_run(recipe), ["build"]):
+        with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
+            next(run_stages(recipe, names))
+        assert "build.plugins: true" in caught.value.hint
     assert not folders_of(recipe).root.exists()

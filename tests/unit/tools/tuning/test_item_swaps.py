@@ -125,7 +125,8 @@ def test_a_command_s_words_become_one_bench_of_plans(tmp_path: Path) -> None:
         (("3B", 0, "fp16", ["1x8x8"]), "no size '3B'"),
         (("1B", 0, "fp4", ["1x8x8"]), "no 'fp4'"),
         (("1B", 0, "fp16", ["1x8"]), "not a batch shape"),
-        (("1B", 0, "fp16", ["1x8x8", "1x9x8"]), "several beams"),
+        (("1B", 0, "fp16", ["1x8x8"]), "it is without kernels"),
+        (("1B", 0, "fp16+kernels", ["1x8x8", "1x9x8"]), "several beams"),
     ],
 )
 def test_words_that_make_no_bench_are_refused(tmp_path: Path, words: tuple[Any, ...], message: str) -> None:
