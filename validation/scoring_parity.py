@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from .confidence_interval import error_ratios
+from .confidence_interval import Ratios, error_ratios
 from .fp32_reference import Reference
 from .gates import Gate, Measured, gate
 
@@ -73,17 +73,19 @@ def scoring_gates(recipe: str, errors: ScoringErrors, limit: float) -> list[Gate
         ("scoring log-probabilities", errors.ratios, errors.engine, errors.quantized),
         ("scoring KL", errors.kl_ratios, errors.engine_kl, errors.quantized_kl),
     )
-    gates = []
-    for name, ratios, engine, quantized in named:
-        typical, mean = (
-            f"{ratio:.3g}, 99 % interval [{low:.3g}, {high:.3g}]"
-            for ratio, (low, high) in ((ratios.typical, ratios.typical_interval), (ratios.mean, ratios.mean_interval))
-        )
-        gates += [
-            gate(name, recipe, ratios.typical_interval[0], "<=", limit, f"of the typical request: {typical}"),
-            gate(f"{name}, mean", recipe, ratios.mean_interval[0], "<=", limit, f"{engine:.3g} nat against {quantized:.3g}: {mean}"),
-        ]
-    return gates
+    return [each for name, ratios, engine, quantized in named for each in ratio_gates(name, recipe, ratios, engine, quantized, limit)]
+
+
+def ratio_gates(name: str, recipe: str, ratios: ErrorRatios | Ratios, actual: float, allowed: float, limit: float) -> list[Gate]:
+    """That of the typical request and that of the mean. `actual` and `allowed`: mean errors of both models, in nat."""
+    typical, mean = (
+        f"{ratio:.3g}, 99 % interval [{low:.3g}, {high:.3g}]"
+        for ratio, (low, high) in ((ratios.typical, ratios.typical_interval), (ratios.mean, ratios.mean_interval))
+    )
+    return [
+        gate(name, recipe, ratios.typical_interval[0], "<=", limit, f"of the typical request: {typical}"),
+        gate(f"{name}, mean", recipe, ratios.mean_interval[0], "<=", limit, f"{actual:.3g} nat against {allowed:.3g}: {mean}"),
+    ]
 
 
 def log_probability_errors(actual_nW3: Floats, fp32_nW3: Floats) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import to_json
@@ -36,10 +35,11 @@ from ..runtime.verdict import GateResult, write_verdict
 from .backends import EngineName, UnderTest, onnxruntime_under_test, tensorrt_under_test
 from .beam_parity import BeamMetrics
 from .catalogue import open_index
+from .confidence_interval import error_ratios
 from .e4m3 import e4m3_self_test
 from .fp16_underflow import underflow_gate
 from .fp32_reference import Reference, ReferenceJob, heldout_requests, read_reference
-from .gates import Gate, gate
+from .gates import Gate
 from .item_validity import ItemValidity
 from .judgement import Case, Judgement, judge
 from .lineage import require_lineage
@@ -48,7 +48,7 @@ from .operator_parity import OperatorResult, operator_gates, operator_results, w
 from .outputs import Floats, outputs_file, write_outputs
 from .request_overlap import overlap_warnings
 from .requests_feed import run_all
-from .scoring_parity import ScoringErrors
+from .scoring_parity import ScoringErrors, log_probability_errors, ratio_gates
 from .serving_parity import ServingErrors
 from .source_parity import source_gate
 from .torch_runner import ScoringTorchRunner
@@ -245,7 +245,7 @@ def _validate(
         source_gate(job.recipe, job.calibration, source),
         *_file_gates(job.recipe, serving, scoring, exported),
         *operator_gates(job.recipe, operators),
-        _packed_gate(job, quantized, serving, calibration),
+        *_packed_gates(job, quantized, serving, calibration),
         underflow_gate(job.recipe, job.options, model, source, requests, fp32, last.scoring.quantized),
         *(gate for judgement in judgements for gate in judgement.gates),
     ]
@@ -311,7 +311,7 @@ def _file_gates(recipe: str, serving: ServingModel, scoring: ScoringModel, expor
     return [*trace_gates(recipe, serving, scoring, exported), *weights]
 
 
-def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, calibration: Requests) -> Gate:
+def _packed_gates(job: ValidationJob, quantized: Path, serving: ServingModel, calibration: Requests) -> list[Gate]:
     """The packed model may be no further from FP32 than ModelOpt's fake-quantized model is, on calibration requests.
 
     ModelOpt quantizes linears alone, so attention is in FP16 here.
@@ -321,8 +321,7 @@ def _packed_gate(job: ValidationJob, quantized: Path, serving: ServingModel, cal
     with on_compute_device(serving), serving.decoder.context.in_fp16():
         runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
         packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
-    fp32, modelopt = known.log_probs_fp32.numpy(), known.log_probs.numpy()
-    error, allowed = np.abs(packed - fp32).mean(), np.abs(modelopt - fp32).mean()
-    ratio = float(error / allowed) if allowed > 0 else float("inf")
-    limit = job.options.scoring_error_ratio
-    return gate("packed model beside ModelOpt", job.recipe, ratio, "<=", limit, f"{error:.3g} nat against {allowed:.3g}")
+    fp32 = known.log_probs_fp32.numpy()
+    packed_n, modelopt_n = (log_probability_errors(each, fp32) for each in (packed, known.log_probs.numpy()))
+    errors, limit = (float(packed_n.mean()), float(modelopt_n.mean())), job.options.scoring_error_ratio
+    return ratio_gates("packed model beside ModelOpt", job.recipe, error_ratios(packed_n, modelopt_n), *errors, limit)

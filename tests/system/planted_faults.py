@@ -353,7 +353,7 @@ FAULTS = [
     Fault(
         "the scales of a linear x 1.5 after the export",
         nothing,
-        (SOURCE, "packed model beside ModelOpt", WEIGHTS, SCORING_WEIGHTS),
+        (SOURCE, "packed model beside ModelOpt", "packed model beside ModelOpt, mean", WEIGHTS, SCORING_WEIGHTS),
         "blocks.0.ffn.down.weight_scale",
         (),
         scales_after_the_export,

@@ -22,7 +22,7 @@ from onerec_trt.models.checkpoint import open_checkpoint
 from onerec_trt.models.requests import read_requests
 from onerec_trt.tools.pipeline import folders_of, run_stages, validation_job_of
 from onerec_trt.validation import validate as validate_module
-from onerec_trt.validation.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _packed_gate, read_validation
+from onerec_trt.validation.validate import POLYGRAPHY_FILE, VALIDATION_FILE, Validation, _packed_gates, read_validation
 from polygraphy.comparator import RunResults
 
 
@@ -90,10 +90,10 @@ def test_a_packed_model_further_from_fp32_than_modelopts_fails(finished_recipe: 
     serving = ServingModel(open_quantized(quantized), recipe.export.beam).eval()
     config = open_checkpoint(recipe.checkpoint, recipe.key_map).config
     calibration = read_requests(recipe.requests, config, max_context=recipe.max_context)
-    assert _packed_gate(validation_job_of(recipe), quantized, serving, calibration).passed
+    assert all(gate.passed for gate in _packed_gates(validation_job_of(recipe), quantized, serving, calibration))
     head = serving.get_submodule("decoder.heads.2")
     head.weight = head.weight * 1.5
-    assert not _packed_gate(validation_job_of(recipe), quantized, serving, calibration).passed
+    assert not any(gate.passed for gate in _packed_gates(validation_job_of(recipe), quantized, serving, calibration))
 
 
 def test_an_engine_that_gives_nan_fails_and_the_result_is_kept(recipe: Recipe) -> None:
