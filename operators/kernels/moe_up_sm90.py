@@ -8,7 +8,7 @@ own values that a tile can know.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 from triton.language.core import _aggregate as aggregate
 
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
@@ -130,6 +130,9 @@ def _promoted(number, warpgroup: gl.constexpr, rows, gate_row, ring, epilogue, L
         weight = ring.weight_stages.index(number % ring.STAGES)
         part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(0, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
         gate += part * gate_scale[:, None]
+        if epilogue.HIDDEN_SCALE == PER_EXPERT:
+            # Nothing is under way. Without a wait for gate, ptxas starts up's product before it, and sums of each step go to local memory.
+            gate = warpgroup_mma_wait(0, deps=[gate])
         part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(HIDDEN_TILE, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
         ring.release(number)
         up += part * up_scale[:, None]

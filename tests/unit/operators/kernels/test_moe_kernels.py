@@ -12,7 +12,6 @@ from onerec_trt.operators import fp8
 from onerec_trt.operators.kernels.fp8_linear import accumulator_loss
 from onerec_trt.operators.kernels.moe_cases import flipped_codes, moe_experts_case, moe_route_case
 from onerec_trt.operators.kernels.moe_experts import moe_experts_program
-from onerec_trt.operators.kernels.moe_products import Experts
 from onerec_trt.operators.kernels.moe_route import moe_route_program
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
@@ -77,13 +76,6 @@ def test_promoted_sums_leave_room_for_the_activation_with_two_consumers(up_rows,
     case = moe_experts_case("MoeExpertsFp8RowBlock", 16384, 1408, 1408, promotion=128)
     tiles = committed_tiles().with_entries(case.entries("9.0", ExpertTile(up_rows, 192, 128, 4, 4, 12, 132)))
     assert launches_of(case, tiles)[3:-2] == activation
-
-
-def test_the_up_product_promotes_channel_scaled_experts(tmp_path):
-    """Those of blocks are among `test_every_compute_capability`."""
-    sizes = Experts(SCHEMES["MoeExpertsFp8RowBlock"], 54, 4, 1408, 1408, 1408, promotion=128)
-    kernel = compiled(sizes.up_build(ExpertTile(128, 192, 128, 4, 4, 12, 132), "9.0"), tmp_path)
-    assert kernel.shared_bytes <= MAX_SHARED["9.0"]
 
 
 @pytest.mark.parametrize("rows", [1, 40, 5000, 16384])

@@ -13,12 +13,14 @@ from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import ArtifactError, BuildError
 from onerec_trt.operators.kernels.context_attention import Attention
 from onerec_trt.operators.kernels.context_attention_fp8 import Fp8Attention
+from onerec_trt.operators.kernels.moe_products import Experts
+from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
 from onerec_trt.operators.launch import compile as ahead
 from onerec_trt.operators.launch.compile import Build, compile_many, compiled
 from onerec_trt.operators.launch.node import row_build
-from onerec_trt.operators.launch.tiles import CAPABILITIES, AttentionTile, GemmTile, RowTile
+from onerec_trt.operators.launch.tiles import CAPABILITIES, AttentionTile, ExpertTile, GemmTile, RowTile
 
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
 ELF = b"\x7fELF"
@@ -114,6 +116,13 @@ def test_the_warp_specialized_product_fits_and_spills_nothing(cubins, tmp_path, 
     assert kernel.warps == tile.warps
     assert kernel.global_scratch_bytes == descriptors * 128, "x, weight, and of every 64 rows the output and the residual"
     assert_fits_and_spills_nothing(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("operator", ["MoeExpertsFp8Tensor", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block"])
+def test_the_up_product_of_promoted_experts_fits_and_spills_nothing(cubins, tmp_path, operator):
+    """Sums of gate and up and one product take 192 of a thread's 232 registers: a second product has no room."""
+    experts = Experts(SCHEMES[operator], 54, 4, 1408, 1408, 1408, promotion=128)
+    assert_fits_and_spills_nothing(compiled(experts.up_build(ExpertTile(128, 192, 128, 4, 4, 12, 132), "9.0"), cubins), tmp_path)
 
 
 @pytest.mark.parametrize(
