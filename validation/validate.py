@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import to_json
@@ -321,7 +322,8 @@ def _packed_gates(job: ValidationJob, quantized: Path, serving: ServingModel, ca
     with on_compute_device(serving), serving.decoder.context.in_fp16():
         runner = ScoringTorchRunner(serving.decoder, known.sids.shape[1])
         packed = run_all(runner, requests, job.options.batch_size, "packed model", known.sids.numpy())[Role.TOKEN_SCORES]
-    fp32 = known.log_probs_fp32.numpy()
-    packed_n, modelopt_n = (log_probability_errors(each, fp32) for each in (packed, known.log_probs.numpy()))
+    fp32: Floats = known.log_probs_fp32.numpy()
+    scores: tuple[Floats, Floats] = (packed.astype(np.float32), known.log_probs.numpy())
+    packed_n, modelopt_n = (log_probability_errors(each, fp32) for each in scores)
     errors, limit = (float(packed_n.mean()), float(modelopt_n.mean())), job.options.scoring_error_ratio
     return ratio_gates("packed model beside ModelOpt", job.recipe, error_ratios(packed_n, modelopt_n), *errors, limit)
