@@ -92,7 +92,7 @@ class Bindings:
         return self._trt
 
     def logger(self, log: LogSink) -> Any:
-        """An object of the library that passes its messages on; it must outlive what is made with it."""
+        """An object of the library that passes its messages on. It is never freed, and `log` with it: it should hold nothing large."""
         return _logger(self._trt, log)
 
     def parse(self, model: bytes, beside: Path, log: LogSink, plugin_libraries: Sequence[Path] = ()) -> Network:
@@ -256,6 +256,12 @@ def dtype_name(dtype: Any) -> str:
     return FROM_TENSORRT[name].name if name in FROM_TENSORRT else name.lower()
 
 
+# Never freed. TensorRT's plugin registry lives as long as the process and keeps a pointer to a logger, also of an engine or a builder that
+# is gone (https://nvidia.github.io/TensorRT-Edge-LLM/latest/cpp_api/common/trtInterop.html, TrtLogger). Loading a plugin library then
+# crashed a process of the tests.
+_LOGGERS: list[Any] = []
+
+
 def _logger(trt: Any, log: LogSink) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # the bindings carry no types
         def __init__(self) -> None:
@@ -264,7 +270,8 @@ def _logger(trt: Any, log: LogSink) -> Any:
         def log(self, severity: Any, message: str) -> None:
             log(severity.name, message)
 
-    return Logger()
+    _LOGGERS.append(logger := Logger())
+    return logger
 
 
 def layer_profiler(trt: Any, sink: Callable[[str, float], None]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def _measured(options: ReferenceOptions, recipes: Sequence[Recipe], deadline: fl
     """Measure what is left, and write the results after each part. What an engine has answered already is in them from the first one on."""
     job = MeasurementJob(options.size, options.seed, options.state, options.requests, options.batch_size, options.device, deadline, _say)
     tables = None if options.engine is None else EngineTables(recipes, options.engine, _say)
-    answered = _answered(tables, 0.0)
+    answered = _answered(tables)
     found = None
     for found in measure_reference(job):
         found = _written(options, found.model_copy(update=answered))
@@ -119,9 +120,9 @@ def _measured(options: ReferenceOptions, recipes: Sequence[Recipe], deadline: fl
     return found
 
 
-def _answered(tables: EngineTables | None, deadline: float) -> dict[str, Any]:
+def _answered(tables: EngineTables | None) -> dict[str, Any]:
     """The table and the bars of recipes that are validated already, as fields of a measurement; none where no recipe is."""
-    validated = [] if tables is None else list(tables.run(deadline))
+    validated = [] if tables is None else list(tables.run(-math.inf))
     return _of_engine(validated[-1]) if validated else {}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -52,6 +54,20 @@ def test_bindings_without_that_list_build_nothing_without_their_gpu() -> None:
 def test_the_parser_error_names_the_node(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"node 'the_node', operator NoSuchOperator"):
         tensorrt_api.load("tensorrt-rtx").parse(_model("NoSuchOperator"), tmp_path / "model.onnx", _ignore)
+
+
+def test_a_logger_outlives_what_was_made_with_it(tmp_path: Path) -> None:
+    """TensorRT's plugin registry keeps a pointer to it for as long as the process lives."""
+
+    class Sink:
+        def __call__(self, severity: str, message: str) -> None: ...
+
+    alive = weakref.ref(sink := Sink())
+    network = tensorrt_api.load("tensorrt-rtx").parse(_model("Relu"), tmp_path / "model.onnx", sink)
+    assert network.inputs
+    del network, sink
+    gc.collect()
+    assert alive() is not None
 
 
 def test_garbage_is_refused(tmp_path: Path) -> None:
