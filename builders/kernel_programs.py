@@ -22,6 +22,7 @@ from ..operators.launch.program import InputType, Kernel, Program
 from ..operators.launch.tiles import Tiles, committed_tiles
 from ..operators.operator import DOMAIN
 from .functions import all_nodes
+from .preconditions import WRONG_NATIVELY
 
 if TYPE_CHECKING:  # factories bring Triton along, which a build without plugins can do without
     from ..operators.kernels.registry import KernelFactory
@@ -143,7 +144,7 @@ def _text(types: Iterable[InputType]) -> str:
 
 
 def _refusal(node: onnx.NodeProto, what: str, hint: str = "") -> BuildError:
-    hint = hint or "set build.plugins to false to build without kernels, and report it"
+    hint = hint or ("report it" if node.op_type in WRONG_NATIVELY else "set build.plugins to false to build without kernels, and report it")
     return BuildError(f"the kernel of {node.op_type} does not fit: {what}", where=f"node {node.name}", hint=hint)
 
 

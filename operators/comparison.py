@@ -32,12 +32,14 @@ def difference_explaining(codes: Array, exact: Array) -> float:
     it here, too.
 
     Args:
-        codes: E4M3 values, at most 448.
+        codes: E4M3 values. Anything beyond their largest is infinitely far from all.
         exact: What the reference rounds to codes, in units of the codes.
     """
     if codes.shape != exact.shape:
         return float("inf")
     values, middles = _magnitudes()
+    if (np.abs(codes) > values[-1]).any():
+        return float("inf")
     place = np.searchsorted(values, np.abs(np.nan_to_num(codes.astype(np.float64))))
     low, high = (np.where(np.isnan(codes), np.nan, edge) for edge in (middles[place], middles[place + 1]))
     low[place == 0] = -high[place == 0]  # zero is rounded to from both sides

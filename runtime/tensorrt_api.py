@@ -257,8 +257,8 @@ def dtype_name(dtype: Any) -> str:
 
 
 # Never freed. TensorRT's plugin registry lives as long as the process and keeps a pointer to a logger, also of an engine or a builder that
-# is gone (https://nvidia.github.io/TensorRT-Edge-LLM/latest/cpp_api/common/trtInterop.html, TrtLogger). Loading a plugin library then
-# crashed a process of the tests.
+# is gone (https://nvidia.github.io/TensorRT-Edge-LLM/latest/cpp_api/common/trtInterop.html, TrtLogger). That may be why
+# a process of the tests crashed while it loaded a plugin library.
 _LOGGERS: list[Any] = []
 
 

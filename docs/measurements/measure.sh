@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes the files of this folder again, on a host with a GPU, TensorRT and the package installed; several jobs may run at a time, each on
+# Makes files of this folder again, on a host with a GPU, TensorRT and the package installed; several jobs may run at a time, each on
 # a GPU of its own, but one that is timed should be alone on its card.
 #
-#   measure.sh OUT JOB...     CUDA_VISIBLE_DEVICES says on which GPU; each job leaves OUT/JOB/log, OUT/JOB/rc and what it wrote
+#   measure.sh OUT JOB...     CUDA_VISIBLE_DEVICES says on which GPU; each job leaves OUT/JOB/log, OUT/JOB/rc and what it wrote.
+#                             `plans` goes before `moe` and `dense`, `model` and then `recipe-fp8-row-block` before `serving`
 #
 #   COMMIT   written into results (default: asked of git)         SERVER   program or unpacked wheel of a server, for `serving`
 #   WORK     keeps weights, graphs and plans of benchmarks        STATE    keeps trained references
@@ -25,10 +26,10 @@ model() { # a checkpoint of random weights and 128 requests of each kind
 }
 
 recipe() { # NAME: a recipe of configs/ from the checkpoint to its validated plans
-  model && cd "$MODEL" && cp "$here/configs/4b-a0.5b-$1.yaml" . && onerec-trt run "4b-a0.5b-$1.yaml"
+  model && cd "$MODEL" && cp "$here/configs/4b-a0.5b-$1.yaml" . || return
+  onerec-trt run "4b-a0.5b-$1.yaml"
   local status=$?
-  cp "out/4b-a0.5b-$1/validated-tensorrt/validation.json" "$to/$card-4b-a0.5b-$1-validation.json"
-  return $status
+  cp "out/4b-a0.5b-$1/validated-tensorrt/validation.json" "$to/$card-4b-a0.5b-$1-validation.json" && return $status
 }
 
 reference() { # SIZE: trained, measured in every precision, and through the pipeline

@@ -28,7 +28,7 @@ RUNS = 1000
 REQUESTS = 5
 MANY_ROWS = 1000  # of all heads and requests
 # What flips of probabilities' codes may do to so many rows of attention in FP8. A context of one token weighs most: there a flip moves
-# the whole row by up to an eighth. One in a hundred of 200 such rows makes 1e-3 of the scale, and 6e-5 in the difference.
+# the whole row by up to an eighth. Two in 200 such rows move the scale of all by 1e-3, and their difference is 6e-5.
 FP8_SCALE, FP8_DIFFERENCE = 2e-3, 1e-4
 TILES = (
     AttentionTile(16, 64, 3, 4),

@@ -278,6 +278,7 @@ def test_a_step_that_its_kernel_refuses_is_not_built_natively_either(
     with pytest.raises(BuildError, match="find semantic IDs of no item") as caught:
         build(recipe(target="tensorrt", plugins=True), export_beams("catalogue"), tmp_path / "plans")
     assert "fewer beams" in caught.value.hint
+    assert "step1.beam" in caught.value.where
     assert not (tmp_path / "plans").exists()
 
 

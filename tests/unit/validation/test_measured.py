@@ -55,7 +55,7 @@ def test_one_gate_more_than_on_the_h100() -> None:
 def test_other_pages_have_the_number_of_gates() -> None:
     gates = {len(validation(name)["gates"]) for name in (H200, ATTENTION)}
     assert gates == {75}
-    assert "all 75 gates passed on an H200" in (ROOT / "README.md").read_text()
+    assert "all 75 gates of commit `1bdf409` passed on an H200" in (ROOT / "README.md").read_text()
     performance = (ROOT / "docs" / "performance.md").read_text()
     assert f"passed all 75 gates on an H200 ([{H200}](measurements/{H200}), 128 requests), and so did" in performance
     assert f"that of `fp8-paper-attention` ([{ATTENTION}](measurements/{ATTENTION}), 128 requests)." in performance

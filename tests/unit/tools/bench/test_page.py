@@ -181,7 +181,7 @@ def test_the_documentation_compares_in_turns_with_alone() -> None:
     assert all(each["at_power_limit"] == 1 for each in alone().values() if each["batch"] == 32)
     latency, (*before, last) = of_shape[FP8]["latency_ms"], (f"{each:.1f}" for each in of_shape[FP8]["samples_ms"][:4])
     plan = by_candidate[FP8]
-    assert f"samples take {latency['p10']:.1f} to {latency['p90']:.1f} ms, its first four {', '.join(before)} and {last}. " in page
+    assert f"of its samples are {latency['p10']:.1f} to {latency['p90']:.1f} ms, the first four {', '.join(before)} and {last}. " in page
     assert f"Alone it takes {plan['latency_ms']['median']:.1f} ms, at {plan['mhz']:.0f} of 1980 MHz." in page
     in_turns, each_alone = (
         [times[other]["latency_ms"]["median"] / times[FP8]["latency_ms"]["median"] for other in (GRAPH, COMPILED, FP16)]
