@@ -23,6 +23,7 @@ from .context_features import context_features
 from .context_norm import context_norm
 from .fp8_linear import fp8_linear, fp8_linear_add
 from .linear import linear, linear_add
+from .linear_swiglu import fp8_linear_swiglu_quant_tensor, linear_swiglu
 from .moe_experts import moe_experts
 from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
 from .moe_experts_fp8_block import moe_experts_fp8_block
@@ -79,6 +80,8 @@ OPERATORS: dict[str, Operator] = {
         shared_context_attention,
         context_attention_quant_tensor,
         shared_context_attention_quant_tensor,
+        linear_swiglu,
+        fp8_linear_swiglu_quant_tensor,
     )
 }
 

@@ -14,6 +14,7 @@ from .context_attention import (
     shared_context_attention_quant_tensor_fusion,
 )
 from .fusion import Fusion
+from .linear_swiglu import fp8_linear_swiglu_quant_tensor_fusion, linear_swiglu_fusion
 
 FUSIONS: tuple[Fusion, ...] = (
     beam_self_attention_1_quant_row_fusion,
@@ -23,4 +24,6 @@ FUSIONS: tuple[Fusion, ...] = (
     shared_context_attention_quant_tensor_fusion,
     context_attention_quant_tensor_fusion,
     shared_context_attention_fusion,
+    linear_swiglu_fusion,
+    fp8_linear_swiglu_quant_tensor_fusion,
 )

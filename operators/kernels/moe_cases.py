@@ -67,8 +67,8 @@ def moe_experts_case(
     """A node of `operator`; the last `shared` slots are the last experts. Blocks want H in whole ones."""
     scheme = SCHEMES[operator]
     k = -(-d // BLOCK) * BLOCK if scheme.x is Share.BLOCK else d
-    weights = _weights(scheme.weight, experts, 2 * h, k) + _weights(scheme.weight, experts, d, h)
-    hidden = (Example("float32", (experts,), _hidden_scales, ()),) if scheme.hidden is Share.EXPERT else ()
+    weights = unit_weights(scheme.weight, experts, 2 * h, k) + unit_weights(scheme.weight, experts, d, h)
+    hidden = (Example("float32", (experts,), hidden_scales, ()),) if scheme.hidden is Share.EXPERT else ()
     x = {
         Share.NONE: (half(rows, d),),
         Share.TENSOR: (codes(rows, k), scales(1, dynamic=())),
@@ -103,7 +103,7 @@ def moe_route_case(rows: int, d: int, experts: int, top_k: int, shared: int) -> 
     )
 
 
-def _weights(share: Share, experts: int, n: int, k: int) -> tuple[Example, ...]:
+def unit_weights(share: Share, experts: int, n: int, k: int) -> tuple[Example, ...]:
     """Stacked weights [E * N, K] whose products with inputs of deviation CODE * SCALE have about deviation 1, and their scales."""
     shape = (experts * n, k)
     if share is Share.NONE:
@@ -122,7 +122,7 @@ def _of_blocks(experts: int, fill: Fill, shape: tuple[int, ...], device: str) ->
     return blocks.repeat_interleave(BLOCK, 1)[:, :rows].flatten(0, 1).contiguous()
 
 
-def _hidden_scales(shape: tuple[int, ...], device: str) -> Tensor:
+def hidden_scales(shape: tuple[int, ...], device: str) -> Tensor:
     """With which few hidden values of deviation 0.4 saturate."""
     return torch.rand(shape, device=device).mul_(0.01).add_(0.005)
 

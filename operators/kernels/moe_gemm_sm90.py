@@ -80,7 +80,7 @@ def moe_gemm_sm90(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,
         EXPERTS=EXPERTS, N=N, K=K, X_STRIDE=X_STRIDE, COLUMNS=(N + N_TILE - 1) // N_TILE,
-        M_TILE=M_TILE, K_TILE=K_TILE, BOX=N_TILE, BOXES=1, STAGES=STAGES, CTAS=CTAS, AHEAD=GATED,
+        M_TILE=M_TILE, K_TILE=K_TILE, BOX=N_TILE, BOXES=1, STAGES=STAGES, CTAS=CTAS, AHEAD=GATED, GROUP=0,
     )  # fmt: skip
     epilogue = _Epilogue(
         result=output_RN, WIDTH=N, x_scale=x_scale, weight_scale=weight_scale, gate_R=gate_R, staging=staging,

@@ -34,6 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 
 from .dependent import await_previous, prefetch
+from .epilogue import tile_of
 from .gemm_sm90 import WARPGROUP_ROWS, WARPS
 from .moe_gemm import EXPERT, ROW, TENSOR
 from .moe_place import ENTRY
@@ -45,6 +46,9 @@ class Ring:
 
     x [capacity, K] in rows of X_STRIDE; weights [experts * N, K]. A stage holds BOXES boxes of 128 weight rows: those of a tile's output
     channels, or the gate rows and, N / 2 further on, the up rows.
+
+    GROUP 0: a table says which rows are whose. Else there is one expert that has all rows, and so many row tiles are walked before the next
+    column of tiles, so that weights stay in the L2 cache.
     """
 
     x_RK: gl.tensor
@@ -67,6 +71,7 @@ class Ring:
     STAGES: gl.constexpr
     CTAS: gl.constexpr
     AHEAD: gl.constexpr
+    GROUP: gl.constexpr
     CONSUMERS: gl.constexpr
     STEPS: gl.constexpr
 
@@ -78,7 +83,8 @@ class Ring:
 
     @gluon.jit
     def tiles(self):
-        return gl.load(self.table) * self.COLUMNS
+        rows = gl.load(self.table) if self.GROUP == 0 else gl.cdiv(self.capacity, self.M_TILE)
+        return rows * self.COLUMNS
 
     @gluon.jit
     def entry(self, tile):
@@ -87,17 +93,33 @@ class Ring:
 
     @gluon.jit
     def expert(self, tile):
-        return gl.load(self.entry(tile))
+        expert = 0
+        if self.GROUP == 0:
+            expert = gl.load(self.entry(tile))
+        return expert
 
     @gluon.jit
     def row(self, tile):
         """First sorted row."""
-        return gl.load(self.entry(tile) + 1)
+        if self.GROUP == 0:
+            row = gl.load(self.entry(tile) + 1)
+        else:
+            row = tile_of(tile, self.capacity, self.COLUMNS * self.BOX, self.M_TILE, self.BOX, self.GROUP)[0]
+        return row
+
+    @gluon.jit
+    def column(self, tile):
+        """Which box of output channels a tile has."""
+        if self.GROUP == 0:
+            column = tile % self.COLUMNS
+        else:
+            column = tile_of(tile, self.capacity, self.COLUMNS * self.BOX, self.M_TILE, self.BOX, self.GROUP)[1] // self.BOX
+        return column
 
     @gluon.jit
     def filled(self, tile):
-        """Rows that hold an entry, at least one."""
-        return gl.load(self.entry(tile) + 2)
+        """Rows that there are, at least one."""
+        return gl.load(self.entry(tile) + 2) if self.GROUP == 0 else self.capacity - self.row(tile)
 
     @gluon.jit
     def wait(self, number):
@@ -166,7 +188,7 @@ def consume(warpgroup: gl.constexpr, ring, epilogue):
             staging.store(values)
             fence_async_shared()  # the store reads what was written here
             gl.thread_barrier()
-            tma.async_copy_shared_to_global(result, [row, tile % ring.COLUMNS * ring.BOX], staging)
+            tma.async_copy_shared_to_global(result, [row, ring.column(tile) * ring.BOX], staging)
         else:
             skip(number, ring)
         number += ring.STEPS
@@ -218,7 +240,7 @@ def produce_weights(ring):
     weight = tma.make_tensor_descriptor(ring.weight_NK, [ring.EXPERTS * ring.N, ring.K], [ring.K, 1], [ring.BOX, ring.K_TILE], LAYOUT)
     number = 0
     for tile in range(gl.program_id(0), ring.tiles(), ring.CTAS):
-        row = ring.expert(tile) * ring.N + tile % ring.COLUMNS * ring.BOX
+        row = ring.expert(tile) * ring.N + ring.column(tile) * ring.BOX
         for step in range(ring.STEPS):
             stage = number % ring.STAGES
             full = ring.full.index(stage)

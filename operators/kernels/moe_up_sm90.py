@@ -22,7 +22,7 @@ HIDDEN_TILE = gl.constexpr(128)  # hidden channels of a tile, and of a block
 
 
 @aggregate
-class _Epilogue:
+class HiddenEpilogue:
     """What the consumers are given beside the ring. `hidden_scale`: read per expert [E], written per block [B, sorted rows]."""
 
     result: gl.tensor
@@ -51,7 +51,7 @@ class _Epilogue:
         CHANNEL_LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
         rows = row + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, LAYOUT))
         expert = ring.expert(tile)
-        column = tile % ring.COLUMNS
+        column = ring.column(tile)
         # Scales are asked for before the main loop, in layouts that hold each once or twice per thread.
         factor = scale_of_rows(rows, expert, self, LAYOUT)
         gate_scale = gl.full([HIDDEN_TILE], 1.0, gl.float32, CHANNEL_LAYOUT)
@@ -99,9 +99,9 @@ def moe_up_sm90(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,
         EXPERTS=EXPERTS, N=N, K=K, X_STRIDE=X_STRIDE, COLUMNS=(N // 2 + HIDDEN_TILE - 1) // HIDDEN_TILE,
-        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False,
+        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False, GROUP=0,
     )  # fmt: skip
-    epilogue = _Epilogue(
+    epilogue = HiddenEpilogue(
         result=hidden_RH, WIDTH=HIDDEN_STRIDE, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
         X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, PROMOTE=PROMOTE, HIDDEN=N // 2,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
 OUTPUT_BYTES = 2
 SUM_BYTES = 4  # of a part of K
 LOAD_STAGES = 3
+RESULT = Output(0)
 MOST_WEIGHTS = 192 * 4  # bytes of them that a thread holds in registers, of 255 that it has
 FEW_SUM, SUM = (1, 256, 2), (8, 128, 4)  # rows, output channels and warps of a CTA that adds parts: of tiles of 16 rows, of others
 
@@ -119,24 +120,27 @@ class Product:
             return tile
         return GemmTile(128, 128, tile.k, LOAD_STAGES, 8, tile.group)
 
-    def launches(self, tile: GemmTile, node: Node, operands: tuple[Input, Input], end: tuple[Argument, ...]) -> tuple[Launch, ...]:
+    def launches(
+        self, tile: GemmTile, node: Node, operands: tuple[Input, Input], end: tuple[Argument, ...], output: Argument = RESULT
+    ) -> tuple[Launch, ...]:
         """The launches for a node in a usable tile: the product, and the sum of its parts if it has any.
 
         Args:
             tile: The tile.
-            node: The node.
+            node: The node. Its first scratch buffer holds the parts.
             operands: x and weight.
             end: The activation's scale, the weight's and the residual.
+            output: Where the result goes.
         """
         kernel, rows, grid = node.compile(self.build(tile, node.capability)), Int32(node.rows), (self.grid(tile, node.rows), 1, 1)
         if tile.parts == 1:
-            return (Launch(kernel, grid, (*operands, Output(0), *end, rows)),)
+            return (Launch(kernel, grid, (*operands, output, *end, rows)),)
         nothing = (NO_ADDRESS,) * len(end) if tile.slices else ()
         m, n, _ = _sum_tile(tile)
         sums = Launch(
             node.compile(self.sum_build(tile, node.capability)),
             (cdiv(node.rows, m) * -(-self.n // n), 1, 1),
-            (Scratch(0), Output(0), *end, rows),
+            (Scratch(0), output, *end, rows),
         )
         return Launch(kernel, grid, (*operands, Scratch(0), *nothing, rows)), sums
 
@@ -146,7 +150,13 @@ class Product:
         return minimum(tiles, tile.ctas) if tile.ctas else tiles
 
 
-def _scratch(product: Product, node: Node, classes: list[RowClass]) -> tuple[Buffer, ...]:
+def usable_classes(product: Product, node: Node) -> list[RowClass]:
+    """The tiles of the table, as the product's strides allow them."""
+    classes = node.tiles.classes(node.capability, product.family, (product.k, product.n))
+    return [replace(each, tile=product.usable(_gemm_tile(each))) for each in classes]
+
+
+def parts_scratch(product: Product, node: Node, classes: list[RowClass]) -> tuple[Buffer, ...]:
     """Room for the parts of as many rows as are cut into parts."""
     split = [each for each in classes if _gemm_tile(each).parts > 1]
     if not split:
@@ -168,6 +178,16 @@ def _sum_tile(tile: GemmTile) -> tuple[int, int, int]:
 
 def product_program(node: Node, product: Product, weight: int, scales: tuple[int, int] | None, residual: int | None) -> Program:
     """The program of a node whose inputs stand at the given places (`scales`: activation's, weight's)."""
+    expect_product(node, product, weight, scales, residual)
+    scale: tuple[Argument, ...] = (NO_ADDRESS, NO_ADDRESS) if scales is None else tuple(map(Input, scales))
+    added: Argument = NO_ADDRESS if residual is None else Input(residual)
+    classes = usable_classes(product, node)
+    variants = by_rows(node.rows, classes, lambda tile: product.launches(tile, node, (Input(0), Input(weight)), (*scale, added)))
+    return node.program((Tensor("float16", (*node.shape[:-1], product.n)),), variants, parts_scratch(product, node, classes))
+
+
+def expect_product(node: Node, product: Product, weight: int, scales: tuple[int, int] | None, residual: int | None) -> None:
+    """Check that the inputs fit together, and that weights and their scales are constants."""
     if static(node, weight, 0) != product.n or static(node, weight, 1) != product.k or node.width != product.k:
         shapes = [list(each.shape) for each in node.inputs]
         raise BuildError(f"its inputs do not fit together: {shapes}", where=node.operator, hint="correct the graph")
@@ -175,9 +195,3 @@ def product_program(node: Node, product: Product, weight: int, scales: tuple[int
         expect_size(node, index, product.n)
     for index in filter(None, (weight, scales and scales[1])):
         expect_constant(node, index)
-    scale: tuple[Argument, ...] = (NO_ADDRESS, NO_ADDRESS) if scales is None else tuple(map(Input, scales))
-    added: Argument = NO_ADDRESS if residual is None else Input(residual)
-    classes = node.tiles.classes(node.capability, product.family, (product.k, product.n))
-    classes = [replace(each, tile=product.usable(_gemm_tile(each))) for each in classes]
-    variants = by_rows(node.rows, classes, lambda tile: product.launches(tile, node, (Input(0), Input(weight)), (*scale, added)))
-    return node.program((Tensor("float16", (*node.shape[:-1], product.n)),), variants, _scratch(product, node, classes))

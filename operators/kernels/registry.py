@@ -24,6 +24,8 @@ from . import (
     context_norm,
     fp8_linear,
     linear,
+    linear_swiglu,
+    linear_swiglu_cases,
     moe_cases,
     moe_experts,
     moe_route,
@@ -68,6 +70,10 @@ FACTORIES: dict[str, KernelFactory] = {
     "LinearAdd": KernelFactory(linear.linear_add_program, cases=linear.LINEAR_ADD_CASES),
     "Fp8Linear": KernelFactory(fp8_linear.fp8_linear_program, cases=fp8_linear.FP8_LINEAR_CASES),
     "Fp8LinearAdd": KernelFactory(fp8_linear.fp8_linear_add_program, cases=fp8_linear.FP8_LINEAR_ADD_CASES),
+    "LinearSwiGlu": KernelFactory(linear_swiglu.linear_swiglu_program, cases=linear_swiglu_cases.LINEAR_SWIGLU_CASES),
+    "Fp8LinearSwiGluQuantTensor": KernelFactory(
+        linear_swiglu.fp8_linear_swiglu_quant_tensor_program, cases=linear_swiglu_cases.FP8_LINEAR_SWIGLU_QUANT_TENSOR_CASES
+    ),
     "ContextFeatures": KernelFactory(context_features.context_features_program, cases=context_features.CONTEXT_FEATURES_CASES),
     "ContextNorm": KernelFactory(context_norm.context_norm_program, cases=context_norm.CONTEXT_NORM_CASES),
     "ContextKeyCodes": KernelFactory(context_codes.context_key_codes_program, cases=context_codes.CONTEXT_KEY_CODES_CASES),

@@ -10,8 +10,10 @@ import triton.language as tl
 
 from ...core.errors import BuildError
 from ..launch.case import MANY_ROWS, Case, Example, KernelCases, Measurement, TileKey, compiled_reference, half, scales
-from ..launch.node import NO_ADDRESS, Node, expect, row_launch
-from ..launch.program import Argument, DType, Expr, Input, Int32, Output, Program, Tensor
+from ..launch.compile import Build
+from ..launch.node import NO_ADDRESS, Node, by_rows, expect, row_build
+from ..launch.program import Argument, DType, Expr, Input, Int32, Launch, Output, Program, Tensor, cdiv
+from ..launch.tiles import RowTile
 from .dependent import await_previous
 from .row_cases import HIDDEN_WIDTHS, row_candidates, row_trials, row_tuning
 from .rows import load_row, row_amax, row_numbers, scale_of, store_chunk, store_codes, store_per_row
@@ -68,6 +70,12 @@ def swiglu(
         store_codes(start_R1, product, row_scale, inside_R1, FORM == _PER_ROW, WIDTH, CHUNK)
 
 
+def swiglu_build(form: int, hidden: int, tile: RowTile, capability: str) -> Build:
+    """How the kernel is compiled for rows of H in a tile."""
+    types = ("*fp16", "*fp16" if form == IN_FP16 else "*fp8e4nv", "*fp32", "i32")
+    return row_build(swiglu, types, {"FORM": form, "WIDTH": hidden}, tile, capability)
+
+
 def swiglu_program(node: Node) -> Program:
     """SwiGlu: gate and up side by side, FP16 [..., 2 H], to FP16 [..., H]."""
     return _program(node, "swiglu", IN_FP16, "float16", NO_ADDRESS)
@@ -90,10 +98,14 @@ def _program(node: Node, family: str, form: int, dtype: DType, scale: Argument, 
         raise BuildError(f"gate and up side by side cannot be {node.width} wide", where=node.operator, hint="correct the graph")
     hidden = node.width // 2
     leading: tuple[Expr | int, ...] = node.shape[:-1]
-    types = ("*fp16", "*fp16" if form == IN_FP16 else "*fp8e4nv", "*fp32", "i32")
-    launch = row_launch(node, family, swiglu, types, (Input(0), Output(0), scale, Int32(node.rows)), {"FORM": form}, width=hidden)
+    arguments = (Input(0), Output(0), scale, Int32(node.rows))
+
+    def launches(tile: RowTile) -> tuple[Launch, ...]:
+        return (Launch(node.compile(swiglu_build(form, hidden, tile, node.capability)), (cdiv(node.rows, tile.rows), 1, 1), arguments),)
+
+    variants = by_rows(node.rows, node.tiles.classes(node.capability, family, (hidden,)), launches)
     outputs = (Tensor(dtype, (*leading, hidden)), *([Tensor("float32", (*leading, 1))] if scales else []))
-    return node.program(outputs, launch)
+    return node.program(outputs, variants)
 
 
 def _case(operator: str, family: str, rows: int, hidden: int, *more: Example) -> Case:

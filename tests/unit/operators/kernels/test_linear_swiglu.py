@@ -1,0 +1,161 @@
+"""Launch programs of gate and up with SwiGLU: one launch with many rows, those of the parts with few, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from onerec_trt.core.errors import BuildError
+from onerec_trt.operators.kernels.linear_swiglu_cases import (
+    MEDIUM_ROWS,
+    fp8_linear_swiglu_quant_tensor_case,
+    linear_swiglu_candidates,
+    linear_swiglu_case,
+)
+from onerec_trt.operators.kernels.registry import FACTORIES, program_of
+from onerec_trt.operators.launch.case import MANY_ROWS
+from onerec_trt.operators.launch.compile import Build, compiled
+from onerec_trt.operators.launch.node import Node
+from onerec_trt.operators.launch.program import InputType, Kernel, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.tiles import GemmTile, Tiles, committed_tiles
+
+FP8, SCALE = "Fp8LinearSwiGluQuantTensor", InputType("float32", (1,))
+CODES, WEIGHT, WEIGHT_SCALE = InputType("float8_e4m3fn", (None, 256)), InputType("float8_e4m3fn", (416, 256)), InputType("float32", (416,))
+FUSED = GemmTile(128, 256, 128, 4, 12, ctas=132)
+by_case = pytest.mark.parametrize("make", [linear_swiglu_case, fp8_linear_swiglu_quant_tensor_case])
+builds: list[Build] = []
+
+
+@pytest.fixture(autouse=True)
+def asked() -> list[Build]:
+    builds.clear()
+    return builds
+
+
+def remember(build: Build) -> Kernel:
+    builds.append(build)
+    return Kernel(b"cubin", build.function, build.warps, 0, 0)
+
+
+def functions_at(program: Program, case_rows: int, shapes: list[tuple[int, ...]]) -> list[str]:
+    shapes = [(case_rows, *shapes[0][1:]), *shapes[1:]]
+    return [launch.kernel.entry for launch in program.variant(shapes).launches]
+
+
+def shapes_of(case) -> list[tuple[int, ...]]:
+    return [each.shape for each in case.inputs]
+
+
+@by_case
+def test_many_rows_are_one_launch_and_few_are_those_of_the_parts(make):
+    case = make(1, 1408, 5632)
+    program, shapes = program_of(case, "9.0", compile_with=remember), shapes_of(case)
+    assert functions_at(program, MANY_ROWS, shapes) == ["linear_swiglu_sm90"]
+    for rows in (1, 20, 100, 512, 1000):
+        *products, activation = functions_at(program, rows, shapes)
+        assert activation == "swiglu"
+        assert products
+        assert all(name.startswith("gemm") for name in products)
+    assert program.output_shapes([(7, 1408), *shapes[1:]]) == ((7, 5632),)
+
+
+@by_case
+def test_what_the_product_leaves_lies_in_scratch_as_long_as_the_launches_are_apart(make):
+    case = make(1, 1408, 5632)
+    program, shapes = program_of(case, "9.0", compile_with=remember), shapes_of(case)
+    sizes = [
+        evaluated([buffer.bytes for buffer in program.scratch], [(rows, 1408), *shapes[1:]]) for rows in (10, 2 * MANY_ROWS, MANY_ROWS)
+    ]
+    assert sizes[0][-1] == 10 * 11264 * 2
+    assert sizes[1] == sizes[2], "rows beyond those of few leave nothing"
+    *_, product, activation = program.variant([(100, 1408), *shapes[1:]]).launches
+    gate_up = Scratch(len(program.scratch) - 1)
+    assert gate_up in product.arguments
+    assert activation.arguments[:2] == (gate_up, Output(0))
+
+
+@by_case
+def test_the_grid_is_one_cta_per_tile_and_no_more_than_the_gpu_runs(make):
+    case = make(1, 256, 208)
+    program = program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", FUSED))), remember)
+    grids = []
+    for rows in (0, 1, 129, 100_000):
+        shapes = [(rows, 256), *shapes_of(case)[1:]]
+        (launch,) = program.variant(shapes).launches
+        grids.append(evaluated(launch.grid, shapes)[0])
+    assert grids == [0, 2, 4, 132]
+
+
+def test_the_table_says_where_the_parts_are_faster():
+    case = linear_swiglu_case(MEDIUM_ROWS, 1408, 5632)
+    apart, fused = (
+        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), remember) for tile in (GemmTile(64, 64, 64, 4, 4), FUSED)
+    )
+    assert {launch.kernel.entry for each in apart.variants for launch in each.launches} >= {"gemm_sm90", "swiglu"}
+    assert {launch.kernel.entry for each in fused.variants for launch in each.launches} == {"linear_swiglu_sm90"}
+    assert fused.scratch == ()
+
+
+def _others():
+    return [entry for entry in committed_tiles().entries if not entry.family.endswith("_swiglu")]
+
+
+@pytest.mark.parametrize(("k", "hidden"), [(200, 36), (250, 208), (256, 36)])
+def test_strides_without_descriptors_are_the_launches_of_the_parts(k, hidden):
+    program_of(fp8_linear_swiglu_quant_tensor_case(1, k, hidden), "9.0", compile_with=remember)
+    assert "linear_swiglu_sm90" not in {build.function for build in builds}
+
+
+@pytest.mark.parametrize("capability", ["8.9", "12.0"])
+@by_case
+def test_other_gpus_have_the_launches_of_the_parts(make, capability):
+    program_of(make(1, 1408, 5632), capability, compile_with=remember)
+    assert {build.function for build in builds} >= {"gemm", "swiglu"}
+    assert "linear_swiglu_sm90" not in {build.function for build in builds}
+
+
+@pytest.mark.parametrize("tile", [GemmTile(192, 256, 128, 3, 16, ctas=132), GemmTile(128, 128, 128, 4, 12, ctas=132)], ids=str)
+def test_a_tile_that_no_kernel_has_is_refused(tile):
+    case = fp8_linear_swiglu_quant_tensor_case(1, 256, 208)
+    with pytest.raises(BuildError, match="no kernel for gate and up in tiles of"):
+        program_of(case, "9.0", committed_tiles().with_entries(case.entries("9.0", tile)), remember)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "message"),
+    [
+        ((CODES, SCALE, WEIGHT, WEIGHT_SCALE), {"promotion": 0}, "it has 4 inputs, needs 5"),
+        ((CODES, InputType("float32", (None, 1)), WEIGHT, WEIGHT_SCALE, SCALE), {"promotion": 0}, "a scale per row"),
+        ((CODES, SCALE, WEIGHT, WEIGHT_SCALE, InputType("float32", (208,))), {"promotion": 0}, "input 4 is 208, must be 1"),
+        ((CODES, SCALE, WEIGHT, InputType("float32", (208,)), SCALE), {"promotion": 0}, "input 3 is 208, must be 416"),
+        ((CODES, SCALE, WEIGHT, WEIGHT_SCALE, SCALE), {}, "the attribute promotion is missing"),
+        ((CODES, SCALE, InputType("float8_e4m3fn", (416, 128)), WEIGHT_SCALE, SCALE), {"promotion": 0}, "do not fit together"),
+        ((CODES, SCALE, InputType("float8_e4m3fn", (3, 256)), InputType("float32", (3,)), SCALE), {"promotion": 0}, "cannot be 3 wide"),
+    ],
+)
+def test_bad_nodes_are_named(inputs, attributes, message):
+    with pytest.raises(BuildError, match=message) as caught:
+        FACTORIES[FP8].program(Node(FP8, inputs, attributes, "9.0", compile=remember))
+    assert caught.value.where == FP8
+
+
+def test_candidates_are_the_parts_and_the_kernel_for_both():
+    case = linear_swiglu_case(MANY_ROWS, 1408, 5632)
+    here, elsewhere = (list(linear_swiglu_candidates(case, capability)) for capability in ("9.0", "8.9"))
+    assert {tile.ctas for tile in here} == {0, 132}
+    assert {tile.ctas for tile in elsewhere} == {0}
+    assert {tile.k for tile in here if tile.ctas} == {64}
+
+
+@by_case
+def test_the_kernel_for_both_compiles(make, cubins):
+    case = make(1, 1792, 7168)
+    found: list[Kernel] = []
+
+    def compile_fused(build: Build) -> Kernel:
+        if build.function != "linear_swiglu_sm90":
+            return remember(build)
+        found.append(compiled(build, cubins))
+        return found[-1]
+
+    program_of(case, "9.0", compile_with=compile_fused)
+    assert found
+    assert all(kernel.dependent for kernel in found)
