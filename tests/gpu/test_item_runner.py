@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onerec_trt.builders.stage import build_stage
-from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
 from onerec_trt.core.errors import ArtifactError, BuildError
-from onerec_trt.core.recipe import BuildOptions, ExportOptions
-from onerec_trt.core.stages import run_stage
-from onerec_trt.export.stage import export_stage
 from onerec_trt.models.catalogue_index import CatalogueItems, index_arrays, index_in_memory
-from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.beam_step_items_cases import random_catalogue
 from onerec_trt.runtime.item_index import ItemIndex, write_index
 from onerec_trt.runtime.item_rules import ItemRules
@@ -26,34 +20,20 @@ from onerec_trt.runtime.tensorrt_runner import TensorRtRunner
 from onerec_trt.tools.bench.case import parse_case
 from onerec_trt.tools.tuning.item_plans import PlanBench, measure_plans, valid_items
 
-BEAM, CODEBOOK, BATCH, CONTEXT, CAPACITY, EXCLUDED, CLASSES = 16, 256, 8, 32, 4000, 64, 80
-CONFIG = parse_config(
-    {"d_model": 256, "n_layers": 2, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": CODEBOOK, "ffn_hidden": 512}
-)
-PROFILES = [{"batch": [1, BATCH, BATCH], "context": [1, CONTEXT, CONTEXT]}]
-PARITY_NAT = 5e-3  # of a semantic ID's score: two FP16 engines of two layers
+from .small_catalogue import BATCH, BEAM, CLASSES, CODEBOOK, CONFIG, CONTEXT, DRIFT_NAT, EXCLUDED, LENGTHS, build, export
+
 REGRET_NAT = 0.02  # of the mean score of what two engines find: items picked blindly are worse by more than 1
 CLIENTS, ANSWERS = 4, 100
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("items")
-    random_quantized_checkpoint(CONFIG, "fp16", root / "quantized", 0)
-    sizes = {"item_capacity": CAPACITY, "max_excluded": EXCLUDED, "category_classes": CLASSES}
-    run_stage(export_stage(ExportOptions(beam=(BEAM,) * 3, items="catalogue", **sizes), root / "quantized", root / "exported"))
-    return root / "exported"
-
-
-def build(exported: Path, plans: Path, *, plugins: bool) -> None:
-    options = BuildOptions.model_validate({"target": "tensorrt", "profiles": PROFILES, "plugins": plugins})
-    run_stage(build_stage(options, "fp16", exported, plans, forms=("serving",)))
+    return export(tmp_path_factory.mktemp("items"))
 
 
 @pytest.fixture(scope="module")
 def runner(exported: Path) -> TensorRtRunner:
-    build(exported, plans := exported.parent / "plans", plugins=True)
-    return TensorRtRunner.load(next(plans.glob("*.plan")), executions=2)
+    return TensorRtRunner.load(build(exported, exported.parent / "plans"), executions=2)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +61,7 @@ def many() -> ItemIndex:
 def batch_of(requests: int) -> dict[str, Any]:
     draw = np.random.default_rng(requests)
     features = draw.standard_normal((requests, CONTEXT, CONFIG.feature_width)).astype(np.float16)
-    return {"features": features, "lengths": np.tile(np.array([4, 8, CONTEXT - 12]), (requests, 1))}
+    return {"features": features, "lengths": np.tile(np.array(LENGTHS), (requests, 1))}
 
 
 def scored(batch: ItemBatch, request: int) -> dict[tuple[int, ...], tuple[float, list[int]]]:
@@ -112,7 +92,7 @@ def test_all_allowed_items_of_a_small_catalogue_are_found(
     for request in range(len(rules)):
         mine, theirs = scored(found, request), scored(expected, request)
         assert {sid: items for sid, (_, items) in mine.items()} == {sid: items for sid, (_, items) in theirs.items()}
-        assert [mine[sid][0] for sid in mine] == pytest.approx([theirs[sid][0] for sid in mine], abs=PARITY_NAT)
+        assert [mine[sid][0] for sid in mine] == pytest.approx([theirs[sid][0] for sid in mine], abs=DRIFT_NAT)
     assert len(scored(found, 0)) == few[0].sids
 
 

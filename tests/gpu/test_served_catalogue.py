@@ -17,13 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onerec_trt.builders.stage import build_stage
-from onerec_trt.calibration.random_checkpoint import random_quantized_checkpoint
-from onerec_trt.core.recipe import BuildOptions, ExportOptions
-from onerec_trt.core.stages import run_stage
-from onerec_trt.export.stage import export_stage
 from onerec_trt.models.catalogue_index import index_arrays
-from onerec_trt.models.config import parse_config
 from onerec_trt.operators.kernels.beam_step_items_cases import random_catalogue
 from onerec_trt.runtime.item_index import ItemIndex, write_index
 from onerec_trt.runtime.item_rules import ItemRules
@@ -36,14 +30,11 @@ from onerec_trt.server.repository.add import Options, add_version
 from onerec_trt.server.repository.store import Repository
 from onerec_trt.tools.tuning.item_plans import valid_items
 
+from .small_catalogue import BATCH, BEAM, CLASSES, CODEBOOK, CONFIG, CONTEXT, DRIFT_NAT, LENGTHS, build, export
+
 SERVER = Path(os.environ.get("ONEREC_TRT_SERVER") or Path(__file__).parents[2] / ".venv-server")
-BEAM, CODEBOOK, CONTEXT, CLASSES, CAPACITY = 16, 256, 32, 80, 4000
-CONFIG = parse_config(
-    {"d_model": 256, "n_layers": 2, "n_heads": 2, "d_head": 128, "embed_dim": 16, "codebook": CODEBOOK, "ffn_hidden": 512}
-)
 PATIENCE_S = 240.0
-CLIENTS, SWAPS = 8, 10
-DRIFT_NAT = 5e-3  # of a score between batches of different size, whose products are cut in other ways
+CLIENTS, SWAPS = BATCH, 10
 
 pytestmark = pytest.mark.skipif(not SERVER.exists(), reason="needs a server: make .venv-server/.installed, or ONEREC_TRT_SERVER")
 
@@ -75,13 +66,7 @@ class Served:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("plan")
-    random_quantized_checkpoint(CONFIG, "fp16", root / "quantized", 0)
-    sizes = {"item_capacity": CAPACITY, "max_excluded": 64, "category_classes": CLASSES}
-    run_stage(export_stage(ExportOptions(beam=(BEAM,) * 3, items="catalogue", **sizes), root / "quantized", root / "exported"))
-    profile = {"batch": [1, CLIENTS, CLIENTS], "context": [2, CONTEXT, CONTEXT]}
-    options = BuildOptions.model_validate({"target": "tensorrt", "profiles": [profile], "plugins": True})
-    run_stage(build_stage(options, "fp16", root / "exported", root / "plans", forms=("serving",)))
-    return next((root / "plans").glob("*.plan"))
+    return build(export(root), root / "plans")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +103,7 @@ def served(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def context_of(client: int) -> tuple[Any, list[int]]:
     features = np.random.default_rng(client).standard_normal((CONTEXT, CONFIG.feature_width)).astype(np.float16)
-    return features, [4, 8, CONTEXT - 12]
+    return features, list(LENGTHS)
 
 
 def rules_of(client: int, index: ItemIndex) -> ItemRules:
