@@ -75,10 +75,13 @@ def run_reference(options: ReferenceOptions) -> None:
     Raises:
         RecipeError: There is no such reference.
         ArtifactError: A state is damaged or another training's, or something else lies in the place of the results.
+        MissingExtraError, GpuError: TensorRT is to run the recipes, and does not load or finds no GPU.
         GateError: All is measured, and a bar is missed.
     """
     deadline = time.monotonic() + 60 * options.minutes
     require_own_results(options.out)
+    if options.engine == "tensorrt":
+        this_machine("tensorrt")  # not after minutes of training: results name its version
     reference = reference_model(options.size, options.steps, options.decay)
     figures = train_reference(options.size, reference, options.seed, options.state, options.minutes, options.device, _say)
     typer.echo(_training_text(figures))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onerec_trt.calibration.targets import quantized_targets
 from onerec_trt.core.artifacts import read_json, write_json
-from onerec_trt.core.errors import ArtifactError, GateError
+from onerec_trt.core.errors import ArtifactError, GateError, MissingExtraError
 from onerec_trt.core.recipe import Recipe, load_recipe
 from onerec_trt.core.records import tool_version
 from onerec_trt.fidelity.reference_measurement import ReferenceMeasurement
@@ -115,6 +115,19 @@ def test_an_engines_table_stands_beside_the_one_of_packed_models(options: Refere
     assert (measured.engine_table, measured.engine_bars) == (table, found.bars)
     assert tables.asked == [(list(PRECISIONS), "onnxruntime", 65)]
     assert "recipes with onnxruntime:" in (options.out / "fidelity.md").read_text()
+
+
+def test_an_engine_that_is_not_there_is_missed_before_anything_is_trained(
+    options: ReferenceOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(target: str) -> None:
+        raise MissingExtraError(f"{target} is not installed", where=target, hint="pip install 'onerec-trt[tensorrt]'")
+
+    monkeypatch.setattr(reference_command, "this_machine", absent)
+    with pytest.raises(MissingExtraError, match="tensorrt is not installed"):
+        run_reference(replace(options, state=tmp_path / "state", engine="tensorrt"))
+    assert not (tmp_path / "state").exists()
+    assert not options.out.exists()
 
 
 def test_what_an_engine_answered_is_in_the_results_before_anything_is_measured(
