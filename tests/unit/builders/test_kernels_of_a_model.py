@@ -41,6 +41,7 @@ EXPERTS = {
     "fp8-paper-attention": "MoeExpertsFp8Block",
     "fp8-row-block": "MoeExpertsFp8RowBlock",
 }
+SWIGLU_IN_PRODUCT = {"fp16": ("LinearSwiGlu",), "fp8-static": ("Fp8LinearSwiGluQuantTensor",)}
 
 
 def uncompiled(factory: KernelFactory) -> KernelFactory:
@@ -91,7 +92,7 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
 
 
 def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], kernels: Kernels) -> None:
-    """A build takes attention and quantization together where one kernel can; keys of the model are its values."""
+    """A build takes together what one kernel can: attention or SwiGLU and quantization; keys of the model are its values."""
     fused = prepare(path, [Profile(batch=(1, 2, 4), context=(2, 4, 8))], without_block_scales, kernels)
     quant = "QuantTensor" if precision == "fp8-static" else "QuantRow"
     layers = CONFIG.n_layers
@@ -105,13 +106,18 @@ def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], k
         **(beams or {"BeamSelfAttention1": layers, "BeamSelfAttention2": layers}),
         **contexts,
     }
+    assert CONFIG.moe is not None
+    swiglu = dict.fromkeys(SWIGLU_IN_PRODUCT.get(precision, ()), 3 * CONFIG.moe.dense_layers)
+    assert {name: count for name, count in counts.items() if "LinearSwiGlu" in name} == swiglu
     quantized = sum(beams.values()) + with_codes * 3 * layers
-    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - quantized
+    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - quantized - sum(swiglu.values())
     assert counts["QuantTensor"] + counts["QuantRow"] == before["QuantTensor"] + before["QuantRow"] - quantized
     places = {f"step{step}.blocks.{layer}.self.attention" for step in (1, 2) for layer in range(layers) if beams}
     places |= {f"step{step}.blocks.{layer}.cross.attention" for step in range(3) for layer in range(layers)}
     assert {node.name for node in fused.kernel_nodes if node.operator in beams | contexts} == places
-    assert {node.name for node in fused.fused_nodes} == {place for place in places if not (in_fp8 and ".cross." in place)}
+    feed_forwards = {f"step{step}.blocks.0.ffn.gate_up" for step in range(3) if swiglu}
+    expected = feed_forwards | {place for place in places if not (in_fp8 and ".cross." in place)}
+    assert {node.name for node in fused.fused_nodes} == expected
 
 
 def test_steps_that_follow_a_catalogue_run_their_kernels(tmp_path: Path) -> None:
