@@ -93,22 +93,34 @@ def moe_gemm_sm90(
 def _promoted(number, warpgroup: gl.constexpr, rows, weight_row, ring, epilogue, LAYOUT: gl.constexpr):
     """Each step's product starts anew and is scaled and added in FP32; meanwhile the tensor core works for another consumer.
 
-    A block of weights has one scale, that of its first channel.
+    Scales are asked for a step ahead: a product takes less time than they need to come.
     """
+    SCALED: gl.constexpr = epilogue.X_SCALE == BLOCKS or epilogue.WEIGHT_SCALE == BLOCKS
     zeros = gl.zeros([WARPGROUP_ROWS, ring.BOX], gl.float32, LAYOUT)
     total = zeros
+    if SCALED:
+        scale = _scale_of_step(0, rows, weight_row, ring, epilogue, LAYOUT)
     for step in range(ring.STEPS):
-        scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-        if epilogue.X_SCALE == BLOCKS:
-            scale = gl.load(epilogue.x_scale + step * ring.capacity + rows)
-        if epilogue.WEIGHT_SCALE == BLOCKS:
-            scale *= gl.load(epilogue.weight_scale + weight_row * ring.STEPS + step)
         ring.wait(number)
+        if SCALED:
+            following = _scale_of_step(min(step + 1, ring.STEPS - 1), rows, weight_row, ring, epilogue, LAYOUT)
         part = warpgroup_mma(ring.x(number, warpgroup), ring.weight(number), zeros, use_acc=False)
         ring.release(number)
-        if epilogue.X_SCALE == BLOCKS or epilogue.WEIGHT_SCALE == BLOCKS:
+        if SCALED:
             total += part * scale[:, None]
+            scale = following
         else:
             total += part
         number += 1
     return total
+
+
+@gluon.jit
+def _scale_of_step(step, rows, weight_row, ring, epilogue, LAYOUT: gl.constexpr):
+    """FP32 [64] of a step's channels. A block of weights has one scale, that of its first channel."""
+    scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+    if epilogue.X_SCALE == BLOCKS:
+        scale = gl.load(epilogue.x_scale + step * ring.capacity + rows)
+    if epilogue.WEIGHT_SCALE == BLOCKS:
+        scale *= gl.load(epilogue.weight_scale + weight_row * ring.STEPS + step)
+    return scale

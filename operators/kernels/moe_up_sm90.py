@@ -110,34 +110,46 @@ def moe_up_sm90(
 
 @gluon.jit
 def _promoted(number, warpgroup: gl.constexpr, rows, gate_row, ring, epilogue, LAYOUT: gl.constexpr):
-    """Gate and up, each step's product scaled and added in FP32 as in moe_gemm_sm90.py.
+    """Gate and up, each step's product scaled and added in FP32 as in moe_gemm_sm90.py; scales are asked for a step ahead there and here.
 
     Two sums and one product fill a thread's registers: gate's is added before up's begins.
     """
     zeros = gl.zeros([WARPGROUP_ROWS, HIDDEN_TILE], gl.float32, LAYOUT)
     gate = zeros
     up = zeros
-    weight_scale = epilogue.weight_scale + gate_row * ring.STEPS
+    row_scale, gate_scale, up_scale = _scales_of_step(0, rows, gate_row, ring, epilogue, LAYOUT)
     for step in range(ring.STEPS):
-        gate_scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
-        if epilogue.X_SCALE == BLOCKS:
-            gate_scale = gl.load(epilogue.x_scale + step * ring.capacity + rows)
-        up_scale = gate_scale
-        if epilogue.WEIGHT_SCALE == BLOCKS:
-            gate_scale *= gl.load(weight_scale + step)
-            up_scale *= gl.load(weight_scale + epilogue.HIDDEN * ring.STEPS + step)
         ring.wait(number)
+        after = _scales_of_step(min(step + 1, ring.STEPS - 1), rows, gate_row, ring, epilogue, LAYOUT)
         weight = ring.weight_stages.index(number % ring.STAGES)
         part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(0, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
-        gate += part * gate_scale[:, None]
-        if epilogue.HIDDEN_SCALE == PER_EXPERT:
+        gate += part * (row_scale * gate_scale)[:, None]
+        if epilogue.HIDDEN_SCALE == PER_EXPERT or epilogue.X_SCALE == BLOCKS:
             # Nothing is under way. Without a wait for gate, ptxas starts up's product before it, and sums of each step go to local memory.
             gate = warpgroup_mma_wait(0, deps=[gate])
         part = warpgroup_mma(ring.x(number, warpgroup), weight.slice(HIDDEN_TILE, HIDDEN_TILE).permute((1, 0)), zeros, use_acc=False)
         ring.release(number)
-        up += part * up_scale[:, None]
+        up += part * (row_scale * up_scale)[:, None]
+        row_scale = after[0]
+        gate_scale = after[1]
+        up_scale = after[2]
         number += 1
     return gate, up
+
+
+@gluon.jit
+def _scales_of_step(step, rows, gate_row, ring, epilogue, LAYOUT: gl.constexpr):
+    """FP32 [64] of x, and one each of the blocks of gate and up weights; 1 where there are none."""
+    row_scale = gl.full([WARPGROUP_ROWS], 1.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+    gate_scale = 1.0
+    up_scale = 1.0
+    if epilogue.X_SCALE == BLOCKS:
+        row_scale = gl.load(epilogue.x_scale + step * ring.capacity + rows)
+    if epilogue.WEIGHT_SCALE == BLOCKS:
+        place = epilogue.weight_scale + gate_row * ring.STEPS + step
+        gate_scale = gl.load(place)
+        up_scale = gl.load(place + epilogue.HIDDEN * ring.STEPS)
+    return row_scale, gate_scale, up_scale
 
 
 @gluon.jit
