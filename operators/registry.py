@@ -27,6 +27,13 @@ from .moe_experts import moe_experts
 from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
 from .moe_experts_fp8_block import moe_experts_fp8_block
 from .moe_experts_fp8_row_block import moe_experts_fp8_row_block
+from .moe_experts_norm import (
+    moe_experts_fp8_block_rms_norm_quant_row,
+    moe_experts_fp8_row_block_rms_norm_quant_row,
+    moe_experts_fp8_row_rms_norm_quant_row,
+    moe_experts_fp8_tensor_rms_norm_quant_tensor,
+    moe_experts_rms_norm,
+)
 from .moe_route import moe_route
 from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor
@@ -79,6 +86,11 @@ OPERATORS: dict[str, Operator] = {
         shared_context_attention,
         context_attention_quant_tensor,
         shared_context_attention_quant_tensor,
+        moe_experts_rms_norm,
+        moe_experts_fp8_tensor_rms_norm_quant_tensor,
+        moe_experts_fp8_row_rms_norm_quant_row,
+        moe_experts_fp8_row_block_rms_norm_quant_row,
+        moe_experts_fp8_block_rms_norm_quant_row,
     )
 }
 

@@ -14,6 +14,13 @@ from .context_attention import (
     shared_context_attention_quant_tensor_fusion,
 )
 from .fusion import Fusion
+from .moe_experts_norm import (
+    moe_experts_fp8_block_rms_norm_quant_row_fusion,
+    moe_experts_fp8_row_block_rms_norm_quant_row_fusion,
+    moe_experts_fp8_row_rms_norm_quant_row_fusion,
+    moe_experts_fp8_tensor_rms_norm_quant_tensor_fusion,
+    moe_experts_rms_norm_fusion,
+)
 
 FUSIONS: tuple[Fusion, ...] = (
     beam_self_attention_1_quant_row_fusion,
@@ -23,4 +30,9 @@ FUSIONS: tuple[Fusion, ...] = (
     shared_context_attention_quant_tensor_fusion,
     context_attention_quant_tensor_fusion,
     shared_context_attention_fusion,
+    moe_experts_rms_norm_fusion,
+    moe_experts_fp8_tensor_rms_norm_quant_tensor_fusion,
+    moe_experts_fp8_row_rms_norm_quant_row_fusion,
+    moe_experts_fp8_row_block_rms_norm_quant_row_fusion,
+    moe_experts_fp8_block_rms_norm_quant_row_fusion,
 )
