@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import onnx
 import torch
-from onnxscript import OnnxFunction, opset21
+from onnxscript import opset21
 from onnxscript.values import Opset
 from torch import Tensor
 
@@ -40,6 +41,12 @@ class Spec(NamedTuple):
     shape: tuple[int | torch.SymInt, ...]
 
 
+class Function(Protocol):
+    """What gives an ONNX function; a decorated one of onnxscript does."""
+
+    def to_function_proto(self) -> onnx.FunctionProto: ...
+
+
 Compare = Callable[[list[Array], list[Array], list[Array], Attributes], float]
 
 
@@ -64,9 +71,9 @@ class Operator:
 
     name: str
     reference: Callable[..., tuple[Tensor, ...]]
-    function: OnnxFunction
+    function: Function
     outputs: Callable[..., tuple[Spec, ...]]
-    helpers: tuple[OnnxFunction, ...] = ()
+    helpers: tuple[Function, ...] = ()
     threshold: float = FP16_THRESHOLD
     compare: Compare = field(default=largest_difference)
 

@@ -28,6 +28,13 @@ from .moe_experts import moe_experts
 from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
 from .moe_experts_fp8_block import moe_experts_fp8_block
 from .moe_experts_fp8_row_block import moe_experts_fp8_row_block
+from .moe_experts_norm import (
+    moe_experts_fp8_block_rms_norm_quant_row,
+    moe_experts_fp8_row_block_rms_norm_quant_row,
+    moe_experts_fp8_row_rms_norm_quant_row,
+    moe_experts_fp8_tensor_rms_norm_quant_tensor,
+    moe_experts_rms_norm,
+)
 from .moe_route import moe_route
 from .operator import DETAIL, ONEREC, OPSET, Operator
 from .quant import quant_row, quant_tensor
@@ -82,6 +89,11 @@ OPERATORS: dict[str, Operator] = {
         shared_context_attention_quant_tensor,
         linear_swiglu,
         fp8_linear_swiglu_quant_tensor,
+        moe_experts_rms_norm,
+        moe_experts_fp8_tensor_rms_norm_quant_tensor,
+        moe_experts_fp8_row_rms_norm_quant_row,
+        moe_experts_fp8_row_block_rms_norm_quant_row,
+        moe_experts_fp8_block_rms_norm_quant_row,
     )
 }
 

@@ -16,7 +16,8 @@ from ..operators.registry import OPERATORS
 def fused_calls(exported: onnx.ModelProto, calls: Sequence[Call]) -> tuple[onnx.ModelProto, list[Call]]:
     """What the packed model would have called, were its operators fused as in a build with plugins.
 
-    Inputs are those that the fused node reads in the fused graph, by name; outputs are what the last of its parts gave.
+    Inputs are those that the fused node reads in the fused graph, by name; outputs are what the last of its parts gave,
+    and before them what the first gave, where that is kept.
 
     Args:
         exported: model.onnx; left as it is.
@@ -36,7 +37,8 @@ def fused_calls(exported: onnx.ModelProto, calls: Sequence[Call]) -> tuple[onnx.
         node, last = nodes[each.name], by_label[each.parts[-1]]
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         inputs = tuple(values[name] for name in node.input)
-        fused.append(Call(OPERATORS[node.op_type], each.name, inputs, attributes, last.outputs))
+        kept = by_label[each.parts[0]].outputs[:1] if each.keeps else ()
+        fused.append(Call(OPERATORS[node.op_type], each.name, inputs, attributes, (*kept, *last.outputs)))
     return graph, fused
 
 

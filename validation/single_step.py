@@ -13,17 +13,22 @@ from numpy.typing import NDArray
 
 from ..core.arrays import Array
 from ..operators.fp8 import E4M3
+from ..operators.moe_experts_norm import PAIRS
 from ..operators.operator import FP8_THRESHOLD, Call
 from ..operators.registry import FP8_EXPERTS
+from ..operators.single_node import as_arrays
 
 _OF_EQUAL_SIZE = 1 / 128
 # From so many codes on, a step of a value of two standard deviations costs no more than the threshold, which then holds alone.
 SMALL_SAMPLE = int(4 * _OF_EQUAL_SIZE / FP8_THRESHOLD)
 _LARGE_VALUE = 9  # its square in units of the mean square: three standard deviations
+_WITH_HIDDEN_CODES = (*FP8_EXPERTS, *(pair.name for pair in PAIRS.values() if pair.experts.name in FP8_EXPERTS))
 
 
 def without_single_step(call: Call, actual: list[Array], expected: list[Array]) -> list[Array]:
     """The actual outputs with one code set right, where few codes were made and one alone is wrong, by one step.
+
+    Codes of a norm that is fused with experts are right where they are those of the actual sum.
 
     Args:
         call: The operator's call; codes are those of its outputs that are E4M3.
@@ -33,8 +38,11 @@ def without_single_step(call: Call, actual: list[Array], expected: list[Array]) 
     made = [place for place, output in enumerate(call.outputs) if output.dtype == E4M3]
     if not made or sum(expected[place].size for place in made) >= SMALL_SAMPLE:
         return actual
-    if any(actual[place].shape != expected[place].shape for place in made):
+    if any(mine.shape != right.shape for mine, right in zip(actual, expected, strict=True)):
         return actual
+    if call.operator.name in PAIRS:
+        pair = PAIRS[call.operator.name]
+        expected = [actual[0], *pair.norm_of(actual[0], as_arrays(call.inputs[pair.inputs :]), call.attributes)]
     steps = [np.abs(_ordered(actual[place]) - _ordered(expected[place])) for place in made]
     if sum(int(step.sum()) for step in steps) != 1:
         return actual
@@ -43,7 +51,7 @@ def without_single_step(call: Call, actual: list[Array], expected: list[Array]) 
 
 def threshold_of(call: Call) -> float:
     """The operator's threshold; where an operator makes few hidden codes, which no output shows, what one step of a large one costs."""
-    if call.operator.name in FP8_EXPERTS:
+    if call.operator.name in _WITH_HIDDEN_CODES:
         return max(call.operator.threshold, _LARGE_VALUE * _OF_EQUAL_SIZE / _hidden_codes(call))
     if call.operator.name == "ContextAttentionFp8":
         return max(call.operator.threshold, _OF_EQUAL_SIZE / _attending_rows(call))
@@ -52,7 +60,7 @@ def threshold_of(call: Call) -> float:
 
 def _hidden_codes(call: Call) -> int:
     """Codes that FP8 experts make of their hidden activations: one per channel of every selected row."""
-    gate_up, index_NK = call.inputs[2], call.inputs[-3]
+    gate_up, (index_NK,) = call.inputs[2], [each for each in call.inputs if each.dtype == torch.int64]
     return index_NK.numel() * (len(gate_up) // int(call.attributes["experts"]) // 2)
 
 

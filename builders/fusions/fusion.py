@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import onnx
 from onnx import helper
@@ -48,6 +47,7 @@ class Fusion:
     Nothing but the next part may read what a part leaves to it, and nobody may read a part's other outputs; the last part's are free.
     The fused node has the inputs of all parts in order, without the edges between them, the attributes of all parts, which may
     not contradict each other, and the outputs of the last part. It carries the name of the first part, its place in the model.
+    It stands where the last part was, so of what the first part leaves it can give to nodes behind that place alone.
 
     Attributes:
         name: As the plan's record has it.
@@ -55,6 +55,8 @@ class Fusion:
         fused: Its reference is the composition of the parts' references, its function that of their functions.
         fits: Of the shapes of the fused node's inputs, None where the graph does not say one. Default: all fit.
         one_tensor: Two of the inputs that must be one tensor, which the fused node has in the place of the first. Default: none.
+        keeps: Whether the fused node gives what the first part leaves to the next one, too, before the outputs of the last part. Nodes
+            behind the last part may then read it; the graph itself, and bodies of If, Loop and Scan, may not. Default: it vanishes.
     """
 
     name: str
@@ -62,15 +64,24 @@ class Fusion:
     fused: Operator
     fits: Callable[[Sequence[Shape | None]], bool] = any_shapes
     one_tensor: tuple[int, int] | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
 class FusedNode:
-    """A node that a fusion made: the fusion's name, its own name, and the names of the nodes whose place it took."""
+    """A node that a fusion made.
+
+    Attributes:
+        fusion: The fusion's name.
+        name: Its own.
+        parts: Names of the nodes whose place it took.
+        keeps: Whether its first output is that of the first part; the others are those of the last.
+    """
 
     fusion: str
     name: str
     parts: tuple[str, ...]
+    keeps: bool = False
 
 
 def fuse(model: onnx.ModelProto, fusions: Iterable[Fusion]) -> tuple[FusedNode, ...]:
@@ -92,7 +103,7 @@ def _apply(model: onnx.ModelProto, fusion: Fusion) -> list[FusedNode]:
             continue
         new[chain[-1]] = node  # where all inputs of all parts are known
         gone |= set(chain)
-        made.append(FusedNode(fusion.name, node.name, tuple(part.name for part in parts)))
+        made.append(FusedNode(fusion.name, node.name, tuple(part.name for part in parts), fusion.keeps))
     if made:
         _rewrite(model, [new.get(n, node) for n, node in enumerate(graph.nodes) if n in new or n not in gone])
         _add_functions(model, fusion.fused)
@@ -111,7 +122,8 @@ def _fused_node(parts: Sequence[onnx.NodeProto], fusion: Fusion) -> onnx.NodePro
         first, second = fusion.one_tensor
         if inputs[first] != inputs.pop(second):
             return None
-    made = helper.make_node(fusion.fused.name, inputs, list(parts[-1].output), parts[0].name, domain=DOMAIN)
+    outputs = [*(parts[0].output[:1] if fusion.keeps else []), *parts[-1].output]
+    made = helper.make_node(fusion.fused.name, inputs, outputs, parts[0].name, domain=DOMAIN)
     made.attribute.extend(attributes.values())
     return made
 
@@ -159,21 +171,19 @@ class _Graph:
         """Numbers of the nodes that match a fusion's parts, from the given one on."""
         if not self._is(first, fusion.parts[0]):
             return None
-        chain = [first]
-        for _, part in pairwise(fusion.parts):
-            follower = self._only_reader(chain[-1], part)
-            if follower is None:
+        chain, behind = [first], list[int]()  # numbers of other readers of what is kept
+        for part in fusion.parts[1:]:
+            output, *unread = self.nodes[chain[-1]].output
+            if any(self._readers[other] for other in unread if other):
                 return None
-            chain.append(follower)
-        return chain
-
-    def _only_reader(self, number: int, part: Part) -> int | None:
-        output, *others = self.nodes[number].output
-        readers = self._readers[output]
-        if len(readers) != 1 or any(self._readers[other] for other in others if other):
-            return None
-        ((reader, place),) = readers
-        return reader if reader != _OUTSIDE and place == part.reads and self._is(reader, part) else None
+            readers = self._readers[output]
+            matching = [reader for reader, place in readers if reader != _OUTSIDE and place == part.reads and self._is(reader, part)]
+            kept = fusion.keeps and chain == [first]
+            if len(matching) != 1 or (len(readers) != 1 and not kept):
+                return None
+            behind += [reader for reader, place in readers if (reader, place) != (matching[0], part.reads)]
+            chain += matching
+        return chain if all(reader > chain[-1] for reader in behind) else None
 
     def _is(self, number: int, part: Part) -> bool:
         return (self.nodes[number].domain, self.nodes[number].op_type) == (DOMAIN, part.operator)

@@ -14,7 +14,7 @@ import triton
 
 from ...core.dtypes import DTYPES
 from ..launch.compile import Build
-from ..launch.node import LANES_PER_WARP, NO_ADDRESS, Node, by_rows, dependent
+from ..launch.node import LANES_PER_WARP, NO_ADDRESS, Node, dependent
 from ..launch.program import (
     Argument,
     Buffer,
@@ -26,6 +26,7 @@ from ..launch.program import (
     Program,
     Scratch,
     Tensor,
+    Variant,
     cdiv,
     constant,
     maximum,
@@ -36,29 +37,39 @@ from .moe_inputs import experts_of, places
 from .moe_place import ENTRY
 from .moe_products import FUSED_COLUMNS, align, rows_and_stages
 from .moe_rank import block_builds, rank_build, tokens_of_block
-from .moe_scheme import SCHEMES, Share
+from .moe_scheme import Share, scheme_of
+
+SUMMED = ("*fp16", "*i32", "*fp16", "*fp16")  # types of `ExpertsProgram.summed`
 
 
 def moe_experts_program(node: Node) -> Program:
     """MoeExperts and its FP8 forms to FP16 [N, D]; inputs as in operators/moe_experts*.py."""
-    return _Node(node).program()
+    return ExpertsProgram(node).program()
 
 
-class _Node:
+class ExpertsProgram:
     """Makes the program of one node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.scheme = SCHEMES[node.operator]
+        self.scheme = scheme_of(node.operator)
         self.inputs = places(self.scheme)
         self.sizes = experts_of(node)
         classes = node.tiles.classes(node.capability, self.scheme.family, (self.sizes.d, self.sizes.h))
         self.classes = merged([replace(each, tile=self.sizes.usable(_expert_tile(each))) for each in classes])
 
     def program(self) -> Program:
-        variants = by_rows(self.node.rows, self.classes, self._launches)
-        output = Tensor("float16", (*self.node.shape[:-1], self.sizes.d))
-        return self.node.program((output,), variants, tuple(self._scratch.values()))
+        rows = self.node.rows
+        variants = tuple(Variant(1 if each.max_rows is None else rows.le(each.max_rows), self._launches(each)) for each in self.classes)
+        return self.node.program(self.outputs(), variants, tuple(self._scratch.values()))
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the program makes."""
+        return (Tensor("float16", (*self.node.shape[:-1], self.sizes.d)),)
+
+    def last(self, each: RowClass) -> tuple[Launch, ...]:
+        """What follows the down product."""
+        return (self.combine(each),)
 
     @cached_property
     def _scratch(self) -> dict[str, Buffer]:
@@ -71,7 +82,7 @@ class _Node:
             largest = rows if each.max_rows is None else minimum(rows, each.max_rows)
             tiles = maximum(tiles, sizes.tiles(largest, min(tile.up_m, tile.down_m)))
             capacity = maximum(capacity, sizes.capacity(largest, tile))
-            if tokens := tokens_of_block(self._row_tile("moe_rank", sizes.experts, each)):
+            if tokens := tokens_of_block(self.row_tile("moe_rank", sizes.experts, each)):
                 blocks = maximum(blocks, cdiv(largest, tokens))
             if not sizes.fused(tile):
                 unfused = maximum(unfused, sizes.capacity(largest, tile))
@@ -97,7 +108,7 @@ class _Node:
     def _input(self, name: str) -> Argument:
         return Input(self.inputs[name]) if name in self.inputs else NO_ADDRESS
 
-    def _row_tile(self, family: str, width: int, each: RowClass) -> RowTile:
+    def row_tile(self, family: str, width: int, each: RowClass) -> RowTile:
         """The tile of a memory-bound kernel for the rows of a class."""
         tiles, capability = self.node.tiles, self.node.capability
         rows = tiles.classes(capability, family, (width,))
@@ -105,8 +116,8 @@ class _Node:
         assert isinstance(tile, RowTile), tile
         return tile
 
-    def _launches(self, tile: ExpertTile) -> tuple[Launch, ...]:
-        each = next(each for each in self.classes if each.tile == tile)
+    def _launches(self, each: RowClass) -> tuple[Launch, ...]:
+        tile = _expert_tile(each)
         capacity = self.sizes.capacity(self.node.rows, tile)
         activation = () if self.sizes.fused(tile) else (self._hidden(tile, each, capacity),)
         return (
@@ -115,29 +126,30 @@ class _Node:
             self._up(tile, capacity),
             *activation,
             self._gemm(tile, capacity, down=True),
-            self._combine(each),
+            *self.last(each),
         )
 
-    def _launch(self, build: Build, grid: Expr | int, *arguments: Argument) -> Launch:
+    def launch(self, build: Build, grid: Expr | int, *arguments: Argument) -> Launch:
+        """Of a kernel that is compiled now."""
         return Launch(self.node.compile(build), (grid, 1, 1), arguments)
 
     def _rank(self, each: RowClass) -> tuple[Launch, ...]:
         sizes, rows, capability = self.sizes, self.node.rows, self.node.capability
-        cut = self._row_tile("moe_rank", sizes.experts, each)
+        cut = self.row_tile("moe_rank", sizes.experts, each)
         index, rank, total = self._input("index"), self._buffer("rank"), self._buffer("total")
         if not tokens_of_block(cut):
             build = rank_build(sizes.experts, cut, capability)
-            return (self._launch(build, sizes.experts * cut.rows, index, rank, total, Int32(rows * sizes.slots)),)
+            return (self.launch(build, sizes.experts * cut.rows, index, rank, total, Int32(rows * sizes.slots)),)
         blocks, count = cdiv(rows, cut.rows), self._buffer("count")
         number, offset = block_builds(sizes.experts, sizes.slots, cut, capability)
         return (
-            self._launch(number, blocks, index, rank, count, Int32(rows), Int32(blocks)),
-            self._launch(offset, sizes.experts, count, self._buffer("before"), total, Int32(blocks)),
+            self.launch(number, blocks, index, rank, count, Int32(rows), Int32(blocks)),
+            self.launch(offset, sizes.experts, count, self._buffer("before"), total, Int32(blocks)),
         )
 
     def _place(self, tile: ExpertTile, each: RowClass, capacity: Expr) -> Launch:
         sizes, operand = self.sizes, DTYPES[self.scheme.operand].pointer
-        cut = self._row_tile("moe_place", sizes.k * sizes.width, each)
+        cut = self.row_tile("moe_place", sizes.k * sizes.width, each)
         types = (operand, "*fp32", "*i64", "*fp32", "*i32", "*i32", "*i32", operand, "*fp32", "*fp32", "*i32", "*i32", "*i32", "i32", "i32")
         constants = {
             "WIDTH": sizes.k,
@@ -152,12 +164,12 @@ class _Node:
             "SLOT_TILE": triton.next_power_of_2(sizes.slots),
             "EXPERT_TILE": triton.next_power_of_2(sizes.experts),
             "SCALE_TILE": triton.next_power_of_2(max(1, sizes.x_scales)),
-            "TOKENS": tokens_of_block(self._row_tile("moe_rank", sizes.experts, each)),
+            "TOKENS": tokens_of_block(self.row_tile("moe_rank", sizes.experts, each)),
         }
         build = dependent(Build(f"{__package__}.moe_place", "moe_place", types, constants, self.node.capability, cut.warps))
         read = (self._input(name) for name in ("x", "x_scale", "index", "weight"))
         scratch = (self._buffer(name) for name in ("rank", "total", "before", "x", "x_scale", "gate", "row", "up_table", "down_table"))
-        return self._launch(build, cdiv(self.node.rows, cut.rows) + 2, *read, *scratch, Int32(self.node.rows), Int32(capacity))
+        return self.launch(build, cdiv(self.node.rows, cut.rows) + 2, *read, *scratch, Int32(self.node.rows), Int32(capacity))
 
     def _up(self, tile: ExpertTile, capacity: Expr) -> Launch:
         if not self.sizes.fused(tile):
@@ -165,7 +177,7 @@ class _Node:
         weights = (self._input("gate_up"), self._buffer("hidden"), self._x_scale, self._input("gate_up_scale"))
         grid = minimum(self.sizes.tiles(self.node.rows, tile.up_m) * -(-self.sizes.h // FUSED_COLUMNS), tile.ctas)
         build = self.sizes.up_build(tile, self.node.capability)
-        return self._launch(build, grid, self._buffer("x"), *weights, self._hidden_scale, self._buffer("up_table"), Int32(capacity))
+        return self.launch(build, grid, self._buffer("x"), *weights, self._hidden_scale, self._buffer("up_table"), Int32(capacity))
 
     @property
     def _x_scale(self) -> Argument:
@@ -187,10 +199,10 @@ class _Node:
         grid = minimum(tiles, tile.ctas) if tile.ctas else tiles
         build = self.sizes.gemm_build(down, tile, self.node.capability)
         table = self._buffer("down_table" if down else "up_table")
-        return self._launch(build, grid, *operands, self._buffer("gate"), table, Int32(capacity))
+        return self.launch(build, grid, *operands, self._buffer("gate"), table, Int32(capacity))
 
     def _hidden(self, tile: ExpertTile, each: RowClass, capacity: Expr) -> Launch:
-        cut = self._row_tile("moe_hidden", self.sizes.h, each)
+        cut = self.row_tile("moe_hidden", self.sizes.h, each)
         types = ("*fp16", DTYPES[self.scheme.operand].pointer, "*fp32", "*i32", "i32")
         constants = {
             "SHARE": int(self.scheme.hidden),
@@ -203,15 +215,20 @@ class _Node:
         build = dependent(Build(f"{__package__}.moe_hidden", "moe_hidden", types, constants, self.node.capability, cut.warps))
         arguments = (self._buffer("wide"), self._buffer("hidden"), self._hidden_scale, self._buffer("up_table"), Int32(capacity))
         ctas = self.sizes.tiles(self.node.rows, tile.up_m) * (tile.up_m // cut.rows)
-        return self._launch(build, ctas, *arguments)
+        return self.launch(build, ctas, *arguments)
 
-    def _combine(self, each: RowClass) -> Launch:
-        cut = self._row_tile("moe_combine", self.sizes.d, each)
+    @property
+    def summed(self) -> tuple[Argument, ...]:
+        """Arguments of what adds up a token's rows: what it reads, and the sum."""
+        return self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0)
+
+    def combine(self, each: RowClass) -> Launch:
+        """The sum by itself."""
+        cut = self.row_tile("moe_combine", self.sizes.d, each)
         constants = {"WIDTH": self.sizes.d, "SLOTS": self.sizes.slots, "ROWS": cut.rows, "CHUNK": cut.chunk}
-        types = ("*fp16", "*i32", "*fp16", "*fp16", "i32")
+        types = (*SUMMED, "i32")
         build = dependent(Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps))
-        arguments = (self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0), Int32(self.node.rows))
-        return self._launch(build, cdiv(self.node.rows, cut.rows), *arguments)
+        return self.launch(build, cdiv(self.node.rows, cut.rows), *self.summed, Int32(self.node.rows))
 
 
 def _expert_tile(each: RowClass) -> ExpertTile:

@@ -6,11 +6,11 @@ from ...core.errors import BuildError
 from ...core.precision import BLOCK
 from ..launch.node import Node, expect, expect_size, static
 from .moe_products import Experts
-from .moe_scheme import SCHEMES, Scheme, Share
+from .moe_scheme import Scheme, Share, scheme_of
 
 
 def places(scheme: Scheme) -> dict[str, int]:
-    """Where each input of an operator stands."""
+    """Where each input of the experts stands; those of a norm that is fused with them follow."""
     scaled = scheme.operand != "float16"
     weights = ("gate_up", "gate_up_scale", "down", "down_scale") if scaled else ("gate_up", "down")
     hidden = ("hidden_scale",) if scheme.hidden is Share.EXPERT else ()
@@ -24,7 +24,7 @@ def experts_of(node: Node) -> Experts:
     Raises:
         BuildError: An attribute is missing, or an input has another type or shape than the others ask for.
     """
-    scheme = SCHEMES[node.operator]
+    scheme = scheme_of(node.operator)
     at = places(scheme)
     _check_types(node, scheme)
     experts, promotion = int(node.attributes["experts"]), int(node.attributes.get("promotion", 0))
@@ -56,7 +56,7 @@ def _check_types(node: Node, scheme: Scheme) -> None:
 
 
 def _hold(node: Node, name: str, *shape: int) -> None:
-    index = places(SCHEMES[node.operator])[name]
+    index = places(scheme_of(node.operator))[name]
     found = tuple(static(node, index, axis) for axis in range(len(shape)))
     if found != shape:
         raise BuildError(f"{name} is {list(found)}, must be {list(shape)}", where=node.operator, hint="correct the graph")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ...core.dtypes import DType
+from ..moe_experts_norm import PAIRS
 
 
 class Share(IntEnum):
@@ -46,3 +47,10 @@ SCHEMES = {
     "MoeExpertsFp8RowBlock": Scheme("moe_experts_fp8_row_block", _E4M3, Share.ROW, Share.CHANNEL, Share.BLOCK),
     "MoeExpertsFp8Block": Scheme("moe_experts_fp8_block", _E4M3, Share.BLOCK, Share.BLOCK, Share.BLOCK),
 }
+# Experts that are fused with the norm behind them, by the fused operator.
+EXPERTS_OF = {pair.name: pair.experts.name for pair in PAIRS.values()}
+
+
+def scheme_of(operator: str) -> Scheme:
+    """Of experts, fused with a norm or not."""
+    return SCHEMES[EXPERTS_OF.get(operator, operator)]

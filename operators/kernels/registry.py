@@ -28,13 +28,15 @@ from . import (
     linear_swiglu_cases,
     moe_cases,
     moe_experts,
+    moe_experts_norm,
+    moe_norm_cases,
     moe_route,
     quant,
     rms_norm,
     rms_norm_quant,
     swiglu,
 )
-from .moe_scheme import SCHEMES
+from .moe_scheme import EXPERTS_OF, SCHEMES
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ FACTORIES: dict[str, KernelFactory] = {
     },
     "MoeRoute": KernelFactory(moe_route.moe_route_program, cases=moe_cases.MOE_ROUTE_CASES),
     **{operator: KernelFactory(moe_experts.moe_experts_program, cases=moe_cases.moe_experts_cases(operator)) for operator in SCHEMES},
+    **{
+        operator: KernelFactory(moe_experts_norm.moe_experts_norm_program, cases=moe_norm_cases.moe_experts_norm_cases(operator))
+        for operator in EXPERTS_OF
+    },
 }
 
 

@@ -21,6 +21,12 @@ from .rows import divider, load_row, quotient, row_numbers, store_chunk
 def norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """FP32 chunks of x / sqrt(mean(x^2) + epsilon) * weight."""
     x = load_row(x_ND + rows_R1 * WIDTH, inside_R1, WIDTH, CHUNK)
+    return norm_chunks(x, weight_D, rows_R1, inside_R1, epsilon, WIDTH, CHUNK)
+
+
+@triton.jit
+def norm_chunks(x, weight_D, rows_R1, inside_R1, epsilon, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """The same of a row in registers, FP32 chunks that are zero beyond the width."""
     squares = x[0] * x[0]
     for number in tl.static_range(1, len(x)):
         squares += x[number] * x[number]
@@ -48,13 +54,18 @@ def rms_norm(
         store_chunk(output_ND + rows_R1 * WIDTH, normed[number].to(tl.float16), inside_R1, number, WIDTH, CHUNK)
 
 
+def norm_types(weight: str) -> tuple[str, ...]:
+    """Of the kernel's arguments."""
+    return "*fp16", weight, "*fp16", "i32", "fp32"
+
+
 def rms_norm_program(node: Node) -> Program:
     """RmsNorm: x FP16 [..., D], weight FP16 or FP32 [D] to FP16 [..., D]."""
     expect(node, 0, "float16")
     weight = expect(node, 1, "float16", "float32")
     expect_size(node, 1, node.width)
     arguments = (Input(0), Input(1), Output(0), Int32(node.rows), Float32(epsilon_of(node)))
-    launch = row_launch(node, "rms_norm", rms_norm, ("*fp16", weight, "*fp16", "i32", "fp32"), arguments, {})
+    launch = row_launch(node, "rms_norm", rms_norm, norm_types(weight), arguments, {})
     return node.program((Tensor("float16", node.shape),), launch)
 
 

@@ -48,6 +48,16 @@ def rms_norm_quant(
     rows_R1 = row_numbers(ROWS)
     inside_R1 = rows_R1 < rows
     normed = norm_row(x_ND, weight_D, rows_R1, inside_R1, epsilon, WIDTH, CHUNK)
+    store_quantized(normed, codes_ND, scale, norm_ND, rows_R1, inside_R1, GRANULARITY, STORE_NORM, WIDTH, ROWS, CHUNK, LANES)
+
+
+@triton.jit
+def store_quantized(
+    normed, codes_ND, scale, norm_ND, rows_R1, inside_R1,
+    GRANULARITY: tl.constexpr, STORE_NORM: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Codes of rows in registers, their scale where it is not given, and the rows rounded to FP16 if somebody reads them."""
     if STORE_NORM:
         for number in tl.static_range(len(normed)):
             store_chunk(norm_ND + rows_R1 * WIDTH, normed[number].to(tl.float16), inside_R1, number, WIDTH, CHUNK)
@@ -77,6 +87,11 @@ def _quantize_blocks(
     store_chunk(codes_NK + rows_R1 * (COUNT * BLOCK), codes, inside_R1, number, COUNT * BLOCK, CHUNK)
     pointer = scale_NB + rows_R1 * COUNT + (tl.arange(0, PER_CHUNK) + number * PER_CHUNK)[None, :]
     tl.store(pointer, tl.reshape(block_scale, (ROWS, PER_CHUNK)), mask=chunk_mask(inside_R1, number, COUNT, PER_CHUNK))
+
+
+def quant_types(weight: str) -> tuple[str, ...]:
+    """Of the kernel's arguments."""
+    return "*fp16", weight, "*fp8e4nv", "*fp32", "*fp16", "i32", "fp32"
 
 
 def rms_norm_quant_tensor_program(node: Node) -> Program:
@@ -112,9 +127,8 @@ def _program(node: Node, granularity: int, outputs: tuple[Tensor, ...], scale: A
     read = node.is_read(last)
     norm: Argument = Output(last) if read else NO_ADDRESS
     arguments = (Input(0), Input(1), Output(0), scale, norm, Int32(node.rows), Float32(epsilon_of(node)))
-    types = ("*fp16", weight, "*fp8e4nv", "*fp32", "*fp16", "i32", "fp32")
     constants = {"GRANULARITY": granularity, "STORE_NORM": read}
-    launch = row_launch(node, "rms_norm_quant", rms_norm_quant, types, arguments, constants)
+    launch = row_launch(node, "rms_norm_quant", rms_norm_quant, quant_types(weight), arguments, constants)
     return node.program(outputs if read else outputs[:-1], launch)
 
 

@@ -18,7 +18,8 @@ BEAM = "beam steps, heads, embedding"
 ELSEWHERE = "elsewhere"
 PARTS = (EXPERTS, ROUTER, PRODUCTS, CONTEXT, SELF, ACTIVATION, NORMS, BEAM, ELSEWHERE)
 
-# A fused layer computes several places and counts for the first of these parts that any of them belongs to.
+# A fused layer computes several places and counts for the first of these parts that any of them belongs to. A fused node of ours has
+# the place of its first part alone, such as experts with the norm behind them.
 _PART_OF_ROLE: Mapping[Role, str] = {
     "experts": EXPERTS,
     "router": ROUTER,

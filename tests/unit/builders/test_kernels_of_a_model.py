@@ -24,13 +24,14 @@ from onerec_trt.export.serving import ServingModel
 from onerec_trt.export.stage import SERVING_FILE, export_stage
 from onerec_trt.export.weights import externalize
 from onerec_trt.models.config import parse_config
+from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import FACTORIES, KernelFactory
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Kernel, Program
 from onerec_trt.operators.operator import DOMAIN
 
-DENSE = {"d_model": 128, "n_layers": 2, "n_heads": 2, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 256}
+DENSE = {"d_model": 128, "n_layers": 3, "n_heads": 2, "d_head": 64, "embed_dim": 16, "codebook": 64, "ffn_hidden": 256}
 CONFIG = parse_config({**DENSE, "moe": {"experts": 4, "top_k": 2, "hidden": 128, "shared": 1, "dense_layers": 1}})
 
 EXPERTS = {
@@ -42,6 +43,9 @@ EXPERTS = {
     "fp8-row-block": "MoeExpertsFp8RowBlock",
 }
 SWIGLU_IN_PRODUCT = {"fp16": ("LinearSwiGlu",), "fp8-static": ("Fp8LinearSwiGluQuantTensor",)}
+
+
+NORM_BEHIND = {"fp16": "RmsNorm", "fp8-static": "RmsNormQuantTensor"}
 
 
 def uncompiled(factory: KernelFactory) -> KernelFactory:
@@ -92,7 +96,10 @@ def test_every_operator_with_a_kernel_becomes_one(tmp_path: Path, precision: Pre
 
 
 def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], kernels: Kernels) -> None:
-    """A build takes together what one kernel can: attention or SwiGLU and quantization; keys of the model are its values."""
+    """A build takes together what one kernel can: attention or SwiGLU and quantization, and experts and the norm of the next block.
+
+    Keys of the model are its values. What precedes the head is not quantized: only experts in FP16 take its norm along.
+    """
     fused = prepare(path, [Profile(batch=(1, 2, 4), context=(2, 4, 8))], without_block_scales, kernels)
     quant = "QuantTensor" if precision == "fp8-static" else "QuantRow"
     layers = CONFIG.n_layers
@@ -110,14 +117,20 @@ def _check_fusions(path: Path, precision: PrecisionName, before: Counter[str], k
     swiglu = dict.fromkeys(SWIGLU_IN_PRODUCT.get(precision, ()), 3 * CONFIG.moe.dense_layers)
     assert {name: count for name, count in counts.items() if "LinearSwiGlu" in name} == swiglu
     quantized = sum(beams.values()) + with_codes * 3 * layers
-    assert sum(counts.values()) == sum(count for name, count in before.items() if name in FACTORIES) - quantized - sum(swiglu.values())
+    followed = 3 * (layers - 2) + 3 * (precision == "fp16")  # the first block is dense
+    normed = {name: count for name, count in counts.items() if name in EXPERTS_OF}
+    assert normed == {f"{EXPERTS[precision]}{NORM_BEHIND.get(precision, 'RmsNormQuantRow')}": followed}
+    assert counts[EXPERTS[precision]] == 3 * (layers - 1) - followed
+    kernels_before = sum(count for name, count in before.items() if name in FACTORIES)
+    assert sum(counts.values()) == kernels_before - quantized - followed - sum(swiglu.values())
     assert counts["QuantTensor"] + counts["QuantRow"] == before["QuantTensor"] + before["QuantRow"] - quantized
     places = {f"step{step}.blocks.{layer}.self.attention" for step in (1, 2) for layer in range(layers) if beams}
     places |= {f"step{step}.blocks.{layer}.cross.attention" for step in range(3) for layer in range(layers)}
     assert {node.name for node in fused.kernel_nodes if node.operator in beams | contexts} == places
-    feed_forwards = {f"step{step}.blocks.0.ffn.gate_up" for step in range(3) if swiglu}
-    expected = feed_forwards | {place for place in places if not (in_fp8 and ".cross." in place)}
-    assert {node.name for node in fused.fused_nodes} == expected
+    in_fused = {place for place in places if not (in_fp8 and ".cross." in place)}
+    in_fused |= {f"step{step}.blocks.{layer}.ffn.experts" for step in range(3) for layer in range(1, layers - (precision != "fp16"))}
+    in_fused |= {f"step{step}.blocks.0.ffn.gate_up" for step in range(3) if swiglu}
+    assert {node.name for node in fused.fused_nodes} == in_fused
 
 
 def test_steps_that_follow_a_catalogue_run_their_kernels(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.moe_cases import moe_experts_case
-from onerec_trt.operators.kernels.moe_scheme import SCHEMES
+from onerec_trt.operators.kernels.moe_norm_cases import moe_experts_norm_case
+from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF, SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.encoding import MAGIC, VERSION, encode
 from onerec_trt.operators.launch.expression import as_expr
@@ -216,11 +217,12 @@ def test_programs_do_what_they_say_in_python(interpret: Interpret, program: Prog
     assert interpret(blob + b"\0", shapes) == (DONE, expected)  # as it comes through TensorRT's ONNX parser
 
 
-@pytest.mark.parametrize("operator", SCHEMES)
+@pytest.mark.parametrize("operator", [*SCHEMES, *EXPERTS_OF])
 @pytest.mark.parametrize("rows", [0, 1, 90, 300, 5000, 70000])
 def test_programs_of_experts_do_what_they_say_in_python(interpret: Interpret, operator: str, rows: int) -> None:
     """Their scratch buffers and grids have the longest expressions of all kernels."""
-    case = moe_experts_case(operator, max(rows, 1), 1408, 1408)
+    make = moe_experts_norm_case if operator in EXPERTS_OF else moe_experts_case
+    case = make(operator, max(rows, 1), 1408, 1408)
     program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 512))
     shapes = [(rows, *each.shape[1:]) if 0 in each.dynamic else each.shape for each in case.inputs]
     assert interpret(encode(program), shapes) == (DONE, _expected(program, shapes))

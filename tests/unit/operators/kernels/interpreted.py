@@ -23,14 +23,13 @@ import torch
 import triton.language as tl
 from onerec_trt.builders.fusions.fusion import Fusion
 from onerec_trt.builders.fusions.registry import FUSIONS
-from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import DTYPES, of_torch
 from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.case import Trial
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
-from onerec_trt.operators.launch.tiles import committed_tiles
+from onerec_trt.operators.launch.tiles import Tiles, committed_tiles
 from onerec_trt.operators.registry import OPERATORS
 from spared_time import spare_time
 from torch import Tensor
@@ -126,10 +125,13 @@ def execute(program: Program, inputs: Sequence[Tensor], scratch: Sequence[Tensor
     return outputs
 
 
-def program_for(trial: Trial) -> Program:
+def tiles_for(trial: Trial) -> Tiles:
     """Tiles of launches beside the one that is tried are the committed ones."""
-    entries = () if trial.tile is None else trial.case.entries(CAPABILITY, trial.tile)
-    return program_of(trial.case, CAPABILITY, committed_tiles().with_entries(entries), remember)
+    return committed_tiles().with_entries(() if trial.tile is None else trial.case.entries(CAPABILITY, trial.tile))
+
+
+def program_for(trial: Trial) -> Program:
+    return program_of(trial.case, CAPABILITY, tiles_for(trial), remember)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -147,9 +149,8 @@ def check(trial: Trial) -> dict:
     inputs = list(trial.inputs) or case.tensors("cpu")
     actual = execute(program_for(trial), trial.given or inputs)
     reference = case.reference(inputs)
-    expected = reference[: len(actual)]
-    compare = operator.compare if len(actual) == len(reference) else lambda a, e, *_: max(map(difference, a, e))
-    arrays = [[t.float().numpy() for t in tensors] for tensors in (actual, expected)]
+    made = [*actual, *reference[len(actual) :]]  # outputs that nobody reads are not made
+    arrays = [[t.float().numpy() for t in tensors] for tensors in (made, reference)]
     flips = [
         float((a != e).mean()) if not np.isnan(e).any() else float((np.isnan(a) != np.isnan(e)).mean())
         for a, e in zip(*arrays, strict=True)
@@ -158,7 +159,7 @@ def check(trial: Trial) -> dict:
         "case": f"{case.operator} {[list(t.shape) for t in inputs]} {case.attributes} {trial.tile} {case.read or ''}",
         "operator": case.operator,
         "agreement": FACTORIES[case.operator].cases.agreement,
-        "difference": compare(*arrays, [as_array(t) for t in inputs], case.attributes),
+        "difference": operator.compare(*arrays, [as_array(t) for t in inputs], case.attributes),
         "threshold": operator.threshold,
         "unequal": max(flips),
     }
@@ -179,8 +180,8 @@ def neighbors_moved(trial: Trial) -> dict:
 
 
 def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What the kernels of a fusion's parts give, one after the other."""
-    waiting, results = list(inputs), list[Tensor]()
+    """What the kernels of a fusion's parts give, one after the other; that of the first before the others where the fusion keeps it."""
+    waiting, results, kept = list(inputs), list[Tensor](), list[Tensor]()
     if fusion.one_tensor is not None:
         first, second = fusion.one_tensor
         waiting.insert(second, waiting[first])
@@ -190,15 +191,19 @@ def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> 
         given[part.reads : part.reads] = results[:1]
         types = tuple(InputType(of_torch(tensor.dtype).name, tuple(tensor.shape)) for tensor in given)
         attributes = {name: trial.case.attributes[name] for name in function.attribute}
-        program = FACTORIES[part.operator].program(Node(part.operator, types, attributes, CAPABILITY, compile=remember))
+        program = FACTORIES[part.operator].program(
+            Node(part.operator, types, attributes, CAPABILITY, tiles=tiles_for(trial), compile=remember)
+        )
         results = execute(program, given)
-    return results
+        kept = kept or (results[:1] if fusion.keeps else [])
+    return [*kept, *results]
 
 
 def fused_beside_parts(trial: Trial, fusion: Fusion) -> dict:
     """Whether a fused kernel gives the bits of the kernels of its parts."""
     inputs = list(trial.inputs) or trial.case.tensors("cpu")
-    pairs = zip(execute(program_for(trial), inputs), kernels_of_parts(fusion, trial, inputs), strict=True)
+    made = execute(program_for(trial), inputs)
+    pairs = zip(made, kernels_of_parts(fusion, trial, inputs)[: len(made)], strict=True)
     equal = all(torch.equal(fused.view(torch.uint8), parts.view(torch.uint8)) for fused, parts in pairs)
     return {"case": f"{trial.case.operator} {trial.case.label}", "operator": trial.case.operator, "equal": equal}
 

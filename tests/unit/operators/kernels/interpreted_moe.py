@@ -7,13 +7,16 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from interpreted import E4M3, emulate_gpu, execute, remember
+from interpreted import CAPABILITY, E4M3, builds, emulate_gpu, execute, remember
 from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import of_torch
 from onerec_trt.core.precision import BLOCK
 from onerec_trt.operators import fp8
-from onerec_trt.operators.kernels.moe_scheme import SCHEMES
+from onerec_trt.operators.kernels import moe_experts_norm
+from onerec_trt.operators.kernels.moe_norm_cases import moe_experts_norm_case
+from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF, SCHEMES
 from onerec_trt.operators.kernels.registry import FACTORIES
+from onerec_trt.operators.kernels.registry import program_of as kernel_program
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Program
 from onerec_trt.operators.launch.tiles import Entry, ExpertTile, RouteTile, RowTile, Tiles
@@ -147,6 +150,23 @@ def strangers() -> Iterator[dict]:
         yield {"case": operator, "difference": difference(actual.numpy(), expected.numpy()), "threshold": OPERATORS[operator].threshold}
 
 
+def norms() -> Iterator[dict]:
+    """The last launches of experts with a norm, up to the rows that are one launch and above; whether their bits are equal."""
+    most = moe_experts_norm.FUSED_ROWS
+    for operator in EXPERTS_OF:
+        case = moe_experts_norm_case(operator, 7, 161, BLOCK, 5, 2)
+        inputs = case.tensors("cpu")
+        launches, results = [], []
+        for moe_experts_norm.FUSED_ROWS in (most, 1):
+            program = kernel_program(case, CAPABILITY, compile_with=remember)
+            entries = [builds[int(launch.kernel.entry)].function for launch in program.variant([x.shape for x in inputs]).launches]
+            launches.append([name for name in entries if "combine" in name or "norm" in name])
+            results.append(execute(program, inputs))
+        equal = all(torch.equal(one.view(torch.uint8), two.view(torch.uint8)) for one, two in zip(*results, strict=True))
+        yield {"operator": operator, "launches": launches, "equal": equal}
+    moe_experts_norm.FUSED_ROWS = most
+
+
 def routes() -> Iterator[dict]:
     for rows, width, experts, top_k, shared in ((1, 32, 6, 2, 1), (37, 100, 53, 3, 1), (20, 200, 70, 8, 0), (5, 64, 3, 3, 2)):
         x, router, bias = torch.randn(rows, width).half(), torch.randn(experts, width) * width**-0.5, torch.randn(experts) * 0.1
@@ -170,5 +190,5 @@ def routes() -> Iterator[dict]:
 if __name__ == "__main__":
     emulate_gpu()
     torch.manual_seed(0)
-    checks = {"experts": check_experts, "bad_rows": bad_rows, "strangers": strangers, "routes": routes}
+    checks = {"experts": check_experts, "bad_rows": bad_rows, "strangers": strangers, "norms": norms, "routes": routes}
     print(json.dumps({name: list(check()) for name, check in checks.items()}))

@@ -13,7 +13,7 @@ from onerec_trt.operators.kernels.fp8_linear import accumulator_loss
 from onerec_trt.operators.kernels.moe_cases import flipped_codes, moe_experts_case, moe_route_case
 from onerec_trt.operators.kernels.moe_experts import moe_experts_program
 from onerec_trt.operators.kernels.moe_route import moe_route_program
-from onerec_trt.operators.kernels.moe_scheme import SCHEMES
+from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF, SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
@@ -38,6 +38,15 @@ def test_a_bad_token_moves_no_bit_of_the_others(interpreted):
 
 def test_experts_that_do_not_exist_are_left_out(interpreted):
     assert [each for each in interpreted["strangers"] if each["difference"] > each["threshold"]] == []
+
+
+def test_combine_and_norm_in_one_launch_give_the_bits_of_two(interpreted):
+    """Beside those of the operators apart: test_reference.py."""
+    for each in interpreted["norms"]:
+        quant = "_quant" if "Quant" in each["operator"] else ""
+        assert each["launches"] == [[f"moe_combine_norm{quant}"], ["moe_combine", f"rms_norm{quant}"]]
+        assert each["equal"]
+    assert {each["operator"] for each in interpreted["norms"]} == set(EXPERTS_OF)
 
 
 def test_routes_are_their_reference(interpreted):
