@@ -56,7 +56,8 @@ class Fusion:
         fits: Of the shapes of the fused node's inputs, None where the graph does not say one. Default: all fit.
         one_tensor: Two of the inputs that must be one tensor, which the fused node has in the place of the first. Default: none.
         keeps: Whether the fused node gives what the first part leaves to the next one, too, before the outputs of the last part. Nodes
-            behind the last part may then read it; the graph itself, and bodies of If, Loop and Scan, may not. Default: it vanishes.
+            behind the last part then read it, one at least, as a program leaves out unread outputs at its end alone. The graph itself,
+            and bodies of If, Loop and Scan, may not. Default: it vanishes.
     """
 
     name: str
@@ -183,7 +184,7 @@ class _Graph:
                 return None
             behind += [reader for reader, place in readers if (reader, place) != (matching[0], part.reads)]
             chain += matching
-        return chain if all(reader > chain[-1] for reader in behind) else None
+        return chain if all(reader > chain[-1] for reader in behind) and bool(behind) == fusion.keeps else None
 
     def _is(self, number: int, part: Part) -> bool:
         return (self.nodes[number].domain, self.nodes[number].op_type) == (DOMAIN, part.operator)
