@@ -7,7 +7,7 @@ later nodes read it, too. Letters in names as in moe_experts.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,15 +17,13 @@ from onnx import helper
 from torch import Tensor
 
 from . import fp8
-from .moe_experts import moe_experts, moe_experts_reference
-from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor, row_reference, tensor_reference
-from .moe_experts_fp8_block import block_reference, moe_experts_fp8_block
-from .moe_experts_fp8_row_block import moe_experts_fp8_row_block, row_block_reference
+from .moe_experts import moe_experts
+from .moe_experts_fp8 import moe_experts_fp8_row, moe_experts_fp8_tensor
+from .moe_experts_fp8_block import moe_experts_fp8_block
+from .moe_experts_fp8_row_block import moe_experts_fp8_row_block
 from .operator import DOMAIN, VERSION, Array, Attributes, Operator, Spec
-from .rms_norm import rms_norm, rms_norm_reference
+from .rms_norm import rms_norm
 from .rms_norm_quant import rms_norm_quant_row, rms_norm_quant_tensor
-from .rms_norm_quant import row_reference as norm_row_reference
-from .rms_norm_quant import tensor_reference as norm_tensor_reference
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ class Pair:
         made.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
         return made
 
+    def reference(self, *inputs: Tensor, epsilon: float, **attributes: int) -> tuple[Tensor, ...]:
+        """The experts' sum, FP16 [N, D], and what the norm makes of it: its norm, or codes, scales where they are made, and norm."""
+        (total_ND,) = self.experts.reference(*inputs[: self.inputs], **attributes)
+        return total_ND, *self.norm.reference(total_ND, *inputs[self.inputs :], epsilon=epsilon)
+
     def outputs(self, *inputs: Tensor, epsilon: float, **attributes: int) -> tuple[Spec, ...]:
         """The sum is like the residual, the last input of the experts."""
         before, behind = inputs[: self.inputs], inputs[self.inputs :]
@@ -89,117 +92,10 @@ class Pair:
         return max(differences)
 
 
-def experts_norm_reference(
-    x_ND: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    index_NK: Tensor,
-    weight_NK: Tensor,
-    residual_ND: Tensor,
-    norm_weight_D: Tensor,
-    *,
-    experts: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    """The sum and its norm, both FP16 [N, D]."""
-    (total_ND,) = moe_experts_reference(x_ND, gate_up, down, index_NK, weight_NK, residual_ND, experts=experts)
-    return total_ND, *rms_norm_reference(total_ND, norm_weight_D, epsilon=epsilon)
-
-
-def tensor_norm_reference(
-    codes_ND: Tensor,
-    scale_1: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor,
-    down: Tensor,
-    down_scale: Tensor,
-    hidden_scale_E: Tensor,
-    index_NK: Tensor,
-    weight_NK: Tensor,
-    residual_ND: Tensor,
-    norm_weight_D: Tensor,
-    norm_scale_1: Tensor,
-    *,
-    experts: int,
-    promotion: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum FP16 [N, D], the norm's E4M3 codes [N, D] by one scale, and the norm FP16 [N, D]."""
-    weights = (gate_up, gate_up_scale, down, down_scale, hidden_scale_E)
-    (total_ND,) = tensor_reference(codes_ND, scale_1, *weights, index_NK, weight_NK, residual_ND, experts=experts, promotion=promotion)
-    return total_ND, *norm_tensor_reference(total_ND, norm_weight_D, norm_scale_1, epsilon=epsilon)
-
-
-def row_norm_reference(
-    codes_ND: Tensor,
-    scale_N1: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor,
-    down: Tensor,
-    down_scale: Tensor,
-    index_NK: Tensor,
-    weight_NK: Tensor,
-    residual_ND: Tensor,
-    norm_weight_D: Tensor,
-    *,
-    experts: int,
-    promotion: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum FP16 [N, D], the norm's E4M3 codes [N, D] and scales FP32 [N, 1], and the norm FP16 [N, D]."""
-    inputs = (codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, index_NK, weight_NK, residual_ND)
-    (total_ND,) = row_reference(*inputs, experts=experts, promotion=promotion)
-    return total_ND, *norm_row_reference(total_ND, norm_weight_D, epsilon=epsilon)
-
-
-def row_block_norm_reference(
-    codes_ND: Tensor,
-    scale_N1: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor,
-    down: Tensor,
-    down_scale: Tensor,
-    index_NK: Tensor,
-    weight_NK: Tensor,
-    residual_ND: Tensor,
-    norm_weight_D: Tensor,
-    *,
-    experts: int,
-    promotion: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs as above."""
-    inputs = (codes_ND, scale_N1, gate_up, gate_up_scale, down, down_scale, index_NK, weight_NK, residual_ND)
-    (total_ND,) = row_block_reference(*inputs, experts=experts, promotion=promotion)
-    return total_ND, *norm_row_reference(total_ND, norm_weight_D, epsilon=epsilon)
-
-
-def block_norm_reference(
-    codes_ND: Tensor,
-    scale: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor,
-    down: Tensor,
-    down_scale: Tensor,
-    index_NK: Tensor,
-    weight_NK: Tensor,
-    residual_ND: Tensor,
-    norm_weight_D: Tensor,
-    *,
-    experts: int,
-    promotion: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs as above: what follows these experts in a model is quantized per row."""
-    inputs = (codes_ND, scale, gate_up, gate_up_scale, down, down_scale, index_NK, weight_NK, residual_ND)
-    (total_ND,) = block_reference(*inputs, experts=experts, promotion=promotion)
-    return total_ND, *norm_row_reference(total_ND, norm_weight_D, epsilon=epsilon)
-
-
-def _operator(pair: Pair, reference: Callable[..., tuple[Tensor, ...]]) -> Operator:
+def _operator(pair: Pair) -> Operator:
     return Operator(
         name=pair.name,
-        reference=reference,
+        reference=pair.reference,
         function=pair,
         helpers=tuple(dict.fromkeys((*pair.experts.helpers, *pair.norm.helpers, pair.norm.function))),
         outputs=pair.outputs,
@@ -208,16 +104,21 @@ def _operator(pair: Pair, reference: Callable[..., tuple[Tensor, ...]]) -> Opera
     )
 
 
-_EXPERTS, _TENSOR, _ROW, _ROW_BLOCK, _BLOCK = (
-    Pair(moe_experts, rms_norm),
-    Pair(moe_experts_fp8_tensor, rms_norm_quant_tensor),
-    Pair(moe_experts_fp8_row, rms_norm_quant_row),
-    Pair(moe_experts_fp8_row_block, rms_norm_quant_row),
-    Pair(moe_experts_fp8_block, rms_norm_quant_row),
-)
-PAIRS = {pair.name: pair for pair in (_EXPERTS, _TENSOR, _ROW, _ROW_BLOCK, _BLOCK)}
-moe_experts_rms_norm = _operator(_EXPERTS, experts_norm_reference)
-moe_experts_fp8_tensor_rms_norm_quant_tensor = _operator(_TENSOR, tensor_norm_reference)
-moe_experts_fp8_row_rms_norm_quant_row = _operator(_ROW, row_norm_reference)
-moe_experts_fp8_row_block_rms_norm_quant_row = _operator(_ROW_BLOCK, row_block_norm_reference)
-moe_experts_fp8_block_rms_norm_quant_row = _operator(_BLOCK, block_norm_reference)
+PAIRS = {
+    pair.name: pair
+    for pair in (
+        Pair(moe_experts, rms_norm),
+        Pair(moe_experts_fp8_tensor, rms_norm_quant_tensor),
+        Pair(moe_experts_fp8_row, rms_norm_quant_row),
+        Pair(moe_experts_fp8_row_block, rms_norm_quant_row),
+        # What follows these experts in a model is quantized per row: only experts read codes of blocks.
+        Pair(moe_experts_fp8_block, rms_norm_quant_row),
+    )
+}
+(
+    moe_experts_rms_norm,
+    moe_experts_fp8_tensor_rms_norm_quant_tensor,
+    moe_experts_fp8_row_rms_norm_quant_row,
+    moe_experts_fp8_row_block_rms_norm_quant_row,
+    moe_experts_fp8_block_rms_norm_quant_row,
+) = map(_operator, PAIRS.values())

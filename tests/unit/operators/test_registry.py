@@ -10,6 +10,7 @@ from pathlib import Path
 import onerec_trt.operators
 import onnx
 import pytest
+from onerec_trt.operators.moe_experts_norm import PAIRS
 from onerec_trt.operators.operator import DETAIL, DOMAIN, Operator
 from onerec_trt.operators.registry import OPERATORS, functions_of, opset_imports
 
@@ -45,9 +46,17 @@ def test_every_operator_is_tested_by_name(name):
     assert any(f'"{name}"' in text for text in texts)
 
 
+def parameters_of(operator):
+    """Of the reference; one that hands all it is given to those of its parts has theirs, without what is handed on between them."""
+    if operator.name not in PAIRS:
+        return list(inspect.signature(operator.reference).parameters.values())
+    experts, norm = (parameters_of(part) for part in (PAIRS[operator.name].experts, PAIRS[operator.name].norm))
+    return [*experts, *norm[1:]]
+
+
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_function_and_reference_have_the_same_inputs_and_attributes(operator):
-    parameters = inspect.signature(operator.reference).parameters.values()
+    parameters = parameters_of(operator)
     proto = operator.function.to_function_proto()
     assert len(proto.input) == sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     attributes = {*proto.attribute, *(attribute.name for attribute in proto.attribute_proto)}
