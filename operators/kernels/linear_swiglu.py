@@ -12,7 +12,7 @@ from ...core.errors import BuildError
 from ..launch.compile import Build
 from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, Node, expect, expect_size, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Output, Program, Scratch, Tensor, Variant, cdiv, minimum
-from ..launch.tiles import GemmTile, RowClass, RowTile
+from ..launch.tiles import GemmTile, RowClass, RowTile, Tile
 from .product import Product, expect_product, parts_scratch, usable_classes
 from .swiglu import IN_FP16, PER_TENSOR, swiglu_build
 from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
@@ -84,9 +84,11 @@ class GateUp:
 
     def build(self, tile: GemmTile) -> Build:
         """How the kernel that computes both is compiled."""
-        if (tile.m, tile.n) != (ROWS, 2 * HIDDEN_TILE):
-            hint = f"choose {ROWS} and {2 * HIDDEN_TILE}, or ctas = 0"
-            raise BuildError(f"no kernel for gate and up in tiles of {tile.m} x {tile.n}", where=self.product.family, hint=hint)
+        self.product.expect_steps(tile)
+        if (tile.m, tile.n) != (ROWS, 2 * HIDDEN_TILE) or tile.group < 1:
+            hint = f"choose {ROWS} and {2 * HIDDEN_TILE} in walks of at least one, or ctas = 0"
+            what = f"no kernel for gate and up in tiles of {tile.m} x {tile.n} and walks of {tile.group}"
+            raise BuildError(what, where=self.product.family, hint=hint)
         operand = DTYPES[self.product.dtype].pointer
         types = (operand, operand, operand, "*fp32", "*fp32", "*fp32", "i32")
         constants = {
@@ -141,7 +143,8 @@ def linear_swiglu_program(node: Node) -> Program:
         expect(node, index, "float16")
     product = Product("float16", static(node, 1, 0), static(node, 1, 1))
     expect_product(node, product, 1, None, None)
-    return GateUp(node, _halves(node, product), 1).program()
+    _expect_halves(node, product)
+    return GateUp(node, product, 1).program()
 
 
 def fp8_linear_swiglu_quant_tensor_program(node: Node) -> Program:
@@ -157,22 +160,22 @@ def fp8_linear_swiglu_quant_tensor_program(node: Node) -> Program:
     promotion = int(node.attributes["promotion"])
     product = Product("float8_e4m3fn", static(node, 2, 0), static(node, 2, 1), row_scales=False, promotion=promotion)
     expect_product(node, product, 2, (1, 3), None)
-    return GateUp(node, _halves(node, product), 2, (Input(1), Input(3), Input(4))).program()
+    _expect_halves(node, product)
+    return GateUp(node, product, 2, (Input(1), Input(3), Input(4))).program()
 
 
-def _halves(node: Node, product: Product) -> Product:
+def _expect_halves(node: Node, product: Product) -> None:
     if product.n % 2:
         raise BuildError(f"gate and up side by side cannot be {product.n} wide", where=node.operator, hint="correct the graph")
-    return product
 
 
-def _tile_of(classes: Sequence[RowClass], rows: int | None) -> object:
+def _tile_of(classes: Sequence[RowClass], rows: int | None) -> Tile | None:
     """The tile for so many rows; None where there is no class at all."""
     reach = (each.tile for each in classes if each.max_rows is None or (rows is not None and rows <= each.max_rows))
     return next(reach, None)
 
 
-def _cut(fused: object, product: object, activation: object) -> Cut:
+def _cut(fused: Tile | None, product: Tile | None, activation: Tile | None) -> Cut:
     """In the tile for both if it is one of the persistent kernel; the table says with ctas = 0 that the parts are faster."""
     if isinstance(fused, GemmTile) and fused.ctas:
         return Cut(fused)

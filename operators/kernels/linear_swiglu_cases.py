@@ -59,7 +59,7 @@ def _key(product: Product, rows: int) -> TileKey:
 def _trials(*makes: Callable[[int, int, int], Case]) -> Iterator[Trial]:
     for size in RAGGED:
         for make in makes:
-            yield Trial(make(*size), APART)
+            yield Trial(make(*size))  # of few rows, so in the launches of the parts
 
 
 def _tuned(*makes: Callable[[int, int, int], Case]) -> Iterator[Tuning]:

@@ -49,9 +49,7 @@ class Product:
 
     def build(self, tile: GemmTile, capability: str) -> Build:
         """How the kernel that multiplies is compiled for a usable tile."""
-        if self.promotion not in (0, tile.k):
-            hint = f"choose 0 or 128, and tiles with k = {self.promotion}"
-            raise BuildError(f"promotion every {self.promotion} channels, in steps of {tile.k}", where=self.family, hint=hint)
+        self.expect_steps(tile)
         if tile.slices or tile.parts > 1:
             return self._part_build(tile, capability)
         operand = DTYPES[self.dtype].pointer
@@ -73,6 +71,12 @@ class Product:
         return warp_specialized_build(
             "gemm_sm90", types, constants, capability, rows=tile.m, registers=PRODUCT_REGISTERS, where=self.family
         )
+
+    def expect_steps(self, tile: GemmTile) -> None:
+        """Check that sums are promoted after a step, or never."""
+        if self.promotion not in (0, tile.k):
+            hint = f"choose 0 or 128, and tiles with k = {self.promotion}"
+            raise BuildError(f"promotion every {self.promotion} channels, in steps of {tile.k}", where=self.family, hint=hint)
 
     def _part_build(self, tile: GemmTile, capability: str) -> Build:
         """For few rows, or over a part of K. Parts leave as FP32 sums; scales and residual are for the launch that adds them."""

@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import FACTORIES
 
 ROWS = (1, 100, 700)
+MANY = 8200  # from more than 8192 on gate and up are one launch with SwiGLU, from more than 1024 on experts and the next norm are two
+OTHER_WITH_MANY = ("LinearSwiGlu", "Fp8LinearSwiGluQuantTensor", *EXPERTS_OF)
 WIDTH = 1408  # channels of the published model with experts
 FOUND = 3  # exit code
 # Without PyTorch's cache every tensor is an allocation of its own, so that what is beyond one is seen.
@@ -23,6 +26,7 @@ from onerec_trt.tools.tuning.parity import this_capability
 
 for operator, factory in FACTORIES.items():
     cases = [case for rows in {ROWS} for case in (*factory.cases.of_model(rows, {WIDTH}), *factory.cases.odd(rows))]
+    cases += factory.cases.odd({MANY}) if operator in {OTHER_WITH_MANY} else ()
     for case in cases or [trial.case for trial in factory.cases.ragged()]:
         execute(program_of(case, this_capability()), case.tensors("cuda"))
         torch.cuda.synchronize()

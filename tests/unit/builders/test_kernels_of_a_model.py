@@ -43,8 +43,6 @@ EXPERTS = {
     "fp8-row-block": "MoeExpertsFp8RowBlock",
 }
 SWIGLU_IN_PRODUCT = {"fp16": ("LinearSwiGlu",), "fp8-static": ("Fp8LinearSwiGluQuantTensor",)}
-
-
 NORM_BEHIND = {"fp16": "RmsNorm", "fp8-static": "RmsNormQuantTensor"}
 
 

@@ -50,6 +50,8 @@ def fp8_graph(activation: str, scales: int, hidden_scales: int = 1, reader: bool
         *([numpy_helper.from_array(np.array([0.01], np.float32), "scale")] if scales == 1 else []),
     ]
     model = model_of(nodes, ("values", TensorProto.FLOAT), initializers, [quantizer, "Fp8Linear", activation])
+    if scales != 1:
+        model.graph.value_info.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, ["N", 1]))
     if reader:
         model.graph.output.append(helper.make_tensor_value_info("gate_up", TensorProto.FLOAT16, ["N", 2 * HIDDEN]))
     return model

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
+from functools import partial
+
 import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.linear_swiglu_cases import (
@@ -12,15 +16,18 @@ from onerec_trt.operators.kernels.linear_swiglu_cases import (
 )
 from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.case import MANY_ROWS
-from onerec_trt.operators.launch.compile import Build, compiled
-from onerec_trt.operators.launch.node import Node
-from onerec_trt.operators.launch.program import InputType, Kernel, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.compile import Build
+from onerec_trt.operators.launch.node import NO_ADDRESS, Node
+from onerec_trt.operators.launch.program import Input, InputType, Kernel, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import GemmTile, Tiles, committed_tiles
 
 FP8, SCALE = "Fp8LinearSwiGluQuantTensor", InputType("float32", (1,))
 CODES, WEIGHT, WEIGHT_SCALE = InputType("float8_e4m3fn", (None, 256)), InputType("float8_e4m3fn", (416, 256)), InputType("float32", (416,))
 FUSED = GemmTile(128, 256, 128, 4, 12, ctas=132)
-by_case = pytest.mark.parametrize("make", [linear_swiglu_case, fp8_linear_swiglu_quant_tensor_case])
+PROMOTED = partial(fp8_linear_swiglu_quant_tensor_case, promotion=128)
+by_case = pytest.mark.parametrize(
+    "make", [linear_swiglu_case, fp8_linear_swiglu_quant_tensor_case, PROMOTED], ids=["FP16", "FP8", "promoted"]
+)
 builds: list[Build] = []
 
 
@@ -55,6 +62,24 @@ def test_many_rows_are_one_launch_and_few_are_those_of_the_parts(make):
         assert products
         assert all(name.startswith("gemm") for name in products)
     assert program.output_shapes([(7, 1408), *shapes[1:]]) == ((7, 5632),)
+
+
+@pytest.mark.parametrize(
+    ("make", "weight", "scales"),
+    [(linear_swiglu_case, 1, (NO_ADDRESS,) * 3), (fp8_linear_swiglu_quant_tensor_case, 2, (Input(1), Input(3), Input(4)))],
+    ids=["FP16", "FP8"],
+)
+def test_the_kernel_for_both_gets_weight_and_scales_in_their_places(make, weight, scales):
+    """No interpreter runs it."""
+    case = make(1, 1408, 5632)
+    shapes = [(MANY_ROWS, 1408), *shapes_of(case)[1:]]
+    (launch,) = program_of(case, "9.0", compile_with=remember).variant(shapes).launches
+    *tensors, rows = launch.arguments
+    assert tensors == [Input(0), Input(weight), Output(0), *scales]
+    assert evaluated([rows.value], shapes) == (MANY_ROWS,)
+    kernel = importlib.import_module(builds[-1].module).linear_swiglu_sm90
+    variables = [name for name in kernel.arg_names if name not in builds[-1].constants]
+    assert variables == ["x_RK", "weight_NK", "hidden_RH", "x_scale", "weight_scale_N", "hidden_scale", "rows"]
 
 
 @by_case
@@ -112,11 +137,20 @@ def test_other_gpus_have_the_launches_of_the_parts(make, capability):
     assert "linear_swiglu_sm90" not in {build.function for build in builds}
 
 
-@pytest.mark.parametrize("tile", [GemmTile(192, 256, 128, 3, 16, ctas=132), GemmTile(128, 128, 128, 4, 12, ctas=132)], ids=str)
-def test_a_tile_that_no_kernel_has_is_refused(tile):
-    case = fp8_linear_swiglu_quant_tensor_case(1, 256, 208)
-    with pytest.raises(BuildError, match="no kernel for gate and up in tiles of"):
-        program_of(case, "9.0", committed_tiles().with_entries(case.entries("9.0", tile)), remember)
+@pytest.mark.parametrize(
+    ("tile", "promotion", "message"),
+    [
+        (replace(FUSED, m=192, warps=16), 0, "no kernel for gate and up in tiles of 192 x 256"),
+        (replace(FUSED, n=128), 0, "no kernel for gate and up in tiles of 128 x 128"),
+        (replace(FUSED, group=0), 0, "walks of 0"),
+        (FUSED, 64, "promotion every 64 channels, in steps of 128"),
+        (replace(FUSED, k=64), 128, "promotion every 128 channels, in steps of 64"),
+    ],
+)
+def test_what_no_kernel_does_is_refused(tile, promotion, message):
+    case = fp8_linear_swiglu_quant_tensor_case(1, 256, 208, promotion)
+    with pytest.raises(BuildError, match=message):
+        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), remember)
 
 
 @pytest.mark.parametrize(
@@ -143,19 +177,3 @@ def test_candidates_are_the_parts_and_the_kernel_for_both():
     assert {tile.ctas for tile in here} == {0, 132}
     assert {tile.ctas for tile in elsewhere} == {0}
     assert {tile.k for tile in here if tile.ctas} == {64}
-
-
-@by_case
-def test_the_kernel_for_both_compiles(make, cubins):
-    case = make(1, 1792, 7168)
-    found: list[Kernel] = []
-
-    def compile_fused(build: Build) -> Kernel:
-        if build.function != "linear_swiglu_sm90":
-            return remember(build)
-        found.append(compiled(build, cubins))
-        return found[-1]
-
-    program_of(case, "9.0", compile_with=compile_fused)
-    assert found
-    assert all(kernel.dependent for kernel in found)

@@ -13,13 +13,16 @@ from onerec_trt.core.dtypes import DTYPES
 from onerec_trt.core.errors import ArtifactError, BuildError
 from onerec_trt.operators.kernels.context_attention import Attention
 from onerec_trt.operators.kernels.context_attention_fp8 import Fp8Attention
+from onerec_trt.operators.kernels.linear_swiglu_cases import fp8_linear_swiglu_quant_tensor_case, linear_swiglu_case
 from onerec_trt.operators.kernels.moe_products import Experts
 from onerec_trt.operators.kernels.moe_scheme import SCHEMES
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.quant import quant
+from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch import compile as ahead
 from onerec_trt.operators.launch.compile import Build, compile_many, compiled
 from onerec_trt.operators.launch.node import row_build
+from onerec_trt.operators.launch.program import Kernel
 from onerec_trt.operators.launch.tiles import CAPABILITIES, AttentionTile, ExpertTile, GemmTile, RowTile
 
 QUANT = ("*fp16", "*fp8e4nv", "*fp32", "i32")
@@ -123,6 +126,34 @@ def test_the_up_product_of_promoted_experts_fits_and_spills_nothing(cubins, tmp_
     """Sums of gate and up and one product take 192 of a thread's 232 registers: a second product has no room."""
     experts = Experts(SCHEMES[operator], 54, 4, 1408, 1408, 1408, promotion=128)
     assert_fits_and_spills_nothing(compiled(experts.up_build(ExpertTile(128, 192, 128, 4, 4, 12, 132), "9.0"), cubins), tmp_path)
+
+
+@pytest.mark.parametrize("operator", ["MoeExpertsFp8RowBlock", "MoeExpertsFp8Block"])
+@pytest.mark.parametrize(("rows", "stages"), [(128, 5), (192, 4)])
+def test_the_down_product_with_scales_of_blocks_fits_and_spills_nothing(cubins, tmp_path, operator, rows, stages):
+    """Those of the next step are there while a product is under way."""
+    experts = Experts(SCHEMES[operator], 54, 4, 1408, 1408, 1408)
+    build = experts.gemm_build(True, ExpertTile(128, rows, 128, 4, stages, 12, 132), "9.0")
+    assert_fits_and_spills_nothing(compiled(build, cubins), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [linear_swiglu_case(1, 1792, 7168), *(fp8_linear_swiglu_quant_tensor_case(1, 1792, 7168, promotion) for promotion in (0, 128))],
+    ids=["FP16", "FP8", "FP8 promoted"],
+)
+def test_gate_and_up_with_swiglu_fit_and_spill_nothing(cubins, tmp_path, case):
+    """Where sums are promoted, those of gate and up and one product take 192 of a thread's 232 registers."""
+    asked: dict[str, Build] = {}
+
+    def remember(build: Build) -> Kernel:
+        asked[build.function] = build
+        return Kernel(b"-", "-", build.warps, 0, 0)
+
+    program_of(case, "9.0", compile_with=remember)
+    kernel = compiled(asked["linear_swiglu_sm90"], cubins)
+    assert kernel.dependent
+    assert_fits_and_spills_nothing(kernel, tmp_path)
 
 
 @pytest.mark.parametrize(
