@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,13 +11,13 @@ from ...core.errors import BuildError
 from ..launch.compile import Build
 from ..launch.node import HOPPER, NO_ADDRESS, TMA_ALIGNMENT, Node, expect, expect_size, static
 from ..launch.program import Argument, Buffer, Input, Int32, Launch, Output, Program, Scratch, Tensor, Variant, cdiv, minimum
-from ..launch.tiles import GemmTile, RowClass, RowTile, Tile
+from ..launch.tiles import GemmTile, RowClass, RowTile, Tile, tile_for
+from .moe_products import FUSED_COLUMNS, TWO_CONSUMERS
+from .moe_scheme import Share
 from .product import Product, expect_product, parts_scratch, usable_classes
 from .swiglu import IN_FP16, PER_TENSOR, swiglu_build
 from .warp_specialized import PRODUCT_REGISTERS, warp_specialized_build
 
-HIDDEN_TILE = 128  # hidden channels of a tile, which multiplies as many of gate and of up
-ROWS = 128  # of a tile: gate and up fill the registers of two consumers
 FP16_BYTES = 2
 
 
@@ -70,7 +69,7 @@ class GateUp:
         activations = tiles.classes(capability, "swiglu_quant" if self.codes else "swiglu", (self.hidden,))
         found: list[tuple[int | None, Cut]] = []
         for most in (*sorted({each.max_rows for each in (*fused, *products, *activations) if each.max_rows is not None}), None):
-            cut = _cut(_tile_of(fused, most), _tile_of(products, most), _tile_of(activations, most))
+            cut = _cut(tile_for(fused, most) if fused else None, tile_for(products, most), tile_for(activations, most))
             if found and found[-1][1] == cut:
                 found.pop()
             found.append((most, cut))
@@ -83,36 +82,41 @@ class GateUp:
         return self.node.capability == HOPPER and not any(size * width % TMA_ALIGNMENT for size in (self.product.k, self.hidden))
 
     def build(self, tile: GemmTile) -> Build:
-        """How the kernel that computes both is compiled."""
+        """How the kernel that computes both is compiled: the experts' up product, for one expert that has all rows."""
         self.product.expect_steps(tile)
-        if (tile.m, tile.n) != (ROWS, 2 * HIDDEN_TILE) or tile.group < 1:
-            hint = f"choose {ROWS} and {2 * HIDDEN_TILE} in walks of at least one, or ctas = 0"
+        if (tile.m, tile.n) != (TWO_CONSUMERS, 2 * FUSED_COLUMNS) or tile.group < 1:
+            hint = f"choose {TWO_CONSUMERS} and {2 * FUSED_COLUMNS} in walks of at least one, or ctas = 0"
             what = f"no kernel for gate and up in tiles of {tile.m} x {tile.n} and walks of {tile.group}"
             raise BuildError(what, where=self.product.family, hint=hint)
         operand = DTYPES[self.product.dtype].pointer
-        types = (operand, operand, operand, "*fp32", "*fp32", "*fp32", "i32")
+        types = (operand, operand, operand, "*fp32", "*fp32", "*fp32", "*i32", "i32")
+        x, weight, hidden = (Share.TENSOR, Share.CHANNEL, Share.EXPERT) if self.codes else (Share.NONE,) * 3
         constants = {
+            "EXPERTS": 1,
             "N": self.product.n,
             "K": self.product.k,
-            "CODES": self.codes,
+            "X_STRIDE": self.product.k,
+            "HIDDEN_STRIDE": self.hidden,
+            "X_SCALE": int(x),
+            "WEIGHT_SCALE": int(weight),
+            "HIDDEN_SCALE": int(hidden),
             "PROMOTE": bool(self.product.promotion),
+            "GROUP": tile.group,
             "M_TILE": tile.m,
             "K_TILE": tile.k,
-            "GROUP": tile.group,
             "CTAS": tile.ctas,
             "STAGES": tile.stages,
         }
-        kernel = "linear_swiglu_sm90"
         return warp_specialized_build(
-            kernel, types, constants, self.node.capability, rows=tile.m, registers=PRODUCT_REGISTERS, where=self.product.family
+            "moe_up_sm90", types, constants, self.node.capability, rows=tile.m, registers=PRODUCT_REGISTERS, where=self.product.family
         )
 
     def _launches(self, cut: Cut) -> tuple[Launch, ...]:
         rows, operands = Int32(self.node.rows), (Input(0), Input(self.weight))
         activation_scale, weight_scale, result_scale = self.scales
         if cut.fused is not None:
-            grid = minimum(cdiv(self.node.rows, cut.fused.m) * -(-self.hidden // HIDDEN_TILE), cut.fused.ctas)
-            return (Launch(self.node.compile(self.build(cut.fused)), (grid, 1, 1), (*operands, Output(0), *self.scales, rows)),)
+            grid = minimum(cdiv(self.node.rows, cut.fused.m) * -(-self.hidden // FUSED_COLUMNS), cut.fused.ctas)
+            return (Launch(self.node.compile(self.build(cut.fused)), (grid, 1, 1), (*operands, Output(0), *self.scales, NO_ADDRESS, rows)),)
         assert cut.product is not None
         assert cut.activation is not None
         gate_up, form = Scratch(len(self._parts)), PER_TENSOR if self.codes else IN_FP16
@@ -169,13 +173,7 @@ def _expect_halves(node: Node, product: Product) -> None:
         raise BuildError(f"gate and up side by side cannot be {product.n} wide", where=node.operator, hint="correct the graph")
 
 
-def _tile_of(classes: Sequence[RowClass], rows: int | None) -> Tile | None:
-    """The tile for so many rows; None where there is no class at all."""
-    reach = (each.tile for each in classes if each.max_rows is None or (rows is not None and rows <= each.max_rows))
-    return next(reach, None)
-
-
-def _cut(fused: Tile | None, product: Tile | None, activation: Tile | None) -> Cut:
+def _cut(fused: Tile | None, product: Tile, activation: Tile) -> Cut:
     """In the tile for both if it is one of the persistent kernel; the table says with ctas = 0 that the parts are faster."""
     if isinstance(fused, GemmTile) and fused.ctas:
         return Cut(fused)

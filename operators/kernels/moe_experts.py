@@ -32,7 +32,7 @@ from ..launch.program import (
     maximum,
     minimum,
 )
-from ..launch.tiles import ExpertTile, RowClass, RowTile, merged
+from ..launch.tiles import ExpertTile, RowClass, RowTile, merged, tile_for
 from .moe_inputs import experts_of, places
 from .moe_place import ENTRY
 from .moe_products import FUSED_COLUMNS, align, rows_and_stages
@@ -110,9 +110,7 @@ class ExpertsProgram:
 
     def row_tile(self, family: str, width: int, each: RowClass) -> RowTile:
         """The tile of a memory-bound kernel for the rows of a class."""
-        tiles, capability = self.node.tiles, self.node.capability
-        rows = tiles.classes(capability, family, (width,))
-        tile = rows[-1].tile if each.max_rows is None else tiles.tile(capability, family, (width,), each.max_rows)
+        tile = tile_for(self.node.tiles.classes(self.node.capability, family, (width,)), each.max_rows)
         assert isinstance(tile, RowTile), tile
         return tile
 

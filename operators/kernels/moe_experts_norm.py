@@ -11,7 +11,7 @@ from typing import Any
 
 from ..launch.node import NO_ADDRESS, Node, epsilon_of, expect, expect_size, row_build
 from ..launch.program import Argument, DType, Float32, Input, Int32, Launch, Output, Program, Tensor, cdiv
-from ..launch.tiles import RowClass, Tile
+from ..launch.tiles import RowClass, tile_for
 from ..moe_experts_norm import PAIRS
 from .moe_combine_norm import moe_combine_norm, moe_combine_norm_quant
 from .moe_experts import SUMMED, ExpertsProgram
@@ -93,13 +93,7 @@ class _WithNorm(ExpertsProgram):
         self.norm = _norm_of(node, len(self.inputs), self.sizes.d)
         of_norm = node.tiles.classes(node.capability, self.norm.family, (self.sizes.d,))
         ends = {each.max_rows for each in (*self.classes, *of_norm) if each.max_rows is not None} | {FUSED_ROWS}
-        self.classes = [RowClass(end, self._tile(end)) for end in (*sorted(ends), None)]
-
-    def _tile(self, rows: int | None) -> Tile:
-        """Of the experts with so many rows; without a number, with most."""
-        *others, most = self.classes
-        found = (each.tile for each in others if rows is not None and each.max_rows is not None and rows <= each.max_rows)
-        return next(found, most.tile)
+        self.classes = [RowClass(end, tile_for(self.classes, end)) for end in (*sorted(ends), None)]
 
     def outputs(self) -> tuple[Tensor, ...]:
         return *super().outputs(), *self.norm.outputs

@@ -100,6 +100,7 @@ class Experts:
             "WEIGHT_SCALE": int(self.scheme.weight),
             "HIDDEN_SCALE": int(self.scheme.hidden),
             "PROMOTE": self.up_promoted,
+            "GROUP": 0,
         }
         return _persistent("moe_up_sm90", types, constants, tile, False, BLOCK // self.width, capability)
 

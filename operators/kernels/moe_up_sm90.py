@@ -22,7 +22,7 @@ HIDDEN_TILE = gl.constexpr(128)  # hidden channels of a tile, and of a block
 
 
 @aggregate
-class HiddenEpilogue:
+class _Epilogue:
     """What the consumers are given beside the ring. `hidden_scale`: read per expert [E], written per block [B, sorted rows]."""
 
     result: gl.tensor
@@ -85,10 +85,13 @@ def moe_up_sm90(
     x_RK, weight_NK, hidden_RH, x_scale, weight_scale, hidden_scale, table, capacity,
     EXPERTS: gl.constexpr, N: gl.constexpr, K: gl.constexpr, X_STRIDE: gl.constexpr, HIDDEN_STRIDE: gl.constexpr,
     X_SCALE: gl.constexpr, WEIGHT_SCALE: gl.constexpr, HIDDEN_SCALE: gl.constexpr, PROMOTE: gl.constexpr,
-    M_TILE: gl.constexpr, K_TILE: gl.constexpr,
+    M_TILE: gl.constexpr, K_TILE: gl.constexpr, GROUP: gl.constexpr,
     CTAS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, FEW_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Give every role its warps. N is 2 H. HIDDEN_STRIDE: from row to row of the result, H or H rounded up to whole blocks."""
+    """Give every role its warps. N is 2 H. HIDDEN_STRIDE: from row to row of the result, H or H rounded up to whole blocks.
+
+    GROUP as that of the ring: with 0 `table` says whose rows are whose, else one expert has all `capacity` rows.
+    """
     CONSUMERS: gl.constexpr = M_TILE // WARPGROUP_ROWS
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, x_RK.dtype.element_ty.primitive_bitwidth)
     x_stages = gl.allocate_shared_memory(x_RK.dtype.element_ty, [STAGES * CONSUMERS, WARPGROUP_ROWS, K_TILE], OPERAND)
@@ -99,9 +102,9 @@ def moe_up_sm90(
         x_RK=x_RK, weight_NK=weight_NK, table=table, capacity=capacity,
         x_stages=x_stages, weight_stages=weight_stages, full=full, empty=empty,
         EXPERTS=EXPERTS, N=N, K=K, X_STRIDE=X_STRIDE, COLUMNS=(N // 2 + HIDDEN_TILE - 1) // HIDDEN_TILE,
-        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False, GROUP=0,
+        M_TILE=M_TILE, K_TILE=K_TILE, BOX=HIDDEN_TILE, BOXES=2, STAGES=STAGES, CTAS=CTAS, AHEAD=False, GROUP=GROUP,
     )  # fmt: skip
-    epilogue = HiddenEpilogue(
+    epilogue = _Epilogue(
         result=hidden_RH, WIDTH=HIDDEN_STRIDE, x_scale=x_scale, weight_scale=weight_scale, hidden_scale=hidden_scale, staging=staging,
         X_SCALE=X_SCALE, WEIGHT_SCALE=WEIGHT_SCALE, HIDDEN_SCALE=HIDDEN_SCALE, PROMOTE=PROMOTE, HIDDEN=N // 2,
     )  # fmt: skip

@@ -199,7 +199,7 @@ class Tiles:
         Raises:
             BuildError: The table has no tiles of this family for this compute capability.
         """
-        return next(e.tile for e in self.classes(capability, family, shape) if e.max_rows is None or rows <= e.max_rows)
+        return tile_for(self.classes(capability, family, shape), rows)
 
     def on(self, multiprocessors: int) -> Tiles:
         """The table for a GPU with so many multiprocessors: a persistent kernel has one CTA per multiprocessor at most."""
@@ -218,6 +218,11 @@ class Tiles:
         """Write the table, one entry per line."""
         lines = ",\n".join("  " + json.dumps(_line(entry)) for entry in self.entries)
         write_text(path, f"[\n{lines}\n]\n")
+
+
+def tile_for(classes: Sequence[RowClass], rows: int | None) -> Tile:
+    """The tile of the class that has so many rows; None is more than any number."""
+    return next(each.tile for each in classes if each.max_rows is None or (rows is not None and rows <= each.max_rows))
 
 
 def merged(classes: list[RowClass]) -> list[RowClass]:

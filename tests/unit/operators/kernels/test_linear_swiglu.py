@@ -55,7 +55,7 @@ def shapes_of(case) -> list[tuple[int, ...]]:
 def test_many_rows_are_one_launch_and_few_are_those_of_the_parts(make):
     case = make(1, 1408, 5632)
     program, shapes = program_of(case, "9.0", compile_with=remember), shapes_of(case)
-    assert functions_at(program, MANY_ROWS, shapes) == ["linear_swiglu_sm90"]
+    assert functions_at(program, MANY_ROWS, shapes) == ["moe_up_sm90"]
     for rows in (1, 20, 100, 512, 1000):
         *products, activation = functions_at(program, rows, shapes)
         assert activation == "swiglu"
@@ -75,11 +75,11 @@ def test_the_kernel_for_both_gets_weight_and_scales_in_their_places(make, weight
     shapes = [(MANY_ROWS, 1408), *shapes_of(case)[1:]]
     (launch,) = program_of(case, "9.0", compile_with=remember).variant(shapes).launches
     *tensors, rows = launch.arguments
-    assert tensors == [Input(0), Input(weight), Output(0), *scales]
+    assert tensors == [Input(0), Input(weight), Output(0), *scales, NO_ADDRESS]
     assert evaluated([rows.value], shapes) == (MANY_ROWS,)
-    kernel = importlib.import_module(builds[-1].module).linear_swiglu_sm90
+    kernel = importlib.import_module(builds[-1].module).moe_up_sm90
     variables = [name for name in kernel.arg_names if name not in builds[-1].constants]
-    assert variables == ["x_RK", "weight_NK", "hidden_RH", "x_scale", "weight_scale_N", "hidden_scale", "rows"]
+    assert variables == ["x_RK", "weight_NK", "hidden_RH", "x_scale", "weight_scale", "hidden_scale", "table", "capacity"]
 
 
 @by_case
@@ -115,7 +115,7 @@ def test_the_table_says_where_the_parts_are_faster():
         program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), remember) for tile in (GemmTile(64, 64, 64, 4, 4), FUSED)
     )
     assert {launch.kernel.entry for each in apart.variants for launch in each.launches} >= {"gemm_sm90", "swiglu"}
-    assert {launch.kernel.entry for each in fused.variants for launch in each.launches} == {"linear_swiglu_sm90"}
+    assert {launch.kernel.entry for each in fused.variants for launch in each.launches} == {"moe_up_sm90"}
     assert fused.scratch == ()
 
 
@@ -126,7 +126,7 @@ def _others():
 @pytest.mark.parametrize(("k", "hidden"), [(200, 36), (250, 208), (256, 36)])
 def test_strides_without_descriptors_are_the_launches_of_the_parts(k, hidden):
     program_of(fp8_linear_swiglu_quant_tensor_case(1, k, hidden), "9.0", compile_with=remember)
-    assert "linear_swiglu_sm90" not in {build.function for build in builds}
+    assert "moe_up_sm90" not in {build.function for build in builds}
 
 
 @pytest.mark.parametrize("capability", ["8.9", "12.0"])
@@ -134,7 +134,7 @@ def test_strides_without_descriptors_are_the_launches_of_the_parts(k, hidden):
 def test_other_gpus_have_the_launches_of_the_parts(make, capability):
     program_of(make(1, 1408, 5632), capability, compile_with=remember)
     assert {build.function for build in builds} >= {"gemm", "swiglu"}
-    assert "linear_swiglu_sm90" not in {build.function for build in builds}
+    assert "moe_up_sm90" not in {build.function for build in builds}
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_gate_and_up_with_swiglu_fit_and_spill_nothing(cubins, tmp_path, case):
         return Kernel(b"-", "-", build.warps, 0, 0)
 
     program_of(case, "9.0", compile_with=remember)
-    kernel = compiled(asked["linear_swiglu_sm90"], cubins)
+    kernel = compiled(asked["moe_up_sm90"], cubins)
     assert kernel.dependent
     assert_fits_and_spills_nothing(kernel, tmp_path)
 
