@@ -75,14 +75,12 @@ def _sum(
     K: tl.constexpr, X_STRIDE: tl.constexpr, X_SCALE: tl.constexpr, WEIGHT_SCALE: tl.constexpr, PROMOTE: tl.constexpr,
     M_TILE: tl.constexpr, N_TILE: tl.constexpr, K_TILE: tl.constexpr,
 ):  # fmt: skip
-    """The product over K in FP32; scales of blocks are applied step by step, and asked for a step ahead."""
+    """The product over K in FP32; scales of blocks are applied step by step."""
     STEPS: tl.constexpr = (K + K_TILE - 1) // K_TILE
     steps = tl.arange(0, K_TILE)
     x = x_RK + row[:, None] * X_STRIDE + steps[None, :]
     weight = weight_NK + weight_row[None, :] * K + steps[:, None]
     accumulator = tl.zeros((M_TILE, N_TILE), tl.float32)
-    if PROMOTE:
-        row_scale, channel_scale = _scales(0, x_scale, weight_scale, row, weight_row, inside, capacity, X_SCALE, WEIGHT_SCALE, STEPS)
     for step in range(STEPS):
         left = K - step * K_TILE
         x_tile = tl.load(x, mask=inside[:, None] & (steps[None, :] < left), other=0.0)
@@ -91,37 +89,16 @@ def _sum(
         else:
             weight_tile = tl.load(weight, mask=steps[:, None] < left, other=0.0)
         if PROMOTE:
-            tl.static_assert(X_SCALE != BLOCKS or K_TILE == BLOCK)
-            after = tl.minimum(step + 1, STEPS - 1)
-            next_row_scale, next_channel_scale = _scales(
-                after, x_scale, weight_scale, row, weight_row, inside, capacity, X_SCALE, WEIGHT_SCALE, STEPS
-            )
             # Without the last argument Triton moves the sum into the tensor core on all GPUs but Hopper's: nothing is promoted then.
             part = tl.dot(x_tile, weight_tile, max_num_imprecise_acc=K_TILE)
             if X_SCALE == BLOCKS:
-                part *= row_scale[:, None]
+                tl.static_assert(K_TILE == BLOCK)
+                part *= tl.load(x_scale + (step * capacity + row), mask=inside, other=0.0)[:, None]
             if WEIGHT_SCALE == BLOCKS:
-                part *= channel_scale[None, :]
+                part *= tl.load(weight_scale + weight_row * STEPS + step)[None, :]
             accumulator += part
-            row_scale = next_row_scale
-            channel_scale = next_channel_scale
         else:
             accumulator = tl.dot(x_tile, weight_tile, accumulator)
         x += K_TILE
         weight += K_TILE
     return accumulator
-
-
-@triton.jit
-def _scales(
-    step, x_scale, weight_scale, row, weight_row, inside, capacity,
-    X_SCALE: tl.constexpr, WEIGHT_SCALE: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
-    """Of the channels of a step, for each row and each output channel; 0 where there are none of blocks."""
-    row_scale = 0.0
-    channel_scale = 0.0
-    if X_SCALE == BLOCKS:
-        row_scale = tl.load(x_scale + (step * capacity + row), mask=inside, other=0.0)
-    if WEIGHT_SCALE == BLOCKS:
-        channel_scale = tl.load(weight_scale + weight_row * STEPS + step)
-    return row_scale, channel_scale
