@@ -18,9 +18,9 @@ from .product import Product
 from .product_cases import STEP_BYTES
 from .warp_specialized import MULTIPROCESSORS
 
-HIDDEN = 5632  # channels of a dense feed-forward of 4B-A0.5B, which has WIDTH channels
-WIDTH = 1408
-MEDIUM_ROWS = MANY_ROWS // 4
+WIDTH, HIDDEN = 1408, 5632  # of a dense feed-forward of 4B-A0.5B
+SIZES = ((WIDTH, HIDDEN), (1792, 7168))  # and of 1B
+ROWS = (8, 32, 64, 128, 256, 512, 1024, MANY_ROWS)
 APART = GemmTile(64, 64, 128, 4, 4)  # of the product alone: the launches are those of the parts
 RAGGED = ((1, 96, 20), (37, 200, 36), (21, 64, 40))  # rows, K and H
 
@@ -63,11 +63,12 @@ def _trials(*makes: Callable[[int, int, int], Case]) -> Iterator[Trial]:
 
 
 def _tuned(*makes: Callable[[int, int, int], Case]) -> Iterator[Tuning]:
-    for rows in (MEDIUM_ROWS, MANY_ROWS):
-        for make in makes:
-            case = make(rows, WIDTH, HIDDEN)
-            assert case.tile is not None
-            yield Tuning(case, (case.tile.family,))
+    for size in SIZES:
+        for rows in ROWS:
+            for make in makes:
+                case = make(rows, *size)
+                assert case.tile is not None
+                yield Tuning(case, (case.tile.family,))
 
 
 def linear_swiglu_candidates(case: Case, capability: str) -> Iterator[GemmTile]:
