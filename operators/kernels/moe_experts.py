@@ -67,9 +67,13 @@ class ExpertsProgram:
         """What the program makes."""
         return (Tensor("float16", (*self.node.shape[:-1], self.sizes.d)),)
 
-    def last(self, each: RowClass) -> tuple[Launch, ...]:
-        """What follows the down product."""
-        return (self.combine(each),)
+    def last(self, each: RowClass) -> Launch:
+        """What follows the down product: a token's rows are added up."""
+        cut = self.row_tile("moe_combine", self.sizes.d, each)
+        constants = {"WIDTH": self.sizes.d, "SLOTS": self.sizes.slots, "ROWS": cut.rows, "CHUNK": cut.chunk}
+        types = (*SUMMED, "i32")
+        build = dependent(Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps))
+        return self.launch(build, cdiv(self.node.rows, cut.rows), *self.summed, Int32(self.node.rows))
 
     @cached_property
     def _scratch(self) -> dict[str, Buffer]:
@@ -124,7 +128,7 @@ class ExpertsProgram:
             self._up(tile, capacity),
             *activation,
             self._gemm(tile, capacity, down=True),
-            *self.last(each),
+            self.last(each),
         )
 
     def launch(self, build: Build, grid: Expr | int, *arguments: Argument) -> Launch:
@@ -219,14 +223,6 @@ class ExpertsProgram:
     def summed(self) -> tuple[Argument, ...]:
         """Arguments of what adds up a token's rows: what it reads, and the sum."""
         return self._buffer("wide"), self._buffer("row"), self._input("residual"), Output(0)
-
-    def combine(self, each: RowClass) -> Launch:
-        """The sum by itself."""
-        cut = self.row_tile("moe_combine", self.sizes.d, each)
-        constants = {"WIDTH": self.sizes.d, "SLOTS": self.sizes.slots, "ROWS": cut.rows, "CHUNK": cut.chunk}
-        types = (*SUMMED, "i32")
-        build = dependent(Build(f"{__package__}.moe_combine", "moe_combine", types, constants, self.node.capability, cut.warps))
-        return self.launch(build, cdiv(self.node.rows, cut.rows), *self.summed, Int32(self.node.rows))
 
 
 def _expert_tile(each: RowClass) -> ExpertTile:

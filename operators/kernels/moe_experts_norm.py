@@ -1,6 +1,6 @@
-"""Launch programs of the experts with the norm behind them: with few rows the norm is part of combine, with many a launch of its own.
+"""Launch programs of the experts with the norm behind them: the norm is part of combine.
 
-Either way the norm is cut as by itself, so that the bits are those of the two operators apart.
+It is cut as by itself, so that the bits are those of the two operators apart.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from ..launch.tiles import RowClass, tile_for
 from ..moe_experts_norm import PAIRS
 from .moe_combine_norm import moe_combine_norm, moe_combine_norm_quant
 from .moe_experts import SUMMED, ExpertsProgram
-from .rms_norm import norm_types, rms_norm
-from .rms_norm_quant import PER_ROW, PER_TENSOR, quant_types, rms_norm_quant
-
-# Up to which the norm is part of combine: a launch takes longer than what it does. With 16384 rows, where memory decides, one
-# launch was no faster than two on an H200 (docs/kernels/moe-experts.md#speed); between, nothing was measured.
-FUSED_ROWS = 1024
+from .rms_norm import norm_types
+from .rms_norm_quant import PER_ROW, PER_TENSOR, quant_types
 
 
 def moe_experts_norm_program(node: Node) -> Program:
@@ -34,18 +30,16 @@ class _Norm:
 
     Attributes:
         family: Of its tiles in the table.
-        function: Its kernel by itself.
-        fused: The kernel that adds up a token's rows before.
-        types: Of the arguments of `function`; those of `fused` have what is added up in the place of the first.
+        kernel: The one that adds up a token's rows before.
+        types: Of the arguments of the norm by itself; those of `kernel` have what is added up in the place of the first.
         arguments: Between the row and the number of rows.
-        constants: Of both kernels.
+        constants: Of the kernel.
         outputs: What it makes.
         epsilon: Added to the mean of squares.
     """
 
     family: str
-    function: Any
-    fused: Any
+    kernel: Any
     types: tuple[str, ...]
     arguments: tuple[Argument, ...]
     constants: Mapping[str, int | bool]
@@ -65,7 +59,7 @@ def _norm_of(node: Node, first: int, width: int) -> _Norm:
     normed = output("float16", width)
     if operator == "RmsNorm":
         arguments = (Input(first), Output(1))
-        return _Norm("rms_norm", rms_norm, moe_combine_norm, norm_types(weight), arguments, {}, (normed,), epsilon)
+        return _Norm("rms_norm", moe_combine_norm, norm_types(weight), arguments, {}, (normed,), epsilon)
     codes, per_row = output("float8_e4m3fn", width), operator == "RmsNormQuantRow"
     outputs = (codes, output("float32", 1)) if per_row else (codes,)
     if not per_row:
@@ -75,8 +69,7 @@ def _norm_of(node: Node, first: int, width: int) -> _Norm:
     read = node.is_read(last)
     return _Norm(
         family="rms_norm_quant",
-        function=rms_norm_quant,
-        fused=moe_combine_norm_quant,
+        kernel=moe_combine_norm_quant,
         types=quant_types(weight),
         arguments=(Input(first), Output(1), Output(2) if per_row else Input(first + 1), Output(last) if read else NO_ADDRESS),
         constants={"GRANULARITY": PER_ROW if per_row else PER_TENSOR, "STORE_NORM": read},
@@ -86,25 +79,22 @@ def _norm_of(node: Node, first: int, width: int) -> _Norm:
 
 
 class _WithNorm(ExpertsProgram):
-    """Makes the program of one node. Variants end where tiles of the experts or of the norm do, and at FUSED_ROWS."""
+    """Makes the program of one node. Variants end where tiles of the experts or of the norm do."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.norm = _norm_of(node, len(self.inputs), self.sizes.d)
         of_norm = node.tiles.classes(node.capability, self.norm.family, (self.sizes.d,))
-        ends = {each.max_rows for each in (*self.classes, *of_norm) if each.max_rows is not None} | {FUSED_ROWS}
+        ends = {each.max_rows for each in (*self.classes, *of_norm) if each.max_rows is not None}
         self.classes = [RowClass(end, tile_for(self.classes, end)) for end in (*sorted(ends), None)]
 
     def outputs(self) -> tuple[Tensor, ...]:
         return *super().outputs(), *self.norm.outputs
 
-    def last(self, each: RowClass) -> tuple[Launch, ...]:
-        norm, rows, capability = self.norm, self.node.rows, self.node.capability
-        tile, constants = self.row_tile(norm.family, self.sizes.d, each), {**norm.constants, "WIDTH": self.sizes.d}
-        grid, arguments = cdiv(rows, tile.rows), (*norm.arguments, Int32(rows), Float32(norm.epsilon))
-        if each.max_rows is not None and each.max_rows <= FUSED_ROWS:
-            constants["SLOTS"] = self.sizes.slots
-            build = row_build(norm.fused, (*SUMMED, *norm.types[1:]), constants, tile, capability)
-            return (self.launch(build, grid, *self.summed, *arguments),)
-        build = row_build(norm.function, norm.types, constants, tile, capability)
-        return self.combine(each), self.launch(build, grid, Output(0), *arguments)
+    def last(self, each: RowClass) -> Launch:
+        """The rows are added up, and the norm is made of their sum."""
+        norm, rows = self.norm, self.node.rows
+        tile = self.row_tile(norm.family, self.sizes.d, each)
+        constants = {**norm.constants, "WIDTH": self.sizes.d, "SLOTS": self.sizes.slots}
+        build = row_build(norm.kernel, (*SUMMED, *norm.types[1:]), constants, tile, self.node.capability)
+        return self.launch(build, cdiv(rows, tile.rows), *self.summed, *norm.arguments, Int32(rows), Float32(norm.epsilon))

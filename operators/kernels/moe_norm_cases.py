@@ -50,6 +50,16 @@ def codes_only(case: Case) -> Case:
     return case if outputs == 1 else replace(case, read=(*[True] * outputs, False))
 
 
+def parts_of(case: Case) -> tuple[Case, Case]:
+    """The experts of a case by themselves, and the norm by itself of what they make."""
+    pair = PAIRS[case.operator]
+    attributes = {name: value for name, value in case.attributes.items() if name not in EPSILON}
+    experts = replace(case, operator=pair.experts.name, inputs=case.inputs[: pair.inputs], attributes=attributes, read=())
+    made = half(case.rows, case.size[1])
+    norm = replace(case, operator=pair.norm.name, inputs=(made, *case.inputs[pair.inputs :]), attributes=EPSILON, read=case.read[1:])
+    return experts, norm
+
+
 def _with_norm(operator: str, experts: Case) -> Case:
     weight = half(experts.size[1], dynamic=())
     scale = (scales(1, dynamic=()),) if operator.endswith("QuantTensor") else ()

@@ -1,19 +1,16 @@
-"""Experts with the norm behind them from their cubins: the bits of the two operators apart, in one launch and in two, run after run.
+"""Experts with the norm behind them from their cubins: the bits of the two operators apart, run after run.
 
 test_kernels.py compares them with PyTorch and puts bad rows beside good ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from onerec_trt.operators.kernels.moe_experts_norm import FUSED_ROWS
-from onerec_trt.operators.kernels.moe_norm_cases import codes_only, moe_experts_norm_case
+from onerec_trt.operators.kernels.moe_norm_cases import codes_only, moe_experts_norm_case, parts_of
 from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import program_of
-from onerec_trt.operators.launch.case import Case, half
+from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.launch import execute
 from onerec_trt.operators.moe_experts_norm import PAIRS
 from onerec_trt.tools.tuning.parity import this_capability
@@ -23,18 +20,15 @@ from .repeats import captured, repeated, same_bits
 
 RUNS = 300
 SIZES = ((1408, 1408, 54, 4), (640, 384, 9, 3), (200, 128, 5, 2))  # D, H, experts, slots
-ROWS = (1, 20, 100, 300, FUSED_ROWS, FUSED_ROWS + 1, 4100)
+ROWS = (1, 20, 100, 300, 1025, 4100, 16500)
 
 
 def parts_apart(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     """What the kernels of the parts give, one after the other."""
-    pair = PAIRS[case.operator]
-    attributes = {name: value for name, value in case.attributes.items() if name != "epsilon"}
-    experts = replace(case, operator=pair.experts.name, inputs=case.inputs[: pair.inputs], attributes=attributes, read=())
-    (total,) = execute(program_of(experts, this_capability()), inputs[: pair.inputs])
-    given = (half(*total.shape), *case.inputs[pair.inputs :])
-    norm = replace(case, operator=pair.norm.name, inputs=given, attributes={"epsilon": case.attributes["epsilon"]}, read=case.read[1:])
-    return [total, *execute(program_of(norm, this_capability()), [total, *inputs[pair.inputs :]])]
+    experts, norm = (program_of(part, this_capability()) for part in parts_of(case))
+    behind = PAIRS[case.operator].inputs
+    (total,) = execute(experts, inputs[:behind])
+    return [total, *execute(norm, [total, *inputs[behind:]])]
 
 
 @pytest.mark.parametrize("operator", EXPERTS_OF)
@@ -50,7 +44,7 @@ def test_the_bits_are_those_of_the_parts(operator: str, d: int, h: int, experts:
 
 
 @pytest.mark.parametrize("operator", EXPERTS_OF)
-@pytest.mark.parametrize("rows", [130, FUSED_ROWS + 1])
+@pytest.mark.parametrize("rows", [130, 4100])
 def test_same_input_same_bits_also_in_a_graph(operator: str, rows: int) -> None:
     torch.manual_seed(1)
     case = codes_only(moe_experts_norm_case(operator, rows, 1408, 1408))

@@ -12,8 +12,7 @@ from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import of_torch
 from onerec_trt.core.precision import BLOCK
 from onerec_trt.operators import fp8
-from onerec_trt.operators.kernels import moe_experts_norm
-from onerec_trt.operators.kernels.moe_norm_cases import moe_experts_norm_case
+from onerec_trt.operators.kernels.moe_norm_cases import moe_experts_norm_case, parts_of
 from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF, SCHEMES
 from onerec_trt.operators.kernels.registry import FACTORIES
 from onerec_trt.operators.kernels.registry import program_of as kernel_program
@@ -151,20 +150,19 @@ def strangers() -> Iterator[dict]:
 
 
 def norms() -> Iterator[dict]:
-    """The last launches of experts with a norm, up to the rows that are one launch and above; whether their bits are equal."""
-    most = moe_experts_norm.FUSED_ROWS
+    """The launches behind the down product of experts with a norm; whether their bits are those of the kernels of the parts."""
     for operator in EXPERTS_OF:
         case = moe_experts_norm_case(operator, 7, 161, BLOCK, 5, 2)
         inputs = case.tensors("cpu")
-        launches, results = [], []
-        for moe_experts_norm.FUSED_ROWS in (most, 1):
-            program = kernel_program(case, CAPABILITY, compile_with=remember)
-            entries = [builds[int(launch.kernel.entry)].function for launch in program.variant([x.shape for x in inputs]).launches]
-            launches.append([name for name in entries if "combine" in name or "norm" in name])
-            results.append(execute(program, inputs))
-        equal = all(torch.equal(one.view(torch.uint8), two.view(torch.uint8)) for one, two in zip(*results, strict=True))
+        program = kernel_program(case, CAPABILITY, compile_with=remember)
+        entries = [builds[int(launch.kernel.entry)].function for launch in program.variant([x.shape for x in inputs]).launches]
+        launches = [name for name in entries if "combine" in name or "norm" in name]
+        experts, norm = (kernel_program(part, CAPABILITY, compile_with=remember) for part in parts_of(case))
+        (total,) = execute(experts, inputs[: len(experts.inputs)])
+        parts = [total, *execute(norm, [total, *inputs[len(experts.inputs) :]])]
+        results = zip(execute(program, inputs), parts, strict=True)
+        equal = all(torch.equal(together.view(torch.uint8), apart.view(torch.uint8)) for together, apart in results)
         yield {"operator": operator, "launches": launches, "equal": equal}
-    moe_experts_norm.FUSED_ROWS = most
 
 
 def routes() -> Iterator[dict]:

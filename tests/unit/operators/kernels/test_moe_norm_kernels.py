@@ -1,4 +1,4 @@
-"""Launch programs of experts with the norm behind them: one launch or two by rows, the norm's own tile and arithmetic, refusals.
+"""Launch programs of experts with the norm behind them: one launch for combine and norm, the norm's own tile and arithmetic, refusals.
 
 test_moe_kernels.py and test_reference.py run them in the interpreter.
 """
@@ -16,7 +16,7 @@ import pytest
 import triton
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.moe_cases import moe_experts_case
-from onerec_trt.operators.kernels.moe_experts_norm import FUSED_ROWS, moe_experts_norm_program
+from onerec_trt.operators.kernels.moe_experts_norm import moe_experts_norm_program
 from onerec_trt.operators.kernels.moe_norm_cases import codes_only, moe_experts_norm_case
 from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import program_of
@@ -60,28 +60,24 @@ def names_of(case: Case) -> list[str]:
 
 
 @by_operator
-@pytest.mark.parametrize("rows", [1, 32, 257, FUSED_ROWS, FUSED_ROWS + 1, EARLY_ROWS, EARLY_ROWS + 1, 16384])
-def test_with_few_rows_the_norm_has_no_launch_of_its_own(operator: str, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 32, 257, EARLY_ROWS, EARLY_ROWS + 1, 16384])
+def test_the_norm_has_no_launch_of_its_own(operator: str, rows: int) -> None:
     quant = "_quant" if "Quant" in operator else ""
-    last = [f"moe_combine_norm{quant}"] if rows <= FUSED_ROWS else ["moe_combine", f"rms_norm{quant}"]
     made = launches_of(case_of(operator, rows))
     names = [build.function for build, _ in made]
     own = names_of(moe_experts_case(EXPERTS_OF[operator], rows, WIDTH, WIDTH))
-    assert names[-len(last) :] == last
-    assert set(names[: -len(last)]) - {"moe_rank", "moe_number", "moe_offset"} == set(own[:-1]) - {"moe_rank", "moe_number", "moe_offset"}
+    assert names[-1] == f"moe_combine_norm{quant}"
+    assert set(names[:-1]) - {"moe_rank", "moe_number", "moe_offset"} == set(own[:-1]) - {"moe_rank", "moe_number", "moe_offset"}
     assert {launch.kernel.dependent for _, launch in made} == {rows <= EARLY_ROWS}
 
 
 @by_operator
-@pytest.mark.parametrize(("capability", "rows"), product(CAPABILITIES, [1, 64, 1000, FUSED_ROWS, FUSED_ROWS + 1, 16384]))
+@pytest.mark.parametrize(("capability", "rows"), product(CAPABILITIES, [1, 64, 1000, 16384]))
 def test_the_norm_is_cut_as_by_itself(operator: str, capability: str, rows: int) -> None:
     ((norm, alone),) = launches_of(NORMS[norm_of(operator)](rows, WIDTH), capability)
     *_, (build, launch) = launches_of(moe_experts_norm_case(operator, rows, WIDTH, WIDTH), capability)
-    slots = {"SLOTS": SLOTS} if rows <= FUSED_ROWS else {}
-    assert dict(build.constants) == {**norm.constants, **slots}
+    assert dict(build.constants) == {**norm.constants, "SLOTS": SLOTS}
     assert (build.warps, build.registers, launch.grid) == (norm.warps, norm.registers, alone.grid)
-    if not slots:
-        assert build == norm
 
 
 def test_another_tile_of_the_norm_is_used_from_its_own_rows_on() -> None:
@@ -96,19 +92,15 @@ def test_another_tile_of_the_norm_is_used_from_its_own_rows_on() -> None:
 
 
 @pytest.mark.parametrize("rows", [32, 16384])
-def test_the_sum_is_the_first_output_and_the_norm_reads_it(rows: int) -> None:
+def test_the_sum_is_the_first_output_and_the_norm_follows_it(rows: int) -> None:
     case = moe_experts_norm_case(ROW, rows, WIDTH, WIDTH)
     program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
     shapes = [each.shape for each in case.inputs]
     assert [each.dtype for each in program.outputs] == ["float16", "float8_e4m3fn", "float32", "float16"]
     assert program.output_shapes(shapes) == ((rows, WIDTH), (rows, WIDTH), (rows, 1), (rows, WIDTH))
-    *_, before, last = program.variant(shapes).launches
+    *_, last = program.variant(shapes).launches
     weight = Input(len(case.inputs) - 1)
-    if rows <= FUSED_ROWS:
-        assert last.arguments[3:8] == (Output(0), weight, Output(1), Output(2), Output(3))
-    else:
-        assert before.arguments[3] == Output(0)
-        assert last.arguments[:5] == (Output(0), weight, Output(1), Output(2), Output(3))
+    assert last.arguments[3:8] == (Output(0), weight, Output(1), Output(2), Output(3))
 
 
 @by_operator
