@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 H100, H200 = "h100-4b-a0.5b-validation.json", "h200-4b-a0.5b-validation.json"
 ATTENTION = "h200-4b-a0.5b-paper-attention-validation.json"
+FP16, ROW = "h200-4b-a0.5b-fp16-validation.json", "h200-4b-a0.5b-fp8-row-validation.json"
+LATER = "`configs/{recipe}.yaml` took SECONDS s and passed all {gates}: {engine} nat beside {quantized}, {overlap} %"
 
 
 def validation(name: str) -> dict[str, Any]:
@@ -29,6 +31,8 @@ def validation(name: str) -> dict[str, Any]:
             128,
             "So did all {gates} of `configs/{recipe}.yaml`: {engine} nat beside {quantized}, {overlap} %",
         ),
+        (FP16, "4b-a0.5b-fp16", 128, LATER.replace("SECONDS", "429")),
+        (ROW, "4b-a0.5b-fp8-row", 128, LATER.replace("SECONDS", "510")),
     ],
 )
 def test_the_page_of_tensorrt(file: str, recipe: str, requests: int, said: str) -> None:
@@ -57,5 +61,7 @@ def test_other_pages_have_the_number_of_gates() -> None:
     assert gates == {75}
     assert "all 75 gates of commit `1bdf409` passed on an H200" in (ROOT / "README.md").read_text()
     performance = (ROOT / "docs" / "performance.md").read_text()
-    assert f"passed all 75 gates on an H200 ([{H200}](measurements/{H200}), 128 requests), and so did" in performance
+    later = [len(validation(name)["gates"]) for name in (FP16, ROW)]
+    assert f"passed all their gates on an H200, {later[0]} and {later[1]}, with 128 requests ([{FP16}]" in performance
+    assert f"plan passed all 75 gates on an H200 ([{H200}](measurements/{H200}), 128 requests), and so did" in performance
     assert f"that of `fp8-paper-attention` ([{ATTENTION}](measurements/{ATTENTION}), 128 requests)." in performance

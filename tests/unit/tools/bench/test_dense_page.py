@@ -80,8 +80,8 @@ def test_each_one_alone(report: dict[str, Any], page: str) -> None:
     took, by_itself = medians(report, 32), {name: each["latency_ms"]["median"] for name, each in every.items()}
     in_turns, each_alone = (100 * (times[ROW] / times[STATIC] - 1) for times in (took, by_itself))
     assert f"**fp8-static is {in_turns:.1f} % faster than fp8-row** in turns, {each_alone:.1f} % alone." in page
-    assert took[FP16] == pytest.approx(took[COMPILED], rel=0.005)
-    assert f"in turns, and {100 * (by_itself[FP16] / by_itself[COMPILED] - 1):.0f} % slower alone." in page
+    in_turns, each_alone = (100 * (times[COMPILED] / times[FP16] - 1) for times in (took, by_itself))
+    assert f"**FP16 is {in_turns:.0f} % faster than torch.compile** in turns, {each_alone:.0f} % alone." in page
     samples = of_batch(report["results"], 32)
     firsts = {name: ", ".join(f"{each:.1f}" for each in samples[name]["samples_ms"][:4]).rpartition(", ") for name in (STATIC, ROW)}
     said = {name: f"{before} and {last}" for name, (before, _, last) in firsts.items()}
@@ -95,12 +95,13 @@ def test_the_layers(report: dict[str, Any], page: str) -> None:
     assert "blocks.*.cross.quantize" not in places[STATIC]
     quantized, (static, row) = places[ROW]["blocks.*.cross.quantize"], (wide[name]["milliseconds"] for name in (STATIC, ROW))
     assert f"layers take {static:.1f} ms and those of fp8-row {row:.1f}, of which {quantized:.1f} quantize results" in page
+    assert "blocks.*.ffn.activation" not in places[STATIC]
+    assert f"of attention over the context and {places[ROW]['blocks.*.ffn.activation']:.1f} are SwiGLU." in page
     fp16 = f"{products[FP16]:.1f} of {wide[FP16]['milliseconds']:.1f}"
     assert f"are {products[STATIC]:.1f} ms of the layers in fp8-static, {products[ROW]:.1f} in fp8-row, {fp16} in FP16." in page
     (s, s_share), (r, r_share), (h, h_share) = ((one[name]["milliseconds"], one[name]["of_latency"]) for name in (STATIC, ROW, FP16))
     assert f"take {s:.1f} ms in fp8-static and {r:.1f} in fp8-row, {s_share:.2f} and {r_share:.2f} times the latency; " in page
-    assert {f"{few[name]:.1f}" for name in (STATIC, ROW)} == {"5.1"}
-    assert "matrix products are 5.1 of them." in page
+    assert f"matrix products are {few[STATIC]:.1f} and {few[ROW]:.1f} of them." in page
     assert f"In FP16 they take {h:.1f} ms, {h_share:.2f} times the latency." in page
 
 
