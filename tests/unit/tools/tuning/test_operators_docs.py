@@ -21,6 +21,7 @@ PAGES = {
     "swiglu": ("SwiGluQuantRow",),
     "linear": ("LinearAdd",),
     "fp8-linear": ("Fp8LinearAdd",),
+    "linear-swiglu": ("LinearSwiGlu", "Fp8LinearSwiGluQuantTensor"),
     "context-attention": ("ContextAttention", "SharedContextAttention", "SharedContextAttentionQuantTensor"),
     "context-attention-fp8": ("ContextAttentionFp8",),
     "beam-self-attention": ("BeamSelfAttention2",),
@@ -30,6 +31,7 @@ PAGES = {
 }
 SECTIONS = {
     "### Matrix products": ("LinearAdd", "Fp8LinearAdd"),
+    "### SwiGLU in products": PAGES["linear-swiglu"],
     "### Attention to the context": (*PAGES["context-attention"], "ContextAttentionFp8"),
     "### Norms, SwiGLU and self-attention": (
         "RmsNorm",
@@ -261,6 +263,9 @@ def kind_of(each: dict[str, Any]) -> str:
     return {
         "Fp8LinearAdd": "FP8 products, never promoted",
         "Fp8LinearAdd, promoted": "FP8 products, promoted every 128",
+        "LinearSwiGlu": "gate and up with SwiGLU in FP16",
+        "Fp8LinearSwiGluQuantTensor": "the same in codes, never promoted",
+        "Fp8LinearSwiGluQuantTensor, promoted": "the same in codes, promoted every 128",
         "ContextAttention": "context attention in FP16",
         "SharedContextAttention": "context attention in FP16",
         "ContextAttentionFp8": "context attention in FP8",
