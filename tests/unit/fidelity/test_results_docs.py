@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from onerec_trt.core.artifacts import read_json
 from onerec_trt.fidelity.metrics import TOP1
+from onerec_trt.fidelity.mixed import FP8_SPEEDUP
 from onerec_trt.fidelity.references import REFERENCES
 from onerec_trt.fidelity.stress_measurement import SCALES
 from onerec_trt.fidelity.table import FidelityTable, bars
@@ -92,6 +93,24 @@ def test_shares_of_layers_are_those_of_their_file() -> None:
     _, *body = rows_of("quantized alone in `fp8-row-block`, 0.1B-moe")
     shares = [(sum(unit.share for unit in part), sum(unit.error**2 for unit in part) / whole) for part in parts]
     assert [row[1:] for row in body] == [[f"{100 * products:.1f} %", f"{100 * errors:.0f} %"] for products, errors in shares]
+
+
+def test_errors_with_kept_layers_are_those_of_their_file() -> None:
+    """With those that the recipes keep, in the packed table, and with those that the search for a mixed recipe found."""
+    measured = next(each for each in read_results(MEASUREMENTS) if each.training["reference"] == "0.1B-moe")
+    assert measured.layers is not None
+    assert measured.table is not None
+    packed = {row.system: row.cell("score error, nat").value for row in measured.table.rows}
+    mixed = {found.precision: found for found in measured.layers.mixed}
+    layers = {found.precision: found.layers for found in measured.layers.sensitivity}
+    _, *body = rows_of("0.1B-moe, score error, nat")
+    assert [row[0] for row in body] == list(layers)
+    for precision, *cells in body:
+        found, units = mixed[precision], layers[precision]
+        kept = [unit.share for unit in units if any(fnmatchcase(unit.unit, pattern) for pattern in measured.keep_fp16)]
+        everything, recipe, searched = (f"{error:.4f}" for error in (found.error_without, packed[precision], found.error))
+        list_of_search = [searched, f"{len(found.kept)} of {len(units)}", f"x {found.slower:.2f}"]
+        assert cells == [everything, recipe, f"x {1 + sum(kept) * (FP8_SPEEDUP - 1):.2f}", *list_of_search]
 
 
 def test_errors_with_an_outlier_are_those_of_their_file() -> None:
