@@ -12,7 +12,7 @@ from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import FACTORIES
 
 ROWS = (1, 100, 700)
-MANY = 8200  # with which other kernels run than with those
+MANY = 8200  # for which other kernels run than for ROWS
 OTHER_WITH_MANY = ("LinearSwiGlu", "Fp8LinearSwiGluQuantTensor", *EXPERTS_OF)
 WIDTH = 1408  # channels of the published model with experts
 FOUND = 3  # exit code
