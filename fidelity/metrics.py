@@ -71,7 +71,7 @@ def metrics(system: EngineOutputs, fp32: Reference, targets_n3: Sids, beside: En
         *(Metric(f"NDCG@{k}", ndcg(target_n, k), ndcg(other_target_n, k), 1) for k in lists),
         *(Metric(f"overlap@{k}", (place_nW[:, :k] < k).mean(1), None, 1) for k in lists),
     ]
-    clear_n = _gap(fp32) > tie_band(fp32)
+    clear_n = fp32.lead_n > tie_band(fp32)
     same_n = (system.sids_nW3[:, 0] == other.sids_nW3[:, 0]).all(-1).astype(np.float64)
     found.append(Metric(TOP1, same_n[clear_n], None, 1))
     found.append(Metric(f"score regret@{width}, nat", _regret(system, other), None, -1))
@@ -122,12 +122,6 @@ def _first_of_its_prefix(prefix_nWT: Sids) -> NDArray[np.bool_]:
     first_nW = np.empty_like(begins_nW)
     np.put_along_axis(first_nW, order_nW, begins_nW, 1)
     return first_nW
-
-
-def _gap(fp32: Reference) -> Values:
-    """Distance [n] between FP32's two best scores; infinite where there is one item."""
-    scores_nW = fp32.scores_nW.astype(np.float64)
-    return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf)
 
 
 def _regret(system: EngineOutputs, other: EngineOutputs) -> Values:

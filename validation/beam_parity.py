@@ -55,7 +55,7 @@ def beam_metrics(sids_nW3: Sids, fp32_scores_nW: Floats, targets_n3: Sids, refer
     width = sids_nW3.shape[1]
     k = min(options.top_k, width)
     band = min(2 * reference.fp16_noise, options.tie_band_nat)
-    clear = _gap(reference.scores_nW) > band
+    clear = reference.lead_n > band
     same_first = (sids_nW3[:, 0] == reference.sids_nW3[:, 0]).all(-1)
     engine_hits, fp32_hits = hits(sids_nW3, targets_n3, k), hits(reference.sids_nW3, targets_n3, k)
     return BeamMetrics(
@@ -113,8 +113,3 @@ def order(sids_nW3: Sids, reference: Reference, band: float) -> float:
         pairs += int(clear.sum())
         alike += int((clear & (place[:, None] < place[None])).sum())
     return alike / pairs if pairs else 1.0
-
-
-def _gap(scores_nW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Distance between the two best scores; infinite where there is only one item."""
-    return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf, np.float32)

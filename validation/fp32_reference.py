@@ -93,6 +93,12 @@ class Reference:
         """Mean absolute difference in nat between the FP16 and the FP32 score of an item."""
         return float(np.abs(self.fp16_scoring_nW3.sum(-1) - self.scoring_nW3.sum(-1)).mean())
 
+    @property
+    def lead_n(self) -> NDArray[np.float64]:
+        """Nat between the scores of each request's two best items; infinite where there is only one item."""
+        scores_nW = self.scores_nW[:, :2].astype(np.float64)
+        return scores_nW[:, 0] - scores_nW[:, 1] if scores_nW.shape[1] > 1 else np.full(len(scores_nW), np.inf)
+
 
 def reference_stage(job: ReferenceJob, folder: Path) -> Stage:
     """The stage that computes the reference of a checkpoint's answers into `folder`.
