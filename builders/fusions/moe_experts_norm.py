@@ -1,8 +1,8 @@
 """Experts and the norm that follows them in a model; their sum, the residual stream, is read behind the norm, too.
 
 The first norm of the next block follows; behind the last block nobody else reads the sum, and the norm before the head stays apart.
-With few rows the norm is made in the launch that adds up a token's experts. Codes of `fp8-paper` are by rows there: only experts read
-codes by blocks.
+The norm is made in the launch that adds up a token's experts. Codes of `fp8-paper` are by rows there: only experts read codes by
+blocks.
 """
 
 from __future__ import annotations

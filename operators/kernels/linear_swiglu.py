@@ -1,4 +1,4 @@
-"""LinearSwiGlu and Fp8LinearSwiGluQuantTensor on the GPU: with many rows one launch, with few the launches of the parts."""
+"""LinearSwiGlu and Fp8LinearSwiGluQuantTensor on the GPU: one launch, or those of the parts where the table says these are faster."""
 
 from __future__ import annotations
 

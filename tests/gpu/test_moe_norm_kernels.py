@@ -12,7 +12,6 @@ from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Case
 from onerec_trt.operators.launch.launch import execute
-from onerec_trt.operators.moe_experts_norm import PAIRS
 from onerec_trt.tools.tuning.parity import this_capability
 from torch import Tensor
 
@@ -26,7 +25,7 @@ ROWS = (1, 20, 100, 300, 1025, 4100, 16500)
 def parts_apart(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     """What the kernels of the parts give, one after the other."""
     experts, norm = (program_of(part, this_capability()) for part in parts_of(case))
-    behind = PAIRS[case.operator].inputs
+    behind = len(experts.inputs)
     (total,) = execute(experts, inputs[:behind])
     return [total, *execute(norm, [total, *inputs[behind:]])]
 
