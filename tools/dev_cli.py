@@ -241,6 +241,11 @@ def serving(
         list[str], typer.Option(metavar="KEY=VALUE", help="A setting of the Python backend; may be given several times.")
     ] = [],  # noqa: B006
     any_queue: Annotated[bool, typer.Option("--any-queue", help="As of `repository`.")] = False,
+    catalogue: Annotated[
+        list[Path],
+        typer.Option(parser=located, metavar="INDEX", help="Of a model that follows one; with a second one catalogues are swapped, too."),
+    ] = [],  # noqa: B006
+    excluded: Annotated[int, typer.Option(min=0, help="Items that each context of one more load must not get.")] = 0,
     commit: Commit = "",
 ) -> None:
     """Serve a model with the Python backend and measure it beside the bare runtime: rate, latency, two GPUs beside one."""
@@ -258,6 +263,8 @@ def serving(
         instances=tuple(instances),
         parameters=dict(map(setting, parameter)),
         any_queue=any_queue,
+        catalogues=tuple(catalogue),
+        excluded=excluded,
     )
     measure_serving(model, server, out, extent, typer.echo, commit)
 

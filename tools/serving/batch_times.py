@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,12 +14,19 @@ from ...core.arrays import Array
 from ...core.artifacts import sha256, write_json
 from ...core.graph_io import GraphIO, Role
 from ...models.config import PATHWAYS
-from ...runtime.onnxruntime_runner import OnnxRuntimeRunner
-from ...runtime.tensorrt_runner import TensorRtRunner
 from ...server.repository.batching import BatchTimes
 from ..bench.sampling import interleaved_ms, sustained_ms
 from ..outputs import require_own_json
 from ..recommend import open_runner
+
+
+class BareRunner(Protocol):
+    """What runs batches from inputs in memory to items in memory, without a server."""
+
+    @property
+    def io(self) -> GraphIO: ...
+
+    def __call__(self, inputs: Mapping[str, Any], /) -> Any: ...
 
 
 def measure(model: Path, out: Path, context: int, batches: Sequence[int], samples: int) -> BatchTimes:
@@ -44,7 +52,7 @@ def measure(model: Path, out: Path, context: int, batches: Sequence[int], sample
     return times
 
 
-def samples_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batches: Sequence[int], samples: int) -> dict[int, list[float]]:
+def samples_ms(runner: BareRunner, context: int, batches: Sequence[int], samples: int) -> dict[int, list[float]]:
     """Milliseconds from inputs in memory to items in memory, by requests of a batch, ascending.
 
     Each batch is alone: the GPU waits while the host copies its inputs, launches it and fetches its items. A small batch that comes
@@ -59,7 +67,7 @@ def samples_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batches
     return interleaved_ms(runs, samples, _nothing)
 
 
-def back_to_back_ms(runner: OnnxRuntimeRunner | TensorRtRunner, context: int, batch: int, seconds: float, warm_up: float) -> list[float]:
+def back_to_back_ms(runner: BareRunner, context: int, batch: int, seconds: float, warm_up: float) -> list[float]:
     """Likewise of batches one right after the other, for `seconds` after a warm-up: at the clocks that the GPU can keep up.
 
     Raises:

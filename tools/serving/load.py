@@ -19,9 +19,12 @@ from pydantic import BaseModel
 from ...core.artifacts import write_json
 from ...core.errors import OnerecTrtError, RequestError
 from ...core.graph_io import Role
+from ...runtime.item_index import ItemIndex
+from ...runtime.item_rules import OPEN, ItemRules
 from ...server.client import Client
 from ...server.triton_api import Protocol
 from ..outputs import require_own_json
+from .answers import AnswerCheck, AnswerCounts, all_counts
 
 _PATIENCE_S = 120.0  # until the slowest process has started
 _PREPARED = 16  # different contexts that a process sends in turn
@@ -45,6 +48,8 @@ class Load:
         processes: Among which the clients are divided; no more than there are clients.
         shared_memory: Clients in closed loops hand inputs over in /dev/shm.
         warm_up: Seconds of the same load before anything counts: the first requests find an empty server.
+        catalogues: Index files of all catalogues that may answer, where the model follows one: every answer is checked.
+        excluded: Items of the first of them that each context must not get, drawn at random.
     """
 
     url: str
@@ -58,12 +63,15 @@ class Load:
     processes: int
     shared_memory: bool = False
     warm_up: float = 0.0
+    catalogues: tuple[Path, ...] = ()
+    excluded: int = 0
 
 
 class LoadResult(BaseModel):
     """What clients saw: answered contexts per second, latencies in ms from arrival to items, and requests that failed.
 
     A rate of closed loops is the sum of those of the loops. In files of earlier revisions it is the number of answers over the time.
+    `answers`: what they hold, where the model follows a catalogue.
     """
 
     requests_per_s: float
@@ -71,6 +79,7 @@ class LoadResult(BaseModel):
     p99_ms: float
     failed: int
     samples_ms: list[float]
+    answers: AnswerCounts | None = None
 
 
 def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[AbstractContextManager[Any]] = ()) -> LoadResult:
@@ -110,6 +119,7 @@ def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[Abstra
         p99_ms=percentiles[98],
         failed=failed,
         samples_ms=[round(sample, 3) for sample in samples],
+        answers=all_counts(part.answers for part in parts) if load.catalogues else None,
     )
     if out is not None:
         write_json(out, result.model_dump(mode="json"))
@@ -126,11 +136,12 @@ def _share(barrier: Any) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """By one process: latencies of what counts, requests that failed, and answers per second."""
+    """By one process: latencies of what counts, requests that failed, answers per second, and what they hold."""
 
     samples_ms: list[float]
     failed: int
     requests_per_s: float
+    answers: AnswerCounts
 
 
 def _one_process(load: Load, number: int) -> _Seen:
@@ -139,7 +150,7 @@ def _one_process(load: Load, number: int) -> _Seen:
         rate = meter.open_loop(load.rate / load.processes)
     else:
         rate = meter.closed_loops(len(range(number, load.clients, load.processes)))
-    return _Seen(meter.samples, meter.failed, rate)
+    return _Seen(meter.samples, meter.failed, rate, meter.check.counts())
 
 
 def loop_rate(answered: Sequence[float], seconds: float) -> float:
@@ -166,6 +177,8 @@ class _Meter:
         self._lock = threading.Lock()
         self.samples: list[float] = []
         self.failed = 0
+        self._indexes = [ItemIndex.load(path) for path in load.catalogues]
+        self.check = AnswerCheck(self._indexes)
         self._prepared = list(self._requests())
         self._started = self._begin = self._end = 0.0
 
@@ -209,14 +222,17 @@ class _Meter:
 
     def _ask(self, arrival: float) -> float | None:
         """When the answer came. None: it does not count, or there was none."""
-        features_BSF, lengths_B3 = self._prepared[int(arrival * 1e6) % len(self._prepared)]
+        features_BSF, lengths_B3, rules = self._prepared[int(arrival * 1e6) % len(self._prepared)]
         try:
-            self._client().recommend_batch(features_BSF, lengths_B3)
+            answers = self._client().recommend_batch(features_BSF, lengths_B3, rules)
         except OnerecTrtError:
             with self._lock:
                 self.failed += 1
             return None
         now = time.perf_counter()
+        if rules is not None:
+            with self._lock:
+                self.check.count(answers, rules)
         if not self._begin <= (now if self._load.rate is None else arrival) <= self._end:
             return None
         with self._lock:
@@ -230,13 +246,23 @@ class _Meter:
         client: Client = self._local.client
         return client
 
-    def _requests(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Random contexts, all tokens in the last pathway."""
+    def _requests(self) -> Iterator[tuple[np.ndarray, np.ndarray, list[ItemRules] | None]]:
+        """Random contexts, all tokens in the last pathway, and the rules of each where the model follows a catalogue."""
         width = self._client().io.tensor(Role.CONTEXT_FEATURES).dims[-1]
         for _ in range(max(2, _PREPARED // self._load.batch)):
             tokens = int(self._random.choice(self._load.contexts))
             features_BSF = self._random.standard_normal((self._load.batch, tokens, width)).astype(np.float16)
-            yield features_BSF, np.tile(np.array([0, 0, tokens], np.int64), (self._load.batch, 1))
+            yield features_BSF, np.tile(np.array([0, 0, tokens], np.int64), (self._load.batch, 1)), self._rules()
+
+    def _rules(self) -> list[ItemRules] | None:
+        load = self._load
+        if not self._indexes:
+            return None
+        if not load.excluded:
+            return [OPEN] * load.batch
+        ids = self._indexes[0].arrays["items"]
+        drawn = (ids[self._random.choice(len(ids), load.excluded, replace=False)] for _ in range(load.batch))
+        return [ItemRules(excluded=tuple(each.tolist())) for each in drawn]
 
 
 def describe(result: LoadResult) -> str:

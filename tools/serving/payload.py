@@ -19,6 +19,7 @@ from ...core.graph_io import GraphIO
 from ...server.python_backend.checks import check_request
 from ...server.python_backend.packing import fill
 from ...server.repository.limits import Limits
+from ...server.repository.served_io import context_io
 from ..bench.sampling import interleaved_ms
 from .batch_times import random_inputs
 
@@ -37,12 +38,13 @@ def payload_ms(io: GraphIO, context: int, batch: int, samples: int, *, on_gpu: b
     """Milliseconds of each step for a batch of one-context requests, all steps in turns. A step has ended when its data are there.
 
     Args:
-        io: Of the model.
+        io: Of the model. Where it follows a catalogue, rules are not part of what is timed here.
         context: Tokens of every request.
         batch: Requests.
         samples: Of each step.
         on_gpu: Without a GPU requests are checked, and laid out in the memory that there is.
     """
+    io = context_io(io)
     whole = random_inputs(io, batch, context)
     requests = [{name: array[place : place + 1].copy() for name, array in whole.items()} for place in range(batch)]
     shapes = io.shapes(batch, context)

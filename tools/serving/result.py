@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .load import LoadResult
 from .statistics import ServerStatistics
+from .swaps import Swaps
 
 SATURATION = 0.8  # of the highest rate seen: how many requests arrive at random times
 
@@ -34,6 +35,8 @@ class MeasuredLoad(_Part):
         gpu_busy: Share of time in which a kernel ran, of each GPU.
         result: What clients saw.
         server: What the server counted, the warm-up included. None: in files of earlier revisions.
+        excluded: Items that each context must not get.
+        swaps: Between catalogues meanwhile. None: there were none.
     """
 
     name: str
@@ -48,6 +51,8 @@ class MeasuredLoad(_Part):
     gpu_busy: list[float]
     result: LoadResult
     server: ServerStatistics | None = None
+    excluded: int = 0
+    swaps: Swaps | None = None
 
 
 class BareRate(_Part):
@@ -76,7 +81,8 @@ class Summary(_Part):
         bare: The largest batch in the bare runtime. None: in files of earlier revisions, which have first samples only.
         bare_batch_ms: That, sustained; in files of earlier revisions of first samples.
         bare_requests_per_s: Likewise its rate, from which the losses are computed.
-        requests_per_s: The highest rate of the served model on one GPU, or on the CPU: closed loops of one-context requests.
+        requests_per_s: The highest rate of the served model on one GPU, or on the CPU: closed loops of one-context requests, without
+            rules and swaps.
         overhead_batch_32: Share of the bare rate that is lost at that.
         overhead_shared_memory: Likewise where no payload goes over a connection.
         p50_ms: At 80 % of that rate, arriving at random times.
@@ -105,6 +111,7 @@ class ServingResult(_Part):
         model: What was served.
         context: Tokens of every request, but for the mixed load.
         parameters: Settings of the Python backend other than the defaults.
+        catalogues: Items and semantic IDs of each catalogue by its digest, that of the first server first. Empty: beams are open.
         times_ms: First samples of the bare runtime by requests of a batch.
         sustained_ms: Its largest batches back to back, after a warm-up. None: in files of earlier revisions.
         payload_ms: What the payload of the largest batch costs, by step (payload.py). None: likewise.
@@ -117,6 +124,7 @@ class ServingResult(_Part):
     model: dict[str, Any]
     context: int
     parameters: dict[str, str] = {}
+    catalogues: dict[str, dict[str, int]] = {}
     times_ms: dict[int, list[float]]
     sustained_ms: list[float] | None = None
     payload_ms: dict[str, list[float]] | None = None
@@ -161,4 +169,5 @@ def summarize(times_ms: dict[int, list[float]], sustained_ms: Sequence[float] | 
 def saturating(loads: Sequence[MeasuredLoad]) -> MeasuredLoad:
     """The closed loops of one-context requests, all of one length, with the highest rate on one GPU or on the CPU."""
     closed = [load for load in loads if load.rate is None and load.gpus < 2 and not load.shared_memory]
-    return max((load for load in closed if load.batch == 1 and len(load.contexts) == 1), key=lambda load: load.result.requests_per_s)
+    plain = [load for load in closed if load.swaps is None and not load.excluded]
+    return max((load for load in plain if load.batch == 1 and len(load.contexts) == 1), key=lambda load: load.result.requests_per_s)

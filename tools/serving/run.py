@@ -19,23 +19,28 @@ from typing import Any, TypeVar
 import torch
 
 from ...core.artifacts import sha256, write_json
+from ...core.errors import RequestError
+from ...runtime.item_index import ItemIndex
+from ...runtime.item_runner import ItemRunner
 from ...runtime.machine import this_machine
 from ...server.client import server_version
 from ...server.repository.add import GRAPH_LIMITS, Options, add_version
 from ...server.repository.batching import BatchTimes
+from ...server.repository.served_io import follows_catalogue
 from ...server.repository.store import Repository
 from ...server.repository.version import VersionDescription
 from ..environment import software
 from ..outputs import require_own_json
 from ..recommend import open_runner
 from .background import served
-from .batch_times import back_to_back_ms, samples_ms
+from .batch_times import BareRunner, back_to_back_ms, samples_ms
 from .busy import BusyWatch
 from .load import Load, describe, measure_load
 from .page import payload_table, table
 from .payload import payload_ms
 from .result import SATURATION, MeasuredLoad, ServingResult, saturating, summarize
 from .statistics import StatisticsWatch
+from .swaps import SwapWatch
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 _TOOLS = ("onerec-trt", "tensorrt", "onnxruntime", "torch", "numpy", "tritonclient", "grpcio")
@@ -60,6 +65,9 @@ class Extent:
         instances: Of each server on one GPU, in turn.
         parameters: Settings of the Python backend, such as `cuda_graphs`.
         any_queue: Let any number of requests wait in the servers.
+        catalogues: Index files, of a model that follows a catalogue. The first one is served; where there are more, the server with
+            most instances also swaps between them under load.
+        excluded: Items that each context of one more load must not get.
     """
 
     context: int = 512
@@ -73,6 +81,8 @@ class Extent:
     instances: tuple[int, ...] = (1, 2)
     parameters: dict[str, str] = field(default_factory=dict)
     any_queue: bool = False
+    catalogues: tuple[Path, ...] = ()
+    excluded: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
 
     Raises:
         ArtifactError: The model or the server does not load, or `out` is another kind of file.
-        RequestError: The model takes no such contexts, or the server answers nothing.
+        RequestError: The model takes no such contexts, follows a catalogue and gets none or the reverse, or the server answers nothing.
         GpuError: A plan finds no GPU, or its memory is exhausted.
     """
     require_own_json(out, ("environment", "times_ms", "loads", "summary"))
@@ -115,6 +125,7 @@ def measure_serving(model: Path, server: Path | None, out: Path, extent: Extent,
                 model=measurement.describe(),
                 context=extent.context,
                 parameters=extent.parameters,
+                catalogues=measurement.catalogues(),
                 times_ms=bare.times_ms,
                 sustained_ms=bare.sustained_ms,
                 payload_ms=bare.payload_ms,
@@ -145,11 +156,12 @@ class _Measurement:
         self._times = working / "times.json"
         self._added: VersionDescription | None = None
         self._http = self._server_version = ""
+        self._repository: Repository | None = None
         self.batching = ""
 
     def bare(self) -> _BareSamples:
         """Times the bare runtime, from inputs in memory to items in memory. The servers batch by the medians of the first samples."""
-        extent, runner = self._extent, open_runner(self._model)
+        extent, runner = self._extent, _bare_runner(self._model, self._extent.catalogues)
         taken = samples_ms(runner, extent.context, extent.batches, extent.samples)
         sustained = back_to_back_ms(runner, extent.context, max(extent.batches), extent.seconds, _warm_up(extent.seconds))
         payload = payload_ms(runner.io, extent.context, max(extent.batches), extent.samples, on_gpu=self._on_gpu)
@@ -175,6 +187,11 @@ class _Measurement:
         yield from self._on(Setup(most, one), self._every_load)
         if gpus >= 2:
             yield from self._on(Setup(most, 2), self._on_two)
+
+    def catalogues(self) -> dict[str, dict[str, int]]:
+        """What each of them holds."""
+        indexes = map(ItemIndex.load, self._extent.catalogues)
+        return {index.digest: {"items": index.items, "sids": index.sids} for index in indexes}
 
     def environment(self) -> dict[str, Any]:
         """The machine."""
@@ -210,6 +227,9 @@ class _Measurement:
         )
         self._added = add_version(repository, self._model, options)
         self.batching = self._added.batching.why
+        if self._extent.catalogues:
+            repository.add_catalogue(self._added.name, self._extent.catalogues[0])
+        self._repository = repository
         with served(repository, self._server) as ports:
             self._http = f"127.0.0.1:{ports['http']}"
             self._server_version = server_version(self._http)
@@ -228,24 +248,39 @@ class _Measurement:
         yield self._measured(setup, self._load(url, clients=2 * self._extent.clients, contexts=self._extent.mixed))
         rate = SATURATION * saturating(closed).result.requests_per_s
         yield self._measured(setup, self._load(url, rate=rate, seconds=self._extent.arrival_seconds))
+        yield from self._with_catalogues(setup, url, rate)
+
+    def _with_catalogues(self, setup: Setup, url: str, rate: float) -> Iterator[MeasuredLoad]:
+        """What only a model that follows a catalogue can be asked."""
+        extent = self._extent
+        if extent.excluded:
+            yield self._measured(setup, self._load(url, clients=2 * extent.clients, excluded=extent.excluded))
+        if len(extent.catalogues) > 1:
+            yield self._measured(setup, self._load(url, clients=2 * extent.clients), swapping=True)
+            yield self._measured(setup, self._load(url, rate=rate, seconds=extent.arrival_seconds), swapping=True)
 
     def _on_two(self, setup: Setup, url: str) -> Iterator[MeasuredLoad]:
         yield self._measured(setup, self._load(url, clients=4 * self._extent.clients))
 
     def _load(self, url: str, **changes: Any) -> Load:
         extent = self._extent
-        load = replace(Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0), **changes)
+        load = Load(url, "grpc", "onerec", extent.clients, None, (extent.context,), 1, extent.seconds, 0, catalogues=extent.catalogues)
+        load = replace(load, **changes)
         most = max(1, (os.cpu_count() or 1) // 2)
         processes = load.processes or min(most, max(1, load.clients // _PER_PROCESS))
         return replace(load, processes=processes, warm_up=_warm_up(load.seconds))
 
-    def _measured(self, setup: Setup, load: Load) -> MeasuredLoad:
+    def _measured(self, setup: Setup, load: Load, swapping: bool = False) -> MeasuredLoad:
         asking = f"{load.clients} clients" if load.rate is None else f"{load.rate:.0f} arrivals per second"
         name = f"{setup}, {asking}" + (f" with {load.batch} contexts each" if load.batch > 1 else "")
         name += ", inputs in shared memory" if load.shared_memory else ""
         name += f", contexts of {', '.join(map(str, load.contexts))}" if len(load.contexts) > 1 else ""
+        name += f", {load.excluded} items excluded" if load.excluded else ""
+        name += ", catalogues swapped" if swapping else ""
         busy, counted = BusyWatch(setup.gpus), StatisticsWatch(self._http, load.model)
-        result = measure_load(load, meanwhile=(busy, counted))
+        assert self._repository is not None
+        swaps = SwapWatch(self._repository, load.model, load.catalogues, self._http) if swapping else None
+        result = measure_load(load, meanwhile=(busy, counted, *((swaps,) if swaps else ())))
         shares = busy.shares()
         self._say(f"{name}: {describe(result)}, GPU busy {shares}")
         return MeasuredLoad(
@@ -261,7 +296,17 @@ class _Measurement:
             gpu_busy=shares,
             result=result,
             server=counted.counted(),
+            excluded=load.excluded,
+            swaps=swaps.swaps() if swaps else None,
         )
+
+
+def _bare_runner(model: Path, catalogues: Sequence[Path]) -> BareRunner:
+    runner = open_runner(model)
+    if follows_catalogue(runner.io) != bool(catalogues):
+        what = "its beams are open, and there is a catalogue" if catalogues else "the model follows a catalogue, and there is none"
+        raise RequestError(what, where=str(model), hint="give --catalogue ITEMS.index with a model that follows one, and only then")
+    return ItemRunner(runner, ItemIndex.load(catalogues[0])) if catalogues else runner
 
 
 def _warm_up(seconds: float) -> float:

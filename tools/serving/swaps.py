@@ -1,0 +1,107 @@
+"""Catalogues swapped in a served repository while something is measured, and how long clients wait for each of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ...core.errors import RequestError
+from ...core.graph_io import Role
+from ...models.config import PATHWAYS
+from ...runtime.item_index import ItemIndex
+from ...server.client import Client
+from ...server.repository.store import Repository
+
+_PAUSE_S = 0.5  # from the first answer of a catalogue until the next one is added
+_PATIENCE_S = 60.0
+
+
+class Swaps(BaseModel):
+    """Swaps beside a load, one behind the other.
+
+    Args:
+        command_ms: Until the catalogue was in the repository.
+        served_ms: From the same moment until a client had an answer of it: with what the server needs to find it, and the wait of a
+            request in the queue of the load.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    command_ms: list[float]
+    served_ms: list[float]
+
+
+class SwapWatch:
+    """Swaps between catalogues while its block runs, with a client of its own that asks one request after the other.
+
+    Args:
+        repository: That is served, with one of the catalogues.
+        model: Its name.
+        paths: Index files, at least two.
+        url: Host and port of HTTP.
+    """
+
+    def __init__(self, repository: Repository, model: str, paths: Sequence[Path], url: str) -> None:
+        self._repository, self._model, self._paths, self._url = repository, model, paths, url
+        self._command_ms: list[float] = []
+        self._served_ms: list[float] = []
+        self._failed: Exception | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="swaps", daemon=True)
+
+    def __enter__(self) -> SwapWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def swaps(self) -> Swaps:
+        """What happened in the block, which has ended.
+
+        Raises:
+            RequestError: The server answered no request, or never with a catalogue that was added.
+            ArtifactError: A catalogue could not be added.
+        """
+        if self._failed is not None:
+            raise self._failed
+        return Swaps(command_ms=_rounded(self._command_ms), served_ms=_rounded(self._served_ms))
+
+    def _run(self) -> None:
+        try:
+            with Client(self._url, self._model) as client:
+                for path in cycle(self._others_first()):
+                    if self._ended.wait(_PAUSE_S):
+                        return
+                    self._swap(client, path)
+        except Exception as error:  # noqa: BLE001 - raised by whoever asks what happened
+            self._failed = error
+
+    def _others_first(self) -> list[Path]:
+        """All of them, that which is served last."""
+        served = self._repository.catalogues(self._model).served()[0]
+        return sorted(self._paths, key=lambda path: ItemIndex.load(path).digest == served)
+
+    def _swap(self, client: Client, path: Path) -> None:
+        features_SF = np.zeros((1, client.io.tensor(Role.CONTEXT_FEATURES).dims[-1]), np.float16)
+        lengths_3 = [0] * (len(PATHWAYS) - 1) + [1]
+        begun = time.perf_counter()
+        digest = self._repository.add_catalogue(self._model, path)
+        self._command_ms.append((time.perf_counter() - begun) * 1e3)
+        while client.recommend(features_SF, lengths_3).catalogue != digest:
+            if time.perf_counter() - begun > _PATIENCE_S:
+                hint = "look at the server's log"
+                raise RequestError(f"no answer is of a catalogue that was added {_PATIENCE_S:.0f} s ago", where=str(path), hint=hint)
+        self._served_ms.append((time.perf_counter() - begun) * 1e3)
+
+
+def _rounded(samples: Sequence[float]) -> list[float]:
+    return [round(sample, 3) for sample in samples]
