@@ -180,13 +180,17 @@ class ItemIndex:
         return np.asarray(self._keys[place_N] // below == number_N)
 
     def places_with(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of each item id in `items`, [N]; -1 for an item that the catalogue does not have."""
-        at = self._by_id.find(ids)
+        """Place of each item id in `items`, [N]; -1 for an item that the catalogue does not have. Quick for long ascending runs of ids."""
+        at = self._by_id.find(ids, in_order=True)
         return np.where(at >= 0, self.arrays["sorted_places"][at], -1).astype(np.int64)
 
     def entries_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the semantic ID of the item at each place in `items`, [N]; -1 where the place is negative."""
         return np.where(places >= 0, self._entry_numbers.at(places), -1)
+
+    def alone(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the item at each place in `items` is the only one of its semantic ID, [N]; not where the place is negative."""
+        return (places >= 0) & self._entry_numbers.alone(np.maximum(places, 0))
 
     def items_of(self, entries_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the items of semantic IDs, given by their number, lie in `items`; none where the number is negative.

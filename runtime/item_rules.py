@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ from .item_index import ANY_CLASS, ItemIndex
 
 MAX_CATEGORIES = 64
 _LARGEST_ID = np.iinfo(np.int64).max
+_THREADS = min(4, os.cpu_count() or 1)  # beyond four the lock that Python's own part of the work holds leaves little to gain
+_IDS_OF_A_THREAD = 8192  # excluded items; fewer take a thread less than half a millisecond, which is not worth waking it
 
 
 @dataclass(frozen=True)
@@ -190,20 +194,49 @@ def allowed_items_of_each(index: ItemIndex, entries: Sequence[NDArray[np.int64]]
 
 
 def entries_without_items(index: ItemIndex, rules: Sequence[ItemRules]) -> list[NDArray[np.int64]]:
-    """For each request, the semantic IDs with an excluded item of which no allowed item is left: their numbers, ascending."""
+    """For each request, the semantic IDs with an excluded item of which no allowed item is left: their numbers, ascending.
+
+    Large batches are divided among a few threads: NumPy sorts and looks up without Python's lock.
+    """
+    parts = min(_THREADS, -(-sum(len(each.excluded) for each in rules) // _IDS_OF_A_THREAD))
+    if parts < 2:
+        return _of_some(index, rules)
+    ends = np.linspace(0, len(rules), parts + 1).astype(int).tolist()
+    found = _threads().map(partial(_of_some, index), (rules[begin:end] for begin, end in pairwise(ends) if begin < end))
+    return [entries for part in found for entries in part]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="rules")
+
+
+def _of_some(index: ItemIndex, rules: Sequence[ItemRules]) -> list[NDArray[np.int64]]:
     ids = [each.excluded_ids for each in rules]
-    places = index.places_with(np.concatenate(ids))  # of the whole batch at once
+    places = index.places_with(np.concatenate(ids))  # of all requests at once
     entries = index.entries_at(places)
+    alone = index.alone(places)
     runs = [slice(begin, end) for begin, end in pairwise(np.cumsum([0, *map(len, ids)]).tolist())]
     return [
-        _without_items(index, each, places[run], entries[run]) if len(each.excluded) else entries[run]
+        _without_items(index, each, places[run], entries[run], alone[run]) if len(each.excluded) else entries[run]
         for each, run in zip(rules, runs, strict=True)
     ]
 
 
-def _without_items(index: ItemIndex, rules: ItemRules, places_E: NDArray[np.int64], entries_E: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of one request, by the places of its E excluded items and the semantic IDs these have; -1 for items that the catalogue lacks."""
-    touched, excluded = np.unique(entries_E[entries_E >= 0], return_counts=True)
+def _without_items(
+    index: ItemIndex, rules: ItemRules, places_E: NDArray[np.int64], entries_E: NDArray[np.int64], alone_E: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Of one request, by its E excluded items: their places and semantic IDs, -1 for those that the catalogue lacks, and which of them
+    share their semantic ID with no other item."""
+    gone, several = entries_E[alone_E], ~alone_E & (entries_E >= 0)
+    if several.any():
+        gone = np.concatenate([gone, _without_others(index, rules, places_E[several], entries_E[several])])
+    return np.sort(gone)
+
+
+def _without_others(index: ItemIndex, rules: ItemRules, places_E: NDArray[np.int64], entries_E: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of one request, by places and semantic IDs of E excluded items, among which are all that it excludes of these semantic IDs."""
+    touched, excluded = np.unique(entries_E, return_counts=True)
     some_left = excluded < index.item_counts(touched)
     if rules.restricts_categories and some_left.any():
         some_left[some_left] = _allowed_left(index, rules, touched[some_left], places_E, entries_E)

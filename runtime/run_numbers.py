@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = 64  # bits
+_WORD_BITS = 6  # of a place, that say which bit of a word is its own
 
 
 class RunNumbers:
@@ -20,15 +21,22 @@ class RunNumbers:
     """
 
     def __init__(self, rows: NDArray[Any]) -> None:
-        begins = np.zeros(-(-int(rows[-1]) // _WORD) * _WORD, np.bool_)
-        begins[rows[:-1]] = True
+        begins = np.zeros(-(-(int(rows[-1]) + 1) // _WORD) * _WORD, np.bool_)
+        begins[rows] = True  # the end, too: the last run is alone as others are
         self._begins = np.packbits(begins, bitorder="little").view("<u8")
         counts = np.bitwise_count(self._begins)
         self._before = counts.cumsum(dtype=np.int32) - counts
 
     def at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the run that holds each place, in their shape."""
-        word, bit = np.divmod(places, _WORD)
-        up_to_place = self._begins[word] << (_WORD - 1 - bit).astype(np.uint64)
+        word = places >> _WORD_BITS
+        up_to_place = self._begins[word] << (~places & (_WORD - 1)).view(np.uint64)
         number: NDArray[np.int64] = self._before[word].astype(np.int64) + np.bitwise_count(up_to_place) - 1
         return number
+
+    def alone(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the run that holds each place has no other place, in their shape."""
+        return self._begins_at(places) & self._begins_at(places + 1)
+
+    def _begins_at(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (self._begins[places >> _WORD_BITS] >> (places & (_WORD - 1)).view(np.uint64)) & np.uint64(1) != 0

@@ -24,25 +24,31 @@ class SortedTable:
         self._values = values
         self._firsts = values[::BLOCK].copy()
 
-    def last_up_to(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
+    def last_up_to(self, wanted: NDArray[Any], *, in_order: bool = False) -> NDArray[np.int64]:
         """Place of the last value that is not above each of the wanted ones, in their shape; -1 where all are above.
 
         Args:
             wanted: Of the type of the values: `np.searchsorted` would convert the table otherwise.
+            in_order: They are long ascending runs already, so that sorting them would bring nothing. The places are the same.
         """
         assert wanted.dtype == self._values.dtype
+        if in_order:
+            return np.clip(self._places(wanted.ravel()), -1, len(self._values) - 1).reshape(wanted.shape)
         order = np.argsort(wanted, axis=None)
-        ascending = wanted.ravel()[order]
-        place = (np.searchsorted(self._firsts, ascending, side="right") - 1) * BLOCK
-        half = BLOCK // 2
-        while half:
-            place += half * (self._values.take(place + half, mode="clip") <= ascending)
-            half //= 2
         found = np.empty(wanted.size, np.int64)
-        found[order] = np.clip(place, -1, len(self._values) - 1)
+        found[order] = np.clip(self._places(wanted.ravel()[order]), -1, len(self._values) - 1)
         return found.reshape(wanted.shape)
 
-    def find(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
-        """Place of each of the wanted values, in their shape; -1 where it is not there."""
-        place = self.last_up_to(wanted)
+    def find(self, wanted: NDArray[Any], *, in_order: bool = False) -> NDArray[np.int64]:
+        """Place of each of the wanted values, in their shape; -1 where it is not there. Arguments as of `last_up_to`."""
+        place = self.last_up_to(wanted, in_order=in_order)
         return np.where(self._values[place] == wanted, place, -1)
+
+    def _places(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
+        """May be behind the end in the last block, and is negative where all values are above."""
+        place: NDArray[np.int64] = (np.searchsorted(self._firsts, wanted, side="right") - 1) * BLOCK
+        half = BLOCK // 2
+        while half:
+            place += half * (self._values.take(place + half, mode="clip") <= wanted)
+            half //= 2
+        return place

@@ -12,6 +12,7 @@ from onerec_trt.core.errors import RequestError
 from onerec_trt.core.graph_io import GraphIO
 from onerec_trt.export.contracts import ItemSizes, item_serving_io
 from onerec_trt.models.catalogue_index import CatalogueItems, index_in_memory
+from onerec_trt.runtime import item_rules as item_rules_module
 from onerec_trt.runtime.item_rules import OPEN, ItemRules, RuleEncoder, allowed_items, allowed_items_of_each, entries_without_items
 
 CODEBOOK, CLASSES = 3, 40
@@ -57,6 +58,18 @@ def test_a_batch_beside_brute_force(rules: list[ItemRules]) -> None:
         assert [items.at(entry) for entry in ALL] == left
         touched = INDEX.entries_at(INDEX.places_with(each.excluded_ids))
         assert gone.tolist() == [entry for entry in ALL if entry in touched and not left[entry]]
+
+
+@pytest.mark.parametrize("requests", [1, 2, 7])
+def test_threads_change_nothing(requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(5)
+    rules = [ItemRules(excluded=draw.choice(ITEMS.ids_n, 20 * (request % 3)), required=request) for request in range(requests)]
+    alone = entries_without_items(INDEX, rules)
+    monkeypatch.setattr(item_rules_module, "_THREADS", 3)
+    monkeypatch.setattr(item_rules_module, "_IDS_OF_A_THREAD", 1)
+    divided = entries_without_items(INDEX, rules)
+    assert [each.tolist() for each in divided] == [each.tolist() for each in alone]
+    assert any(each.size for each in alone) == (requests > 1)
 
 
 def test_requests_of_one_batch_may_ask_for_different_semantic_ids() -> None:

@@ -21,6 +21,13 @@ def test_every_place(lengths: list[int]) -> None:
     assert numbers(lengths) == [number for number, length in enumerate(lengths) for _ in range(length)]
 
 
+@given(st.lists(st.integers(1, 3) | st.integers(60, 200), min_size=1, max_size=60))
+def test_runs_of_one_place(lengths: list[int]) -> None:
+    rows = np.concatenate([[0], np.cumsum(lengths)])
+    found = RunNumbers(rows).alone(np.arange(rows[-1])[::-1].astype(np.int64))[::-1].tolist()
+    assert found == [length == 1 for length in lengths for _ in range(length)]
+
+
 @pytest.mark.parametrize("lengths", [[64], [63, 1], [1] * 64, [64, 64, 1], [1, 127, 64]])
 def test_runs_at_the_ends_of_words(lengths: list[int]) -> None:
     assert numbers(lengths, np.int64) == [number for number, length in enumerate(lengths) for _ in range(length)]

@@ -19,6 +19,8 @@ def test_beside_bisection_one_by_one(held: list[int], wanted: list[int]) -> None
     asked = np.asarray(wanted, np.int64)
     assert table.last_up_to(asked).tolist() == [bisect_right(held, each) - 1 for each in wanted]
     assert table.find(asked).tolist() == [held.index(each) if each in held else -1 for each in wanted]
+    for given_in in (asked, np.sort(asked)):
+        assert table.find(given_in, in_order=True).tolist() == table.find(given_in).tolist()
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 7])
