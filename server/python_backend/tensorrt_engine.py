@@ -68,8 +68,9 @@ class TensorRtEngine:
         return {name: tensor.numpy() for name, tensor in answers.items()}
 
     def _on_gpu(self, name: str, array: Array) -> torch.Tensor:
-        lent = self._lent.pop(name, None)
-        return (torch.from_numpy(array) if lent is None else lent).to(self._device, non_blocking=True)
+        if name not in self._lent:  # such as encoded rules: from pageable memory the thread would wait for every copy by itself
+            self.room(name, array.shape)[...] = array
+        return self._lent.pop(name).to(self._device, non_blocking=True)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> int:
         """TensorRT allocates and loads kernels at the first use of a shape; graphs are captured.

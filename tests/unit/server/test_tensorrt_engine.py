@@ -108,6 +108,23 @@ def test_a_turn_lasts_until_the_answers_have_left_the_gpu(loaded: tuple[TensorRt
     assert asked == ["wait", "turn", "run", "wait", "end"], "inputs are there before the turn begins"
 
 
+def test_inputs_that_lie_elsewhere_are_laid_out_first(
+    loaded: tuple[TensorRtEngine, Runner, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, lent, laid_out = loaded[0], loaded[0].room, []
+    features, given = engine.room("features", (2, 5, 6)), np.array([[1, 2, 0], [0, 1, 4]])
+    features[...] = 1
+
+    def room(name: str, shape: tuple[int, ...]) -> Any:
+        laid_out.append(name)
+        return lent(name, shape)
+
+    monkeypatch.setattr(engine, "room", room)
+    assert engine.run({"features": features, "lengths": given})["scores"].tolist() == [3, 5]
+    assert engine.run({"features": features, "lengths": given + 1})["scores"].tolist() == [6, 8]
+    assert laid_out == ["lengths", "features", "lengths"], "what was lent is lent for one batch"
+
+
 def test_a_batch_that_fails_ends_its_turn(loaded: tuple[TensorRtEngine, Runner, dict[str, Any]], asked: list[str]) -> None:
     engine, runner, _ = loaded
     runner.problem = GpuError("the GPU's memory is exhausted")
