@@ -53,9 +53,9 @@ def bench_rules(path: Path, out: Path, samples: int = 21, say: Say = print, comm
 
 
 def all_rules(index: ItemIndex, request: int) -> ItemRules:
-    """Rules of every kind: 4096 seen items, a required and a forbidden category."""
+    """Rules of every kind: 4096 seen items, as an array, which servers get, too; a required and a forbidden category."""
     seen = np.random.default_rng((2, request)).choice(index.arrays["items"], min(EXCLUDED, index.items), replace=False)
-    return ItemRules(excluded=tuple(seen.tolist()), required=0xFF, forbidden=0x300)
+    return ItemRules(excluded=seen.astype(np.int64), required=0xFF, forbidden=0x300)
 
 
 def host_ms(
