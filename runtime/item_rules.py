@@ -35,7 +35,7 @@ class ItemRules:
         beams: Beams kept after each step, and items at most. Default: as many as the graph has.
     """
 
-    excluded: Sequence[int] = ()
+    excluded: Sequence[int] | NDArray[np.int64] = ()
     required: int = 0
     forbidden: int = 0
     beams: int | None = None

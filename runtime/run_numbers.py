@@ -39,4 +39,5 @@ class RunNumbers:
         return self._begins_at(places) & self._begins_at(places + 1)
 
     def _begins_at(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return (self._begins[places >> _WORD_BITS] >> (places & (_WORD - 1)).view(np.uint64)) & np.uint64(1) != 0
+        from_place = self._begins[places >> _WORD_BITS] >> (places & (_WORD - 1)).view(np.uint64)
+        return np.asarray(from_place & np.uint64(1), np.bool_)
