@@ -14,7 +14,7 @@ from onerec_trt.fidelity.stress_measurement import SCALES
 from onerec_trt.fidelity.table import FidelityTable, bars
 from onerec_trt.tools.fidelity.results_page import read_results
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[4] / "docs"
 MEASUREMENTS = DOCS / "measurements"
 
 
