@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD = 64  # bits
 _WORD_BITS = 6  # of a place, that say which bit of a word is its own
+_WORD = 1 << _WORD_BITS
 
 
 class RunNumbers:
