@@ -45,6 +45,11 @@ def interleaved_ms(
     return taken
 
 
+def rounded(samples: Sequence[float]) -> list[float]:
+    """As files keep them: milliseconds with three digits behind the point."""
+    return [round(sample, 3) for sample in samples]
+
+
 def sustained_ms(run: Run, synchronize: Callable[[], None], seconds: float = 1.0, warm_up: float = 0.3) -> list[float]:
     """Wall-clock milliseconds of one candidate's batches, one right after the other, once it has run for `warm_up` seconds.
 

@@ -23,6 +23,7 @@ from ...runtime.item_index import ItemIndex
 from ...runtime.item_rules import OPEN, ItemRules
 from ...server.client import Client
 from ...server.triton_api import Protocol
+from ..bench.sampling import rounded
 from ..outputs import require_own_json
 from .answers import AnswerCheck, AnswerCounts, all_counts
 
@@ -118,7 +119,7 @@ def measure_load(load: Load, out: Path | None = None, meanwhile: Sequence[Abstra
         p50_ms=percentiles[49],
         p99_ms=percentiles[98],
         failed=failed,
-        samples_ms=[round(sample, 3) for sample in samples],
+        samples_ms=rounded(samples),
         answers=all_counts(part.answers for part in parts) if load.catalogues else None,
     )
     if out is not None:
@@ -262,7 +263,7 @@ class _Meter:
             return [OPEN] * load.batch
         ids = self._indexes[0].arrays["items"]
         drawn = (ids[self._random.choice(len(ids), load.excluded, replace=False)] for _ in range(load.batch))
-        return [ItemRules(excluded=tuple(each.tolist())) for each in drawn]
+        return [ItemRules(excluded=each.astype(np.int64)) for each in drawn]
 
 
 def describe(result: LoadResult) -> str:

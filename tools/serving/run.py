@@ -29,6 +29,7 @@ from ...server.repository.batching import BatchTimes
 from ...server.repository.served_io import follows_catalogue
 from ...server.repository.store import Repository
 from ...server.repository.version import VersionDescription
+from ..bench.sampling import rounded
 from ..environment import software
 from ..outputs import require_own_json
 from ..recommend import open_runner
@@ -157,11 +158,12 @@ class _Measurement:
         self._added: VersionDescription | None = None
         self._http = self._server_version = ""
         self._repository: Repository | None = None
+        self._indexes = {path: ItemIndex.load(path) for path in extent.catalogues}
         self.batching = ""
 
     def bare(self) -> _BareSamples:
         """Times the bare runtime, from inputs in memory to items in memory. The servers batch by the medians of the first samples."""
-        extent, runner = self._extent, _bare_runner(self._model, self._extent.catalogues)
+        extent, runner = self._extent, self._bare_runner()
         taken = samples_ms(runner, extent.context, extent.batches, extent.samples)
         sustained = back_to_back_ms(runner, extent.context, max(extent.batches), extent.seconds, _warm_up(extent.seconds))
         payload = payload_ms(runner.io, extent.context, max(extent.batches), extent.samples, on_gpu=self._on_gpu)
@@ -175,7 +177,19 @@ class _Measurement:
         for batch, milliseconds in medians.items():
             self._say(f"bare, batch {batch:2}: {milliseconds:7.2f} ms, {batch / milliseconds * 1e3:7.1f} requests/s")
         self._say(f"bare, sustained: {statistics.mean(sustained):.2f} ms, {max(taken) / statistics.mean(sustained) * 1e3:.1f} requests/s")
-        return _BareSamples(_all_rounded(taken), _rounded(sustained), _all_rounded(payload))
+        return _BareSamples(_all_rounded(taken), rounded(sustained), _all_rounded(payload))
+
+    def _bare_runner(self) -> BareRunner:
+        runner, indexes = open_runner(self._model), list(self._indexes.values())
+        follows, hint = follows_catalogue(runner.io), "give --catalogue ITEMS.index with a model that follows one, and only then"
+        if follows and not indexes:
+            raise RequestError("the model follows a catalogue, and there is none", where=str(self._model), hint=hint)
+        if not follows and (indexes or self._extent.excluded):
+            raise RequestError("its beams are open, and there is a catalogue or an exclusion", where=str(self._model), hint=hint)
+        if follows and self._extent.excluded > indexes[0].items:
+            what = f"{self._extent.excluded} items are to be excluded, and the first catalogue has {indexes[0].items}"
+            raise RequestError(what, where="--excluded", hint="exclude fewer")
+        return ItemRunner(runner, indexes[0]) if follows else runner
 
     def loads(self) -> Iterator[MeasuredLoad]:
         """Every load on every server."""
@@ -190,8 +204,7 @@ class _Measurement:
 
     def catalogues(self) -> dict[str, dict[str, int]]:
         """What each of them holds."""
-        indexes = map(ItemIndex.load, self._extent.catalogues)
-        return {index.digest: {"items": index.items, "sids": index.sids} for index in indexes}
+        return {index.digest: {"items": index.items, "sids": index.sids} for index in self._indexes.values()}
 
     def environment(self) -> dict[str, Any]:
         """The machine."""
@@ -279,7 +292,8 @@ class _Measurement:
         name += ", catalogues swapped" if swapping else ""
         busy, counted = BusyWatch(setup.gpus), StatisticsWatch(self._http, load.model)
         assert self._repository is not None
-        swaps = SwapWatch(self._repository, load.model, load.catalogues, self._http) if swapping else None
+        catalogues = {index.digest: path for path, index in self._indexes.items()}
+        swaps = SwapWatch(self._repository, load.model, catalogues, self._http) if swapping else None
         result = measure_load(load, meanwhile=(busy, counted, *((swaps,) if swaps else ())))
         shares = busy.shares()
         self._say(f"{name}: {describe(result)}, GPU busy {shares}")
@@ -301,24 +315,12 @@ class _Measurement:
         )
 
 
-def _bare_runner(model: Path, catalogues: Sequence[Path]) -> BareRunner:
-    runner = open_runner(model)
-    if follows_catalogue(runner.io) != bool(catalogues):
-        what = "its beams are open, and there is a catalogue" if catalogues else "the model follows a catalogue, and there is none"
-        raise RequestError(what, where=str(model), hint="give --catalogue ITEMS.index with a model that follows one, and only then")
-    return ItemRunner(runner, ItemIndex.load(catalogues[0])) if catalogues else runner
-
-
 def _warm_up(seconds: float) -> float:
     return seconds / 6
 
 
 def _all_rounded(samples: Mapping[Key, Sequence[float]]) -> dict[Key, list[float]]:
-    return {key: _rounded(each) for key, each in samples.items()}
-
-
-def _rounded(samples: Sequence[float]) -> list[float]:
-    return [round(sample, 3) for sample in samples]
+    return {key: rounded(each) for key, each in samples.items()}
 
 
 def _count(number: int, what: str) -> str:

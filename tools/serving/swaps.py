@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from ...core.errors import RequestError
 from ...core.graph_io import Role
 from ...models.config import PATHWAYS
-from ...runtime.item_index import ItemIndex
 from ...server.client import Client
 from ...server.repository.store import Repository
+from ..bench.sampling import rounded
 
 _PAUSE_S = 0.5  # from the first answer of a catalogue until the next one is added
 _PATIENCE_S = 60.0
@@ -44,12 +44,12 @@ class SwapWatch:
     Args:
         repository: That is served, with one of the catalogues.
         model: Its name.
-        paths: Index files, at least two.
+        catalogues: Index files by their digests, at least two.
         url: Host and port of HTTP.
     """
 
-    def __init__(self, repository: Repository, model: str, paths: Sequence[Path], url: str) -> None:
-        self._repository, self._model, self._paths, self._url = repository, model, paths, url
+    def __init__(self, repository: Repository, model: str, catalogues: Mapping[str, Path], url: str) -> None:
+        self._repository, self._model, self._catalogues, self._url = repository, model, catalogues, url
         self._command_ms: list[float] = []
         self._served_ms: list[float] = []
         self._failed: Exception | None = None
@@ -73,35 +73,29 @@ class SwapWatch:
         """
         if self._failed is not None:
             raise self._failed
-        return Swaps(command_ms=_rounded(self._command_ms), served_ms=_rounded(self._served_ms))
+        return Swaps(command_ms=rounded(self._command_ms), served_ms=rounded(self._served_ms))
 
     def _run(self) -> None:
         try:
+            served = self._repository.catalogues(self._model).served()[0]
             with Client(self._url, self._model) as client:
-                for path in cycle(self._others_first()):
+                for digest in cycle(sorted(self._catalogues, key=lambda digest: digest == served)):  # the served one last
                     if self._ended.wait(_PAUSE_S):
                         return
-                    self._swap(client, path)
+                    self._swap(client, digest)
         except Exception as error:  # noqa: BLE001 - raised by whoever asks what happened
             self._failed = error
 
-    def _others_first(self) -> list[Path]:
-        """All of them, that which is served last."""
-        served = self._repository.catalogues(self._model).served()[0]
-        return sorted(self._paths, key=lambda path: ItemIndex.load(path).digest == served)
-
-    def _swap(self, client: Client, path: Path) -> None:
+    def _swap(self, client: Client, digest: str) -> None:
         features_SF = np.zeros((1, client.io.tensor(Role.CONTEXT_FEATURES).dims[-1]), np.float16)
         lengths_3 = [0] * (len(PATHWAYS) - 1) + [1]
         begun = time.perf_counter()
-        digest = self._repository.add_catalogue(self._model, path)
+        self._repository.add_catalogue(self._model, self._catalogues[digest])
         self._command_ms.append((time.perf_counter() - begun) * 1e3)
         while client.recommend(features_SF, lengths_3).catalogue != digest:
             if time.perf_counter() - begun > _PATIENCE_S:
                 hint = "look at the server's log"
-                raise RequestError(f"no answer is of a catalogue that was added {_PATIENCE_S:.0f} s ago", where=str(path), hint=hint)
+                raise RequestError(
+                    f"no answer is of a catalogue that was added {_PATIENCE_S:.0f} s ago", where=str(self._catalogues[digest]), hint=hint
+                )
         self._served_ms.append((time.perf_counter() - begun) * 1e3)
-
-
-def _rounded(samples: Sequence[float]) -> list[float]:
-    return [round(sample, 3) for sample in samples]

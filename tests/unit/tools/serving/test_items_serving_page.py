@@ -9,15 +9,6 @@ from onerec_trt.tools.serving.result import MeasuredLoad, ServingResult, saturat
 
 DOCS = Path(__file__).parents[4] / "docs"
 SECTION = (DOCS / "items.md").read_text().split("### Served", 1)[1].split("\n##", 1)[0]
-NAMES = {  # of the page's rows: a part of the name that the file gives a load
-    "64 clients": "64 clients",
-    "128 clients": "128 clients",
-    "128 clients, inputs in shared memory": "128 clients, inputs in shared memory",
-    "4 clients with 32 contexts each": "4 clients with 32 contexts each",
-    "128 clients, contexts of 512, 1000, 3000": "128 clients, contexts of 512, 1000, 3000",
-    "128 clients, 4096 items excluded": "128 clients, 4096 items excluded",
-    "128 clients, catalogues swapped": "128 clients, catalogues swapped",
-}
 
 
 def read(name: str) -> ServingResult:
@@ -38,7 +29,7 @@ def load_of(result: ServingResult, row: str) -> MeasuredLoad | None:
     if row.startswith("random arrivals"):
         swapped = "swapped" in row
         return next((load for load in result.loads if load.rate is not None and (load.swaps is not None) == swapped), None)
-    return next((load for load in result.loads if load.name == f"2 instances on 1 GPU, {NAMES[row]}"), None)
+    return next((load for load in result.loads if load.name == f"2 instances on 1 GPU, {row}"), None)
 
 
 def cell(result: ServingResult, row: str) -> str:
