@@ -1,4 +1,4 @@
-"""The tables of docs/fidelity.md say what the files of measurements say."""
+"""The tables of docs/fidelity.md and of the README say what the files of measurements say."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ MEASUREMENTS = DOCS / "measurements"
 def tables() -> dict[str, FidelityTable | None]:
     """By the first cell of the table that shows it."""
     results = {each.training["reference"]: each for each in read_results(MEASUREMENTS)}
-    plans = FidelityTable.model_validate(read_json(MEASUREMENTS / "h200-fidelity-0.1B-moe-plans.json"))
+    everything = FidelityTable.model_validate(read_json(MEASUREMENTS / "h200-fidelity-0.1B-moe-plans.json"))
     demo = FidelityTable.model_validate(read_json(MEASUREMENTS / "fidelity-attention.json"))
     return {
         "0.1B, plans, 1024 requests": results["0.1B"].engine_table,
         "0.1B, packed, 2048 requests": results["0.1B"].table,
+        "0.1B-moe, plans, 2048 requests": results["0.1B-moe"].engine_table,
         "0.1B-moe, packed, 2048 requests": results["0.1B-moe"].table,
-        "0.1B-moe, plans, 1024 requests": plans,
+        "0.1B-moe, everything in FP8, plans, 1024 requests": everything,
         "demo, 1600 requests": demo,
     }
 
@@ -62,6 +63,12 @@ def test_a_table_of_results_is_that_of_its_file(first: str) -> None:
     for system, cell in zip(heading[2:], body[-1][2:], strict=True):
         own = [gate.passed for gate in judged if gate.recipe == system]
         assert cell == (f"{sum(own)} of {len(own)}" if own else "")
+
+
+def test_the_table_of_the_readme_is_one_of_the_page() -> None:
+    rows = [line for line in (DOCS / "fidelity.md").read_text().splitlines() if line.startswith("|")]
+    start = next(number for number, line in enumerate(rows) if line.startswith("| 0.1B-moe, plans, 2048 requests |"))
+    assert "\n".join(rows[start : start + 8]) + "\n\n" in (DOCS.parent / "README.md").read_text()
 
 
 def test_errors_with_the_first_block_kept_are_those_of_their_file() -> None:
