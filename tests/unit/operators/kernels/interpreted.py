@@ -28,12 +28,13 @@ from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.case import Trial
 from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
-from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Kernel, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.program import Float32, Input, InputType, Int32, Int64, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import Tiles, committed_tiles
 from onerec_trt.operators.registry import OPERATORS
 from spared_time import spare_time
 from torch import Tensor
 from triton.runtime import interpreter
+from uncompiled import Builds
 
 E4M3 = torch.float8_e4m3fn
 CAPABILITY = "9.0"
@@ -45,7 +46,7 @@ EMULATED = {
     "await_previous": lambda: None,
     "prefetch": lambda *_: None,
 }
-builds: list[Build] = []
+builds = Builds()
 
 
 def emulate_gpu() -> None:
@@ -83,11 +84,6 @@ def kernel_of(build: Build) -> Any:
             for function in EMULATED.keys() & vars(module).keys():
                 setattr(module, function, EMULATED[function])
     return found
-
-
-def remember(build: Build) -> Kernel:
-    builds.append(build)
-    return Kernel(b"-", str(len(builds) - 1), build.warps, 0, 0)
 
 
 def new_scratch(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -131,7 +127,7 @@ def tiles_for(trial: Trial) -> Tiles:
 
 
 def program_for(trial: Trial) -> Program:
-    return program_of(trial.case, CAPABILITY, tiles_for(trial), remember)
+    return program_of(trial.case, CAPABILITY, tiles_for(trial), builds.numbered)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -192,7 +188,7 @@ def kernels_of_parts(fusion: Fusion, trial: Trial, inputs: Sequence[Tensor]) -> 
         types = tuple(InputType(of_torch(tensor.dtype).name, tuple(tensor.shape)) for tensor in given)
         attributes = {name: trial.case.attributes[name] for name in function.attribute}
         program = FACTORIES[part.operator].program(
-            Node(part.operator, types, attributes, CAPABILITY, tiles=tiles_for(trial), compile=remember)
+            Node(part.operator, types, attributes, CAPABILITY, tiles=tiles_for(trial), compile=builds.numbered)
         )
         results = execute(program, given)
         kept = kept or (results[:1] if fusion.keeps else [])

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 
 import torch
-from interpreted import CAPABILITY, emulate_gpu, execute, new_scratch, remember
+from interpreted import CAPABILITY, builds, emulate_gpu, execute, new_scratch
 from onerec_trt.models.ordering import stable_topk
 from onerec_trt.operators.kernels.beam_step_cases import beam_step_case
 from onerec_trt.operators.kernels.registry import program_of
@@ -21,7 +21,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 def outcome(logits: Tensor, scores: Tensor, width: int) -> dict:
     """Values of each output that are not those of the stable sort, and the largest error of a normalizer."""
-    program = program_of(beam_step_case(*scores.shape, logits.shape[1], width), CAPABILITY, compile_with=remember)
+    program = program_of(beam_step_case(*scores.shape, logits.shape[1], width), CAPABILITY, compile_with=builds.numbered)
     scratch = new_scratch(program, [logits, scores])
     actual = execute(program, [logits, scores], scratch)
     normalizer = scratch[NORMALIZER].view(torch.float32)
@@ -66,7 +66,7 @@ def cases() -> Iterator[tuple[str, Tensor, Tensor, int]]:
 def neighbors_moved() -> bool:
     """Spoils one request of three; whether a bit of the others' outputs is then another."""
     logits, scores = torch.randn(3 * 5, 140).half(), torch.randn(3, 5)
-    program = program_of(beam_step_case(3, 5, 140, 33), CAPABILITY, compile_with=remember)
+    program = program_of(beam_step_case(3, 5, 140, 33), CAPABILITY, compile_with=builds.numbered)
     clean = execute(program, [logits, scores])
     bad = logits.clone()
     bad[5:10] = NAN

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from interpreted import CAPABILITY, E4M3, builds, emulate_gpu, execute, remember
+from interpreted import CAPABILITY, E4M3, builds, emulate_gpu, execute
 from onerec_trt.core.difference import difference
 from onerec_trt.core.dtypes import of_torch
 from onerec_trt.core.precision import BLOCK
@@ -57,7 +57,7 @@ def types_of(operator: str, inputs: list[Tensor]) -> tuple[InputType, ...]:
 
 
 def program_of(operator: str, inputs: list[Tensor], attributes: Attributes) -> Program:
-    node = Node(operator, types_of(operator, inputs), attributes, "9.0", tiles=tiles_of(64, 8), compile=remember)
+    node = Node(operator, types_of(operator, inputs), attributes, "9.0", tiles=tiles_of(64, 8), compile=builds.numbered)
     return FACTORIES[operator].program(node)
 
 
@@ -154,10 +154,10 @@ def norms() -> Iterator[dict]:
     for operator in EXPERTS_OF:
         case = moe_experts_norm_case(operator, 7, 161, BLOCK, 5, 2)
         inputs = case.tensors("cpu")
-        program = kernel_program(case, CAPABILITY, compile_with=remember)
+        program = kernel_program(case, CAPABILITY, compile_with=builds.numbered)
         entries = [builds[int(launch.kernel.entry)].function for launch in program.variant([x.shape for x in inputs]).launches]
         launches = [name for name in entries if "combine" in name or "norm" in name]
-        experts, norm = (kernel_program(part, CAPABILITY, compile_with=remember) for part in parts_of(case))
+        experts, norm = (kernel_program(part, CAPABILITY, compile_with=builds.numbered) for part in parts_of(case))
         (total,) = execute(experts, inputs[: len(experts.inputs)])
         parts = [total, *execute(norm, [total, *inputs[len(experts.inputs) :]])]
         results = zip(execute(program, inputs), parts, strict=True)

@@ -9,23 +9,20 @@ import pytest
 import triton
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.registry import FACTORIES
-from onerec_trt.operators.launch.compile import Build, compiled
+from onerec_trt.operators.launch.compile import compiled
 from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import Input, InputType, Kernel, Output, Program, evaluated
 from onerec_trt.operators.launch.tiles import CAPABILITIES
+
+from .uncompiled import Builds
 
 QKV, PARENT, SCALE = InputType("float16", (None, 192)), InputType("int64", (None, 5)), InputType("float32", (1,))
 ATTRIBUTES = {"rows": 5, "heads": 2}
 
 
-def program_of(operator: str, *inputs: InputType, **attributes: int) -> tuple[Program, list[Build]]:
-    builds: list[Build] = []
-
-    def remember(build: Build) -> Kernel:
-        builds.append(build)
-        return Kernel(b"cubin", build.function, build.warps, 0, 0)
-
-    program = FACTORIES[operator].program(Node(operator, inputs, attributes or ATTRIBUTES, "9.0", compile=remember))
+def program_of(operator: str, *inputs: InputType, **attributes: int) -> tuple[Program, Builds]:
+    builds = Builds()
+    program = FACTORIES[operator].program(Node(operator, inputs, attributes or ATTRIBUTES, "9.0", compile=builds.named))
     assert program is not None
     return program, builds
 

@@ -12,6 +12,8 @@ from onerec_trt.operators.launch.node import Node
 from onerec_trt.operators.launch.program import InputType, Kernel, Program, evaluated
 from onerec_trt.operators.launch.tiles import CAPABILITIES
 
+from .uncompiled import named
+
 NORMALIZER_ERROR = 2e-6  # nat; sums of up to 3000 exponentials in FP32, beside FP64
 SHAPES = (
     *((1, 8192, 1), (1, 8192, 512), (512, 8192, 512), (128, 8192, 256), (1024, 8192, 1024), (1024, 65536, 1024)),
@@ -37,7 +39,7 @@ def test_a_bad_request_moves_no_bit_of_its_neighbors(interpreted):
 def node(rows: int | None, vocabulary: int, width: int | None, capability: str = "9.0", compile_with=None, dtype="float16") -> Node:
     inputs = (InputType(dtype, (None, vocabulary)), InputType("float32", (None, rows)))
     attributes = {} if width is None else {"width": width}
-    return Node("BeamStep", inputs, attributes, capability, compile=compile_with or (lambda b: Kernel(b"-", b.function, b.warps, 0, 0)))
+    return Node("BeamStep", inputs, attributes, capability, compile=compile_with or named)
 
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)

@@ -10,20 +10,18 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.beam_step_items import beam_step_items_program
 from onerec_trt.operators.kernels.beam_step_items_cases import items_case, small_world
 from onerec_trt.operators.launch.case import Case
-from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
+from onerec_trt.operators.launch.compile import MAX_SHARED, compiled
 from onerec_trt.operators.launch.encoding import encode
-from onerec_trt.operators.launch.program import InputType, Kernel
+from onerec_trt.operators.launch.program import InputType
 from onerec_trt.operators.launch.tiles import CAPABILITIES
+
+from .uncompiled import named
 
 CODEBOOK, REQUESTS, ROWS, WIDTH = 33, 2, 5, 20
 
 
 def case_of(level: int) -> Case:
     return items_case(level, small_world(CODEBOOK, 60, REQUESTS), 1 if level == 1 else ROWS, WIDTH)
-
-
-def named(build: Build) -> Kernel:
-    return Kernel(b"-", build.function, build.warps, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.fp8_linear import fp8_linear_add_case
 from onerec_trt.operators.kernels.product import Product
 from onerec_trt.operators.kernels.registry import FACTORIES, program_of
-from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import Node
-from onerec_trt.operators.launch.program import InputType, Kernel, Launch, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.program import InputType, Launch, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import GemmTile, Tiles
+
+from .uncompiled import named
 
 FEW = GemmTile(16, 16, 128, 1, 8, slices=8)
 DOWN = Product("float8_e4m3fn", 1792, 7168, row_scales=True, residual=True)
@@ -57,10 +58,6 @@ def program(*cuts: tuple[int, GemmTile]) -> Program:
     """Of a node whose table has these tiles, by rows."""
     entries = [entry for rows, tile in cuts for entry in fp8_linear_add_case(rows, 7168, 1792).entries("9.0", tile)]
     return program_of(fp8_linear_add_case(1, 7168, 1792), "9.0", Tiles(tuple(entries)), named)
-
-
-def named(build: Build) -> Kernel:
-    return Kernel(b"-", build.function, build.warps, 0, 0)
 
 
 def launches(of: Program, rows: int) -> tuple[Launch, ...]:

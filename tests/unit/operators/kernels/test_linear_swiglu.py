@@ -15,10 +15,11 @@ from onerec_trt.operators.kernels.linear_swiglu_cases import (
 )
 from onerec_trt.operators.kernels.registry import FACTORIES, program_of
 from onerec_trt.operators.launch.case import MANY_ROWS
-from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import NO_ADDRESS, Node
-from onerec_trt.operators.launch.program import Input, InputType, Kernel, Output, Program, Scratch, evaluated
+from onerec_trt.operators.launch.program import Input, InputType, Output, Program, Scratch, evaluated
 from onerec_trt.operators.launch.tiles import GemmTile, Tiles, committed_tiles
+
+from .uncompiled import Builds, named
 
 FP8, SCALE = "Fp8LinearSwiGluQuantTensor", InputType("float32", (1,))
 CODES, WEIGHT, WEIGHT_SCALE = InputType("float8_e4m3fn", (None, 256)), InputType("float8_e4m3fn", (416, 256)), InputType("float32", (416,))
@@ -27,18 +28,11 @@ PROMOTED = partial(fp8_linear_swiglu_quant_tensor_case, promotion=128)
 by_case = pytest.mark.parametrize(
     "make", [linear_swiglu_case, fp8_linear_swiglu_quant_tensor_case, PROMOTED], ids=["FP16", "FP8", "promoted"]
 )
-builds: list[Build] = []
 
 
-@pytest.fixture(autouse=True)
-def asked() -> list[Build]:
-    builds.clear()
-    return builds
-
-
-def remember(build: Build) -> Kernel:
-    builds.append(build)
-    return Kernel(b"cubin", build.function, build.warps, 0, 0)
+@pytest.fixture
+def builds() -> Builds:
+    return Builds()
 
 
 def functions_at(program: Program, case_rows: int, shapes: list[tuple[int, ...]]) -> list[str]:
@@ -53,7 +47,7 @@ def shapes_of(case) -> list[tuple[int, ...]]:
 @by_case
 def test_many_rows_are_one_launch_and_others_those_of_the_parts(make):
     case = make(1, 1408, 5632)
-    program, shapes = program_of(case, "9.0", compile_with=remember), shapes_of(case)
+    program, shapes = program_of(case, "9.0", compile_with=named), shapes_of(case)
     for rows in (256, 1000, MANY_ROWS):
         assert functions_at(program, rows, shapes) == ["moe_up_sm90"]
     for rows in (1, 20, 64, 512):
@@ -69,11 +63,11 @@ def test_many_rows_are_one_launch_and_others_those_of_the_parts(make):
     [(linear_swiglu_case, 1, (NO_ADDRESS,) * 3), (fp8_linear_swiglu_quant_tensor_case, 2, (Input(1), Input(3), Input(4)))],
     ids=["FP16", "FP8"],
 )
-def test_the_kernel_for_both_gets_weight_and_scales_in_their_places(make, weight, scales):
+def test_the_kernel_for_both_gets_weight_and_scales_in_their_places(builds, make, weight, scales):
     """No interpreter runs it."""
     case = make(1, 1408, 5632)
     shapes = [(MANY_ROWS, 1408), *shapes_of(case)[1:]]
-    (launch,) = program_of(case, "9.0", compile_with=remember).variant(shapes).launches
+    (launch,) = program_of(case, "9.0", compile_with=builds.named).variant(shapes).launches
     *tensors, rows = launch.arguments
     assert tensors == [Input(0), Input(weight), Output(0), *scales, NO_ADDRESS]
     assert evaluated([rows.value], shapes) == (MANY_ROWS,)
@@ -85,7 +79,7 @@ def test_the_kernel_for_both_gets_weight_and_scales_in_their_places(make, weight
 @by_case
 def test_what_the_product_leaves_lies_in_scratch_as_long_as_the_launches_are_apart(make):
     case = make(1, 1408, 5632)
-    program, shapes = program_of(case, "9.0", compile_with=remember), shapes_of(case)
+    program, shapes = program_of(case, "9.0", compile_with=named), shapes_of(case)
     sizes = [
         evaluated([buffer.bytes for buffer in program.scratch], [(rows, 1408), *shapes[1:]]) for rows in (10, 2 * MANY_ROWS, MANY_ROWS)
     ]
@@ -100,7 +94,7 @@ def test_what_the_product_leaves_lies_in_scratch_as_long_as_the_launches_are_apa
 @by_case
 def test_the_grid_is_one_cta_per_tile_and_no_more_than_the_gpu_runs(make):
     case = make(1, 256, 208)
-    program = program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", FUSED))), remember)
+    program = program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", FUSED))), named)
     grids = []
     for rows in (0, 1, 129, 100_000):
         shapes = [(rows, 256), *shapes_of(case)[1:]]
@@ -112,7 +106,7 @@ def test_the_grid_is_one_cta_per_tile_and_no_more_than_the_gpu_runs(make):
 def test_the_table_says_where_the_parts_are_faster():
     case = linear_swiglu_case(4096, 1408, 5632)
     apart, fused = (
-        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), remember) for tile in (GemmTile(64, 64, 64, 4, 4), FUSED)
+        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), named) for tile in (GemmTile(64, 64, 64, 4, 4), FUSED)
     )
     assert {launch.kernel.entry for each in apart.variants for launch in each.launches} >= {"gemm_sm90", "swiglu"}
     assert {launch.kernel.entry for each in fused.variants for launch in each.launches} == {"moe_up_sm90"}
@@ -124,15 +118,15 @@ def _others():
 
 
 @pytest.mark.parametrize(("k", "hidden"), [(200, 36), (250, 208), (256, 36)])
-def test_strides_without_descriptors_are_the_launches_of_the_parts(k, hidden):
-    program_of(fp8_linear_swiglu_quant_tensor_case(1, k, hidden), "9.0", compile_with=remember)
+def test_strides_without_descriptors_are_the_launches_of_the_parts(builds, k, hidden):
+    program_of(fp8_linear_swiglu_quant_tensor_case(1, k, hidden), "9.0", compile_with=builds.named)
     assert "moe_up_sm90" not in {build.function for build in builds}
 
 
 @pytest.mark.parametrize("capability", ["8.9", "12.0"])
 @by_case
-def test_other_gpus_have_the_launches_of_the_parts(make, capability):
-    program_of(make(1, 1408, 5632), capability, compile_with=remember)
+def test_other_gpus_have_the_launches_of_the_parts(builds, make, capability):
+    program_of(make(1, 1408, 5632), capability, compile_with=builds.named)
     assert {build.function for build in builds} >= {"gemm", "swiglu"}
     assert "moe_up_sm90" not in {build.function for build in builds}
 
@@ -150,7 +144,7 @@ def test_other_gpus_have_the_launches_of_the_parts(make, capability):
 def test_what_no_kernel_does_is_refused(tile, promotion, message):
     case = fp8_linear_swiglu_quant_tensor_case(1, 256, 208, promotion)
     with pytest.raises(BuildError, match=message):
-        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), remember)
+        program_of(case, "9.0", Tiles((*_others(), *case.entries("9.0", tile))), named)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +161,7 @@ def test_what_no_kernel_does_is_refused(tile, promotion, message):
 )
 def test_bad_nodes_are_named(inputs, attributes, message):
     with pytest.raises(BuildError, match=message) as caught:
-        FACTORIES[FP8].program(Node(FP8, inputs, attributes, "9.0", compile=remember))
+        FACTORIES[FP8].program(Node(FP8, inputs, attributes, "9.0", compile=named))
     assert caught.value.where == FP8
 
 

@@ -16,11 +16,13 @@ from onerec_trt.operators.kernels.moe_route import moe_route_program
 from onerec_trt.operators.kernels.moe_scheme import EXPERTS_OF, SCHEMES
 from onerec_trt.operators.kernels.registry import program_of
 from onerec_trt.operators.launch.case import Case
-from onerec_trt.operators.launch.compile import MAX_SHARED, Build, compiled
-from onerec_trt.operators.launch.program import InputType, Kernel, evaluated
+from onerec_trt.operators.launch.compile import MAX_SHARED, compiled
+from onerec_trt.operators.launch.program import InputType, evaluated
 from onerec_trt.operators.launch.tiles import ExpertTile, Tiles, committed_tiles
 from onerec_trt.operators.swiglu import swiglu_in_fp32
 from torch import Tensor
+
+from .uncompiled import Builds, named
 
 FUSED = ("MoeExperts", "MoeExpertsFp8Tensor", "MoeExpertsFp8RowBlock", "MoeExpertsFp8Block")  # whose up product can compute the activation
 INTERPRETED = "interpreted_moe.py"
@@ -54,16 +56,12 @@ def test_routes_are_their_reference(interpreted):
     assert [each for each in interpreted["routes"] if each["difference"] > each["threshold"] or not each["in_range"]] == []
 
 
-def remember(build: Build) -> Kernel:
-    return Kernel(b"-", build.function, build.warps, 0, 0)
-
-
 def launches(operator: str, rows: int) -> list[str]:
     return launches_of(moe_experts_case(operator, rows, 1408, 1408), committed_tiles())
 
 
 def launches_of(case: Case, tiles: Tiles) -> list[str]:
-    program = program_of(case, "9.0", tiles, remember)
+    program = program_of(case, "9.0", tiles, named)
     return [each.kernel.entry for each in program.variant([each.shape for each in case.inputs]).launches]
 
 
@@ -91,7 +89,7 @@ def test_promoted_sums_leave_room_for_the_activation_with_two_consumers(up_rows,
 def test_sorted_rows_fit_whatever_is_chosen(rows):
     """Most rows are needed where every expert that is chosen wastes all but one of its last ones."""
     case = moe_experts_case("MoeExpertsFp8RowBlock", rows, 1408, 1408)
-    program = program_of(case, "9.0", compile_with=remember)
+    program = program_of(case, "9.0", compile_with=named)
     shapes = [each.shape for each in case.inputs]
     (codes,) = evaluated([program.scratch[6].bytes], shapes)
     align = 64 if rows > 256 else 16
@@ -102,7 +100,7 @@ def test_sorted_rows_fit_whatever_is_chosen(rows):
 
 def test_no_tokens_launch_no_tiles():
     case = moe_experts_case("MoeExpertsFp8RowBlock", 1, 1408, 1408)
-    program = program_of(case, "9.0", compile_with=remember)
+    program = program_of(case, "9.0", compile_with=named)
     shapes = [(0, *each.shape[1:]) if 0 in each.dynamic else each.shape for each in case.inputs]
     grids = [evaluated(each.grid, shapes) for each in program.variant(shapes).launches]
     assert [0 in grid for grid in grids] == [False, False, True, True, True, True]
@@ -113,15 +111,10 @@ def test_no_tokens_launch_no_tiles():
 def test_every_compute_capability(cubins, operator, capability, rows):
     """The cubins of one variant of each."""
     case = moe_route_case(rows, 1408, 53, 3, 1) if operator == "MoeRoute" else moe_experts_case(operator, rows, 1408, 1408)
-    builds: dict[str, Build] = {}
-
-    def note(build: Build) -> Kernel:
-        builds[str(len(builds))] = build
-        return Kernel(b"-", str(len(builds) - 1), build.warps, 0, 0)
-
-    program = program_of(case, capability, compile_with=note)
+    builds = Builds()
+    program = program_of(case, capability, compile_with=builds.numbered)
     for launch in program.variant([each.shape for each in case.inputs]).launches:
-        kernel = compiled(builds[launch.kernel.entry], cubins)
+        kernel = compiled(builds[int(launch.kernel.entry)], cubins)
         assert kernel.cubin.startswith(b"\x7fELF")
         assert kernel.shared_bytes <= MAX_SHARED[capability]
         assert kernel.dependent == (capability != "8.9")
@@ -145,7 +138,7 @@ def changed(number: int, **changes: object) -> list[InputType]:
     ],
 )
 def test_what_are_no_experts_is_refused(number, changes, message):
-    node = moe_experts_case("MoeExpertsFp8Row", 8, 128, 128).node("9.0", compile_with=remember)
+    node = moe_experts_case("MoeExpertsFp8Row", 8, 128, 128).node("9.0", compile_with=named)
     with pytest.raises(BuildError, match=message) as caught:
         moe_experts_program(replace(node, inputs=tuple(changed(number, **changes))))
     assert caught.value.where == "MoeExpertsFp8Row"
@@ -156,13 +149,13 @@ def test_what_are_no_experts_is_refused(number, changes, message):
     [({"experts": 54}, "promotion is missing"), ({"promotion": 0}, "experts is missing"), ({"experts": 54, "promotion": 64}, "every 64")],
 )
 def test_attributes_are_needed_and_known(attributes, message):
-    node = moe_experts_case("MoeExpertsFp8Row", 8, 128, 128).node("9.0", compile_with=remember)
+    node = moe_experts_case("MoeExpertsFp8Row", 8, 128, 128).node("9.0", compile_with=named)
     with pytest.raises(BuildError, match=message):
         moe_experts_program(replace(node, attributes=attributes))
 
 
 def test_a_route_that_wants_more_than_there_is_is_refused():
-    node = moe_route_case(8, 64, 5, 6, 0).node("9.0", compile_with=remember)
+    node = moe_route_case(8, 64, 5, 6, 0).node("9.0", compile_with=named)
     with pytest.raises(BuildError, match="top_k is 6 of 5 experts"):
         moe_route_program(node)
 
@@ -171,7 +164,7 @@ def test_a_tile_of_another_height_is_refused():
     case = moe_experts_case("MoeExpertsFp8RowBlock", 8, 1408, 1408)
     tiles = committed_tiles().with_entries(case.entries("9.0", ExpertTile(256, 128, 128, 4, 4, 12, 132)))
     with pytest.raises(BuildError, match="tiles of 256 rows"):
-        program_of(case, "9.0", tiles, remember)
+        program_of(case, "9.0", tiles, named)
 
 
 def through_expert_scale(x: Tensor) -> Tensor:

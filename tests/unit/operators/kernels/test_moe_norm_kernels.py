@@ -28,6 +28,8 @@ from onerec_trt.operators.launch.node import EARLY_ROWS
 from onerec_trt.operators.launch.program import Input, InputType, Kernel, Launch, Output, evaluated
 from onerec_trt.operators.launch.tiles import CAPABILITIES, RowTile, committed_tiles
 
+from .uncompiled import Builds, named
+
 NORMS = {"RmsNorm": rms_norm_case, "RmsNormQuantTensor": rms_norm_quant_tensor_case, "RmsNormQuantRow": rms_norm_quant_row_case}
 ROW = "MoeExpertsFp8RowRmsNormQuantRow"
 WIDTH, SLOTS = 1408, 4
@@ -44,13 +46,8 @@ def case_of(operator: str, rows: int) -> Case:
 
 def launches_of(case: Case, capability: str = "9.0") -> list[tuple[Build, Launch]]:
     """Of the variant for the rows of a case, with what each kernel is compiled from."""
-    builds: list[Build] = []
-
-    def remember(build: Build) -> Kernel:
-        builds.append(build)
-        return Kernel(b"-", str(len(builds) - 1), build.warps, 0, 0, dependent=True)
-
-    program = program_of(case, capability, compile_with=remember)
+    builds = Builds()
+    program = program_of(case, capability, compile_with=lambda build: replace(builds.numbered(build), dependent=True))
     variant = program.variant([each.shape for each in case.inputs])
     return [(builds[int(launch.kernel.entry)], launch) for launch in variant.launches]
 
@@ -94,7 +91,7 @@ def test_another_tile_of_the_norm_is_used_from_its_own_rows_on() -> None:
 @pytest.mark.parametrize("rows", [32, 16384])
 def test_the_sum_is_the_first_output_and_the_norm_follows_it(rows: int) -> None:
     case = moe_experts_norm_case(ROW, rows, WIDTH, WIDTH)
-    program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
+    program = program_of(case, "9.0", compile_with=named)
     shapes = [each.shape for each in case.inputs]
     assert [each.dtype for each in program.outputs] == ["float16", "float8_e4m3fn", "float32", "float16"]
     assert program.output_shapes(shapes) == ((rows, WIDTH), (rows, WIDTH), (rows, 1), (rows, WIDTH))
@@ -106,7 +103,7 @@ def test_the_sum_is_the_first_output_and_the_norm_follows_it(rows: int) -> None:
 @by_operator
 def test_a_norm_that_nobody_reads_is_no_output(operator: str) -> None:
     case = case_of(operator, 8)
-    program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
+    program = program_of(case, "9.0", compile_with=named)
     codes = {"RmsNorm": ["float16"], "RmsNormQuantTensor": ["float8_e4m3fn"], "RmsNormQuantRow": ["float8_e4m3fn", "float32"]}
     assert [each.dtype for each in program.outputs] == ["float16", *codes[norm_of(operator)]]
     *_, (build, _) = launches_of(case)
@@ -115,7 +112,7 @@ def test_a_norm_that_nobody_reads_is_no_output(operator: str) -> None:
 
 def test_no_tokens_launch_no_rows() -> None:
     case = case_of(ROW, 1)
-    program = program_of(case, "9.0", compile_with=lambda build: Kernel(b"-", build.function, build.warps, 0, 0))
+    program = program_of(case, "9.0", compile_with=named)
     shapes = [(0, *each.shape[1:]) if 0 in each.dynamic else each.shape for each in case.inputs]
     assert 0 in evaluated(program.variant(shapes).launches[-1].grid, shapes)
 
@@ -156,7 +153,7 @@ def test_the_fused_kernel_computes_the_norm_in_the_layout_of_the_part(cubins: Pa
     ],
 )
 def test_what_is_no_norm_is_refused(operator: str, number: int, changes: dict, message: str) -> None:
-    node = moe_experts_norm_case(operator, 8, 128, 128).node("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    node = moe_experts_norm_case(operator, 8, 128, 128).node("9.0", compile_with=named)
     types: list[InputType] = list(node.inputs)
     types[number] = replace(types[number], **changes)
     with pytest.raises(BuildError, match=message) as caught:
@@ -166,13 +163,13 @@ def test_what_is_no_norm_is_refused(operator: str, number: int, changes: dict, m
 
 @pytest.mark.parametrize("missing", ["epsilon", "experts"])
 def test_attributes_are_needed(missing: str) -> None:
-    node = moe_experts_norm_case(ROW, 8, 128, 128).node("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    node = moe_experts_norm_case(ROW, 8, 128, 128).node("9.0", compile_with=named)
     attributes = {name: value for name, value in node.attributes.items() if name != missing}
     with pytest.raises(BuildError, match=f"the attribute {missing} is missing"):
         moe_experts_norm_program(replace(node, attributes=attributes))
 
 
 def test_a_node_without_a_norm_is_refused() -> None:
-    node = moe_experts_norm_case(ROW, 8, 128, 128).node("9.0", compile_with=lambda build: Kernel(b"-", "-", build.warps, 0, 0))
+    node = moe_experts_norm_case(ROW, 8, 128, 128).node("9.0", compile_with=named)
     with pytest.raises(BuildError, match="it has 9 inputs, needs 10"):
         moe_experts_norm_program(replace(node, inputs=node.inputs[:-1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from onerec_trt.core.errors import BuildError
 from onerec_trt.operators.kernels.registry import FACTORIES
@@ -9,29 +11,26 @@ from onerec_trt.operators.launch.compile import Build
 from onerec_trt.operators.launch.node import EARLY_ROWS, Node
 from onerec_trt.operators.launch.program import InputType, Int32, Kernel, Program, evaluated
 
+from .uncompiled import Builds, named
+
 X, WEIGHT = InputType("float16", (None, 1408)), InputType("float16", (1408,))
 CODES, ROW_SCALE = InputType("float8_e4m3fn", (None, 1408)), InputType("float32", (None, 1))
 CONTEXT, LENGTHS = InputType("float16", (None, 11, None, 128)), InputType("int64", (None,))
 EPSILON = {"epsilon": 1e-6}
 
 
-asked: list[Build] = []
+asked = Builds()
 
 
 @pytest.fixture(autouse=True)
-def builds() -> list[Build]:
+def builds() -> Builds:
     """What would be compiled."""
     asked.clear()
     return asked
 
 
-def remember(build: Build) -> Kernel:
-    asked.append(build)
-    return Kernel(b"cubin", build.function, build.warps, 0, 0)
-
-
 def program_of(operator: str, *inputs: InputType, read: tuple[bool, ...] = (), **attributes: float) -> Program:
-    return FACTORIES[operator].program(Node(operator, inputs, attributes, "9.0", read, compile=remember))
+    return FACTORIES[operator].program(Node(operator, inputs, attributes, "9.0", read, compile=asked.named))
 
 
 def fp8_linear(n: int, k: int, promotion: int = 0) -> Program:
@@ -47,7 +46,7 @@ def test_a_norm_that_nobody_reads_is_no_output():
 
 def test_kernels_start_early_where_rows_are_few():
     def waiting(build: Build) -> Kernel:
-        return Kernel(b"cubin", build.function, build.warps, 0, 0, dependent=True)
+        return replace(named(build), dependent=True)
 
     program = FACTORIES["RmsNorm"].program(Node("RmsNorm", (X, WEIGHT), EPSILON, "9.0", compile=waiting))
     program.check()
