@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..core.arrays import Array
+from ..core.arrays import Array, dtype_name
 from ..core.errors import ArtifactError, RequestError
 from ..core.extras import optional
 from ..core.graph_io import METADATA_KEY, GraphIO, parse_io
@@ -105,7 +105,7 @@ class OnnxRuntimeRunner:
             if name not in tensors:
                 hint = f"resident inputs: {', '.join(tensors) or 'none'}"
                 raise RequestError(f"'{name}' is no resident input of the graph", where=self._where, hint=hint)
-            check_array(tensors[name], array.dtype.name, array.shape, self._where)
+            check_array(tensors[name], dtype_name(array.dtype), array.shape, self._where)
         return {name: array.copy() for name, array in arrays.items()}
 
     def bind_staged(self, staged: Mapping[str, Array]) -> None:
@@ -125,15 +125,18 @@ class OnnxRuntimeRunner:
         """A batch that runs when its result is asked for, with the resident inputs as they are now.
 
         Raises:
-            RequestError: An input is no NumPy array. Of a graph with a contract: an input is missing, unknown, or of a wrong type or
-                shape, or batches differ.
+            RequestError: An input is no NumPy array, or one in another byte order. Of a graph with a contract: an input is missing,
+                unknown, or of a wrong type or shape, or batches differ.
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
                 what = f"input '{name}' is a {type(array).__name__}, not an array"
                 raise RequestError(what, where=self._where, hint="give a NumPy array")
+            if not array.dtype.isnative:  # ONNX Runtime would read its bytes as if it were
+                what = f"input '{name}' is {dtype_name(array.dtype)}, which is not this machine's byte order"
+                raise RequestError(what, where=self._where, hint="convert it first")
         if METADATA_KEY in self._metadata:  # ONNX Runtime itself lets batches differ, and an operator may broadcast one of them
-            check_inputs(self.io, {name: (array.dtype.name, array.shape) for name, array in inputs.items()}, self._where)
+            check_inputs(self.io, {name: (dtype_name(array.dtype), array.shape) for name, array in inputs.items()}, self._where)
         return Deferred(partial(self._run, {**inputs, **self._residents}))
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

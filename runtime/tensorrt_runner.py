@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..core.arrays import Array
+from ..core.arrays import Array, dtype_name
 from ..core.dtypes import DTYPES
 from ..core.errors import RequestError
 from .execution_slot import ExecutionSlot
@@ -285,7 +285,7 @@ def _filled_up(array: Array | Tensor, shape: Shape) -> Array | Tensor:
 
 
 def _dtype(array: Array | Tensor) -> str:
-    return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
+    return dtype_name(array.dtype) if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
 
 
 def _pinned(array: Array) -> Tensor:

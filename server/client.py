@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ..core.arrays import Array
+from ..core.arrays import Array, dtype_name
 from ..core.errors import ArtifactError, RequestError
 from ..core.graph_io import GraphIO, Role
 from ..runtime.item_rules import OPEN, ItemRules
@@ -169,10 +169,11 @@ class Client:
         """Input tensors of the client library, with their content or the region of shared memory that holds it."""
         tensors = []
         for name, array in inputs.items():
-            if array.dtype.name not in DATA_TYPES:
-                what = f"input '{name}' is {array.dtype.name}, which no model takes: data-types are {', '.join(DATA_TYPES)}"
+            dtype = dtype_name(array.dtype)
+            if dtype not in DATA_TYPES:
+                what = f"input '{name}' is {dtype}, which no model takes: data-types are {', '.join(DATA_TYPES)}"
                 raise RequestError(what, where=self._where, hint="convert it first")
-            tensor = self._library.InferInput(name, list(array.shape), DATA_TYPES[array.dtype.name])
+            tensor = self._library.InferInput(name, list(array.shape), DATA_TYPES[dtype])
             if self._memory is None:
                 tensor.set_data_from_numpy(np.ascontiguousarray(array))
             else:

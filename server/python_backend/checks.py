@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...core.arrays import Array
+from ...core.arrays import Array, dtype_name
 from ...core.errors import RequestError
 from ...core.graph_io import GraphIO, Role
 from ...runtime.plan_shapes import check_inputs
@@ -21,7 +21,7 @@ def check_request(io: GraphIO, limits: Sequence[Limits], arrays: Mapping[str, Ar
     Raises:
         RequestError: A type, shape or size is another than the model takes, lengths do not fit the context, or a token is not finite.
     """
-    check_inputs(io, {name: (array.dtype.name, array.shape) for name, array in arrays.items()}, where)
+    check_inputs(io, {name: (dtype_name(array.dtype), array.shape) for name, array in arrays.items()}, where)
     batch, context = io.sizes({name: array.shape for name, array in arrays.items()})
     if context > (longest := longest_context(limits)):
         hint = f"send at most {longest} tokens, the latest ones"

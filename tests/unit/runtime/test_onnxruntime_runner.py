@@ -101,6 +101,8 @@ def test_a_resident_input_is_bound_once_and_swapped(model: onnx.ModelProto, inpu
         runner.bind_resident("x", inputs["x"])
     with pytest.raises(RequestError, match=r"has shape \[1, 3\]"):
         runner.bind_resident("lengths", content[:1])
+    with pytest.raises(RequestError, match=r"'lengths' is .i8, the plan takes int64"):
+        runner.bind_resident("lengths", content.astype(content.dtype.newbyteorder()))
     assert (runner({"x": inputs["x"]})["same"] == 6).all()
 
 
@@ -122,6 +124,12 @@ def test_batches_that_differ_are_refused_and_not_broadcast(batches: tuple[int, i
 def test_what_is_no_array_is_refused_by_name(model: onnx.ModelProto, inputs: dict[str, np.ndarray], given: Any) -> None:
     with pytest.raises(RequestError, match=f"input 'lengths' is a {type(given).__name__}, not an array"):
         OnnxRuntimeRunner(model, threads=1)({**inputs, "lengths": given})
+
+
+def test_another_byte_order_is_refused_and_not_read_as_this_machines(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> None:
+    swapped = inputs["lengths"].astype(inputs["lengths"].dtype.newbyteorder())
+    with pytest.raises(RequestError, match=r"input 'lengths' is .i8, which is not this machine's byte order"):
+        OnnxRuntimeRunner(model, threads=1)({**inputs, "lengths": swapped})
 
 
 @pytest.mark.parametrize("kind", ["ModelRequiresCompilation", "NotFound", "EngineError", "RuntimeException"])

@@ -301,6 +301,7 @@ def test_a_resident_input_is_swapped_in_its_place_between_batches(make_runner: M
         ("features", np.zeros((2, 3, F), np.float16), "'features' is no resident input of the plan"),
         ("index", np.zeros(2, np.int64), "'index' is int64, the plan takes int32"),
         ("index", np.zeros(3, np.int32), r"'index' has shape \[3\], the plan takes \[2\]"),
+        ("index", np.zeros(2, np.dtype(np.int32).newbyteorder()), "'index' is .i4, the plan takes int32"),
         ("index", [1, 2], "'index' is a list, not an array"),
     ],
 )

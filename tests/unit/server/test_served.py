@@ -92,6 +92,7 @@ BAD = {
     "a wrong width": (lambda a: (a.features_SF[:, :3], a.lengths_3), "unexpected shape"),
     "a wrong type": (lambda a: (a.features_SF.astype(np.float32), a.lengths_3), "data-type"),
     "a type of no model": (lambda a: (a.features_SF.astype(np.float64), a.lengths_3), "'features' is float64"),
+    "another byte order": (lambda a: (a.features_SF.astype(a.features_SF.dtype.newbyteorder()), a.lengths_3), "'features' is .f2"),
     "too long a context": (lambda a: (np.zeros((40, a.features_SF.shape[1]), np.float16), a.lengths_3), "the model takes 32"),
 }
 
