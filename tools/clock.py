@@ -8,38 +8,36 @@ from __future__ import annotations
 import statistics
 import threading
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pynvml
 import torch
+
+from .beside import Beside
 
 INTERVAL_S = 0.01
 ENOUGH = 5  # readings to speak of
 POWER = pynvml.nvmlClocksEventReasonSwPowerCap
 
 
-class ClockWatch:
+class ClockWatch(Beside):
     """Reads clock, power, and whether the power limit lowers the clock, while its block runs; the first time just before.
 
     A GPU or driver that does not tell them, as some virtual ones do not, gives no readings.
     """
 
     def __init__(self) -> None:
-        self._began, self._ended = threading.Event(), threading.Event()
+        super().__init__()
+        self._began = threading.Event()
+        self._uuid = ""
         self._readings: list[tuple[int, int, bool]] = []  # MHz, mW, whether the power limit lowers the clock
         self._max_mhz: int | None = None
 
-    def __enter__(self) -> ClockWatch:
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        self._thread = threading.Thread(target=self._watch, args=(f"GPU-{uuid}",), daemon=True)
-        self._thread.start()
+    def __enter__(self) -> Self:
+        self._uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        super().__enter__()
         self._began.wait()
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def summary(self) -> dict[str, Any]:
         """Median MHz beside the highest that the GPU allows, median watts, and the share of readings at the power limit, from 0 to 1.
@@ -57,11 +55,11 @@ class ClockWatch:
             "at_power_limit": round(statistics.mean(limited), 2),
         }
 
-    def _watch(self, uuid: str) -> None:
+    def _run(self) -> None:
         try:
             pynvml.nvmlInit()
             try:
-                gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                gpu = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
                 self._max_mhz = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
                 _reading(gpu)  # of the time before
                 self._began.set()

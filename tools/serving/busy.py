@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import threading
-from types import TracebackType
 
 import pynvml
 import torch
 
+from ..beside import Beside
+
 _INTERVAL_S = 0.1  # NVML's own figure is of the last 1/6 to 1 s (nvmlUtilization_t)
 
 
-class BusyWatch:
+class BusyWatch(Beside):
     """Reads the first so many of PyTorch's GPUs while its block runs. A GPU or driver that does not tell gives no readings.
 
     Args:
@@ -20,24 +20,15 @@ class BusyWatch:
     """
 
     def __init__(self, gpus: int) -> None:
+        super().__init__()
         self._uuids = [f"GPU-{torch.cuda.get_device_properties(device).uuid}" for device in range(gpus)]
         self._readings: list[list[int]] = [[] for _ in self._uuids]  # percent
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> BusyWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def shares(self) -> list[float]:
         """Of each GPU the mean share from 0 to 1; those without readings are left out."""
         return [round(statistics.mean(each) / 100, 3) for each in self._readings if each]
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         if not self._uuids:
             return
         try:

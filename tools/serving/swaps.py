@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +16,7 @@ from ...models.config import PATHWAYS
 from ...server.client import Client
 from ...server.repository.store import Repository
 from ..bench.sampling import rounded
+from ..beside import Beside
 
 _PAUSE_S = 0.5  # from the first answer of a catalogue until the next one is added
 _PATIENCE_S = 60.0
@@ -38,7 +37,7 @@ class Swaps(BaseModel):
     served_ms: list[float]
 
 
-class SwapWatch:
+class SwapWatch(Beside):
     """Swaps between catalogues while its block runs, with a client of its own that asks one request after the other.
 
     Args:
@@ -49,20 +48,11 @@ class SwapWatch:
     """
 
     def __init__(self, repository: Repository, model: str, catalogues: Mapping[str, Path], url: str) -> None:
+        super().__init__()
         self._repository, self._model, self._catalogues, self._url = repository, model, catalogues, url
         self._command_ms: list[float] = []
         self._served_ms: list[float] = []
         self._failed: Exception | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="swaps", daemon=True)
-
-    def __enter__(self) -> SwapWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def swaps(self) -> Swaps:
         """What happened in the block, which has ended.
