@@ -290,7 +290,7 @@ def _dtype(array: Array | Tensor) -> str:
 
 def _pinned(array: Array) -> Tensor:
     """A copy in page-locked memory, from which the GPU copies while the CPU goes on; torch keeps such memory for the next call."""
-    staged = torch.empty(array.shape, dtype=DTYPES[array.dtype.name].torch, pin_memory=True)
+    staged = torch.empty(array.shape, dtype=DTYPES[dtype_name(array.dtype)].torch, pin_memory=True)
     np.copyto(staged.numpy(), array)
     return staged
 

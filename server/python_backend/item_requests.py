@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...core.arrays import Array
+from ...core.arrays import Array, dtype_name
 from ...core.errors import RequestError
 from ...core.graph_io import GraphIO, Role
 from ...runtime.item_rules import ItemRules
@@ -48,8 +48,8 @@ def outputs_of(batch: ItemBatch, rows: slice, io: GraphIO) -> dict[str, Array]:
 
 
 def _check(tensor: served.ServedTensor, array: Array, contexts: int, where: str) -> None:
-    if array.dtype != tensor.dtype:  # making its name takes longer than all else here
-        raise RequestError(f"input '{tensor.name}' is {array.dtype.name}, the model takes {tensor.dtype}", where=where)
+    if (dtype := dtype_name(array.dtype)) != tensor.dtype:
+        raise RequestError(f"input '{tensor.name}' is {dtype}, the model takes {tensor.dtype}", where=where)
     (wanted,) = tensor.dims
     if array.ndim != 2 or len(array) != contexts or wanted not in (-1, array.shape[1]):
         what = f"input '{tensor.name}' has shape {list(array.shape)}, the model takes {[contexts, wanted]}"

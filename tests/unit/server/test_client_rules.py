@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 from onerec_trt.core.errors import RequestError
 from onerec_trt.runtime.item_rules import OPEN, ItemRules
 from onerec_trt.server.client_rules import rule_inputs
 from onerec_trt.server.python_backend.item_requests import rules_of
-from onerec_trt.server.repository.served_io import RULE_INPUTS
+from onerec_trt.server.repository.served_io import EXCLUDED_ITEMS, RULE_INPUTS
 
 BEAMS = 40
 RULES = [OPEN, ItemRules(excluded=(5, 3, 2**40)), ItemRules(required=1 << 63), ItemRules(forbidden=6, beams=7), ItemRules(excluded=(9,))]
@@ -20,6 +21,13 @@ def test_the_server_reads_what_the_client_wrote(rules: list[ItemRules]) -> None:
     for mine, theirs in zip(rules, read, strict=True):
         assert sorted(mine.excluded) == list(theirs.excluded)
         assert (mine.required, mine.forbidden, mine.beams or BEAMS) == (theirs.required, theirs.forbidden, theirs.beams)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("int32", "int32"), (np.dtype("int64").newbyteorder(), ".i8")], ids=["width", "byte order"])
+def test_ids_of_another_type_are_refused(dtype: DTypeLike, said: str) -> None:
+    inputs = rule_inputs([OPEN], BEAMS)
+    with pytest.raises(RequestError, match=f"'{EXCLUDED_ITEMS}' is {said}, the model takes int64"):
+        rules_of({**inputs, EXCLUDED_ITEMS: inputs[EXCLUDED_ITEMS].astype(dtype)}, 1, "onerec")
 
 
 @pytest.mark.parametrize("rules", RULES)
